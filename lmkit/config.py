@@ -1,0 +1,252 @@
+"""YAML recipe and `key=value` overrides -> a checked, frozen object. Every mistake is reported at once, with its line.
+
+Precedence, lowest first: schema defaults, the recipe's `base:` file, the recipe, overrides.
+Paths (keys named in `paths`) are relative to the file they stand in; on the command line, to the working directory.
+"""
+
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from lmkit.errors import UserError, did_you_mean
+
+T = TypeVar("T", bound=BaseModel)
+MAX_BYTES = 1_000_000
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: 1e-3 is a number; yes, no, on, off, 012 and 1:30 are what they look like (YAML 1.2 core).
+
+    Duplicate keys, tags and aliases are errors: the first hides a mistake, the others have no use in a recipe."""
+
+    yaml_implicit_resolvers: typing.ClassVar[dict] = {}
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not allowed in a recipe", problem_mark=self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"key `{key.value}` stands twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_INT, _FLOAT = r"[-+]?[0-9][0-9_]*", r"[-+]?(?:[0-9][0-9_]*)?\.?[0-9]+(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+\.|[-+]?\.inf|\.nan"
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), None)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), None)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(rf"^(?:{_INT})$"), None)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"^(?:{_FLOAT})$"), None)
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value.replace("_", "")))
+_Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: _float(node.value))
+
+
+def _float(text: str) -> float:
+    return float(text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Raises UserError with the line of the mistake."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader: it builds plain values only
+    except yaml.MarkedYAMLError as e:
+        mark = e.problem_mark
+        line = f":{mark.line + 1}" if mark else ""
+        tab = "\n  → indent with spaces: YAML does not allow tabs" if "\\t" in str(e.problem) else ""
+        raise UserError(f"{where}{line}: not a valid recipe: {e.problem or e.context}{tab}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
+        raise UserError(f"{where}: not a valid recipe: {e}") from None
+
+
+def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> tuple[dict, dict[str, str]]:
+    """The recipe as nested dicts with `base:` merged in, and where each dotted key was written (`file:line`)."""
+    path = path.resolve()
+    if path in seen:
+        raise UserError(f"{path}: `base:` goes in a circle: {' -> '.join(p.name for p in (*seen, path))}")
+    try:
+        raw = path.read_bytes()
+        text = raw.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such recipe\n  → `lmkit recipes` lists the built-in ones") from None
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path}: not UTF-8 text (byte {e.start})") from None
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read: {e.strerror}") from None
+    if len(raw) > MAX_BYTES:
+        raise UserError(f"{path}: {len(raw):,} bytes is too large for a recipe")
+    tree = parse_yaml(text, _shown(path))
+    if not isinstance(tree, dict):
+        kind = "empty" if tree is None else f"a {type(tree).__name__}"
+        raise UserError(f"{_shown(path)}: a recipe is a mapping of sections, this is {kind}")
+    lines = {key: f"{_shown(path)}:{line}" for key, line in _key_lines(text).items()}
+    base = tree.pop("base", None)
+    if base is None:
+        return _absolute_paths(tree, path.parent), lines
+    low, low_lines = read_tree(path.parent / str(base), (*seen, path))
+    return _merge(low, _absolute_paths(tree, path.parent)), low_lines | lines
+
+
+def load(schema: type[T], path: Path, overrides: tuple[str, ...] = (), expand: Any = None) -> T:
+    """Read, override, expand (presets fill what the recipe leaves open: dict -> dict) and check a recipe.
+
+    Raises UserError listing every problem with file, line, key, value, what is allowed and the nearest right name."""
+    tree, lines = read_tree(path)
+    for item in overrides:
+        key = _override(tree, item)
+        lines[key] = f"command line: {item}"
+    return build(schema, tree, lines, expand, _shown(path))
+
+
+def build(schema: type[T], tree: dict, lines: dict[str, str], expand: Any = None, where: str = "recipe") -> T:
+    problems = list(_unknown_keys(schema, tree, lines))
+    if not problems and expand is not None:
+        try:
+            tree = expand(tree)
+        except ValueError as e:
+            problems.append(f"{where}\n  {e}")
+    if not problems or expand is None:
+        try:
+            return schema.model_validate(tree)
+        except ValidationError as e:
+            problems += [_explain(schema, error, lines, where) for error in e.errors()]
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    raise UserError(f"{where}: {count}; nothing was started.\n\n" + "\n\n".join(problems))
+
+
+def dump(config: BaseModel) -> str:
+    """The resolved recipe as YAML: what a run stores, and what reads back to an equal object."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def differences(old: Any, new: Any, at: str = "") -> list[str]:
+    """`key: old -> new` for every leaf that differs between two trees."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [d for k in {**old, **new} for d in differences(old.get(k), new.get(k), f"{at}.{k}" if at else k)]
+    return [] if old == new else [f"{at}: {old} -> {new}"]
+
+
+def keys(schema: type[BaseModel], at: str = "") -> dict[str, Any]:
+    """Every dotted key a recipe may hold -> its pydantic field."""
+    found: dict[str, Any] = {}
+    for name, field in schema.model_fields.items():
+        found[f"{at}{name}"] = field
+        if inner := section_of(field.annotation):
+            found |= keys(inner, f"{at}{name}.")
+    return found
+
+
+def section_of(hint: Any) -> type[BaseModel] | None:
+    """The schema inside `Section`, `Section | None`; None for plain values."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    inner = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+    return inner[0] if inner else None
+
+
+def _unknown_keys(schema: type[BaseModel], tree: Any, lines: dict[str, str], at: str = "") -> typing.Iterator[str]:
+    known = keys(schema)
+    for name, value in tree.items():
+        key = f"{at}{name}"
+        if key not in known:
+            yield f"{lines.get(key, 'recipe')}\n  unknown key `{key}`{did_you_mean(key, known)}"
+        elif section_of(known[key].annotation):
+            if isinstance(value, dict):
+                yield from _unknown_keys(schema, value, lines, f"{key}.")
+
+
+def _explain(schema: type[BaseModel], error: Any, lines: dict[str, str], where: str) -> str:
+    """One pydantic error as a person would say it."""
+    key = ".".join(str(p) for p in error["loc"] if isinstance(p, str) and not p.startswith(("function-", "list[", "constrained-")))
+    while key and key not in keys(schema) and "." in key:  # union branches add their type names to the location
+        key = key.rpartition(".")[0]
+    line = next((lines[k] for k in _parents(key) if k in lines), where)
+    name = f"`{key}`" if key else "recipe"
+    value, kind = error.get("input"), error["type"]
+    message = error["msg"].removeprefix("Value error, ")
+    if kind == "missing":
+        return f"{line}\n  missing key {name}: {keys(schema)[key].description}"
+    if kind == "literal_error":
+        choices = [c.strip("'") for c in re.split(r", | or ", error["ctx"]["expected"])]
+        return f"{line}\n  {name} = {value!r} is not one of the allowed values{did_you_mean(str(value), choices)}"
+    if kind == "value_error":
+        return f"{line}\n  {name}: {message}"
+    return f"{line}\n  {name}: {message[0].lower() + message[1:]} (got {value!r})"
+
+
+def _parents(key: str) -> list[str]:
+    parts = key.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+
+
+def _override(tree: dict, item: str) -> str:
+    """Set one `key.path=value`; the value is YAML, so lists and mappings work too. Returns the dotted key."""
+    key, eq, text = item.partition("=")
+    key = key.strip().lstrip("-")
+    if not eq or not key:
+        raise UserError(f"command line: `{item}` is not key=value\n  → for example train.lr=3e-4")
+    value = parse_yaml(text, f"command line: {item}")
+    *parents, leaf = key.split(".")
+    node = tree
+    for p in parents:
+        if not isinstance(node.get(p), dict):
+            node[p] = {} if node.get(p) is None else _as_section(p, node[p])
+        node = node[p]
+    node[leaf] = _absolute_paths({parents[-1]: {leaf: value}}, Path.cwd())[parents[-1]][leaf] if parents else value
+    return key
+
+
+def _as_section(name: str, value: Any) -> dict:
+    raise UserError(f"`{name}` is {value!r}, not a section: it has no keys to override")
+
+
+def _merge(low: dict, high: dict) -> dict:
+    out = dict(low)
+    for k, v in high.items():
+        out[k] = _merge(out[k], v) if isinstance(v, dict) and isinstance(out.get(k), dict) else v
+    return out
+
+
+def _key_lines(text: str) -> dict[str, int]:
+    """Dotted key -> 1-based line."""
+    found: dict[str, int] = {}
+
+    def walk(node: Any, at: str) -> None:
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            found[f"{at}{key.value}"] = key.start_mark.line + 1
+            walk(value, f"{at}{key.value}.")
+
+    walk(yaml.compose(text, Loader=_Loader), "")
+    return found
+
+
+PATH_KEYS = {("data", "train"), ("data", "validation"), ("tokenizer", "path"), ("train", "runs")}
+
+
+def _absolute_paths(tree: dict, folder: Path) -> dict:
+    def absolute(value: Any) -> Any:
+        if isinstance(value, list):
+            return [absolute(v) for v in value]
+        is_share = isinstance(value, str) and re.fullmatch(r"[0-9.]+ ?%", value)
+        if not isinstance(value, str) or value.startswith("hub:") or is_share:
+            return value
+        return str(folder / Path(value).expanduser())
+
+    out = dict(tree)
+    for section, key in PATH_KEYS:
+        if isinstance(out.get(section), dict) and key in out[section]:
+            out[section] = {**out[section], key: absolute(out[section][key])}
+    return out
+
+
+def _shown(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,62 @@
+"""Errors a user can cause, each with its exit code. The command line prints them without a traceback; anything else
+is a bug and keeps its traceback.
+
+Exit codes: 0 done, 1 bug, 2 usage or recipe, 3 data, 4 model or checkpoint, 5 run directory in use, 6 diverged,
+7 storage, 9 out of memory, 75 stopped with a checkpoint (run again with --resume), 130 interrupted without saving.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import ClassVar
+
+
+class UserError(Exception):
+    """What is wrong and where, what is allowed, what to do next. The text is the interface: it is shown as it is."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class DataError(UserError):
+    exit_code = 3
+
+
+class ModelError(UserError):
+    """A model folder or checkpoint that is damaged, incompatible or missing."""
+
+    exit_code = 4
+
+
+class RunInUse(UserError):
+    exit_code = 5
+
+
+class Diverged(UserError):
+    exit_code = 6
+
+
+class StorageError(UserError):
+    exit_code = 7
+
+
+class OutOfMemory(UserError):
+    exit_code = 9
+
+
+STOPPED_RESUMABLE = 75  # EX_TEMPFAIL: saved, run again with --resume
+INTERRUPTED = 130
+
+
+def nearest(name: str, choices: Iterable[str]) -> str | None:
+    """The choice that `name` was probably meant to be, or None. `warmup` also finds `schedule.warmup`."""
+    choices = list(choices)
+    by_last_part = {c.rpartition(".")[2]: c for c in reversed(choices)}
+    near = get_close_matches(name, choices, n=1) or get_close_matches(name.rpartition(".")[2], by_last_part, n=1)
+    return by_last_part.get(near[0], near[0]) if near else None
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """A second line for an error about an unknown `name`: the nearest choice, else all of them."""
+    choices = sorted(choices)
+    near = nearest(name, choices)
+    listed = f"\n  allowed: {', '.join(choices)}"
+    return (f"\n  → did you mean `{near}`?" if near else "") + (listed if len(choices) <= 24 else "")

@@ -1,0 +1,78 @@
+"""Sizes as people write them: `512k`, `2.5B`, `16384 tokens`, `5%`, `3 min`, `40 steps`."""
+
+import re
+
+SCALE = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
+SECONDS = {
+    "s": 1, "sec": 1, "second": 1, "m": 60, "min": 60, "minute": 60, "h": 3600, "hour": 3600, "d": 86400, "day": 86400,
+}  # fmt: skip
+QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*([a-zA-Z%]*)\s*([a-zA-Z]*)\s*", re.IGNORECASE)
+
+
+def split_quantity(text: str | int | float) -> tuple[float, str]:
+    """`"2.5B tokens"` -> (2.5e9, "tokens"); `"3 min"` -> (3.0, "min"); `40` -> (40.0, "").
+
+    Raises ValueError with the accepted forms."""
+    match = QUANTITY.fullmatch(str(text))
+    if match is None:
+        raise ValueError(f"{text!r} is not a quantity; write a number and a unit, like 2000, 512k, 2.5B tokens, 5% or 3 min")
+    number, first, second = float(match[1]), match[2], match[3]
+    if second:
+        if first.lower() not in SCALE:
+            raise ValueError(f"{text!r}: `{first}` is not a scale; use k, M, B or T")
+        return number * SCALE[first.lower()], second.lower().rstrip("s")
+    if first.lower() in SCALE and first not in ("m", ""):  # a lone small m is minutes; k, M, B, T scale
+        return number * SCALE[first.lower()], ""
+    return number, first.lower() if len(first) < 2 else first.lower().rstrip("s")
+
+
+def count(text: str | int | float, *units: str) -> int:
+    """A whole number: `512k`, `16384`, or with one of `units` (singular) after it: `16384 tokens`."""
+    number, unit = split_quantity(text)
+    if unit and unit not in units:
+        allowed = ", ".join(f"{u}s" for u in units) or "none"
+        raise ValueError(f"{text!r}: unit `{unit}` does not fit here; allowed: {allowed}")
+    if number != int(number):
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(number)
+
+
+def fraction(text: str | int | float) -> float:
+    """`5%` or `0.05` -> 0.05. Raises ValueError outside [0, 1]."""
+    number, unit = split_quantity(text)
+    if unit not in ("", "%"):
+        raise ValueError(f"{text!r}: unit `{unit}` does not fit here; write a share like 5% or 0.05")
+    value = number / 100 if unit == "%" else number
+    if not 0 <= value <= 1:
+        raise ValueError(f"{text!r} must lie between 0 and 1 (or 0% and 100%)")
+    return value
+
+
+def seconds(text: str | int | float) -> float:
+    """`3 min`, `90s`, `1.5h` -> seconds."""
+    number, unit = split_quantity(text)
+    if unit not in SECONDS:
+        raise ValueError(f"{text!r}: unit `{unit}` is not a time; allowed: s, min, h, d")
+    return number * SECONDS[unit]
+
+
+def show_count(n: float) -> str:
+    """1234 -> `1,234`; 1234567 -> `1.23M`."""
+    for scale, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if abs(n) >= scale:
+            return f"{n / scale:.3g}{letter}"
+    return f"{n:,.0f}"
+
+
+def show_bytes(n: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if abs(n) < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:,.2f} GB"
+
+
+def show_seconds(s: float) -> str:
+    """95 -> `1:35`; 4000 -> `1:06:40`."""
+    s = max(0, round(s))
+    return f"{s // 3600}:{s // 60 % 60:02d}:{s % 60:02d}" if s >= 3600 else f"{s // 60}:{s % 60:02d}"
