@@ -22,14 +22,18 @@ class RopeScaling(BaseModel):
 
     type: Literal["linear", "llama3"] = Field(description="How rotary frequencies are stretched.")
     factor: float = Field(gt=0, description="How many times longer positions may get.")
-    low_freq_factor: float = Field(1.0, description="llama3: wavelengths above original length / this are stretched fully.")
+    low_freq_factor: float = Field(
+        1.0, description="llama3: wavelengths above original length / this are stretched fully."
+    )
     high_freq_factor: float = Field(4.0, description="llama3: wavelengths below original length / this are left alone.")
     original_context: Count = Field(8192, description="llama3: context the frequencies were trained for.")
 
     @model_validator(mode="after")
     def _check(self) -> "RopeScaling":
         if self.high_freq_factor <= self.low_freq_factor:
-            raise ValueError(f"high_freq_factor {self.high_freq_factor} must exceed low_freq_factor {self.low_freq_factor}")
+            raise ValueError(
+                f"high_freq_factor {self.high_freq_factor} must exceed low_freq_factor {self.low_freq_factor}"
+            )
         return self
 
 
@@ -43,7 +47,9 @@ class ModelConfig(BaseModel):
     hidden_size: Count = Field(ge=1, description="Width of the residual stream.")
     num_layers: Count = Field(ge=1, description="Blocks.")
     num_heads: Count = Field(ge=1, description="Query heads.")
-    num_kv_heads: Count = Field(ge=1, description="Key and value heads; fewer than num_heads is grouped-query attention.")
+    num_kv_heads: Count = Field(
+        ge=1, description="Key and value heads; fewer than num_heads is grouped-query attention."
+    )
     head_dim: Count = Field(ge=1, description="Width of one head.")
     intermediate_size: Count = Field(ge=1, description="Width inside the feed-forward layer.")
     context: Count = Field(ge=2, description="Longest sequence in tokens.")
@@ -57,7 +63,9 @@ class ModelConfig(BaseModel):
     norm_gain: bool = Field(True, description="A learned scale in every norm; nanochat has none.")
     norm_eps: float = Field(1e-6, gt=0, description="Added to the variance in norms.")
     embedding_norm: bool = Field(False, description="A norm right after the token embedding.")
-    qk_norm: Literal["none", "before_rope", "after_rope"] = Field("none", description="RMS-normalise queries and keys per head.")
+    qk_norm: Literal["none", "before_rope", "after_rope"] = Field(
+        "none", description="RMS-normalise queries and keys per head."
+    )
 
     activation: Activation = Field("silu", description="Non-linearity of the feed-forward layer.")
     gated: bool = Field(False, description="Feed-forward is activation(gate(x)) * up(x), as in SwiGLU.")
@@ -66,7 +74,9 @@ class ModelConfig(BaseModel):
     mlp_bias: bool = Field(False, description="Bias in the feed-forward layer.")
 
     sliding_window: Count | None = Field(None, ge=1, description="Tokens a windowed layer sees, itself included.")
-    window_layers: tuple[int, ...] = Field((), description="Layers (from 0) that use the window; empty: all, if it is set.")
+    window_layers: tuple[int, ...] = Field(
+        (), description="Layers (from 0) that use the window; empty: all, if it is set."
+    )
 
     tied: bool = Field(False, description="The output head shares the embedding's weights.")
     logit_softcap: float | None = Field(None, gt=0, description="Squash logits to ± this by tanh; None: off.")
@@ -81,13 +91,14 @@ class ModelConfig(BaseModel):
         if self.positions == "rope" and self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} must be even for rotary positions")
         if outside := [i for i in self.window_layers if not 0 <= i < self.num_layers]:
-            raise ValueError(f"window_layers {outside} lie outside the {self.num_layers} layers 0..{self.num_layers - 1}")
+            raise ValueError(
+                f"window_layers {outside} lie outside the {self.num_layers} layers 0..{self.num_layers - 1}"
+            )
         for key, families in EXPORTABLE.items():
             value = getattr(self, key)
             if value != ModelConfig.model_fields[key].default and self.family not in families:
-                raise ValueError(
-                    f"{key} {value!r} does not exist in transformers' {self.family}; families that have it: {', '.join(families)}"
-                )
+                have = ", ".join(families)
+                raise ValueError(f"{key} {value!r} does not exist in transformers' {self.family}; only in {have}")
         return self
 
     def window(self, layer: int) -> int | None:

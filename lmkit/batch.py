@@ -1,9 +1,18 @@
 """What a data source hands to a task, and a task hands to the loop."""
 
 from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+
+class Source(Protocol):
+    """Examples by number, stateless and without an order of their own."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict: ...
 
 
 @dataclass(frozen=True)
@@ -18,8 +27,12 @@ class Batch:
     documents: tuple[int, ...] = ()  # what the rows were made of, for reports about a bad batch
 
     def to(self, device: torch.device) -> "Batch":
-        tensors = {f.name: t for f in fields(self) if isinstance(t := getattr(self, f.name), Tensor)}
-        return replace(self, **{name: t.to(device, non_blocking=True) for name, t in tensors.items()})
+        moved: dict[str, Any] = {
+            f.name: t.to(device, non_blocking=True)
+            for f in fields(self)
+            if isinstance(t := getattr(self, f.name), Tensor)
+        }
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Precedence, lowest first: schema defaults, the recipe's `base:` file, the recipe
 Paths (keys named in `paths`) are relative to the file they stand in; on the command line, to the working directory.
 """
 
+import os
 import re
 import types
 import typing
@@ -24,11 +25,13 @@ class _Loader(yaml.SafeLoader):
 
     Duplicate keys, tags and aliases are errors: the first hides a mistake, the others have no use in a recipe."""
 
-    yaml_implicit_resolvers: typing.ClassVar[dict] = {}
+    yaml_implicit_resolvers = {}  # noqa: RUF012 - PyYAML's way to drop the YAML 1.1 rules
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="aliases (*name) are not allowed in a recipe", problem_mark=self.peek_event().start_mark)
+            raise yaml.MarkedYAMLError(
+                problem="aliases (*name) are not allowed in a recipe", problem_mark=self.peek_event().start_mark
+            )
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
@@ -40,7 +43,10 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_INT, _FLOAT = r"[-+]?[0-9][0-9_]*", r"[-+]?(?:[0-9][0-9_]*)?\.?[0-9]+(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+\.|[-+]?\.inf|\.nan"
+_INT, _FLOAT = (
+    r"[-+]?[0-9][0-9_]*",
+    r"[-+]?(?:[0-9][0-9_]*)?\.?[0-9]+(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+\.|[-+]?\.inf|\.nan",
+)
 _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), None)
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), None)
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(rf"^(?:{_INT})$"), None)
@@ -56,7 +62,7 @@ def _float(text: str) -> float:
 def parse_yaml(text: str, where: str) -> Any:
     """Raises UserError with the line of the mistake."""
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader: it builds plain values only
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader: it builds plain values only
     except yaml.MarkedYAMLError as e:
         mark = e.problem_mark
         line = f":{mark.line + 1}" if mark else ""
@@ -107,16 +113,20 @@ def load(schema: type[T], path: Path, overrides: tuple[str, ...] = (), expand: A
 
 def build(schema: type[T], tree: dict, lines: dict[str, str], expand: Any = None, where: str = "recipe") -> T:
     problems = list(_unknown_keys(schema, tree, lines))
-    if not problems and expand is not None:
-        try:
-            tree = expand(tree)
-        except ValueError as e:
-            problems.append(f"{where}\n  {e}")
-    if not problems or expand is None:
-        try:
-            return schema.model_validate(tree)
-        except ValidationError as e:
-            problems += [_explain(schema, error, lines, where) for error in e.errors()]
+    complete = True
+    try:
+        tree = expand(tree) if expand is not None else tree
+    except ValueError as e:
+        key = str(e).partition(" ")[0].strip("`:")
+        problems.append(f"{_line(key, lines, where)}\n  {e}")
+        complete = False  # what stayed open is no mistake of its own
+    try:
+        built = schema.model_validate(tree)
+        if not problems:
+            return built
+    except ValidationError as e:
+        told = {"extra_forbidden"} if complete else {"extra_forbidden", "missing"}
+        problems += [_explain(schema, error, lines, where) for error in e.errors() if error["type"] not in told]
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
     raise UserError(f"{where}: {count}; nothing was started.\n\n" + "\n\n".join(problems))
 
@@ -155,18 +165,19 @@ def _unknown_keys(schema: type[BaseModel], tree: Any, lines: dict[str, str], at:
     for name, value in tree.items():
         key = f"{at}{name}"
         if key not in known:
-            yield f"{lines.get(key, 'recipe')}\n  unknown key `{key}`{did_you_mean(key, known)}"
-        elif section_of(known[key].annotation):
-            if isinstance(value, dict):
-                yield from _unknown_keys(schema, value, lines, f"{key}.")
+            yield f"{_line(key, lines, 'recipe')}\n  unknown key `{key}`{did_you_mean(key, known)}"
+        elif section_of(known[key].annotation) and isinstance(value, dict):
+            yield from _unknown_keys(schema, value, lines, f"{key}.")
 
 
 def _explain(schema: type[BaseModel], error: Any, lines: dict[str, str], where: str) -> str:
     """One pydantic error as a person would say it."""
-    key = ".".join(str(p) for p in error["loc"] if isinstance(p, str) and not p.startswith(("function-", "list[", "constrained-")))
+    key = ".".join(
+        str(p) for p in error["loc"] if isinstance(p, str) and not p.startswith(("function-", "list[", "constrained-"))
+    )
     while key and key not in keys(schema) and "." in key:  # union branches add their type names to the location
         key = key.rpartition(".")[0]
-    line = next((lines[k] for k in _parents(key) if k in lines), where)
+    line = _line(key, lines, where)
     name = f"`{key}`" if key else "recipe"
     value, kind = error.get("input"), error["type"]
     message = error["msg"].removeprefix("Value error, ")
@@ -180,9 +191,12 @@ def _explain(schema: type[BaseModel], error: Any, lines: dict[str, str], where: 
     return f"{line}\n  {name}: {message[0].lower() + message[1:]} (got {value!r})"
 
 
-def _parents(key: str) -> list[str]:
+def _line(key: str, lines: dict[str, str], default: str) -> str:
+    """Where `key` was written, else a key inside it, else the section that holds it."""
+    inside = [k for k in lines if k.startswith(f"{key}.")]
     parts = key.split(".")
-    return [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+    above = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
+    return next((lines[k] for k in [above[0], *inside, *above[1:]] if k in lines), default)
 
 
 def _override(tree: dict, item: str) -> str:
@@ -236,7 +250,7 @@ def _absolute_paths(tree: dict, folder: Path) -> dict:
         is_share = isinstance(value, str) and re.fullmatch(r"[0-9.]+ ?%", value)
         if not isinstance(value, str) or value.startswith("hub:") or is_share:
             return value
-        return str(folder / Path(value).expanduser())
+        return os.path.normpath(folder / Path(value).expanduser())
 
     out = dict(tree)
     for section, key in PATH_KEYS:

@@ -1,14 +1,39 @@
-"""What a recipe may say: every key, its type, default and meaning, in one place. No torch here."""
+"""What a recipe may say: every key, its type, default and meaning, in one place. No torch here.
+
+Keys left open that are not required (`lr`, `batch`, ...) are filled in by `lmkit.presets.expand` from the sizes.
+"""
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from lmkit import units
+from lmkit.architecture import ModelConfig
 
 Count = Annotated[int, BeforeValidator(units.count)]
 Tokens = Annotated[int, BeforeValidator(lambda v: units.count(v, "token"))]
+Steps = Annotated[int, BeforeValidator(lambda v: units.count(v, "step"))]
 Share = Annotated[float, BeforeValidator(units.fraction)]
+
+
+def _budget(text: str) -> str:
+    number, unit = units.split_quantity(text)
+    if unit not in ("", "step", "token", "epoch", *units.SECONDS):
+        raise ValueError(f"{text!r}: unit `{unit}` is unknown; write steps, tokens, epochs, or a time in s, min or h")
+    if number <= 0:
+        raise ValueError(f"{text!r}: nothing would be trained; write a budget above 0")
+    return str(text)
+
+
+def _warmup(text: str) -> str:
+    _, unit = units.split_quantity(text)
+    if unit not in ("", "step", "%"):
+        raise ValueError(f"{text!r}: unit `{unit}` is unknown; write a number of steps or a share like 2%")
+    return str(text)
+
+
+Budget = Annotated[str, BeforeValidator(str), AfterValidator(_budget)]
+Warmup = Annotated[str, BeforeValidator(str), AfterValidator(_warmup)]
 
 
 class Section(BaseModel):
@@ -17,18 +42,26 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=False)
 
 
+class ModelSection(ModelConfig):
+    depth: Count | None = Field(None, ge=1, exclude=True, description="One dial: sizes follow from it; any can be set.")
+
+
 class TokenizerConfig(Section):
     type: Literal["bpe", "wordpiece", "unigram", "sentencepiece", "bytes"] = Field(
-        "bpe", description="Kind to train: byte-level BPE, WordPiece, Unigram with byte fallback, sentencepiece, raw bytes."
+        "bpe",
+        description="Kind to train: byte-level BPE, WordPiece, Unigram with byte fallback, sentencepiece, raw bytes.",
     )
     vocab_size: Count = Field(
-        4096, ge=260, description="Entries, special tokens included. Small models on a CPU want 2k-8k: the head dominates."
+        4096,
+        ge=260,
+        description="Entries, special tokens included. Small models on a CPU want 2k-8k: the head dominates.",
     )
     path: str | None = Field(
-        None, description="Take this tokenizer instead: a tokenizer.json, Hugging Face folder, sentencepiece .model or run."
+        None,
+        description="Take this tokenizer instead: a tokenizer.json, Hugging Face folder, sentencepiece .model or run.",
     )
     lowercase: bool = Field(False, description="WordPiece only: lower-case and strip accents, as uncased BERT does.")
-    sample: Annotated[int, BeforeValidator(units.count)] = Field(
+    sample: Count = Field(
         100_000_000, ge=1, description="Bytes of text to train the tokenizer on, drawn evenly from all inputs."
     )
 
@@ -39,6 +72,108 @@ class DataConfig(Section):
         0.05, description="Share of the documents held out, chosen by document hash; or files of their own."
     )
     separator: str | None = Field(
-        None, description="Text that ends a document inside .txt files, like '<|endoftext|>'. None: a file is a document."
+        None,
+        description="Text that ends a document inside .txt files, like '<|endoftext|>'. None: a file is a document.",
     )
     text: str = Field("text", description="Column or key that holds the text in .jsonl, .csv and .parquet.")
+    document_masking: bool = Field(False, description="Packed documents do not attend to each other.")
+
+
+class GroupRule(Section):
+    match: str = Field(description="Regular expression over parameter names, like 'embedding' or 'blocks.0'.")
+    lr_scale: float = Field(1.0, ge=0, description="Multiplies the learning rate of the matching parameters.")
+    weight_decay: float | None = Field(None, ge=0, description="Replaces their weight decay; None: keep.")
+
+
+class OptimizerConfig(Section):
+    name: Literal["muon", "adamw", "adam", "sgd", "adagrad", "adadelta", "adafactor"] = Field(
+        "muon", description="Muon trains the matrices inside blocks, AdamW the rest; any other name trains everything."
+    )
+    lr: float | None = Field(None, ge=0, description="Peak learning rate; by default from model size and batch.")
+    embedding_lr: float | None = Field(None, ge=0, description="muon: peak AdamW learning rate of the token embedding.")
+    head_lr: float | None = Field(None, ge=0, description="muon: peak AdamW learning rate of head, norms and biases.")
+    weight_decay: float = Field(0.1, ge=0, description="Decoupled decay of matrices; for muon of those inside blocks.")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="Adam: decay of the first and second moment.")
+    eps: float = Field(1e-8, ge=0, description="Added to the root of the second moment.")
+    momentum: float = Field(0.95, ge=0, lt=1, description="muon and sgd.")
+    nesterov: bool = Field(False, description="sgd: Nesterov momentum.")
+    groups: tuple[GroupRule, ...] = Field((), description="Exceptions by parameter name.")
+
+
+class ScheduleConfig(Section):
+    name: Literal["wsd", "cosine", "linear", "inverse_sqrt", "constant"] = Field(
+        "wsd", description="wsd: warm-up, stable, linear decay."
+    )
+    warmup: Warmup = Field("40 steps", description="Steps, or a share of the horizon, of linear warm-up.")
+    decay: Share = Field(0.6, description="wsd: the last share of the horizon, over which the rate falls linearly.")
+    floor: Share = Field(0.0, description="Learning rate at the end, as a share of its peak.")
+
+
+class TrainConfig(Section):
+    budget: Budget = Field(
+        "", description="Horizon: `2000 steps`, `10M tokens`, `2 epochs` or `3 min`. Default: by depth."
+    )
+    batch: Tokens = Field(
+        0, ge=0, description="Tokens an optimizer step, over all micro-batches. Default: from the size."
+    )
+    micro_batch: Tokens = Field(0, ge=0, description="Tokens a forward pass; changes speed and memory only. 0: chosen.")
+    clip: float | None = Field(None, gt=0, description="Largest gradient norm; None: off.")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="Decay of an average of the weights, which is then the model."
+    )
+    seed: Count = Field(0, ge=0, description="Of weights, data order and dropout.")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: cuda, else mps, else cpu.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16, else fp16, on a GPU; fp32 on a CPU."
+    )
+    compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile; auto: where it repays its start.")
+    recompute: bool = Field(False, description="Make activations again in the backward pass: less memory, slower.")
+
+
+class EvaluateConfig(Section):
+    every: Annotated[str, BeforeValidator(str), AfterValidator(_warmup)] = Field(
+        "10%", description="Steps, or a share of the horizon, between evaluations."
+    )
+    tokens: Tokens = Field(500_000, ge=1, description="Validation tokens an evaluation reads at most.")
+    sample: str | None = Field(
+        "", description="Prompt continued at every evaluation; empty: from nothing; None: no sample."
+    )
+    sample_tokens: Tokens = Field(40, ge=1, description="Length of that text.")
+
+
+class CheckpointConfig(Section):
+    every: Annotated[str, BeforeValidator(str), AfterValidator(_warmup)] = Field(
+        "10%", description="Steps, or a share of the horizon, between checkpoints."
+    )
+    keep: Count = Field(2, ge=1, description="Newest checkpoints kept; the best one is always kept.")
+    average: Count = Field(0, ge=0, description="At the end, also average the weights of the last N checkpoints.")
+
+
+class Recipe(Section):
+    task: Literal["causal_lm"] = Field("causal_lm", description="What is learnt.")
+    model: ModelSection = Field(description="The architecture.")
+    tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig, description="Text to ids.")
+    data: DataConfig = Field(description="What to read.")
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="How weights move.")
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="Learning rate over time.")
+    train: TrainConfig = Field(default_factory=TrainConfig, description="How long, how fast, on what.")
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="Scores during training.")
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="What is kept.")
+
+    @model_validator(mode="after")
+    def _check(self) -> "Recipe":
+        if self.train.batch % self.model.context:
+            near = max(1, round(self.train.batch / self.model.context)) * self.model.context
+            raise ValueError(
+                f"train.batch {self.train.batch} is no multiple of model.context {self.model.context}; nearest: {near}"
+            )
+        if self.train.micro_batch % self.model.context:
+            raise ValueError(
+                f"train.micro_batch {self.train.micro_batch} is not a multiple of model.context {self.model.context}"
+            )
+        if self.checkpoint.average > self.checkpoint.keep:
+            raise ValueError(
+                f"checkpoint.average {self.checkpoint.average} needs as many checkpoints kept;"
+                f" checkpoint.keep is {self.checkpoint.keep}"
+            )
+        return self

@@ -15,7 +15,9 @@ def split_quantity(text: str | int | float) -> tuple[float, str]:
     Raises ValueError with the accepted forms."""
     match = QUANTITY.fullmatch(str(text))
     if match is None:
-        raise ValueError(f"{text!r} is not a quantity; write a number and a unit, like 2000, 512k, 2.5B tokens, 5% or 3 min")
+        raise ValueError(
+            f"{text!r} is not a quantity; write a number and a unit, like 2000, 512k, 2.5B tokens, 5% or 3 min"
+        )
     number, first, second = float(match[1]), match[2], match[3]
     if second:
         if first.lower() not in SCALE:

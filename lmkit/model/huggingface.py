@@ -59,8 +59,8 @@ TABLES: dict[str, list[Row]] = {
     + _HEAD,
 }
 ARCHITECTURES = {
-    "gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen3": "Qwen3ForCausalLM",
-    "nanochat": "NanoChatForCausalLM",
+    "gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM",
+    "qwen3": "Qwen3ForCausalLM", "nanochat": "NanoChatForCausalLM",
 }  # fmt: skip
 # Buffers that older versions saved beside the weights: masks and rotary tables, made anew by every loader.
 IGNORED = re.compile(r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq)$")
@@ -85,7 +85,9 @@ def config_from_hf(h: dict[str, Any]) -> ModelConfig:
     except KeyError as e:
         raise ModelError(f"config.json ({family}): key {e} is missing") from None
     except ValidationError as e:
-        lines = [f"  {'.'.join(map(str, x['loc'])) or 'config'}: {x['msg']} (got {x.get('input')!r})" for x in e.errors()]
+        lines = [
+            f"  {'.'.join(map(str, x['loc'])) or 'config'}: {x['msg']} (got {x.get('input')!r})" for x in e.errors()
+        ]
         raise ModelError(f"config.json ({family}) describes an impossible model:\n" + "\n".join(lines)) from None
 
 
@@ -119,7 +121,9 @@ def _llama_config(h: dict[str, Any]) -> ModelConfig:
     windowed: tuple[int, ...] = ()
     if family == "qwen3":
         kinds = h.get("layer_types") or [
-            "sliding_attention" if h.get("use_sliding_window") and i >= h.get("max_window_layers", 28) else "full_attention"
+            "sliding_attention"
+            if h.get("use_sliding_window") and i >= h.get("max_window_layers", 28)
+            else "full_attention"
             for i in range(layers)
         ]
         windowed = tuple(i for i, kind in enumerate(kinds) if kind == "sliding_attention")
@@ -131,7 +135,8 @@ def _llama_config(h: dict[str, Any]) -> ModelConfig:
         intermediate_size=h["intermediate_size"], context=h["max_position_embeddings"], rope_theta=theta,
         rope_scaling=scaling, rope_reversed=nano, norm_gain=not nano, norm_eps=h.get("rms_norm_eps", 1e-6),
         embedding_norm=nano, qk_norm=qk_norm, activation=_activation(h.get("hidden_act", "relu2" if nano else "silu")),
-        gated=not nano, qkv_bias=bias, output_bias=bias, mlp_bias=h.get("mlp_bias", False) if family == "llama" else False,
+        gated=not nano, qkv_bias=bias, output_bias=bias,
+        mlp_bias=h.get("mlp_bias", False) if family == "llama" else False,
         sliding_window=window if family in ("mistral", "qwen3") else None, window_layers=windowed,
         tied=h.get("tie_word_embeddings", False), logit_softcap=h.get("final_logit_softcapping") if nano else None,
         attention_dropout=h.get("attention_dropout", 0.0),
@@ -193,7 +198,11 @@ def config_to_hf(c: ModelConfig, special: dict[str, int | None], dtype: str = "f
         out["sliding_window"] = c.sliding_window
     if c.family == "qwen3":
         kinds = ["sliding_attention" if c.window(i) else "full_attention" for i in range(c.num_layers)]
-        out |= {"use_sliding_window": c.sliding_window is not None, "sliding_window": c.sliding_window, "layer_types": kinds}
+        out |= {
+            "use_sliding_window": c.sliding_window is not None,
+            "sliding_window": c.sliding_window,
+            "layer_types": kinds,
+        }
     return out
 
 
@@ -208,20 +217,13 @@ def _expanded(c: ModelConfig) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _heights(c: ModelConfig, ours: str) -> list[int]:
-    """Rows that each stacked part takes."""
-    if ours.endswith("qkv"):
-        return [c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, c.num_kv_heads * c.head_dim]
-    return [c.intermediate_size, c.intermediate_size]
-
-
 def to_hf(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     """Every tensor under its Hugging Face name; a tied head is left out, as transformers does."""
     c, names = model.config, _expanded(model.config)
     for name, p in model.named_parameters():
         ours, leaf = name.rsplit(".", 1)
         theirs = names[ours]
-        parts = p.detach().split(_heights(c, ours)) if len(theirs) > 1 else (p.detach(),)
+        parts = p.detach().split(model.row_blocks(name)) if len(theirs) > 1 else (p.detach(),)
         for other, part in zip(theirs, parts, strict=True):
             full = f"{other}.{leaf}"
             part = part.t() if c.family == "gpt2" and TRANSPOSED.search(full) else part
@@ -264,8 +266,10 @@ def from_hf(model: Transformer, theirs: dict[str, Tensor], where: str) -> None:
 # ---------------------------------------------------------------- folders
 
 
-def save_folder(model: Transformer, folder: Path, special: dict[str, int | None], dtype: torch.dtype | None = None) -> None:
-    """config.json, generation_config.json and safetensors (sharded above 5 GB), loadable by transformers as they are."""
+def save_folder(
+    model: Transformer, folder: Path, special: dict[str, int | None], dtype: torch.dtype | None = None
+) -> None:
+    """config.json, generation_config.json and safetensors (sharded above 5 GB), as transformers loads them."""
     from huggingface_hub import save_torch_state_dict
 
     tensors = {k: v.to(dtype) if dtype else v for k, v in to_hf(model)}

@@ -13,7 +13,7 @@ ACTIVATIONS = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
-    "relu2": lambda x: F.relu(x).square(),
+    "relu2": lambda x: F.relu(x) * F.relu(x),
     "silu": F.silu,
 }
 
@@ -82,7 +82,7 @@ class Cache:
 
 
 class Attention(nn.Module):
-    """Causal self-attention with grouped key/value heads. One fused projection holds the rows [queries; keys; values]."""
+    """Causal self-attention, key/value heads grouped. One projection holds the rows [queries; keys; values]."""
 
     def __init__(self, c: ModelConfig):
         super().__init__()

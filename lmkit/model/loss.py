@@ -1,8 +1,8 @@
 """Cross-entropy of a vocabulary head that never holds all logits.
 
-At a 50k vocabulary the logits of one small batch outweigh every other activation. Here the head runs on `CHUNK` rows at a
-time and makes its gradients in the same pass, so a chunk of logits is all that ever exists (the idea of Liger's and
-torch's fused linear cross-entropy; torch's own has no softcap and breaks compiled graphs).
+At a 50k vocabulary the logits of one small batch outweigh every other activation. Here the head runs on `CHUNK` rows
+at a time and makes its gradients in the same pass, so a chunk of logits is all that ever exists (the idea of Liger's
+and torch's fused linear cross-entropy; torch's own has no softcap and breaks compiled graphs).
 """
 
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 IGNORE = -100  # a label that carries no loss (the default of torch's cross_entropy)
-CHUNK = 512
+CHUNK = 256
 
 
 class Scores(NamedTuple):
@@ -21,21 +21,23 @@ class Scores(NamedTuple):
     hits: Tensor  # () float32, positions whose largest logit is the label
 
 
-def _score_chunk(logits: Tensor, labels: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
-    """Losses (n,) float32 of logits (n, V); the logits become d loss / d logits in place of a second tensor. One fused
-    kernel when compiled. softcap 0: none."""
+def score_chunk(logits: Tensor, labels: Tensor, softcap: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Of logits (n, V), which are overwritten: losses (n,), hits (n,) bool, and d loss / d logits (n, V), in float32.
+
+    Softcap 0: none. In place, because on a CPU every pass over (n, V) counts; one kernel when compiled."""
     x = logits.float()
     if softcap:
-        x = softcap * torch.tanh(x / softcap)
-    top = x.amax(1, keepdim=True)
-    log_sum = top + (x - top).exp().sum(1, keepdim=True).log()
-    at_label = torch.arange(x.size(1), device=x.device) == labels[:, None]  # (n, V)
-    losses = log_sum.squeeze(1) - torch.where(at_label, x, 0.0).sum(1)
-    gradient = (x - log_sum).exp() - at_label.float()
+        x.div_(softcap).tanh_()
+    at_label, top = x.gather(1, labels[:, None]), x.amax(1, keepdim=True)
+    # capped logits cannot overflow exp, so only uncapped ones need their maximum taken off
+    shift, scale = (0.0, softcap) if softcap else (top, 1.0)
+    p = torch.mul(x, scale) if softcap else x - top
+    total = p.exp_().sum(1, keepdim=True)
+    losses = total.log() - (at_label - shift) * scale
+    p.div_(total).scatter_add_(1, labels[:, None], torch.full_like(at_label, -1.0))
     if softcap:
-        gradient = gradient * (1 - (x / softcap).square())
-    logits.copy_(gradient)
-    return losses, top.squeeze(1)
+        p.addcmul_(p, x.square_(), value=-1)  # times the derivative of the cap, 1 - tanh²
+    return losses.squeeze(1), (at_label >= top).squeeze(1), p
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -52,39 +54,43 @@ class _HeadLoss(torch.autograd.Function):
         buffer = h.new_empty(min(CHUNK, len(h)), len(w))
         for start in range(0, len(h), CHUNK):
             hc, yc = h[start : start + CHUNK], labels[start : start + CHUNK]
-            logits = torch.mm(hc, w.t(), out=buffer[: len(hc)])
-            at_label = logits.gather(1, yc[:, None]).squeeze(1).float()
-            if softcap:
-                at_label = softcap * torch.tanh(at_label / softcap)
-            losses, top = score_chunk(logits, yc, softcap)
+            losses, right, gradient = score_chunk(torch.mm(hc, w.t(), out=buffer[: len(hc)]), yc, softcap)
             loss += losses.sum()
-            hits += (at_label >= top).sum()
+            hits += right.sum()
             if not backward:
                 continue
-            torch.mm(logits, w, out=d_hidden[start : start + CHUNK])
-            if d_weight.dtype == dtype:
-                d_weight.addmm_(logits.t(), hc)
+            gradient = gradient.to(dtype)
+            torch.mm(gradient, w, out=d_hidden[start : start + CHUNK])
+            if dtype == torch.float32:
+                d_weight.addmm_(gradient.t(), hc)
             else:
-                d_weight += torch.mm(logits.t(), hc)
+                d_weight += torch.mm(gradient.t(), hc)
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.dtypes = hidden.dtype, weight.dtype
         ctx.mark_non_differentiable(hits)
         return loss, hits
 
     @staticmethod
-    def backward(ctx: Any, d_loss: Tensor, _: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, d_loss: Tensor, _: Tensor) -> Any:
         d_hidden, d_weight = ctx.saved_tensors
         for_hidden, for_weight = ctx.dtypes
-        return (d_hidden * d_loss.to(d_hidden.dtype)).to(for_hidden), d_weight.mul_(d_loss).to(for_weight), None, None, None, None
+        return (
+            (d_hidden * d_loss.to(d_hidden.dtype)).to(for_hidden),
+            d_weight.mul_(d_loss).to(for_weight),
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def head_loss(
-    hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float | None = None, score_chunk: Any = _score_chunk
+    hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float | None = None, score_chunk: Any = score_chunk
 ) -> Scores:
     """Summed cross-entropy of softcap(hidden @ weight.T) against labels.
 
     hidden: (..., D); weight: (V, D); labels: (...) int64, IGNORE where unscored: those positions never meet the head.
-    score_chunk: `_score_chunk` or a compiled copy of it.
+    score_chunk: `score_chunk` or a compiled copy of it.
     """
     hidden, labels = hidden.reshape(-1, hidden.size(-1)), labels.reshape(-1)
     scored = labels != IGNORE

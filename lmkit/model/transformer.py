@@ -26,13 +26,15 @@ class Embedding(nn.Module):
 
 
 class Stack(nn.Module):
-    """Causal blocks and the norm after them. `recompute` trades time for memory: activations are made again backward."""
+    """Causal blocks and the norm after them. `recompute`: activations are made again in the backward pass."""
 
     def __init__(self, c: ModelConfig):
         super().__init__()
         self.config, self.recompute = c, False
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.num_layers))
         self.norm = make_norm(c, c.hidden_size)
+        self.cos: Tensor
+        self.sin: Tensor
         if c.positions == "rope":
             cos, sin = rope_table(c)
             self.register_buffer("cos", cos, persistent=False)
@@ -52,7 +54,9 @@ class Stack(nn.Module):
             if positions.dim() == 2:
                 rope = (rope[0][:, None], rope[1][:, None])
         past = caches[0].length if caches else 0
-        masks = {w: self._mask(x, past, w, keep, segments) for w in {self.config.window(i) for i in range(len(self.blocks))}}
+        masks = {
+            w: self._mask(x, past, w, keep, segments) for w in {self.config.window(i) for i in range(len(self.blocks))}
+        }
         for i, block in enumerate(self.blocks):
             mask = masks[self.config.window(i)]
             if self.recompute and self.training:
@@ -128,6 +132,13 @@ class Transformer(nn.Module):
         shape = (batch, c.num_kv_heads, length, c.head_dim)
         return [Cache(like.new_empty(shape), like.new_empty(shape)) for _ in range(c.num_layers)]
 
+    def row_blocks(self, name: str) -> list[int]:
+        """Heights of the matrices stacked in parameter `name`: queries, keys and values; gate and up."""
+        c, rows = self.config, self.get_parameter(name).size(0)
+        if ".qkv." in name:
+            return [c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, c.num_kv_heads * c.head_dim]
+        return [rows // 2, rows // 2] if c.gated and ".up." in name else [rows]
+
     def num_parameters(self) -> dict[str, int]:
         """By part; a tied head counts nothing."""
         sizes = {"embedding": 0, "attention": 0, "feed-forward": 0, "norms": 0, "head": 0}
@@ -137,7 +148,13 @@ class Transformer(nn.Module):
         return sizes
 
 
-_PARTS = {"norms": "norm", "embedding": "embedding.", "attention": ".attention.", "feed-forward": ".mlp.", "head": "head."}
+_PARTS = {
+    "norms": "norm",
+    "embedding": "embedding.",
+    "attention": ".attention.",
+    "feed-forward": ".mlp.",
+    "head": "head.",
+}
 
 
 @torch.no_grad()

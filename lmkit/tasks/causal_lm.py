@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from lmkit.batch import Batch, Loss
-from lmkit.model.loss import IGNORE, _score_chunk, head_loss
+from lmkit.model.loss import IGNORE, head_loss, score_chunk
 from lmkit.model.transformer import Transformer
 
 
@@ -17,7 +17,7 @@ class CausalLM:
     counts, `loss` scores."""
 
     document_masking: bool = False  # packed documents do not see each other
-    score_chunk: Any = _score_chunk
+    score_chunk: Any = score_chunk
 
     def prepare(self, example: dict, rng: np.random.Generator) -> dict:
         return example

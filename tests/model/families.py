@@ -14,7 +14,9 @@ _LLAMA3 = {
 }  # fmt: skip
 CASES = {
     "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=101, n_embd=32, n_layer=3, n_head=4, n_positions=48)),
-    "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**_SIZES, num_key_value_heads=2, attention_bias=True, mlp_bias=True)),
+    "llama": lambda: hf.LlamaForCausalLM(
+        hf.LlamaConfig(**_SIZES, num_key_value_heads=2, attention_bias=True, mlp_bias=True)
+    ),
     "llama_tied": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**_SIZES, tie_word_embeddings=True, head_dim=16)),
     "llama3": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**_SIZES, num_key_value_heads=1, rope_parameters=_LLAMA3)),
     "llama_linear": lambda: hf.LlamaForCausalLM(

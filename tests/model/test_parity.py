@@ -63,7 +63,9 @@ def test_a_wrong_detail_is_seen(name, change):
 @pytest.mark.parametrize("name", CASES)
 def test_round_trip_is_byte_equal(name):
     theirs = reference(name)
-    want = {k: v for k, v in theirs.state_dict().items() if k != "lm_head.weight" or not theirs.config.tie_word_embeddings}
+    want = {
+        k: v for k, v in theirs.state_dict().items() if k != "lm_head.weight" or not theirs.config.tie_word_embeddings
+    }
     got = dict(to_hf(ours(theirs)))
     assert got.keys() == want.keys()
     assert all(torch.equal(got[k], want[k]) for k in want)

@@ -1,0 +1,206 @@
+"""The `lmkit` command: parse options, call one command, exit. Bodies import what they need, so `--help` and a typo in a
+recipe never wait for torch."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lmkit.errors import INTERRUPTED, DataError, UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,  # rich help costs 0.1 s of imports
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train, evaluate and sample Transformer language models.",
+    epilog="Example: lmkit pretrain demo && lmkit generate runs/demo 'It was'",
+)
+
+Model = Annotated[str, typer.Argument(help="A run, or a Hugging Face folder.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to change, like train.budget='10 min'."),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, for machines.")]
+Pickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Load old .bin weights (weights only, nothing else runs).")
+]
+Text = Annotated[str, typer.Option("--text", help="Column or key of the text in .jsonl, .csv and .parquet.")]
+Separator = Annotated[str | None, typer.Option("--separator", help="Text that ends a document inside .txt files.")]
+
+
+@app.callback()
+def common(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from lmkit import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command(epilog="Example: lmkit tokenize recipes/corpus/*.txt --out tokens --vocab-size 1000")
+def tokenize(
+    inputs: Annotated[list[str], typer.Argument(help="Files, folders, globs or hub:NAME. Also .gz and .zst.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for tokens and tokenizer.")],
+    kind: Annotated[str, typer.Option("--kind", help="bpe, wordpiece, unigram, sentencepiece or bytes.")] = "bpe",
+    vocab_size: Annotated[str, typer.Option("--vocab-size", help="Entries of a trained tokenizer.")] = "32k",
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="Take this one: a file, folder or run.")] = None,
+    family: Annotated[
+        str, typer.Option("--family", help="Whose special tokens: nanochat, gpt2, llama, ...")
+    ] = "nanochat",
+    validation: Annotated[str, typer.Option("--validation", help="Share of documents held out.")] = "5%",
+    text: Text = "text",
+    separator: Separator = None,
+) -> None:
+    """Train a tokenizer (or take one) and write token files for pretraining."""
+    from lmkit.commands import tokenize as command
+
+    data = {"train": inputs, "validation": validation, "text": text, "separator": separator}
+    command.run(data, {"type": kind, "vocab_size": vocab_size, "path": tokenizer}, family, out)
+
+
+@app.command(epilog="Example: lmkit pretrain demo train.budget='20 steps' train.batch=1024 --out runs/short")
+def pretrain(
+    recipe: Annotated[str | None, typer.Argument(help="A .yaml file, or the name of a built-in recipe.")] = None,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run directory. Default: runs/RECIPE.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN", help="Go on with this run, exactly.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen: sizes, memory, time.")] = False,
+) -> None:
+    """Train a model from scratch."""
+    if resume is not None:
+        if recipe or out or dry_run:
+            raise UserError(
+                "--resume goes on with a run as it is\n  → leave out the recipe, its changes, --out and --dry-run"
+            )
+        from lmkit.commands import pretrain as command
+
+        raise typer.Exit(command.resume(resume))
+    if recipe is None:
+        raise UserError("name a recipe, or a run after --resume\n  → `lmkit recipes` lists the built-in recipes")
+    from lmkit.builtin import find_recipe
+    from lmkit.config import load
+    from lmkit.presets import expand
+    from lmkit.recipe import Recipe
+
+    path, changes = find_recipe(recipe), tuple(overrides or ())
+    load(Recipe, path, changes, expand)  # a mistake ends here, before torch is loaded
+    from lmkit.commands import pretrain as command
+
+    if dry_run:
+        command.dry_run(path, changes)
+    else:
+        raise typer.Exit(command.start(path, changes, out))
+
+
+@app.command(epilog="Example: lmkit generate runs/demo 'It was' --max-tokens 20 --temperature 0.7 --seed 1")
+def generate(
+    model: Model,
+    prompt: Annotated[
+        str | None, typer.Argument(help="Text to go on from; '-' or nothing reads standard input.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="Prompts, one a line.")] = None,
+    n: Annotated[int, typer.Option("-n", "--samples", help="Continuations of each prompt.", min=1)] = 1,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Most tokens to add.")] = 128,
+    temperature: Annotated[
+        float, typer.Option("--temperature", "-t", help="0 always takes the likeliest token.")
+    ] = 0.8,
+    top_k: Annotated[int, typer.Option("--top-k", help="Only the K likeliest tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option("--top-p", help="Only the likeliest tokens that make up this share.")] = 1.0,
+    min_p: Annotated[float, typer.Option("--min-p", help="Only tokens this likely, relative to the likeliest.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option("--repetition-penalty", help="Above 1 avoids repeats.")] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", help="Same seed, same text.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option("--stop", help="End before this text. Repeatable.")] = None,
+    stream: Annotated[bool | None, typer.Option("--stream/--no-stream", help="Print as it is written.")] = None,
+    as_json: Json = False,
+    allow_pickle: Pickle = False,
+) -> None:
+    """Continue a text."""
+    prompts = _prompts(prompt, file)
+    from lmkit.commands import generate as command
+    from lmkit.generation.sampling import SamplingConfig
+
+    config = SamplingConfig(
+        max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        repetition_penalty=repetition_penalty, seed=seed, stop=tuple(stop or ()),
+    )  # fmt: skip
+    show = sys.stdout.isatty() if stream is None else stream
+    command.run(model, prompts, config, n, as_json, show, allow_pickle)
+
+
+def _prompts(prompt: str | None, file: Path | None) -> list[str]:
+    """One prompt from the command line or standard input, or a file's lines."""
+    if file is not None and prompt is not None:
+        raise UserError("give a prompt or --file, not both")
+    try:
+        if file is not None:
+            return file.read_text(encoding="utf-8").splitlines()
+        if prompt is None or prompt == "-":
+            return [sys.stdin.buffer.read().decode("utf-8")]
+    except UnicodeDecodeError as e:
+        raise DataError(f"{file or 'standard input'}: not UTF-8 text (byte {e.start})") from None
+    except OSError as e:
+        raise DataError(f"{file}: cannot be read: {e.strerror}") from None
+    return [prompt]
+
+
+@app.command(
+    name="eval", epilog="Example: lmkit eval runs/demo --data recipes/corpus/austen-emma.txt --separator $'\\f'"
+)
+def evaluate(
+    model: Model,
+    data: Annotated[list[str], typer.Option("--data", "-d", help="Files, folders or globs. Repeatable.")],
+    stride: Annotated[
+        int | None, typer.Option("--stride", help="Tokens between windows. Default: the context.")
+    ] = None,
+    text: Text = "text",
+    separator: Separator = None,
+    as_json: Json = False,
+    allow_pickle: Pickle = False,
+) -> None:
+    """Loss, perplexity and bits per byte on a text, with 95% intervals."""
+    from lmkit.commands import eval as command
+
+    command.run(model, data, stride, as_json, text=text, separator=separator, allow_pickle=allow_pickle)
+
+
+@app.command(epilog="Example: lmkit runs runs")
+def runs(
+    folder: Annotated[Path, typer.Argument(help="Where to look.")] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """List runs: model, tokens, best score, state."""
+    from lmkit.commands import runs as command
+
+    command.run(folder, as_json)
+
+
+@app.command(epilog="Example: lmkit recipes demo")
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="A recipe to print, or `keys` for every key there is.")] = None,
+) -> None:
+    """List the built-in recipes, print one, or explain every key."""
+    from lmkit.commands import recipes as command
+
+    command.run(name)
+
+
+def main() -> None:
+    try:
+        app()
+    except UserError as e:
+        print(f"lmkit: {e}", file=sys.stderr)
+        raise SystemExit(e.exit_code) from None
+    except KeyboardInterrupt:
+        print("\nlmkit: interrupted", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+    except BrokenPipeError:  # the reader left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None

@@ -1,0 +1,46 @@
+"""`lmkit runs`: what was trained, how far, how well."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lmkit.config import parse_yaml
+from lmkit.errors import UserError
+from lmkit.units import show_count
+
+
+def run(folder: Path, as_json: bool) -> None:
+    """Prints one line a run, newest last. Raises UserError where there is no such folder."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder\n  → lmkit runs FOLDER, or `lmkit pretrain demo` makes runs/demo")
+    found = [describe(p.parent) for p in sorted(folder.glob("*/status.json"), key=lambda p: p.stat().st_mtime) if not p.parent.is_symlink()]
+    if as_json:
+        for row in found:
+            print(json.dumps(row))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("run", "model", "tokens", "step", "best val_loss", "state"):
+        table.add_column(column, justify="left" if column in ("run", "model", "state") else "right")
+    for row in found:
+        best = row["best"]["val_loss"] if row["best"] else None
+        tokens = show_count(row["tokens"]) if row["tokens"] is not None else "-"
+        shown = "-" if best is None else f"{best:.4f}"
+        table.add_row(row["run"], row["model"], tokens, str(row["step"]), shown, row["state"])
+    Console(soft_wrap=True).print(table if found else f"no runs in {folder}")
+
+
+def describe(run: Path) -> dict[str, Any]:
+    """From the files of a run directory alone."""
+    status = json.loads((run / "status.json").read_text())
+    recipe = (
+        parse_yaml((run / "recipe.yaml").read_text(), str(run / "recipe.yaml"))
+        if (run / "recipe.yaml").exists()
+        else {}
+    )
+    model = recipe.get("model", {})
+    sizes = f"{model.get('family', '?')} {model.get('num_layers', '?')}×{model.get('hidden_size', '?')}"
+    facts = {k: status.get(k) for k in ("state", "step", "tokens", "best", "time", "reason")}
+    return {"run": str(run), "model": sizes, **facts}

@@ -1,0 +1,360 @@
+"""Files of text as a stream of documents, in bounded memory. What is left out is counted, with its file and line."""
+
+import codecs
+import csv
+import gzip
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any
+
+from lmkit.data.inputs import Document, Input, Problems
+from lmkit.errors import DataError, did_you_mean
+from lmkit.files import sha256
+from lmkit.recipe import DataConfig
+
+MAX_CHARS = 1_000_000  # a longer document is cut at a line end: memory stays bounded, and all cores have work
+MAX_RECORD = 128 * 2**20  # bytes of one line of JSON, characters of one CSV field
+BLOCK = 2**20
+
+EMPTY, UNDECODABLE, BROKEN = "empty documents", "undecodable documents", "broken records"
+NO_TEXT, BINARY, UNREADABLE = "records without text", "binary files", "unreadable files"
+OVER_LONG = "over-long documents (split)"
+
+
+def read_documents(item: Input, config: DataConfig, problems: Problems) -> Iterator[Document]:
+    """The documents of one input, in order. Texts are as in the file, line ends too; only a BOM is taken off.
+
+    Raises DataError when the key or column `config.text` is not there at all, when the file changes meanwhile, and when
+    a hub dataset fails; all else that cannot be read is counted in `problems` as `file:line`."""
+    read = {"txt": _txt, "jsonl": _jsonl, "csv": _csv, "parquet": _parquet, "hub": _hub}[item.kind]
+    item.sha256, item.done = "", 0
+    try:
+        for document in read(item, config, problems):
+            yield from _checked(item, document, problems)
+        if item.kind != "hub":
+            now = os.stat(item.name)
+            if (now.st_size, now.st_mtime_ns) != (item.size, item.mtime):
+                raise DataError(
+                    f"{item.name} changed while it was read\n  → run the same command again when it is complete"
+                )
+    except _Binary:
+        problems.add(BINARY, item.name)
+    except (OSError, EOFError, _Damaged) as e:
+        problems.add(UNREADABLE, f"{item.name} ({str(e).partition(chr(10))[0] or type(e).__name__})")
+
+
+class _Damaged(Exception):
+    """A packed or columnar file that its library cannot read on."""
+
+
+class _Binary(Exception):
+    """NUL bytes where text should be."""
+
+
+def _checked(item: Input, document: Document, problems: Problems) -> Iterator[Document]:
+    text, where = document.text, f"{item.name}:{document.line}"
+    if not isinstance(text, str):
+        problems.add(NO_TEXT, f"{where} ({type(text).__name__})")
+    elif not text or text.isspace():
+        problems.add(EMPTY, where)
+    elif (wrong := _not_unicode(text)) is not None:
+        lines = text.count("\n", 0, wrong) if item.kind == "txt" else 0
+        problems.add(UNDECODABLE, f"{item.name}:{document.line + lines}")
+    elif len(text) <= MAX_CHARS:
+        if document.part == 1:
+            problems.add(OVER_LONG, where)
+        yield document
+    else:
+        problems.add(OVER_LONG, where)
+        for part, piece in enumerate(_parts(text)):
+            yield Document(piece, document.line, part, document.held_out)
+
+
+def _not_unicode(text: str) -> int | None:
+    """Where the first half of a surrogate pair is: bytes that are not UTF-8 decode to these, and JSON can spell them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start
+    return None
+
+
+def _cut(text: str) -> int:
+    """Where to cut a text above MAX_CHARS: after the last line end before that, if there is one."""
+    return text.rfind("\n", 0, MAX_CHARS) + 1 or MAX_CHARS
+
+
+def _parts(text: str) -> Iterator[str]:
+    while len(text) > MAX_CHARS:
+        end = _cut(text)
+        yield text[:end]
+        text = text[end:]
+    yield text
+
+
+class _Raw(io.RawIOBase):
+    """The bytes of a file, hashed and counted as they pass."""
+
+    def __init__(self, item: Input):
+        self.item, self.file, self.hash = item, io.FileIO(item.name), hashlib.sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        n = self.file.readinto(buffer) or 0
+        self.hash.update(memoryview(buffer)[:n])
+        self.item.done += n
+        return n
+
+    def finish(self) -> None:
+        while self.readinto(bytearray(BLOCK)):
+            pass
+        self.item.sha256 = self.hash.hexdigest()
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+def _blocks(item: Input) -> Iterator[bytes]:
+    """The text, unpacked and in UTF-8, about a megabyte at a time. UTF-16 with a BOM is recoded."""
+    decode = None
+    blocks = _contents(item)
+    for number, block in enumerate(blocks):
+        if number == 0 and block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            decode = codecs.getincrementaldecoder("utf-16")("surrogatepass").decode
+        elif number == 0 and b"\0" in block:
+            for _ in blocks:  # the rest is read for its checksum
+                pass
+            raise _Binary
+        if decode:
+            block = decode(block).encode(errors="surrogatepass")
+        yield block.removeprefix(codecs.BOM_UTF8) if number == 0 else block
+    if decode:
+        yield decode(b"", final=True).encode(errors="surrogatepass")
+
+
+def _contents(item: Input) -> Iterator[bytes]:
+    """The bytes, unpacked. At the end `item.sha256` is that of the whole file as it is on disk."""
+    with _Raw(item) as raw, io.BufferedReader(raw, BLOCK) as stream:
+        yield from _unpacked(stream, item.packing)
+        raw.finish()
+
+
+def _unpacked(stream: IO[bytes], packing: str) -> Iterator[bytes]:
+    """Blocks of a file's contents. Raises _Damaged or EOFError when a packed file is damaged or ends early."""
+    import zlib
+
+    import zstandard
+
+    try:
+        if packing == ".zst":
+            yield from _unzstd(stream, zstandard.ZstdDecompressor())
+            return
+        source: Any = gzip.GzipFile(fileobj=stream) if packing == ".gz" else stream
+        while block := source.read(BLOCK):
+            yield block
+    except (zlib.error, zstandard.ZstdError) as e:
+        raise _Damaged(str(e)) from e
+
+
+def _unzstd(stream: IO[bytes], engine: Any) -> Iterator[bytes]:
+    """Frame after frame. The library's own reader takes a frame that ends early for the end of the file. Four kilobytes
+    at a time, because they can unpack to 128 MB."""
+    frame = None
+    while packed := stream.read(4096):
+        while packed:
+            frame = frame or engine.decompressobj()
+            if block := frame.decompress(packed):
+                yield block
+            packed = frame.unused_data if frame.eof else b""
+            frame = None if frame.eof else frame
+    if frame:
+        raise EOFError("zstd frame ends early")
+
+
+def _lines(item: Input, problems: Problems) -> Iterator[tuple[int, str]]:
+    """(line number, line with its end), decoded; bytes that are not UTF-8 become half surrogates, refused later."""
+    number, held, size = 0, [b""], 0
+    for block in _blocks(item):
+        *lines, rest = block.split(b"\n")
+        for line in lines:
+            number += 1
+            if size + len(line) <= MAX_RECORD:
+                yield number, (b"".join([*held, line]) + b"\n").decode(errors="surrogateescape")
+            else:
+                problems.add(BROKEN, f"{item.name}:{number} (a line above {MAX_RECORD:,} bytes)")
+            held, size = [], 0
+        size += len(rest)
+        held = [*held, rest] if size <= MAX_RECORD else []
+    if size > MAX_RECORD:
+        problems.add(BROKEN, f"{item.name}:{number + 1} (a line above {MAX_RECORD:,} bytes)")
+    elif size:
+        yield number + 1, b"".join(held).decode(errors="surrogateescape")
+
+
+def _txt(item: Input, config: DataConfig, problems: Problems) -> Iterator[Document]:
+    """Whole files, or what lies between separators (line ends beside a separator belong to it). With `item.tail`, what
+    follows the first line end in the last share of the file is a document of its own, held out."""
+    decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
+    cutter = _Cutter(config.separator)
+    seen, start = 0, int(item.size * (1 - item.tail))
+    for block in _blocks(item):
+        at = 0
+        if item.tail and not cutter.held_out and seen + len(block) > start:
+            at = block.find(b"\n", max(start - seen, 0)) + 1
+        if at:
+            yield from cutter.feed(decode(block[:at]))
+            yield from cutter.finish()
+            cutter.held_out = True
+        yield from cutter.feed(decode(block[at:]))
+        seen += len(block)
+    yield from cutter.feed(decode(b"", final=True))
+    yield from cutter.finish()
+
+
+class _Cutter:
+    """Cuts a stream of text into documents, and those into parts of at most MAX_CHARS."""
+
+    def __init__(self, separator: str | None):
+        self.separator, self.text, self.line, self.part, self.documents, self.held_out = separator, "", 1, 0, 0, False
+
+    def feed(self, text: str) -> Iterator[Document]:
+        self.text += text
+        if self.separator:
+            *whole, rest = self.text.split(self.separator)
+            for self.text in whole:
+                yield from self.finish()
+                self.line += self.separator.count("\n")
+            self.text = rest
+        while len(self.text) > MAX_CHARS + len(self.separator or ""):
+            yield self._take(_cut(self.text), last=False)
+            self.part += 1
+
+    def finish(self) -> Iterator[Document]:
+        """The end of a document. What is blank after the last separator of a file is none."""
+        if self.part or self.text.strip() or not self.documents:
+            yield self._take(len(self.text), last=True)
+        self.line += self.text.count("\n")
+        self.text, self.part = "", 0
+        self.documents += 1
+
+    def _take(self, end: int, last: bool) -> Document:
+        text, self.text = self.text[:end], self.text[end:]
+        line, self.line = self.line, self.line + text.count("\n")
+        if self.separator and self.part == 0:
+            line += len(text) - len(text.lstrip("\n")) if text.startswith("\n") else 0
+            text = text.lstrip("\r\n")
+        if self.separator and last:
+            text = text.rstrip("\r\n")
+        return Document(text, line, self.part, self.held_out)
+
+
+def _jsonl(item: Input, config: DataConfig, problems: Problems) -> Iterator[Document]:
+    found = False
+    for number, line in _lines(item, problems):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as e:
+            problems.add(BROKEN, f"{item.name}:{number} ({e})")
+            continue
+        if not isinstance(record, dict):
+            problems.add(BROKEN, f"{item.name}:{number} (not an object but {type(record).__name__})")
+        elif config.text not in record:
+            if not found:
+                raise _missing(f"{item.name}:{number}", "key", config.text, list(record))
+            problems.add(NO_TEXT, f"{item.name}:{number} (no key `{config.text}`)")
+        else:
+            found = True
+            yield Document(record[config.text], number)
+
+
+def _missing(where: str, what: str, name: str, there: list[str]) -> DataError:
+    return DataError(
+        f"{where}: no {what} `{name}`{did_you_mean(name, there)}\n  → say which one holds the text with data.text=NAME"
+    )
+
+
+def _csv(item: Input, config: DataConfig, problems: Problems) -> Iterator[Document]:
+    csv.field_size_limit(MAX_RECORD)
+    lines = (line for _, line in _lines(item, problems))
+    first = next(lines, "")
+    tabs = Path(item.name.removesuffix(item.packing)).suffix == ".tsv"
+    rows = csv.reader(chain([first], lines), delimiter="\t" if tabs else max(",;\t", key=first.count), strict=True)
+    header: list[str] = []
+    while True:
+        start = rows.line_num + 1
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as e:
+            problems.add(BROKEN, f"{item.name}:{start}-{rows.line_num} ({e})")
+            continue
+        if not header:
+            header = row
+            if row and config.text not in row:
+                raise _missing(f"{item.name}:{start}", "column", config.text, row)
+        elif row and len(row) != len(header):
+            problems.add(BROKEN, f"{item.name}:{start} ({len(row)} fields under a header of {len(header)})")
+        elif row:
+            yield Document(row[header.index(config.text)], start)
+
+
+def _parquet(item: Input, config: DataConfig, problems: Problems) -> Iterator[Document]:
+    import pyarrow
+    import pyarrow.parquet
+
+    with tempfile.TemporaryFile() as unpacked:
+        for block in _contents(item) if item.packing else ():
+            unpacked.write(block)
+        try:
+            file = pyarrow.parquet.ParquetFile(
+                unpacked if item.packing else item.name, pre_buffer=False, buffer_size=BLOCK
+            )
+            names = file.schema_arrow.names
+            if config.text not in names:
+                raise _missing(item.name, "column", config.text, names)
+            row = 0
+            for batch in file.iter_batches(512, columns=[config.text]):
+                for value in batch.column(0).to_pylist():
+                    row += 1
+                    yield Document(value, row)
+                item.done = item.size * row // file.metadata.num_rows
+        except pyarrow.ArrowException as e:
+            raise _Damaged(str(e)) from e
+    item.sha256 = item.sha256 or sha256(Path(item.name))
+
+
+def _hub(item: Input, config: DataConfig, problems: Problems) -> Iterator[Document]:
+    """A dataset by name, streamed: hub:NAME, hub:NAME:CONFIG or hub:NAME:CONFIG:SPLIT (`train` unless said)."""
+    from datasets import load_dataset
+
+    name, subset, split, *_ = [*item.name.split(":")[1:], "", ""]
+    digest = hashlib.sha256()
+    row = 0
+    try:
+        rows = iter(load_dataset(name, subset or None, split=split or "train", streaming=True))
+        while record := next(rows, None):
+            row += 1
+            if config.text not in record:
+                raise _missing(item.name, "column", config.text, list(record))
+            digest.update(repr(record[config.text]).encode(errors="surrogatepass"))
+            yield Document(record[config.text], row)
+    except DataError:
+        raise
+    except Exception as e:  # the network, the hub and every file format may fail here, each with its own error
+        raise DataError(
+            f"{item.name} failed at row {row}: {e}\n  → check the network and the name: hub:NAME:CONFIG:SPLIT; "
+            "then run the same command again"
+        ) from e
+    item.sha256 = digest.hexdigest()

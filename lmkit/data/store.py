@@ -1,0 +1,140 @@
+"""The token store: memory-mapped shards of ids with an index of documents.
+
+DIR/manifest.json              written last: a store is whole if and only if it exists
+    tokenizer/                 tokenizer.json and what AutoTokenizer wants beside it
+    train-00000.tokens         ids, uint16 or uint32 little-endian, documents one after the other
+    train-00000.index          int64 (documents, 2): tokens, UTF-8 bytes of the text
+    validation-00000.tokens    ...
+"""
+
+import json
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmkit.errors import DataError
+from lmkit.files import sha256
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+SPLITS = ("train", "validation")
+
+
+class Split:
+    """The documents of one side, in the order of the inputs. Nothing is read until it is asked for."""
+
+    def __init__(self, folder: Path, shards: list[dict[str, Any]], dtype: str, tokenizer: dict[str, Any]):
+        self.folder, self.shards, self.dtype = folder, shards, np.dtype(dtype).newbyteorder("<")
+        self.bos_id: int | None = tokenizer["bos_id"]
+        self.eos_id: int | None = tokenizer["eos_id"]
+        self.pad_id: int | None = tokenizer["pad_id"]
+        self.num_documents = sum(s["documents"] for s in shards)
+        self.num_tokens = sum(s["tokens"] for s in shards)
+        self.num_bytes = sum(s["bytes"] for s in shards)  # UTF-8 bytes of the texts
+
+    @cached_property
+    def _index(self) -> np.ndarray:
+        parts = [np.fromfile(self.folder / f"{s['name']}.index", dtype="<i8").reshape(-1, 2) for s in self.shards]
+        return np.concatenate([np.empty((0, 2), np.int64), *parts]).astype(np.int64, copy=False)
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        """(n,) first token of every document, counted over all shards."""
+        return np.cumsum(self.lengths) - self.lengths
+
+    @cached_property
+    def _shard_starts(self) -> np.ndarray:
+        """(shards + 1,) first document of every shard."""
+        return np.cumsum([0, *(s["documents"] for s in self.shards)])
+
+    @cached_property
+    def _maps(self) -> dict[int, np.ndarray]:
+        return {}
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(n,) int64, tokens of every document, BOS and EOS included."""
+        return self._index[:, 0]
+
+    @property
+    def document_bytes(self) -> np.ndarray:
+        """(n,) int64, UTF-8 bytes of every document's text."""
+        return self._index[:, 1]
+
+    def document(self, document: int) -> np.ndarray:
+        """All its ids, a read-only view of the file."""
+        return self.tokens(document, 0, int(self.lengths[document]))
+
+    def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
+        """Ids `start` to `stop` (cut at its end) of one document, a read-only view of the file."""
+        if not 0 <= document < self.num_documents:
+            raise IndexError(f"document {document} of {self.num_documents}")
+        shard = int(np.searchsorted(self._shard_starts, document, side="right")) - 1
+        if shard not in self._maps:
+            self._maps[shard] = np.memmap(self.folder / f"{self.shards[shard]['name']}.tokens", self.dtype, mode="r")
+        first = int(self._starts[document] - self._starts[self._shard_starts[shard]])
+        return self._maps[shard][first + start : first + min(stop, int(self.lengths[document]))]
+
+
+class TokenStore:
+    """Raises DataError when `path` is no store, is unfinished, or a file is missing or has another size."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        file = self.path / MANIFEST
+        if not file.is_file():
+            hint = (
+                "unfinished: run the same `lmkit tokenize` again"
+                if (self.path / "plan.json").is_file()
+                else "not a store"
+            )
+            raise DataError(f"{self.path} is no token store ({MANIFEST} is missing; {hint})")
+        try:
+            self.manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            version, self.fingerprint = self.manifest["format"], str(self.manifest["fingerprint"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._damaged(f"{MANIFEST} cannot be read: {error!r}") from error
+        if version != FORMAT:
+            raise DataError(
+                f"{file}: format {version}; this lmkit reads format {FORMAT}\n  → run `lmkit tokenize` again"
+            )
+        for name, entry in self._files():
+            found = (self.path / name).stat().st_size if (self.path / name).is_file() else None
+            if found != entry["size"]:
+                raise self._damaged(
+                    f"{name} has {found} bytes, {entry['size']} were written" if found else f"no {name}"
+                )
+
+    def _damaged(self, what: str) -> DataError:
+        return DataError(
+            f"token store {self.path} is damaged: {what}\n  → delete the folder and run `lmkit tokenize` again"
+        )
+
+    def _files(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        yield "tokenizer/tokenizer.json", self.manifest["tokenizer"]["file"]
+        for split in SPLITS:
+            for shard in self.manifest["shards"][split]:
+                yield f"{shard['name']}.tokens", shard["tokens_file"]
+                yield f"{shard['name']}.index", shard["index_file"]
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """A folder that `load_tokenizer` and AutoTokenizer read."""
+        return self.path / "tokenizer"
+
+    def split(self, name: str) -> Split:
+        """`train` or `validation`."""
+        return Split(self.path, self.manifest["shards"][name], self.manifest["dtype"], self.manifest["tokenizer"])
+
+    def verify(self) -> None:
+        """Read every file and compare its checksum; DataError names the first that differs."""
+        for name, entry in self._files():
+            if sha256(self.path / name) != entry["sha256"]:
+                raise self._damaged(f"{name} is not what was written (its checksum differs)")
+
+
+def is_store(path: Path | str) -> bool:
+    return (Path(path) / MANIFEST).is_file() and (Path(path) / "tokenizer").is_dir()

@@ -1,0 +1,141 @@
+"""How well a model predicts text: loss, perplexity and bits per byte, with intervals over documents.
+
+Loss and perplexity compare models with one tokenizer only; bits per byte compares any, as long as there are no unknown
+tokens, which cost nothing to predict and stand for bytes that were never read.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from lmkit.errors import DataError, ModelError, UserError
+from lmkit.evaluation.intervals import bootstrap_ratio
+from lmkit.model.loss import CHUNK, IGNORE
+from lmkit.model.transformer import Transformer
+from lmkit.text.tokenizer import Tokenizer
+
+BATCH_TOKENS = 16_384  # in one forward pass; changes speed and memory only
+BATCHES = 16  # held back to be sorted by length, so that little is padding
+
+
+class Estimate(NamedTuple):
+    """A score and its 95% interval; None for one document, whose spread is unknown."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+class Window(NamedTuple):
+    document: int
+    tokens: list[int]  # what the model reads, and one more to predict
+    first: int  # predictions before this one are context only
+
+
+@dataclass
+class Scores:
+    """Sums for each document; the properties are over all of them."""
+
+    context: int
+    stride: int
+    nats: list[float] = field(default_factory=list)  # negative log-likelihood
+    tokens: list[int] = field(default_factory=list)  # predicted: all but the first of each document
+    bytes: list[int] = field(default_factory=list)  # UTF-8
+    unknown: int = 0  # tokens that stand for text the tokenizer cannot spell
+
+    @property
+    def loss(self) -> Estimate:
+        """Nats a token."""
+        value = math.fsum(self.nats) / sum(self.tokens)
+        return Estimate(value, *(bootstrap_ratio(self.nats, self.tokens) or (None, None)))
+
+    @property
+    def perplexity(self) -> Estimate:
+        return Estimate(*(None if x is None else math.exp(min(x, 700.0)) for x in self.loss))  # type: ignore[arg-type]
+
+    @property
+    def bits_per_byte(self) -> Estimate:
+        bits = [nats / math.log(2) for nats in self.nats]
+        return Estimate(math.fsum(bits) / sum(self.bytes), *(bootstrap_ratio(bits, self.bytes) or (None, None)))
+
+
+def windows(document: int, ids: list[int], context: int, stride: int) -> Iterator[Window]:
+    """Every token but the first is predicted exactly once. A window reads `context` tokens and predicts the one after
+    each; the next begins `stride` later and scores what is new, its last `stride`."""
+    begin, done = 0, 0  # `done` predictions are scored
+    while done < len(ids) - 1:
+        end = min(begin + context, len(ids) - 1)
+        yield Window(document, ids[begin : end + 1], done - begin)
+        begin, done = begin + stride, end
+
+
+@torch.no_grad()
+def window_nats(model: Transformer, group: list[Window]) -> list[float]:
+    """The summed loss of each window's scored tokens, in nats. Logits exist for CHUNK positions at a time."""
+    device, longest = model.head.weight.device, max(len(w.tokens) for w in group) - 1
+    padding = [longest + 1 - len(w.tokens) for w in group]
+    tokens = torch.tensor(
+        [w.tokens + [0] * n for w, n in zip(group, padding, strict=True)], device=device
+    )  # (B, T + 1)
+    labels = tokens[:, 1:].clone()
+    for row, w in enumerate(group):
+        labels[row, : w.first], labels[row, len(w.tokens) - 1 :] = IGNORE, IGNORE
+    # padding stands on the right, where a causal model does not look: no mask, so the fast kernel runs
+    hidden, scored = model(tokens[:, :-1]), labels != IGNORE
+    h, y = hidden[scored], labels[scored]  # (n, D), (n,)
+    parts = [
+        F.cross_entropy(model.head(h[i : i + CHUNK]), y[i : i + CHUNK], reduction="none")
+        for i in range(0, len(y), CHUNK)
+    ]
+    return [float(part.sum()) for part in torch.cat(parts).cpu().double().split(scored.sum(1).tolist())]
+
+
+def evaluate(
+    model: Transformer, tokenizer: Tokenizer, texts: Iterable[str], stride: int | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+) -> Scores:  # fmt: skip
+    """Score documents as training saw them: between BOS and EOS, which is predicted too (unless it is BOS).
+
+    model: in eval mode. stride: tokens between windows, from 1 to the context (the default: fastest); smaller ones give
+    every token more to go by, so scores with different strides do not compare. Texts are read as they are needed.
+
+    Raises UserError for a stride out of range, DataError without text, ModelError for losses that are not finite."""
+    context = model.config.context
+    stride = context if stride is None else stride
+    if not 1 <= stride <= context:
+        raise UserError(f"stride {stride} is out of range\n  allowed: 1 to {context}, the model's context")
+    scores, waiting = Scores(context, stride), list[Window]()
+    bos, eos = tokenizer.bos_id, tokenizer.eos_id
+    start, end = [] if bos is None else [bos], [] if eos in (None, bos) else [eos]
+    rows = max(1, batch_tokens // context)
+    for text in texts:
+        ids = [*start, *tokenizer.encode(text), *end]
+        if len(ids) < 2:
+            continue
+        waiting += windows(len(scores.nats), ids, context, stride)
+        scores.nats.append(0.0)
+        scores.tokens.append(len(ids) - 1)
+        scores.bytes.append(len(text.encode()))
+        scores.unknown += 0 if tokenizer.unk_id is None else ids.count(tokenizer.unk_id)
+        if len(waiting) >= BATCHES * rows:
+            _score(model, waiting, batch_tokens, scores)
+            waiting.clear()
+    _score(model, waiting, batch_tokens, scores)
+    if not scores.nats:
+        raise DataError("there is no text to score")
+    if not math.isfinite(sum(scores.nats)):
+        raise ModelError("the loss is not finite\n  → the model's weights are damaged, or its training diverged")
+    return scores
+
+
+def _score(model: Transformer, waiting: list[Window], batch_tokens: int, scores: Scores) -> None:
+    waiting = sorted(waiting, key=lambda w: len(w.tokens), reverse=True)
+    while waiting:
+        rows = max(1, batch_tokens // len(waiting[0].tokens))
+        group, waiting = waiting[:rows], waiting[rows:]
+        for window, nats in zip(group, window_nats(model, group), strict=True):
+            scores.nats[window.document] += nats

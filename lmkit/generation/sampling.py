@@ -1,0 +1,78 @@
+"""How the next token is chosen. Filters mean what transformers' logits processors of the same names mean, and apply in
+the same order: repetition penalty, temperature, top-k, top-p, min-p."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmkit.errors import UserError
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Raises UserError for a value outside its range."""
+
+    max_tokens: int = 128  # new tokens; the context may end a text earlier
+    temperature: float = 1.0  # 0: always the likeliest token
+    top_k: int = 0  # only the k likeliest tokens; 0: all
+    top_p: float = 1.0  # only the likeliest tokens that together have this probability
+    min_p: float = 0.0  # only tokens with at least this share of the likeliest one's probability
+    repetition_penalty: float = 1.0  # divides positive and multiplies negative logits of tokens seen; 1: off
+    seed: int = 0
+    stop: tuple[str, ...] = ()  # texts that end a completion and are cut off it
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "max_tokens": (self.max_tokens >= 1, "1 or more"),
+            "temperature": (0 <= self.temperature < math.inf, "0 (the likeliest token) or more; 0.7 to 1 is usual"),
+            "top_k": (self.top_k >= 0, "0 (off) or more"),
+            "top_p": (0 < self.top_p <= 1, "above 0, up to 1 (off)"),
+            "min_p": (0 <= self.min_p <= 1, "0 (off) to 1"),
+            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "above 0; 1 is off, 1.1 is usual"),
+            "seed": (self.seed >= 0, "0 or more"),
+            "stop": (all(self.stop), "texts of at least one character"),
+        }
+        wrong = [
+            f"{k} {getattr(self, k)!r} is out of range\n  allowed: {say}" for k, (ok, say) in allowed.items() if not ok
+        ]
+        if wrong:
+            raise UserError("\n".join(wrong))
+
+
+def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """logits (B, V) with tokens of `seen` (B, V) bool made less likely (Keskar et al. 2019, CTRL)."""
+    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
+def warp(logits: Tensor, config: SamplingConfig) -> Tensor:
+    """logits (B, V) over a temperature above 0, with -inf for tokens that may not be chosen."""
+    # The largest becomes 0 first, so that a tiny temperature gives -inf and never inf - inf; 1e-40 is 0 in float32.
+    x = (logits - logits.amax(-1, keepdim=True)) / max(config.temperature, 1e-30)
+    if config.top_k:
+        x = x.masked_fill(x < x.topk(min(config.top_k, x.size(-1))).values[:, -1:], -math.inf)
+    if config.top_p < 1:
+        ordered, index = x.sort(dim=-1)  # smallest first
+        out = ordered.softmax(-1).cumsum(-1) <= 1 - config.top_p
+        out[:, -1] = False
+        x = x.masked_fill(out.scatter(1, index, out), -math.inf)
+    if config.min_p:
+        probs = x.softmax(-1)
+        x = x.masked_fill(probs < config.min_p * probs.amax(-1, keepdim=True), -math.inf)
+    return x
+
+
+def choose(logits: Tensor, config: SamplingConfig, rngs: Sequence[np.random.Generator]) -> Tensor:
+    """The next token of each row: (B, V) penalised logits -> (B,) int64 on the CPU. Each row draws from its own `rng`.
+
+    The Gumbel-max trick, as probability over exponential noise: only a near tie of the two best tokens can flip when
+    rounding differs with the batch, while a running sum over the vocabulary would flip at any token's border. float64,
+    since float32 noise is 0 once in 10^7 draws and a token of no probability would win."""
+    if config.temperature == 0:
+        return logits.argmax(-1).cpu()
+    probs = warp(logits, config).cpu().double().softmax(-1)
+    noise = np.stack([rng.standard_exponential(probs.size(1)) for rng in rngs])
+    return (probs / torch.from_numpy(noise)).argmax(-1)

@@ -1,0 +1,226 @@
+"""A run directory: everything a resume, a reader or a person needs to know about one training run.
+
+    recipe.yaml  environment.json  status.json  lock  metrics.jsonl  timing.jsonl  events.jsonl
+    checkpoints/step-00000400/   a Hugging Face folder, and training/ for resuming
+    latest -> checkpoints/...    best -> checkpoints/...
+
+metrics.jsonl holds only what is a pure function of (recipe, step); what the clock decides stands in timing.jsonl.
+"""
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+from lmkit.errors import ModelError, RunInUse, StorageError, UserError
+from lmkit.files import fsync_directory, sha256, write_atomic, write_json
+
+MANIFEST = "training/manifest.json"
+
+
+class Run:
+    """Opens or creates; holds a lock for life. Raises RunInUse, StorageError."""
+
+    def __init__(self, path: Path):
+        self.path, self.checkpoints = path, path / "checkpoints"
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._lock = (path / "lock").open("a+")
+        except OSError as e:
+            raise StorageError(f"{path}: cannot write a run here: {e.strerror}") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            owner = self._lock.read().strip() or "another process"
+            raise RunInUse(
+                f"{path}: in use by {owner}\n  → wait for it, or name another run directory with --out"
+            ) from None
+        self._lock.truncate(0)
+        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._lock.flush()
+        for half in [*self.checkpoints.glob("*.part"), *self.checkpoints.glob("*.old")]:
+            shutil.rmtree(half)
+
+    def close(self) -> None:
+        self._lock.close()
+
+    # ---- identity
+
+    def begin(self, recipe_yaml: str, facts: dict[str, Any]) -> None:
+        write_atomic(self.path / "recipe.yaml", recipe_yaml)
+        write_json(self.path / "environment.json", environment() | facts)
+
+    def status(self, state: str, **facts: Any) -> None:
+        """state: running, done, stopped, diverged or failed."""
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        write_json(self.path / "status.json", {"state": state, "pid": os.getpid(), "time": now, **facts})
+
+    # ---- checkpoints
+
+    def save(self, step: int, write: Callable[[Path], None], keep: int, best: bool) -> Path:
+        """A checkpoint exists under its name if and only if it is whole: `write` fills a `.part` folder, a manifest of
+        sizes and checksums comes last, everything is flushed, then one rename."""
+        final = self.checkpoints / f"step-{step:08d}"
+        part = final.with_name(final.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        try:
+            (part / "training").mkdir(parents=True)
+            write(part)
+            files = sorted(f for f in part.rglob("*") if f.is_file())
+            facts = {str(f.relative_to(part)): {"bytes": f.stat().st_size, "sha256": sha256(f)} for f in files}
+            write_json(part / MANIFEST, {"step": step, "files": facts})
+            for f in files:
+                with f.open("rb") as handle:
+                    os.fsync(handle.fileno())
+            for folder in (part / "training", part):
+                fsync_directory(folder)
+            if final.exists():
+                final.rename(final.with_name(final.name + ".old"))
+            part.rename(final)
+            fsync_directory(self.checkpoints)
+        except OSError as e:
+            shutil.rmtree(part, ignore_errors=True)
+            raise StorageError(f"{final}: the checkpoint could not be written: {e.strerror or e}") from None
+        shutil.rmtree(final.with_name(final.name + ".old"), ignore_errors=True)
+        self._point("latest", final)
+        if best:
+            self._point("best", final)
+        self._retire(keep)
+        return final
+
+    def _point(self, name: str, target: Path) -> None:
+        _symlink(self.path / name, target.relative_to(self.path))
+
+    def mark_best(self, checkpoint: Path) -> None:
+        self._point("best", checkpoint)
+
+    def link_beside(self, name: str) -> None:
+        """A link to this run in the folder of runs."""
+        _symlink(self.path.parent / name, Path(self.path.name))
+
+    def _retire(self, keep: int) -> None:
+        """Only whole checkpoints, oldest step first; never the best."""
+        best = (self.path / "best").resolve()
+        for old in self.steps()[:-keep]:
+            if old.resolve() != best:
+                gone = old.with_name(old.name + ".old")
+                old.rename(gone)
+                shutil.rmtree(gone)
+
+    def steps(self) -> list[Path]:
+        """Checkpoint folders, oldest first."""
+        return sorted(p for p in self.checkpoints.glob("step-*") if p.suffix not in (".part", ".old"))
+
+    def newest_whole(self, told: Callable[[str], None]) -> Path:
+        """The newest checkpoint whose every byte matches its manifest; damaged ones are named through `told`.
+        Raises ModelError when none is left: a resume never restarts from nothing."""
+        for checkpoint in reversed(self.steps()):
+            problem = damage(checkpoint)
+            if problem is None:
+                return checkpoint
+            told(f"{checkpoint.name} is damaged ({problem}); trying the one before")
+        raise ModelError(f"{self.path}: no whole checkpoint to resume from\n  → start again with another --out")
+
+    # ---- metrics
+
+    def truncate_logs(self, step: int) -> None:
+        """Drop the rows of steps that are about to be trained again, and a torn last line."""
+        for name in ("metrics.jsonl", "timing.jsonl"):
+            kept = [row for row in read_jsonl(self.path / name) if row["step"] <= step]
+            write_atomic(self.path / name, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def open_log(self, name: str) -> IO[str]:
+        return (self.path / name).open("a", buffering=1)
+
+    def event(self, kind: str, **facts: Any) -> None:
+        """Append to events.jsonl: starts, resumes, skipped steps, fallbacks."""
+        with self.open_log("events.jsonl") as f:
+            f.write(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": kind, **facts}) + "\n")
+
+
+def _symlink(link: Path, target: Path) -> None:
+    part = link.with_name(f".{link.name}.part")
+    part.unlink(missing_ok=True)
+    part.symlink_to(target)
+    part.replace(link)
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint by its manifest; None if it is whole."""
+    try:
+        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
+    except (OSError, ValueError, KeyError):
+        return "its manifest is missing or unreadable"
+    for name, facts in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != facts["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {facts['bytes']}"
+        if sha256(path) != facts["sha256"]:
+            return f"{name} does not match its checksum"
+    return None
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a log; a torn last line, as a crash leaves it, is passed over."""
+    if not path.exists():
+        return
+    with path.open() as f:
+        for line in f:
+            if not line.endswith("\n"):
+                return
+            yield json.loads(line)
+
+
+def model_folder(path: Path | str) -> Path:
+    """The Hugging Face folder meant by a run (its `latest`) or by such a folder. Raises ModelError."""
+    path = Path(path)
+    if (path / "config.json").exists():
+        return path
+    if (path / "latest" / "config.json").exists():
+        return path / "latest"
+    if not path.exists():
+        beside = sorted(p.name for p in path.parent.glob("*") if p.is_dir()) if path.parent.exists() else []
+        here = f"\n  {path.parent}/ holds: {', '.join(beside[:12])}" if beside else ""
+        raise ModelError(f"{path}: no such model or run{here}\n  → `lmkit runs` lists runs")
+    raise ModelError(f"{path}: neither a run with a checkpoint nor a model folder (no config.json)")
+
+
+def find_run(path: Path | str) -> Path:
+    """A run directory by path. Raises UserError."""
+    path = Path(path)
+    if not (path / "recipe.yaml").exists():
+        raise UserError(f"{path}: not a run directory (no recipe.yaml)\n  → `lmkit runs` lists runs")
+    return path
+
+
+def environment() -> dict[str, Any]:
+    """What it takes to understand a result later. No environment variables: they may hold secrets."""
+    packages = ("lmkit", "torch", "numpy", "tokenizers", "safetensors")
+    here = Path(__file__).parent
+    git = lambda *args: subprocess.run(["git", "-C", str(here), *args], capture_output=True, text=True).stdout.strip()
+    commit = git("rev-parse", "HEAD") if shutil.which("git") else ""
+    return {
+        "command": sys.argv, "python": platform.python_version(), "system": platform.platform(),
+        "cores": os.cpu_count(),
+        "versions": {p: _version(p) for p in packages}, "git": commit or None,
+        "git_dirty": bool(git("status", "--porcelain")) if commit else None,
+    }  # fmt: skip
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,164 @@
+"""A sentencepiece .model (Unigram or BPE) as a tokenizers object that gives the same ids."""
+
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lmkit.errors import ModelError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+
+SPACE = "▁"
+NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # piece types of sentencepiece_model.proto
+SAMPLE = [
+    "Hello world, tokenization!",
+    " leading, trailing \n and  double   spaces\t",
+    "naïve façade: 3.14159 + ½ ﬁne １２",
+    "Привет, мир. 你好,世界。こんにちは עברית",
+    "🤖\u200d👧 e\u0301 \u200b \u00a0|",
+    "def f(x):\n    return x ** 2  # ok\r\n",
+    "aaaa AAAA 0000 ....",
+]
+
+
+@dataclass
+class Spec:
+    """The part of a sentencepiece model that decides ids."""
+
+    pieces: list[tuple[str, float, int]]  # text, score, type
+    model_type: int = 1  # 1 unigram, 2 bpe, 3 word, 4 char
+    byte_fallback: bool = False
+    charsmap: bytes = b""
+    add_dummy_prefix: bool = True
+    remove_extra_whitespaces: bool = True
+    escape_whitespaces: bool = True
+
+
+def convert(model: bytes, name: str) -> "Backend":
+    """`model` is the content of a .model file, `name` what to call it in an error.
+
+    Raises ModelError when it is damaged, or when the conversion and the sentencepiece library disagree on a sample."""
+    import sentencepiece
+
+    try:
+        library = sentencepiece.SentencePieceProcessor(model_proto=model)
+        spec = _read(model)
+    except Exception as error:  # the library raises RuntimeError, damaged bytes any of several
+        raise ModelError(f"{name} is not a sentencepiece model: {error}") from error
+    if spec.model_type not in (1, 2) or not spec.escape_whitespaces:
+        raise ModelError(f"{name}: only sentencepiece models of type unigram and bpe can be read")
+    backend = _build(spec)
+    backend.encode_special_tokens = True
+    pieces = [text.replace(SPACE, " ") for text, _, kind in spec.pieces if kind == NORMAL]
+    step = max(40, len(pieces) // 200)
+    for text in [*SAMPLE, *("".join(pieces[i : i + 40]) for i in range(0, len(pieces), step))]:
+        ours, theirs = backend.encode(text, add_special_tokens=False).ids, library.encode(text)
+        if ours != theirs:
+            raise ModelError(
+                f"{name} cannot be converted exactly: on {text[:60]!r} sentencepiece gives {theirs[:12]}, "
+                f"the conversion {ours[:12]}\n"
+                "  → convert it to a tokenizer.json with the software it came from"
+            )
+    return backend
+
+
+def _build(spec: Spec) -> "Backend":
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    unk_id = next(i for i, (_, _, kind) in enumerate(spec.pieces) if kind == UNKNOWN)
+    if spec.model_type == 1:
+        scored = [(text, score) for text, score, _ in spec.pieces]
+        backend = Tokenizer(models.Unigram(scored, unk_id=unk_id, byte_fallback=spec.byte_fallback))
+    else:
+        vocabulary = {text: i for i, (text, _, _) in enumerate(spec.pieces)}
+        unk = spec.pieces[unk_id][0]
+        backend = Tokenizer(
+            models.BPE(vocabulary, _merges(spec), unk_token=unk, fuse_unk=True, byte_fallback=spec.byte_fallback)
+        )
+    steps: list[normalizers.Normalizer] = [normalizers.Precompiled(spec.charsmap)] if spec.charsmap else []
+    if spec.remove_extra_whitespaces:
+        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+    steps += [normalizers.Prepend(SPACE)] if spec.add_dummy_prefix else []
+    backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
+    splits = [pre_tokenizers.Split(Regex(p), "isolated") for p in _split_patterns(spec)]
+    if splits:
+        backend.pre_tokenizer = pre_tokenizers.Sequence(splits)
+    undo = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence(undo + ([decoders.Strip(" ", 1, 0)] if spec.add_dummy_prefix else []))
+    control = [text for text, _, kind in spec.pieces if kind in (UNKNOWN, CONTROL)]
+    backend.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in control])
+    user = [text for text, _, kind in spec.pieces if kind == USER]
+    backend.add_tokens([AddedToken(t, normalized=False, special=False) for t in user])
+    return backend
+
+
+def _split_patterns(spec: Spec) -> Iterator[str]:
+    """Cuts that change no id of ordinary text: at spaces, for speed, and inside spelled control pieces, for safety."""
+    if not any(re.search(f"[^{SPACE}]{SPACE}", text) for text, _, kind in spec.pieces if kind == NORMAL):
+        yield f"{SPACE}*[^{SPACE}]+|{SPACE}+"
+    if spec.model_type == 1:  # Unigram looks up every entry, so a text that spells "<s>" or "<0x0A>" would become it
+        hidden = [text for text, _, kind in spec.pieces if kind in (UNKNOWN, CONTROL, UNUSED) and len(text) > 1]
+        yield "|".join([r"<(?=0x[0-9A-F]{2}>)", *(f"{re.escape(t[0])}(?={re.escape(t[1:])})" for t in hidden)])
+
+
+def _merges(spec: Spec) -> list[tuple[str, str]]:
+    """Every way to make a piece of two others; sentencepiece makes the piece of the highest score first."""
+    usable = {text: (-score, i) for i, (text, score, kind) in enumerate(spec.pieces) if kind == NORMAL}
+    merges = []
+    for text, rank in usable.items():
+        for cut in range(1, len(text)):
+            left, right = text[:cut], text[cut:]
+            if left in usable and right in usable:
+                merges.append((rank, usable[left][1], usable[right][1], left, right))
+    return [(left, right) for *_, left, right in sorted(merges)]
+
+
+def _read(model: bytes) -> Spec:
+    """sentencepiece_model.proto, as far as it decides ids; the field numbers are the proto's."""
+    spec = Spec([])
+    for number, value in _fields(model):
+        if number == 1:
+            piece = dict(_fields(value))
+            spec.pieces.append((piece[1].decode(), struct.unpack("<f", piece[2])[0], piece.get(3, NORMAL)))
+        elif number == 2:
+            trainer = dict(_fields(value))
+            spec.model_type, spec.byte_fallback = trainer.get(3, 1), bool(trainer.get(35, 0))
+        elif number == 3:
+            normalizer = dict(_fields(value))
+            spec.charsmap = normalizer.get(2, b"")
+            spec.add_dummy_prefix, spec.remove_extra_whitespaces = (
+                bool(normalizer.get(3, 1)),
+                bool(normalizer.get(4, 1)),
+            )
+            spec.escape_whitespaces = bool(normalizer.get(5, 1))
+    return spec
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
+    """(field number, value) of one protobuf message: a varint as int, anything else as its bytes."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = message[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+            shift += 7
+
+    while at < len(message):
+        key = varint()
+        if key & 7 == 0:
+            yield key >> 3, varint()
+            continue
+        size = {1: 8, 5: 4}[key & 7] if key & 7 != 2 else varint()
+        if at + size > len(message):
+            raise ValueError("a field runs past the end of the file")
+        yield key >> 3, message[at : at + size]
+        at += size

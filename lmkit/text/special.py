@@ -1,0 +1,48 @@
+"""Special tokens by model family. Padding is its own token everywhere: a mask over padding never hides an end."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Special:
+    """The control tokens of one family; None where the family has no such token."""
+
+    bos: str | None = None
+    eos: str | None = None
+    pad: str | None = None
+    unk: str | None = None
+    mask: str | None = None
+    cls: str | None = None
+    sep: str | None = None
+    extra: tuple[str, ...] = ()
+
+    @property
+    def tokens(self) -> list[str]:
+        """Every token once, in the order their ids are given out when a tokenizer is trained."""
+        named = (self.pad, self.bos, self.eos, self.unk, self.cls, self.sep, self.mask, *self.extra)
+        return list(dict.fromkeys(t for t in named if t is not None))
+
+
+CHAT = tuple(f"<|{role}_{edge}|>" for role in ("user", "assistant", "python", "output") for edge in ("start", "end"))
+_LLAMA = Special(bos="<s>", eos="</s>", unk="<unk>", pad="<pad>")
+_BERT = Special(pad="[PAD]", unk="[UNK]", cls="[CLS]", sep="[SEP]", mask="[MASK]")
+_ROBERTA = Special(bos="<s>", eos="</s>", pad="<pad>", unk="<unk>", mask="<mask>", cls="<s>", sep="</s>")
+_MARIAN = Special(eos="</s>", unk="<unk>", pad="<pad>")
+
+SPECIAL: dict[str, Special] = {
+    "gpt2": Special(bos="<|endoftext|>", eos="<|endoftext|>", pad="<|pad|>"),
+    "nanochat": Special(bos="<|bos|>", eos="<|bos|>", pad="<|pad|>", extra=CHAT),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen3": _LLAMA,
+    "bert": _BERT,
+    "albert": _BERT,
+    "electra": _BERT,
+    "modernbert": _BERT,
+    "roberta": _ROBERTA,
+    "bart": _ROBERTA,
+    "mbart": _ROBERTA,
+    "t5": Special(eos="</s>", unk="<unk>", pad="<pad>", extra=tuple(f"<extra_id_{i}>" for i in range(100))),
+    "transformer": _MARIAN,
+    "marian": _MARIAN,
+}

@@ -1,0 +1,287 @@
+"""One tokenizer interface. Whatever it came from, it is a tokenizer.json, so transformers gives the same ids."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmkit.errors import ModelError, UserError
+from lmkit.files import write_atomic, write_json
+from lmkit.text.special import Special
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+
+ROLES = [f.name for f in fields(Special) if f.name != "extra"]
+# What a role's token is called when a lone tokenizer.json does not say; the first that exists wins.
+USUAL_NAMES = {
+    "bos": ("<s>", "<|bos|>", "<bos>", "<|begin_of_text|>", "<|endoftext|>"),
+    "eos": ("</s>", "<|bos|>", "<eos>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>"),
+    "pad": ("<pad>", "[PAD]", "<|pad|>"),
+    "unk": ("<unk>", "[UNK]"),
+    "mask": ("<mask>", "[MASK]"),
+    "cls": ("[CLS]",),
+    "sep": ("[SEP]",),
+}
+
+
+class Tokenizer:
+    """Text to ids and back. Text that spells a control token stays ordinary text; only ids make control tokens."""
+
+    def __init__(self, backend: "Backend", special: Special):
+        backend.encode_special_tokens = True
+        backend.no_truncation()  # files from sentence encoders carry both, and would cut or pad without a word
+        backend.no_padding()
+        self.backend, self.special = backend, special
+        for role in ROLES:
+            token = getattr(special, role)
+            if token is not None and backend.token_to_id(token) is None:
+                raise ModelError(f"tokenizer: its {role} token {token!r} is not in its own vocabulary")
+
+    @cached_property
+    def vocab(self) -> dict[str, int]:
+        return self.backend.get_vocab(with_added_tokens=True)
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Rows an embedding needs: the largest id + 1, added tokens included."""
+        return max(self.vocab.values()) + 1
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        added = self.backend.get_added_tokens_decoder()
+        named = (self._role(role) for role in ROLES)
+        return frozenset([i for i, token in added.items() if token.special] + [i for i in named if i is not None])
+
+    def token_id(self, token: str) -> int | None:
+        return self.backend.token_to_id(token)
+
+    def _role(self, role: str) -> int | None:
+        token = getattr(self.special, role)
+        return None if token is None else self.token_id(token)
+
+    bos_id = property(lambda self: self._role("bos"))
+    eos_id = property(lambda self: self._role("eos"))
+    pad_id = property(lambda self: self._role("pad"))
+    unk_id = property(lambda self: self._role("unk"))
+    mask_id = property(lambda self: self._role("mask"))
+    cls_id = property(lambda self: self._role("cls"))
+    sep_id = property(lambda self: self._role("sep"))
+
+    @property
+    def document_frame(self) -> tuple[list[int], list[int]]:
+        """The ids before and after a document in training data: BOS; EOS ([SEP] in BERT's family) unless it is BOS."""
+        end = self.sep_id if self.bos_id is None and self.eos_id is None else self.eos_id
+        return [i for i in [self.bos_id] if i is not None], [i for i in [end] if i not in (None, self.bos_id)]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text alone: no BOS, EOS, [CLS] or [SEP]. Raises UserError for text that is not valid Unicode."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Like `encode`, on all cores."""
+        try:
+            encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError):
+            broken = [t for t in texts if not t.isascii() and any("\ud800" <= c <= "\udfff" for c in t)]
+            if not broken:
+                raise
+            raise UserError(f"text holds half of a surrogate pair, which is no character: {broken[0][:40]!r}") from None
+        return [e.ids for e in encodings]
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        return self.backend.decode(list(ids), skip_special_tokens=skip_special)
+
+    @cached_property
+    def definition(self) -> dict[str, Any]:
+        """The content of tokenizer.json."""
+        return json.loads(self.backend.to_str())
+
+    @cached_property
+    def lossless(self) -> bool:
+        """Whether decode(encode(text)) == text for every text: byte level, and nothing normalised before it."""
+        split = self.definition["pre_tokenizer"] or {}
+        levels = [p for p in split.get("pretokenizers", [split]) if p.get("type") == "ByteLevel"]
+        unchanged = self.definition["normalizer"] is None and not any(p["add_prefix_space"] for p in levels)
+        return bool(levels) and unchanged
+
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """The bytes an id stands for; None for control tokens and for kinds that have no exact ones."""
+        token = None if token_id in self.special_ids else self.backend.id_to_token(token_id)
+        if token is None or not self.lossless:
+            return None
+        if token_id in self.backend.get_added_tokens_decoder():
+            return token.encode()
+        return bytes(self._byte_of[c] for c in token)
+
+    @cached_property
+    def _byte_of(self) -> dict[str, int]:
+        return {char: byte for byte, char in enumerate(byte_alphabet())}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the canonical tokenizer.json."""
+        canonical = json.dumps(self.definition, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def save(self, folder: Path, max_length: int | None = None) -> None:
+        """Write tokenizer.json and the two files beside it that AutoTokenizer reads."""
+        folder.mkdir(parents=True, exist_ok=True)
+        named = {f"{role}_token": t for role in ROLES if (t := getattr(self.special, role)) is not None}
+        config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **named}
+        config["clean_up_tokenization_spaces"] = False
+        if max_length is not None:
+            config["model_max_length"] = max_length
+        write_atomic(folder / "tokenizer.json", self.backend.to_str(pretty=True))
+        write_json(folder / "special_tokens_map.json", named)
+        write_json(folder / "tokenizer_config.json", config)
+
+
+def byte_alphabet() -> list[str]:
+    """GPT-2's visible character for each of the 256 bytes: itself where it prints, else the next free one past 255."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    hidden = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(hidden)) for byte in range(256)]
+
+
+def add_post_processor(backend: "Backend", special: Special) -> None:
+    """What AutoTokenizer puts around a text: BOS before it (decoders), [CLS] and [SEP] or EOS (the others)."""
+    from tokenizers.processors import TemplateProcessing
+
+    first = special.cls or special.bos
+    last = special.sep or (special.eos if special.bos is None else None)
+    head, tail = ([f"{first}:0"] if first else []), ([f"{last}:0"] if last else [])
+    second = ["$B:1", f"{last}:1"] if last else ["$B:1"]
+    if special.cls and special.cls == special.bos:  # RoBERTa's pair: <s> A </s></s> B </s>, all of type 0
+        second = [f"{last}:0", "$B:0", f"{last}:0"]
+    used = list(dict.fromkeys(t for t in (first, last) if t))
+    backend.post_processor = TemplateProcessing(
+        single=[*head, "$A:0", *tail],
+        pair=[*head, "$A:0", *tail, *second],
+        special_tokens=[(t, backend.token_to_id(t)) for t in used],
+    )
+
+
+def load_tokenizer(path: Path | str) -> Tokenizer:
+    """From a tokenizer.json, a Hugging Face folder (fast or slow), a sentencepiece .model, a run or a token store.
+
+    Raises ModelError when there is none, it is damaged, or it cannot be read exactly."""
+    path = Path(path).expanduser()
+    if path.is_file():
+        return _from_file(path, None)
+    if not path.is_dir():
+        raise ModelError(f"tokenizer {path}: no such file or folder")
+    for folder in (path / "latest", path / "tokenizer", path):  # a run, a token store, a Hugging Face folder
+        files = [
+            folder / "tokenizer.json",
+            folder / "tokenizer.model",
+            folder / "spiece.model",
+            *folder.glob("*.model"),
+        ]
+        found = next((f for f in files if f.is_file()), None)
+        if found:
+            return _from_file(found, folder)
+    if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
+        return _from_slow(path, "BPE")
+    if (path / "vocab.txt").is_file():
+        return _from_slow(path, "WordPiece")
+    held = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+    raise ModelError(
+        f"{path} holds no tokenizer (it holds {held})\n"
+        "  looked for: tokenizer.json or *.model (also in latest/ and tokenizer/), vocab.json and merges.txt, vocab.txt"
+    )
+
+
+def _from_file(path: Path, folder: Path | None) -> Tokenizer:
+    from tokenizers import Tokenizer as Backend
+
+    if path.name == "sentencepiece.bpe.model":  # XLM-R and mBART: fairseq's ids are the model's, shifted
+        raise ModelError(f"{path}: fairseq models shift the ids\n  → save its tokenizer.json with transformers first")
+    if path.suffix == ".model":
+        from lmkit.text.sentencepiece import convert
+
+        backend = convert(path.read_bytes(), str(path))
+        _add_tokens(backend, folder)
+        special = _find_special(backend, folder)
+        add_post_processor(backend, special)
+        return Tokenizer(backend, special)
+    try:
+        backend = Backend.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception for any damage
+        raise ModelError(f"{path} is not a tokenizer.json that tokenizers can read: {error}") from error
+    return Tokenizer(backend, _find_special(backend, folder or path.parent))
+
+
+def _from_slow(folder: Path, kind: str) -> Tokenizer:
+    """The files that slow tokenizers keep: vocab.json and merges.txt (GPT-2, RoBERTa), or vocab.txt (BERT)."""
+    from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer as Backend
+
+    try:
+        if kind == "BPE":
+            backend = Backend(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+            backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            backend.decoder = decoders.ByteLevel()
+        else:
+            backend = Backend(models.WordPiece.from_file(str(folder / "vocab.txt"), unk_token="[UNK]"))
+            lower = read_object(folder / "tokenizer_config.json").get("do_lower_case", True)
+            backend.normalizer = normalizers.BertNormalizer(lowercase=lower)
+            backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+            backend.decoder = decoders.WordPiece(cleanup=False)
+    except Exception as error:  # tokenizers raises bare Exception for any damage
+        raise ModelError(f"{folder}: its vocabulary files cannot be read: {error}") from error
+    special = _find_special(backend, folder)
+    backend.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in special.tokens])
+    _add_tokens(backend, folder)
+    add_post_processor(backend, special)
+    return Tokenizer(backend, special)
+
+
+def _add_tokens(backend: "Backend", folder: Path | None) -> None:
+    """Tokens that a folder adds behind its vocabulary files, like T5's sentinels; they keep their ids."""
+    from tokenizers import AddedToken
+
+    if folder is None:
+        return
+    decoder = read_object(folder / "tokenizer_config.json").get("added_tokens_decoder", {})
+    added = {t["content"]: (int(i), bool(t.get("special"))) for i, t in decoder.items()}
+    added |= {t: (i, False) for t, i in read_object(folder / "added_tokens.json").items() if t not in added}
+    for token, (token_id, special) in sorted(added.items(), key=lambda item: item[1]):
+        add = backend.add_special_tokens if special else backend.add_tokens
+        add([AddedToken(token, normalized=False, special=special)])
+        if backend.token_to_id(token) != token_id:
+            raise ModelError(f"{folder}: {token!r} should have id {token_id}, but gets {backend.token_to_id(token)}")
+
+
+def _find_special(backend: "Backend", folder: Path | None) -> Special:
+    """Roles as the files beside the tokenizer name them, else by the usual names among its tokens."""
+    named: dict[str, Any] = {}
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):
+        if folder is not None:
+            named |= {k: v for k, v in read_object(folder / file).items() if v is not None}
+    roles = {}
+    for role in ROLES:
+        value = named.get(f"{role}_token")
+        roles[role] = value.get("content") if isinstance(value, dict) else value
+    if not any(roles.values()):
+        roles = {
+            role: next((n for n in USUAL_NAMES[role] if backend.token_to_id(n) is not None), None) for role in ROLES
+        }
+    known = {role: t for role, t in roles.items() if t is not None and backend.token_to_id(t) is not None}
+    return Special(**asdict(Special()) | known)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """An optional JSON object: {} when the file is not there."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: must hold a JSON object, holds a {type(value).__name__}")
+    return value

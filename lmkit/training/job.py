@@ -1,0 +1,163 @@
+"""Everything a training run needs, built from a resolved recipe and the tokens it trains on."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.optim import Optimizer
+
+from lmkit.data.packing import PackedRows
+from lmkit.data.store import Split, TokenStore
+from lmkit.errors import DataError
+from lmkit.generation.engine import sample_text
+from lmkit.model.loss import CHUNK, score_chunk
+from lmkit.model.transformer import Transformer, init_weights
+from lmkit.recipe import ModelSection, Recipe
+from lmkit.tasks.causal_lm import CausalLM
+from lmkit.text.tokenizer import Tokenizer, load_tokenizer
+from lmkit.training.checkpoints import Average, State
+from lmkit.training.optimizers import build_optimizers
+from lmkit.training.precision import choose_compile, choose_device, choose_precision
+from lmkit.training.schedules import Horizon, horizon
+from lmkit.units import show_bytes, show_count
+
+CPU_MICRO_TOKENS = 4096  # measured on two cores: larger is not faster, and memory grows with it
+
+
+@dataclass
+class Job:
+    """Everything a run needs, built by `commands.pretrain`."""
+
+    recipe: Recipe
+    model: Transformer
+    task: CausalLM
+    rows: PackedRows
+    validation: PackedRows
+    tokens_per_byte: float  # of the validation text
+    horizon: Horizon
+    micro_rows: int
+    device: torch.device
+    precision: str
+    optimizers: list[Optimizer]
+    average: Average | None
+    tokenizer: Path  # folder whose files go into every checkpoint
+    special: dict[str, int | None]  # bos_token_id, eos_token_id, pad_token_id
+    sample: Callable[[], str] | None = None  # a text by the model as it is
+    state: State = field(default_factory=State)
+
+    @property
+    def batch_rows(self) -> int:
+        return self.recipe.train.batch // self.recipe.model.context
+
+
+def build_job(recipe: Recipe, store: TokenStore) -> Job:
+    """Raises DataError where the text is shorter than one batch, UserError for what this machine cannot do."""
+    train, context = recipe.train, recipe.model.context
+    device = choose_device(train.device)
+    precision = choose_precision(train.precision, device)
+    tokenizer = load_tokenizer(store.tokenizer_path)
+    pad = tokenizer.pad_id or 0
+    rows = PackedRows(store.split("train"), context, pad)
+    validation = PackedRows(store.split("validation"), context, pad)
+    _check_enough(rows, train.batch // context, store.split("train"), context)
+    ends = horizon(train.budget, train.batch // context, context, len(rows))
+    micro = (train.micro_batch or _micro_batch(recipe.model, train.batch, device)) // context
+    model = Transformer(recipe.model)
+    init_weights(model, train.seed)
+    model.to(device).decoder.recompute = train.recompute
+    compiled = choose_compile(train, device, _expected_seconds(model, ends, train.batch))
+    task = CausalLM(recipe.data.document_masking, *([torch.compile(score_chunk)] if compiled else []))
+    if compiled:
+        for block in model.decoder.blocks:
+            block.compile()
+    resolved = train.model_copy(update={"micro_batch": micro * context, "compile": "on" if compiled else "off"})
+    held_out = store.split("validation")
+    job = Job(
+        recipe=recipe.model_copy(update={"train": resolved}),
+        model=model, task=task, rows=rows,
+        validation=validation, tokens_per_byte=validation.num_scored / max(held_out.num_bytes, 1), horizon=ends,
+        micro_rows=micro, device=device, precision=precision, optimizers=build_optimizers(model, recipe.optimizer),
+        average=Average(model, train.ema) if train.ema else None, tokenizer=store.tokenizer_path,
+        special={f"{k}_token_id": getattr(tokenizer, f"{k}_id") for k in ("bos", "eos", "pad")},
+    )  # fmt: skip
+    if recipe.evaluate.sample is not None:
+        job.sample = lambda: _sample(job, tokenizer)
+    return job
+
+
+def _sample(job: Job, tokenizer: Tokenizer) -> str:
+    evaluate = job.recipe.evaluate
+    text = sample_text(job.model, tokenizer, evaluate.sample or "", evaluate.sample_tokens, seed=job.recipe.train.seed)
+    return " ".join(text.split())
+
+
+def _check_enough(rows: PackedRows, batch_rows: int, split: Split, context: int) -> None:
+    if len(rows) >= batch_rows:
+        return
+    fits = max(1, len(rows)) * context
+    raise DataError(
+        f"the training split has {split.num_tokens:,} tokens, fewer than one batch of {batch_rows * context:,}"
+        f" ({batch_rows} rows of {context})\n  → train.batch={fits}, a smaller model.context, or more text"
+    )
+
+
+def _micro_batch(model: ModelSection, batch: int, device: torch.device) -> int:
+    """Tokens a forward pass: a divisor of the batch that fits memory (on a CPU, the caches)."""
+    limit = CPU_MICRO_TOKENS
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        limit = int(0.5 * free / activation_bytes(model, 2))
+    rows = batch // model.context
+    fitting = [n for n in range(1, rows + 1) if rows % n == 0 and n * model.context <= max(limit, model.context)]
+    return fitting[-1] * model.context
+
+
+def activation_bytes(model: ModelSection, number_bytes: int) -> int:
+    """Kept of a token for the backward pass: about 16 hidden-wide and 3 feed-forward-wide tensors a block."""
+    gates = 2 if model.gated else 1
+    return number_bytes * model.num_layers * (16 * model.hidden_size + (2 + gates) * model.intermediate_size)
+
+
+def _expected_seconds(model: Transformer, ends: Horizon, batch: int) -> float:
+    """A rough length of the run, to decide on compilation: 6 FLOP a parameter and token at 60 GFLOP/s, a laptop's."""
+    if ends.seconds is not None:
+        return ends.seconds
+    assert ends.steps is not None
+    return ends.steps * batch * 6 * sum(model.num_parameters().values()) / 60e9
+
+
+def describe(job: Job, store: TokenStore) -> list[str]:
+    """Everything that was inferred, with the numbers a reader would ask for: a line each."""
+    recipe, model, train = job.recipe, job.recipe.model, job.recipe.train
+    parts = {k: v for k, v in job.model.num_parameters().items() if v}
+    total, rows = sum(parts.values()), job.rows
+    split, held = store.split("train"), store.split("validation")
+    by_part = ", ".join(f"{show_count(v)} {k}" for k, v in parts.items())
+    if job.horizon.steps is not None:
+        tokens = job.horizon.steps * train.batch
+        epochs = tokens / (len(rows) * model.context)
+        length = f"{job.horizon.steps:,} steps × {train.batch:,} tokens = {show_count(tokens)} ({epochs:.2f} epochs)"
+    else:
+        length = f"{train.budget}, {train.batch:,} tokens a step"
+    return [
+        f"model    {model.family} · {model.num_layers} layers × {model.hidden_size} · {model.num_heads} heads"
+        f" · context {model.context} · {show_count(total)} parameters ({by_part})",
+        f"data     {split.num_documents:,} documents, {show_count(split.num_tokens)} tokens; held out"
+        f" {held.num_documents:,} documents, {show_count(held.num_tokens)} tokens",
+        f"packing  {len(rows):,} rows, {rows.waste:.1%} padding, {rows.num_cut} documents cut to fill rows",
+        f"train    {length} · {recipe.optimizer.name} · peak lr {recipe.optimizer.lr:.3g} · {recipe.schedule.name}",
+        f"machine  {job.device} · {job.precision} · micro-batch {train.micro_batch:,} tokens"
+        f" × {math.ceil(train.batch / train.micro_batch)} · compile {train.compile}"
+        f" · memory ≈ {show_bytes(_memory(job, total))}",
+    ]
+
+
+def _memory(job: Job, parameters: int) -> float:
+    """Bytes: weights, gradients, moments and averages; activations of one micro-batch; a chunk of logits."""
+    recipe, train = job.recipe, job.recipe.train
+    moments = {"muon": 1.2, "sgd": 1, "adagrad": 1, "adafactor": 0.1}.get(recipe.optimizer.name, 2)
+    fixed = 4 * parameters * (2 + moments + (1 if train.ema else 0))
+    number = 4 if job.precision == "fp32" else 2
+    return fixed + train.micro_batch * activation_bytes(recipe.model, number) + 8 * CHUNK * recipe.model.vocab_size

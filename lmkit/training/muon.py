@@ -1,0 +1,67 @@
+"""Muon (Jordan et al. 2024): momentum whose update is orthogonalised, for the matrices inside the blocks.
+
+torch.optim.Muon runs its Newton-Schulz iterations in bfloat16, one matrix at a time: 28 to 50 times slower on a CPU
+without bf16. Here equal shapes are batched, in float32 on a CPU and bf16 on a GPU.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # the quintic of Jordan et al.: steep at 0, singular values end in 0.7..1.2
+ITERATIONS = 5
+
+
+def orthogonalize(m: Tensor) -> Tensor:
+    """(n, rows, columns) -> the same, singular values near 1, by Newton-Schulz iterations."""
+    dtype = torch.bfloat16 if m.is_cuda else torch.float32
+    wide = m.size(1) <= m.size(2)
+    x = (m if wide else m.mT).to(dtype)
+    x = x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
+    a, b, c = COEFFICIENTS
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x if wide else x.mT).to(m.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """params: matrices. row_blocks: parameter -> heights of the matrices stacked in it (fused projections), which are
+    orthogonalised one by one. The step is lr * sqrt(max(1, rows / columns)); weight decay is decoupled."""
+
+    def __init__(
+        self, params: Any, lr: float, momentum: float = 0.95, weight_decay: float = 0.0,
+        row_blocks: Mapping[Any, list[int]] | None = None,
+    ):  # fmt: skip
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.row_blocks = dict(row_blocks or {})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            grads = [p.grad for p in params]
+            for p in params:
+                if "momentum" not in self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+            buffers = [self.state[p]["momentum"] for p in params]
+            torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
+            updates = list(torch._foreach_lerp(grads, buffers, group["momentum"]))  # Nesterov
+            self._orthogonalize_all(params, updates)
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(params, updates, alpha=-group["lr"])
+
+    def _orthogonalize_all(self, params: list[Tensor], updates: list[Tensor]) -> None:
+        """In place, all matrices of one shape as one batch."""
+        by_shape: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
+        for p, update in zip(params, updates, strict=True):
+            for part in update.split(self.row_blocks.get(p, [p.size(0)])):
+                by_shape[part.size(0), part.size(1)].append(part)
+        for (rows, columns), parts in by_shape.items():
+            scaled = orthogonalize(torch.stack(parts)) * max(1.0, rows / columns) ** 0.5
+            torch._foreach_copy_(parts, list(scaled.unbind()))

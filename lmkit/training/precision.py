@@ -1,0 +1,52 @@
+"""Device, number format and compilation, chosen by the hardware unless the recipe says otherwise."""
+
+import shutil
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from lmkit.errors import UserError
+from lmkit.recipe import TrainConfig
+
+COMPILE_REPAYS_AFTER = 600.0  # seconds of training on a CPU; starting the compiler costs about a minute there
+
+
+def choose_device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "train.device is cuda, but torch sees no CUDA device\n  → train.device=auto, or install a CUDA build"
+        )
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise UserError("train.device is mps, but torch sees no Apple GPU\n  → train.device=auto")
+    return torch.device(name)
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """fp32, bf16 or fp16. Weights and moments are float32 in every case."""
+    if name != "auto":
+        if name == "fp16" and device.type == "cpu":
+            raise UserError(
+                "train.precision fp16 needs a GPU\n  → train.precision=fp32, or bf16 on a CPU with AMX or AVX512-BF16"
+            )
+        return name
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+def choose_compile(train: TrainConfig, device: torch.device, expected_seconds: float) -> bool:
+    """Raises UserError when compilation is demanded and no C++ compiler is there."""
+    has_compiler = device.type != "cpu" or any(shutil.which(c) for c in ("g++", "clang++", "c++"))
+    if train.compile == "on" and not has_compiler:
+        raise UserError("train.compile is on, but there is no C++ compiler\n  → install g++, or train.compile=off")
+    if train.compile != "auto":
+        return train.compile == "on"
+    return device.type == "cuda" or (has_compiler and device.type == "cpu" and expected_seconds > COMPILE_REPAYS_AFTER)

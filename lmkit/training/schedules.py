@@ -1,0 +1,63 @@
+"""Learning rate as a multiple of its peak, and the horizon of a run in steps, tokens, epochs or time."""
+
+import math
+from dataclasses import dataclass
+
+from lmkit.recipe import ScheduleConfig
+from lmkit.units import count, seconds, split_quantity
+
+
+def multiplier(c: ScheduleConfig, step: int, progress: float) -> float:
+    """Learning rate / peak for the step about to be taken.
+
+    step: steps already done. progress: share of the horizon already done, in [0, 1). `wsd` is warm-up, stable, linear
+    decay (Hu et al. 2024); `inverse_sqrt` is Vaswani et al. 2017, 5.3, scaled to peak at the end of the warm-up.
+    """
+    number, unit = split_quantity(c.warmup)
+    share = unit == "%"
+    warmed = (progress * 100 / number if share else (step + 1) / number) if number else 1.0
+    if warmed < 1:
+        return warmed
+    start = number / 100 if share else 0.0
+    left = min(1.0, (1 - progress) / (1 - start))  # of what follows a warm-up given as a share
+    match c.name:
+        case "constant":
+            return 1.0
+        case "inverse_sqrt":
+            return warmed**-0.5
+        case "linear":
+            shape = left
+        case "cosine":
+            shape = 0.5 * (1 + math.cos(math.pi * (1 - left)))
+        case "wsd":
+            shape = min(1.0, (1 - progress) / c.decay) if c.decay else 1.0
+    return c.floor + (1 - c.floor) * shape
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """When a run ends: after `steps`, or after `seconds` of training."""
+
+    steps: int | None
+    seconds: float | None = None
+
+    def progress(self, step: int, elapsed: float) -> float:
+        """Share done, in [0, 1]. For a time budget it follows the clock, so the decay always completes."""
+        if self.steps is not None:
+            return min(1.0, step / self.steps)
+        assert self.seconds is not None
+        return min(1.0, elapsed / self.seconds)
+
+
+def horizon(budget: str, batch_rows: int, context: int, num_rows: int) -> Horizon:
+    """`2000 steps`, `10M tokens`, `2 epochs` or `3 min`. num_rows: packed rows in one epoch."""
+    number, unit = split_quantity(budget)
+    match unit:
+        case "" | "step":
+            return Horizon(count(budget, "step"))
+        case "token":
+            return Horizon(math.ceil(number / (batch_rows * context)))
+        case "epoch":
+            return Horizon(math.ceil(number * num_rows / batch_rows))
+        case _:
+            return Horizon(None, seconds(budget))

@@ -1,0 +1,30 @@
+"""Asked to stop: finish the step, save, leave. Asked twice: stop at once."""
+
+import signal
+from types import FrameType
+from typing import Self
+
+from lmkit.display import note
+
+ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+class StopFlag:
+    """Context manager; `asked` names the signal once one came."""
+
+    def __init__(self) -> None:
+        self.asked: str | None = None
+
+    def __enter__(self) -> Self:
+        self._before = {s: signal.signal(s, self._handle) for s in ASKING}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for s, handler in self._before.items():
+            signal.signal(s, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.asked is not None:
+            raise KeyboardInterrupt
+        self.asked = signal.Signals(number).name
+        note(f"{self.asked}: finishing this step, then saving; once more stops at once without saving")
