@@ -70,7 +70,8 @@ def _build(spec: Spec) -> "Backend":
 
     unk_id = next(i for i, (_, _, kind) in enumerate(spec.pieces) if kind == UNKNOWN)
     if spec.model_type == 1:
-        scored = [(text, score) for text, score, _ in spec.pieces]
+        # nine digits identify a float32; tokenizers reads longer numbers back with another last bit
+        scored = [(text, float(f"{score:.9g}")) for text, score, _ in spec.pieces]
         backend = Tokenizer(models.Unigram(scored, unk_id=unk_id, byte_fallback=spec.byte_fallback))
     else:
         vocabulary = {text: i for i, (text, _, _) in enumerate(spec.pieces)}

@@ -14,7 +14,6 @@ from lmkit.recipe import TokenizerConfig
 from lmkit.text.special import SPECIAL
 from lmkit.text.tokenizer import Tokenizer, load_tokenizer
 from lmkit.text.training import train_tokenizer
-from lmkit.text.words import WordEncoder
 
 WORDS = "the of and model token über naïve 12 1234 don't It's x=y(); привет мир 世界 🙂 <s> [CLS] <|bos|> </s>".split()
 HARD = [
@@ -73,20 +72,6 @@ def test_every_family_frames_a_text_its_own_way(family: str, single: str, tmp_pa
 def test_a_vocabulary_too_small_for_the_control_tokens_is_refused() -> None:
     with pytest.raises(UserError, match="needs at least 360"):
         trained("bpe", "t5", 300)
-
-
-@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram"])
-def test_the_word_cache_gives_the_ids_of_encode(kind: str) -> None:
-    tokenizer = trained(kind, "bert")
-    choice = random.Random(1)
-    parts = [*"abAB 12'.,!?-  \n\n\r\t\u00a0\u2028\x85\x1c\x1f\x0b\x0cé你 \u0301🙂ſ", "'ll", "'S", " \n", "[SEP]"]
-    texts = ["".join(choice.choices(parts, k=choice.randint(1, 40))) for _ in range(1500)]
-    encoder = WordEncoder(tokenizer)
-    ids, lengths = encoder(texts)
-    flat = memoryview(ids).cast("H").tolist()
-    for text, length in zip(texts, lengths, strict=True):
-        assert flat[:length] == [*tokenizer.encode(text), tokenizer.sep_id], repr(text)
-        del flat[:length]
 
 
 @pytest.mark.parametrize("model_type", ["unigram", "bpe"])

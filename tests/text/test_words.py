@@ -34,11 +34,22 @@ def backend(split: object, model: object | None = None) -> Backend:
     made.pre_tokenizer = split
     made.train_from_iterator(texts(0, 500), trainers.BpeTrainer(vocab_size=500, show_progress=False,
                              initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))  # fmt: skip
+    made.add_special_tokens(["<|end|>"])
     return made
 
 
+def framed(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    start, end = tokenizer.document_frame
+    return [start + ids + end for ids in tokenizer.encode_batch(texts)]
+
+
+def encoded(encode: WordEncoder, texts: list[str]) -> list[list[int]]:
+    ids, lengths = encode(texts)
+    return [part.tolist() for part in np.split(np.frombuffer(ids, encode.dtype), np.cumsum(lengths)[:-1])]
+
+
 def gpt2() -> Tokenizer:
-    return Tokenizer(backend(pre_tokenizers.ByteLevel(add_prefix_space=False)), Special())
+    return Tokenizer(backend(pre_tokenizers.ByteLevel(add_prefix_space=False)), Special(eos="<|end|>"))
 
 
 def llama3(pattern: str, normalizer: object = None) -> Tokenizer:
@@ -46,7 +57,7 @@ def llama3(pattern: str, normalizer: object = None) -> Tokenizer:
     made = backend(pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), plain]))
     made.normalizer = normalizer
     made.add_tokens([AddedToken("<tool>", special=False)])
-    return Tokenizer(made, Special())
+    return Tokenizer(made, Special(eos="<|end|>"))
 
 
 MAKERS = {
@@ -60,30 +71,27 @@ MAKERS = {
 @pytest.mark.parametrize("kind", MAKERS)
 def test_units_change_no_id(kind: str) -> None:
     tokenizer = MAKERS[kind]()
-    encode = WordEncoder(tokenizer, [], [])
+    encode = WordEncoder(tokenizer)
     assert encode.pattern is not None
     for seed in range(1, 11):
         batch = texts(seed, 300)
-        ids, lengths = encode(batch)
-        got = [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])]
-        for text, mine, theirs in zip(batch, got, tokenizer.encode_batch(batch), strict=True):
+        for text, mine, theirs in zip(batch, encoded(encode, batch), framed(tokenizer, batch), strict=True):
             assert mine == theirs, repr(text)
 
 
 def test_a_tokenizer_whose_cuts_are_unknown_is_asked_directly() -> None:
     tokenizer = trained("sentencepiece")
-    encode = WordEncoder(tokenizer, [], [])
+    encode = WordEncoder(tokenizer)
     assert encode.pattern is None
-    ids, lengths = encode(["one two", "", "three"])
-    assert ids.tolist() == tokenizer.encode("one two") + tokenizer.encode("three")
-    assert lengths.tolist() == [len(tokenizer.encode("one two")), 0, len(tokenizer.encode("three"))]
+    batch = ["one two", "", "three"]
+    assert encoded(encode, batch) == framed(tokenizer, batch)
 
 
 def test_what_is_remembered_stays_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lmkit.text.words.CACHE_BYTES", 2_000)
     tokenizer = trained("bpe")
-    encode = WordEncoder(tokenizer, [], [])
+    encode = WordEncoder(tokenizer)
     for seed in range(3):
         batch = texts(seed, 50)
-        assert encode(batch)[0].tolist() == [i for ids in tokenizer.encode_batch(batch) for i in ids]
+        assert encoded(encode, batch) == framed(tokenizer, batch)
         assert encode.size <= 2_000

@@ -1,0 +1,28 @@
+"""A tiny corpus and recipe, and runs of them inside this process."""
+
+from pathlib import Path
+
+import pytest
+
+WORDS = "the cat sat on a mat and saw one red bird fly over an old green hill while rain fell".split()
+RECIPE = """
+model: {family: gpt2, hidden_size: 16, num_layers: 2, num_heads: 2, context: 16, dropout: 0.1, attention_dropout: 0.1}
+tokenizer: {type: bytes}
+data: {train: corpus.txt, validation: 20%, separator: "\\n"}
+optimizer: {name: muon}
+train: {budget: 12 steps, batch: 128, micro_batch: 48, ema: 0.9}
+schedule: {warmup: 2}
+evaluate: {every: 4, sample_tokens: 4}
+checkpoint: {every: 3, keep: 3}
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch) -> Path:
+    """A recipe on 120 short documents, with the token cache inside the test's folder."""
+    monkeypatch.setenv("LMKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    lines = [" ".join(WORDS[(i * 7 + j * j) % len(WORDS)] for j in range(3 + i % 9)) for i in range(120)]
+    (tmp_path / "corpus.txt").write_text("\n".join(lines))
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    return tmp_path / "tiny.yaml"

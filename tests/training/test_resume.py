@@ -1,0 +1,164 @@
+"""Stop a run anywhere and go on: the files end up the same, byte for byte."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from lmkit.commands import pretrain
+from lmkit.errors import STOPPED_RESUMABLE, Diverged, ModelError, RunInUse, UserError
+from lmkit.runs import Run
+from lmkit.tasks.causal_lm import CausalLM
+
+FILES = ["model.safetensors", "training/weights.safetensors", "training/optimizer.safetensors"]
+
+
+def same(a: Path, b: Path) -> None:
+    for name in FILES:
+        one, two = (run / "checkpoints/step-00000012" / name for run in (a, b))
+        assert one.read_bytes() == two.read_bytes(), name
+    assert (a / "metrics.jsonl").read_bytes() == (b / "metrics.jsonl").read_bytes()
+    assert (a / "best").readlink() == (b / "best").readlink()
+
+
+class Crash(Exception):
+    pass
+
+
+def at_forward(monkeypatch, number: int, act) -> None:
+    """Call `act` before forward pass `number` of training; a step has three (128 tokens in micro-batches of 48)."""
+    real, seen = CausalLM.loss, [0]
+
+    def loss(self, model, batch):
+        if model.training:
+            seen[0] += 1
+            if seen[0] == number:
+                act()
+        return real(self, model, batch)
+
+    monkeypatch.setattr(CausalLM, "loss", loss)
+
+
+def crash():
+    raise Crash
+
+
+@pytest.mark.parametrize("forward", [2, 10, 14, 30, 36], ids=lambda n: f"step{(n - 1) // 3 + 1}-micro{(n - 1) % 3 + 1}")
+def test_crashed_and_resumed_equals_straight(tiny, monkeypatch, forward):
+    assert pretrain.start(tiny, (), Path("straight")) == 0
+    with monkeypatch.context() as patch:
+        at_forward(patch, forward, crash)
+        with pytest.raises(Crash):
+            pretrain.start(tiny, (), Path("crashed"))
+    assert pretrain.resume(Path("crashed")) == 0
+    same(Path("straight"), Path("crashed"))
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_signal_finishes_the_step_and_saves(tiny, monkeypatch, capsys, name):
+    assert pretrain.start(tiny, (), Path("straight")) == 0
+    with monkeypatch.context() as patch:
+        at_forward(patch, 14, lambda: os.kill(os.getpid(), getattr(signal, name)))
+        assert pretrain.start(tiny, (), Path("stopped")) == STOPPED_RESUMABLE
+    assert "step 5, saved" in (out := capsys.readouterr().out) and "--resume stopped" in out
+    assert json.loads(Path("stopped/status.json").read_text())["state"] == "stopped"
+    assert pretrain.resume(Path("stopped")) == 0
+    same(Path("straight"), Path("stopped"))
+
+
+def test_a_damaged_checkpoint_is_passed_over(tiny, monkeypatch, capsys):
+    assert pretrain.start(tiny, (), Path("straight")) == 0
+    with monkeypatch.context() as patch:
+        at_forward(patch, 31, crash)
+        with pytest.raises(Crash):
+            pretrain.start(tiny, (), Path("run"))
+    weights = Path("run/checkpoints/step-00000009/training/optimizer.safetensors")
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    Path("run/checkpoints/step-00000011.part").mkdir()
+    assert pretrain.resume(Path("run")) == 0
+    assert "step-00000009 is damaged" in capsys.readouterr().err
+    same(Path("straight"), Path("run"))
+
+
+def test_no_whole_checkpoint_is_an_error_and_never_a_fresh_start(tiny):
+    assert pretrain.start(tiny, (), Path("run")) == 0
+    for checkpoint in Path("run/checkpoints").iterdir():
+        (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="no whole checkpoint"):
+        pretrain.resume(Path("run"))
+
+
+def test_micro_batches_do_not_change_the_run(tiny):
+    """One, three and eight micro-batches: the same losses up to the order of summation. Dropout off: it is per pass."""
+    logs = []
+    for size in (128, 48, 16):
+        out = Path(f"micro{size}")
+        settings = ("model.dropout=0", "model.attention_dropout=0", f"train.micro_batch={size}")
+        assert pretrain.start(tiny, settings, out) == 0
+        logs.append([json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()])
+    for rows in zip(*logs, strict=True):
+        assert [r["loss"] for r in rows] == pytest.approx([rows[0]["loss"]] * 3, rel=1e-5)
+        assert [r["grad_norm"] for r in rows] == pytest.approx([rows[0]["grad_norm"]] * 3, rel=1e-4)
+
+
+def test_loss_that_is_not_finite_skips_the_step_and_names_the_documents(tiny, monkeypatch):
+    real, seen = CausalLM.loss, [0]
+
+    def loss(self, model, batch):
+        result = real(self, model, batch)
+        if model.training:
+            seen[0] += 1
+            if seen[0] == 5:
+                result.sums["tokens"] = result.sums["tokens"] * float("nan")
+        return result
+
+    monkeypatch.setattr(CausalLM, "loss", loss)
+    assert pretrain.start(tiny, (), Path("run")) == 0
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows if "skipped" in r] == [2]
+    events = [json.loads(line) for line in Path("run/events.jsonl").read_text().splitlines()]
+    (skipped,) = [e for e in events if e["event"] == "skipped"]
+    assert skipped["step"] == 2 and len(skipped["documents"]) > 0
+    assert json.loads(Path("run/status.json").read_text())["skipped"] == 1
+
+
+def test_three_in_a_row_stop_the_run_with_the_last_good_checkpoint(tiny, monkeypatch):
+    real = CausalLM.loss
+
+    def loss(self, model, batch):
+        result = real(self, model, batch)
+        if model.training and model.embedding.token.weight.grad is None:
+            loss.steps += 1
+        if loss.steps > 7:
+            result.sums["tokens"] = result.sums["tokens"] * float("inf")
+        return result
+
+    loss.steps = 0
+    monkeypatch.setattr(CausalLM, "loss", loss)
+    with pytest.raises(Diverged, match="kept: run/checkpoints/step-00000009"):
+        pretrain.start(tiny, (), Path("run"))
+
+
+def test_two_processes_cannot_share_a_run(tiny):
+    assert pretrain.start(tiny, (), Path("run")) == 0
+    held = Run(Path("run"))
+    with pytest.raises(RunInUse, match=f"process {os.getpid()}"):
+        pretrain.resume(Path("run"))
+    held.close()
+    with pytest.raises(UserError, match="holds a run already"):
+        pretrain.start(tiny, (), Path("run"))
+
+
+def test_other_data_on_resume_is_refused(tiny, monkeypatch):
+    with monkeypatch.context() as patch:
+        at_forward(patch, 20, crash)
+        with pytest.raises(Crash):
+            pretrain.start(tiny, (), Path("run"))
+    with open("corpus.txt", "a") as f:
+        f.write("\none more line")
+    with pytest.raises(ModelError, match="changed since this run began"):
+        pretrain.resume(Path("run"))
