@@ -77,10 +77,8 @@ def _facts(model: str, data: list[str], scores: Scores, problems: Problems) -> d
 
 def _table(model: str, scores: Scores, rows: dict[str, Estimate]) -> None:
     sizes = f"{len(scores.nats):,} documents, {sum(scores.tokens):,} tokens, {sum(scores.bytes):,} bytes"
-    table = Table(
-        "", "value", "95% interval", title=model,
-        caption=f"{sizes}\nwindows of {scores.context:,} tokens, stride {scores.stride:,}; interval over documents",
-    )  # fmt: skip
+    windows = f"windows of {scores.context:,} tokens, stride {scores.stride:,}"
+    table = Table("", "value", "95% interval over documents", title=model, caption=f"{sizes}\n{windows}")
     for name, (value, low, high) in rows.items():
         interval = "undefined" if low is None else f"{low:.4f} to {high:.4f}"
         table.add_row(name.replace("_", " "), f"{value:.4f}", interval)

@@ -26,16 +26,15 @@ def run(
     stream: print while writing, one text at a time; otherwise prompts go through the model in batches."""
     loaded = load(model, allow_pickle)
     tokenizer, context = loaded.needs_tokenizer(), loaded.config.context
-    if config.max_tokens >= context:
-        note(
-            f"max tokens {config.max_tokens:,}: texts end with the model's context, {context:,} tokens with the prompt"
-        )
     if samples > 1 and config.temperature == 0:
         note("temperature 0 always takes the likeliest token: all samples of a prompt are the same")
-    printer = _Printer(prompts, samples, as_json)
+    printer, cut = _Printer(prompts, samples, as_json), 0
     on_text = printer.piece if stream and not as_json else None
     for row in complete(loaded.model, tokenizer, prompts, config, loaded.eos, samples, on_text):
         printer.done(row)
+        cut += row.finish == "length" and len(row.ids) < config.max_tokens
+    if cut:
+        note(f"{cut:,} of the texts ended early: the model's context is {context:,} tokens, prompt included")
 
 
 class _Printer:

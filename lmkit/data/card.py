@@ -8,7 +8,7 @@ def card_lines(store: TokenStore) -> list[str]:
     """For a terminal: a line a fact, then each kind of problem with its count and the first places."""
     m = store.manifest
     tokenizer, checks = m["tokenizer"], m["checks"]
-    lines = [f"data card of {store.path}"]
+    lines = [f"data card of token store {store.fingerprint[:12]}"]
     total = {key: sum(s[key] for split in SPLITS for s in m["shards"][split]) for key in ("tokens", "bytes", "unknown")}
     lines.append(f"  inputs      {len(m['inputs']):,} files, {show_bytes(sum(i['size'] for i in m['inputs']))}")
     for name in SPLITS:

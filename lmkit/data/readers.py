@@ -77,7 +77,7 @@ def _checked(item: Input, document: Document, problems: Problems) -> Iterator[Do
 
 
 def _not_unicode(text: str) -> int | None:
-    """Where the first half of a surrogate pair is: bytes that are not UTF-8 decode to these, and JSON can spell them."""
+    """Where the first half of a surrogate pair is: bytes not UTF-8 decode to these, and JSON can spell them."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -233,9 +233,9 @@ def _from_slow(folder: Path, kind: str) -> Tokenizer:
             backend.decoder = decoders.WordPiece(cleanup=False)
     except Exception as error:  # tokenizers raises bare Exception for any damage
         raise ModelError(f"{folder}: its vocabulary files cannot be read: {error}") from error
+    _add_tokens(backend, folder)
     special = _find_special(backend, folder)
     backend.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in special.tokens])
-    _add_tokens(backend, folder)
     add_post_processor(backend, special)
     return Tokenizer(backend, special)
 
@@ -248,7 +248,8 @@ def _add_tokens(backend: "Backend", folder: Path | None) -> None:
         return
     decoder = read_object(folder / "tokenizer_config.json").get("added_tokens_decoder", {})
     added = {t["content"]: (int(i), bool(t.get("special"))) for i, t in decoder.items()}
-    added |= {t: (i, False) for t, i in read_object(folder / "added_tokens.json").items() if t not in added}
+    control = _named_special(folder).values()
+    added |= {t: (i, t in control) for t, i in read_object(folder / "added_tokens.json").items() if t not in added}
     for token, (token_id, special) in sorted(added.items(), key=lambda item: item[1]):
         add = backend.add_special_tokens if special else backend.add_tokens
         add([AddedToken(token, normalized=False, special=special)])
@@ -256,22 +257,22 @@ def _add_tokens(backend: "Backend", folder: Path | None) -> None:
             raise ModelError(f"{folder}: {token!r} should have id {token_id}, but gets {backend.token_to_id(token)}")
 
 
-def _find_special(backend: "Backend", folder: Path | None) -> Special:
-    """Roles as the files beside the tokenizer name them, else by the usual names among its tokens."""
+def _named_special(folder: Path) -> dict[str, str]:
+    """Role -> token, as the files beside a tokenizer name them."""
     named: dict[str, Any] = {}
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
-        if folder is not None:
-            named |= {k: v for k, v in read_object(folder / file).items() if v is not None}
-    roles = {}
-    for role in ROLES:
-        value = named.get(f"{role}_token")
-        roles[role] = value.get("content") if isinstance(value, dict) else value
-    if not any(roles.values()):
-        roles = {
-            role: next((n for n in USUAL_NAMES[role] if backend.token_to_id(n) is not None), None) for role in ROLES
-        }
-    known = {role: t for role, t in roles.items() if t is not None and backend.token_to_id(t) is not None}
-    return Special(**asdict(Special()) | known)
+        named |= {k: v for k, v in read_object(folder / file).items() if v is not None}
+    values = {role: named[f"{role}_token"] for role in ROLES if f"{role}_token" in named}
+    return {role: value["content"] if isinstance(value, dict) else value for role, value in values.items()}
+
+
+def _find_special(backend: "Backend", folder: Path | None) -> Special:
+    """Roles by the files beside the tokenizer, else by the usual names among its tokens."""
+    known = set(backend.get_vocab(with_added_tokens=True))
+    roles = _named_special(folder) if folder else {}
+    usual = {role: next((n for n in names if n in known), None) for role, names in USUAL_NAMES.items()}
+    found: dict[str, Any] = {role: token for role, token in (roles or usual).items() if token in known}
+    return Special(**found)
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -15,16 +15,17 @@ from lmkit.text.special import SPECIAL
 from lmkit.text.tokenizer import Tokenizer, load_tokenizer
 from lmkit.text.training import train_tokenizer
 
-WORDS = "the of and model token über naïve 12 1234 don't It's x=y(); привет мир 世界 🙂 <s> [CLS] <|bos|> </s>".split()
+TEXT = "the of and model token über naïve 12 1234 don't It's x=y(); привет мир 世界 🙂 <s> [CLS] <|bos|> </s>"
 HARD = [
-    " two  spaces\ttab\r\nline\n\n end ", "héllo ▁ wörld 你好 🤖\u200d👧 e\u0301 \u200b\u00a0|", "<|bos|><s></s> [CLS] [MASK] <0x0A>",
+    " two  spaces\ttab\r\nline\n\n end ", "héllo ▁ wörld 你好 🤖\u200d👧 e\u0301 \u200b\u00a0|",
+    "<|bos|><s></s> [CLS] [MASK] <0x0A>",
     "שלום עולם مرحبا", "1234567 12,345.67", "\x00\x1c\x85\u2028", "",
 ]  # fmt: skip
 
 
 def corpus(lines: int = 400) -> list[str]:
     choice = random.Random(0)
-    return [" ".join(choice.choices(WORDS, k=12)) + choice.choice(["\n", "", "\r\n\n"]) for _ in range(lines)]
+    return [" ".join(choice.choices(TEXT.split(), k=12)) + choice.choice(["\n", "", "\r\n\n"]) for _ in range(lines)]
 
 
 def trained(kind: str, family: str = "nanochat", size: int = 600) -> Tokenizer:
@@ -80,8 +81,8 @@ def test_a_sentencepiece_model_is_converted_exactly(model_type: str, llama: bool
     model = io.BytesIO()
     options = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False} if llama else {}
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(corpus()), model_writer=model, vocab_size=420, model_type=model_type, byte_fallback=llama,
-        hard_vocab_limit=False, minloglevel=3, **options,
+        sentence_iterator=iter(corpus()), model_writer=model, vocab_size=420, model_type=model_type,
+        byte_fallback=llama, hard_vocab_limit=False, minloglevel=3, **options,
     )  # fmt: skip
     (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
     tokenizer = load_tokenizer(tmp_path)
@@ -92,7 +93,8 @@ def test_a_sentencepiece_model_is_converted_exactly(model_type: str, llama: bool
         assert not set(ids) & {1, 2}
         if "<s>" not in text and "</s>" not in text and "<0x" not in text:
             assert ids == library.encode(text), repr(text)
-            assert tokenizer.decode(ids, skip_special=False) == library.decode(ids)
+            if 0 not in ids:  # the library writes ⁇ for <unk>
+                assert tokenizer.decode(ids) == library.decode(ids)
 
 
 def test_slow_files_of_gpt2_and_bert_are_read_as_transformers_reads_the_fast_ones(tmp_path: Path) -> None:
