@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmkit.architecture import ModelConfig, RopeScaling
+from lmkit.model.kernels import rms_norm, squared_relu
 
 ACTIVATIONS = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,
-    "relu2": lambda x: F.relu(x) * F.relu(x),
+    "relu2": squared_relu,
     "silu": F.silu,
 }
 
@@ -23,11 +24,11 @@ class RMSNorm(nn.Module):
 
     def __init__(self, size: int, eps: float, gain: bool):
         super().__init__()
-        self.size, self.eps = (size,), eps
+        self.eps = eps
         self.weight = nn.Parameter(torch.ones(size)) if gain else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.rms_norm(x.float(), self.size, None, self.eps).to(x.dtype)
+        y = rms_norm(x.float(), self.eps).to(x.dtype)
         return y if self.weight is None else y * self.weight
 
 

@@ -72,7 +72,7 @@ MAKERS = {
 def test_units_change_no_id(kind: str) -> None:
     tokenizer = MAKERS[kind]()
     encode = WordEncoder(tokenizer)
-    assert encode.pattern is not None
+    assert encode.cuts is not None
     for seed in range(1, 11):
         batch = texts(seed, 300)
         for text, mine, theirs in zip(batch, encoded(encode, batch), framed(tokenizer, batch), strict=True):
@@ -82,7 +82,7 @@ def test_units_change_no_id(kind: str) -> None:
 def test_a_tokenizer_whose_cuts_are_unknown_is_asked_directly() -> None:
     tokenizer = trained("sentencepiece")
     encode = WordEncoder(tokenizer)
-    assert encode.pattern is None
+    assert encode.cuts is None
     batch = ["one two", "", "three"]
     assert encoded(encode, batch) == framed(tokenizer, batch)
 
