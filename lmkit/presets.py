@@ -66,7 +66,7 @@ def _fill_sizes(model: dict[str, Any]) -> None:
     if "head_dim" not in model:
         if hidden % heads:
             fits = [h for h in range(1, 2 * heads) if hidden % h == 0 and hidden // h % 2 == 0]
-            near = sorted(fits, key=lambda h: abs(h - heads))[:2]
+            near = sorted(fits, key=lambda h: (abs(h - heads), -h))[:2]
             raise ValueError(
                 f"model.hidden_size {hidden} is not divisible by model.num_heads {heads}; nearest: {sorted(near)}"
             )

@@ -16,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train, evaluate and sample Transformer language models.",
-    epilog="Example: lmkit pretrain demo && lmkit generate runs/demo 'It was'",
+    epilog="Example: lmkit recipes",
 )
 
 Model = Annotated[str, typer.Argument(help="A run, or a Hugging Face folder.", show_default=False)]
@@ -64,7 +64,7 @@ def tokenize(
     command.run(data, {"type": kind, "vocab_size": vocab_size, "path": tokenizer}, family, out)
 
 
-@app.command(epilog="Example: lmkit pretrain demo train.budget='20 steps' train.batch=1024 --out runs/short")
+@app.command(epilog="Example: lmkit pretrain demo train.budget='5 steps' evaluate.tokens=2048 --out runs/short")
 def pretrain(
     recipe: Annotated[str | None, typer.Argument(help="A .yaml file, or the name of a built-in recipe.")] = None,
     overrides: Overrides = None,

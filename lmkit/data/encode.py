@@ -29,9 +29,9 @@ class Encoded:
 class Encoder:
     """In this process."""
 
-    def __init__(self, tokenizer: Path):
+    def __init__(self, tokenizer: Path, processes: int = 1):
         self.tokenizer = load_tokenizer(tokenizer)
-        self.words = WordEncoder(self.tokenizer)
+        self.words = WordEncoder(self.tokenizer, processes)
 
     def __call__(self, texts: list[bytes]) -> Encoded:
         decoded = [text.decode() for text in texts]
@@ -43,11 +43,11 @@ class Encoder:
 class RemoteEncoder:
     """The same in a process of its own. Blocks travel as a length in 8 bytes and the content."""
 
-    def __init__(self, tokenizer: Path):
+    def __init__(self, tokenizer: Path, processes: int):
         above = str(Path(lmkit.__file__).parent.parent)
         paths = os.pathsep.join([above, *filter(None, [os.environ.get("PYTHONPATH")])])
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "lmkit.data.encode", str(tokenizer)],
+            [sys.executable, "-m", "lmkit.data.encode", str(tokenizer), str(processes)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": paths, "TOKENIZERS_PARALLELISM": "false"},
@@ -76,7 +76,7 @@ class EncoderPool:
     """Batches of UTF-8 texts to ids, in the background. `workers` processes, or with 0 a thread of this one."""
 
     def __init__(self, tokenizer: Path, workers: int):
-        self.remote = [RemoteEncoder(tokenizer) for _ in range(workers)]
+        self.remote = [RemoteEncoder(tokenizer, workers) for _ in range(workers)]
         self.idle: SimpleQueue[Encoder | RemoteEncoder] = SimpleQueue()
         for encoder in self.remote:
             self.idle.put(encoder)
@@ -126,9 +126,9 @@ def _exactly(pipe: IO[bytes], size: int) -> bytes:
     return block
 
 
-def serve(tokenizer: Path) -> None:
+def serve(tokenizer: Path, processes: int) -> None:
     """Answer requests on standard input until it ends."""
-    encoder = Encoder(tokenizer)
+    encoder = Encoder(tokenizer, processes)
     while True:
         try:
             sizes = np.frombuffer(_receive(sys.stdin.buffer), np.int64)
@@ -141,4 +141,4 @@ def serve(tokenizer: Path) -> None:
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]))
+    serve(Path(sys.argv[1]), int(sys.argv[2]))

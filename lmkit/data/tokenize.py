@@ -36,6 +36,7 @@ UNIT_BYTES = 64_000_000  # of input; what a kill can cost. A larger file is a un
 BATCH_BYTES = 1_000_000  # of text sent to an encoder at once
 FEW_FILES = 200  # below this, plain .txt files give their ends to validation, not whole files
 SMALL_BYTES = 10_000_000  # of input, for which starting processes does not pay
+MOST_PROCESSES = 16  # of 100 MB at most; more would wait for the reader
 OWN_FILES = ("plan.json", "unit-*.json", "train-*.*", "validation-*.*", "tokenizer", "card.txt", ".*.part")
 
 
@@ -185,7 +186,7 @@ class _Job:
         waiting = [(n, *unit) for n, unit in enumerate(units) if not (self.out / f"unit-{n:05d}.json").is_file()]
         total = sum(i.size for split in SPLITS for i in self.inputs[split])
         left = sum(i.size for _, _, unit in waiting for i in unit)
-        cores = len(os.sched_getaffinity(0))
+        cores = min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
         workers = cores if left > SMALL_BYTES and cores > 1 else 0
         with EncoderPool(self.out / "tokenizer", workers) as pool, Meter("tokenizing", total) as meter:
             progress = _Progress(meter, total - left)

@@ -27,7 +27,7 @@ GPT4_UNITS = re.compile(
 GPT2_UNITS = re.compile(r" ?[!-~]++(?=[ \n][!-~])|\s*\S+(?:[\x1c-\x1f]\s*\S*)*|\s+")
 BERT_UNITS = re.compile(r"[ \t\r\n]*[^ \t\r\n]+|[ \t\r\n]+")  # it deletes other control characters
 
-CACHE_BYTES = 64_000_000  # about what the remembered units may take
+CACHE_BYTES = 256_000_000  # about what the remembered units may take, in all processes together
 UNIT_BYTES = 200  # what one takes beside its text
 VISIBLE = dict(enumerate(byte_alphabet()[:128]))  # how a byte-level model spells ASCII
 
@@ -72,8 +72,9 @@ def _ascii(split: str) -> re.Pattern[str]:
 class WordEncoder:
     """Documents to ids: what `Tokenizer.encode` gives, inside the tokenizer's document frame."""
 
-    def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, processes: int = 1):
+        """`processes`: how many encoders share the machine's memory."""
+        self.tokenizer, self.processes = tokenizer, processes
         self.dtype = id_type(tokenizer.vocab_size)
         self.start, self.end = (np.array(ids, self.dtype).tobytes() for ids in tokenizer.document_frame)
         self.cuts = find_cuts(tokenizer.definition)
@@ -88,7 +89,7 @@ class WordEncoder:
             units = [self.cuts.units.findall(text) for text in texts]
             self._learn({u for us in units for u in us if u not in self.known})
             found = [b"".join(map(self.known.__getitem__, us)) for us in units]
-        if self.size > CACHE_BYTES:
+        if self.size > CACHE_BYTES // self.processes:
             self.known, self.size = {}, 0
         lengths = (
             np.array([len(self.start) + len(ids) + len(self.end) for ids in found], np.int64) // self.dtype.itemsize

@@ -1,0 +1,28 @@
+"""The command line answers at once: the light layers never load torch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import lmkit
+
+ROOT = Path(lmkit.__file__).parent
+LIGHT = """errors units files config order runs display architecture presets builtin recipe text.special text.tokenizer
+text.training data.readers data.store data.packing data.tokenize data.card cli.main commands.recipes commands.runs""".split()
+
+
+def test_light_modules_do_not_import_torch():
+    code = f"""
+import sys
+for m in {LIGHT}:
+    __import__('lmkit.' + m)
+heavy = {{'torch', 'transformers', 'datasets', 'pyarrow'}} & set(sys.modules)
+sys.exit(', '.join(heavy) or 0)
+"""
+    got = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert got.returncode == 0, got.stderr
+
+
+def test_every_source_file_is_short():
+    long = {p.name: n for p in ROOT.rglob("*.py") if (n := len(p.read_text().splitlines())) > 400}
+    assert not long
