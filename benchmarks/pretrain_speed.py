@@ -29,7 +29,13 @@ def lmkit_step() -> Callable[[], float]:
     from lmkit.tasks.causal_lm import CausalLM
     from lmkit.training.optimizers import build_optimizers
 
-    sizes = {"hidden_size": HIDDEN, "num_layers": LAYERS, "num_heads": HEADS, "vocab_size": VOCABULARY, "context": CONTEXT}
+    sizes = {
+        "hidden_size": HIDDEN,
+        "num_layers": LAYERS,
+        "num_heads": HEADS,
+        "vocab_size": VOCABULARY,
+        "context": CONTEXT,
+    }
     tree = {"model": {"family": "gpt2"} | sizes, "data": {"train": "-"}, "optimizer": {"name": "adamw", "lr": 1e-3}}
     recipe = Recipe.model_validate(expand(tree | {"train": {"batch": ROWS * CONTEXT}}))
     model = Transformer(recipe.model)
@@ -97,7 +103,7 @@ def transformers_step() -> Callable[[], float]:
     return step
 
 
-def batch():  # noqa: ANN201 - torch is not imported at the top: the parent process stays small
+def batch():
     import torch
 
     ids = torch.randint(0, VOCABULARY, (ROWS, CONTEXT + 1), generator=torch.Generator().manual_seed(0))

@@ -16,7 +16,8 @@ def run(folder: Path, as_json: bool) -> None:
     """Prints one line a run, newest last. Raises UserError where there is no such folder."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder\n  → lmkit runs FOLDER, or `lmkit pretrain demo` makes runs/demo")
-    found = [describe(p.parent) for p in sorted(folder.glob("*/status.json"), key=lambda p: p.stat().st_mtime) if not p.parent.is_symlink()]
+    states = [p for p in folder.glob("*/status.json") if not p.parent.is_symlink()]  # `latest` would come twice
+    found = [describe(p.parent) for p in sorted(states, key=lambda p: p.stat().st_mtime)]
     if as_json:
         for row in found:
             print(json.dumps(row))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lmkit.display import note
-from lmkit.errors import DataError, did_you_mean
+from lmkit.errors import DataError, nearest
 
 KINDS = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 PACKED = (".gz", ".zst")
@@ -106,8 +106,9 @@ def _matches(pattern: str) -> list[str]:
         held = sorted(p.name for p in parent.iterdir())
         shown = ", ".join(held[:12]) + (f" and {len(held) - 12} more" if len(held) > 12 else "")
         what = "no file matches" if glob.has_magic(pattern) else "no such file:"
-        near = did_you_mean(Path(pattern).name, held[:12])
-        raise DataError(f"{what} {pattern}\n  {parent.resolve()} holds: {shown or 'nothing'}{near}")
+        near = nearest(Path(pattern).name, held)
+        hint = f"\n  → did you mean `{near}`?" if near else ""
+        raise DataError(f"{what} {pattern}\n  {parent.resolve()} holds: {shown or 'nothing'}{hint}")
     return [n for name in names for n in (_folder(name) if os.path.isdir(name) else [name])]
 
 

@@ -142,18 +142,22 @@ class _Job:
         folder = self.out / "tokenizer"
         if folder.is_dir():
             return load_tokenizer(folder)
-        made = self.given
-        if made is None:
-            with Meter("sampling", sum(i.size for i in self.inputs["train"])) as meter:
-                sample = self._sample(meter)
-            note(f"training the tokenizer ({self.config.type}) on {sum(map(len, sample)) / 1e6:,.1f} MB of text")
-            made = train_tokenizer((text.decode() for text in sample), self.config, self.family)
-            if made.vocab_size < self.config.vocab_size and self.config.type != "bytes":
-                note(f"the texts hold fewer pieces than {self.config.vocab_size:,}: {made.vocab_size:,} ids")
+        made = self.given or self._trained()
         part = self.out / ".tokenizer.part"
         made.save(part)
         part.rename(folder)
         fsync_directory(self.out)
+        return made
+
+    def _trained(self) -> Tokenizer:
+        if self.config.type == "bytes":
+            return train_tokenizer(iter(()), self.config, self.family)
+        with Meter("sampling", sum(i.size for i in self.inputs["train"])) as meter:
+            sample = self._sample(meter)
+        note(f"training the tokenizer ({self.config.type}) on {sum(map(len, sample)) / 1e6:,.1f} MB of text")
+        made = train_tokenizer((text.decode() for text in sample), self.config, self.family)
+        if made.vocab_size < self.config.vocab_size:
+            note(f"the texts hold fewer pieces than {self.config.vocab_size:,}: {made.vocab_size:,} ids")
         return made
 
     def _sample(self, meter: Meter) -> list[bytes]:
@@ -187,7 +191,8 @@ class _Job:
         total = sum(i.size for split in SPLITS for i in self.inputs[split])
         left = sum(i.size for _, _, unit in waiting for i in unit)
         cores = min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
-        workers = cores if left > SMALL_BYTES and cores > 1 else 0
+        large = left > SMALL_BYTES or any(i.kind == "hub" for _, _, unit in waiting for i in unit)
+        workers = cores if large and cores > 1 else 0
         with EncoderPool(self.out / "tokenizer", workers) as pool, Meter("tokenizing", total) as meter:
             progress = _Progress(meter, total - left)
             for number, split, items in waiting:

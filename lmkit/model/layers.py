@@ -2,6 +2,7 @@
 K key/value heads, E head_dim."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from lmkit.architecture import ModelConfig, RopeScaling
 from lmkit.model.kernels import rms_norm, squared_relu
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu": F.relu,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lmkit.errors import ModelError
+from lmkit.text.special import cuts_inside
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -101,8 +102,8 @@ def _split_patterns(spec: Spec) -> Iterator[str]:
     if not any(re.search(f"[^{SPACE}]{SPACE}", text) for text, _, kind in spec.pieces if kind == NORMAL):
         yield f"{SPACE}*[^{SPACE}]+|{SPACE}+"
     if spec.model_type == 1:  # Unigram looks up every entry, so a text that spells "<s>" or "<0x0A>" would become it
-        hidden = [text for text, _, kind in spec.pieces if kind in (UNKNOWN, CONTROL, UNUSED) and len(text) > 1]
-        yield "|".join([r"<(?=0x[0-9A-F]{2}>)", *(f"{re.escape(t[0])}(?={re.escape(t[1:])})" for t in hidden)])
+        hidden = [text for text, _, kind in spec.pieces if kind in (UNKNOWN, CONTROL, UNUSED)]
+        yield "|".join([r"<(?=0x[0-9A-F]{2}>)", cuts_inside(hidden)])
 
 
 def _merges(spec: Spec) -> list[tuple[str, str]]:

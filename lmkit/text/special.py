@@ -1,5 +1,7 @@
 """Special tokens by model family. Padding is its own token everywhere: a mask over padding never hides an end."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -46,3 +48,9 @@ SPECIAL: dict[str, Special] = {
     "transformer": _MARIAN,
     "marian": _MARIAN,
 }
+
+
+def cuts_inside(tokens: Iterable[str]) -> str:
+    """An expression that matches the first character of each of these where the rest follows: a split there keeps a
+    model whose vocabulary holds control tokens from finding them in text."""
+    return "|".join(f"{re.escape(t[0])}(?={re.escape(t[1:])})" for t in tokens if len(t) > 1)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmkit.errors import ModelError, UserError
 from lmkit.files import write_atomic, write_json
-from lmkit.text.special import Special
+from lmkit.text.special import Special, cuts_inside
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -40,6 +40,19 @@ class Tokenizer:
             token = getattr(special, role)
             if token is not None and backend.token_to_id(token) is None:
                 raise ModelError(f"tokenizer: its {role} token {token!r} is not in its own vocabulary")
+        self._hide_control_tokens()
+
+    def _hide_control_tokens(self) -> None:
+        """A Unigram model of another tool may find `</s>` in its vocabulary when a text spells it: cut inside it."""
+        from tokenizers import Regex, pre_tokenizers
+
+        control = [token for token, i in self.vocab.items() if i in self.special_ids and i != self.unk_id]
+        spelled = self.encode_batch([f"{token} a{token}a" for token in control])
+        found = [t for t, ids in zip(control, spelled, strict=True) if (self.special_ids - {self.unk_id}) & set(ids)]
+        if found:
+            before = [self.backend.pre_tokenizer] if self.backend.pre_tokenizer else []
+            cut = pre_tokenizers.Split(Regex(cuts_inside(found)), "isolated")
+            self.backend.pre_tokenizer = pre_tokenizers.Sequence([*before, cut])
 
     @cached_property
     def vocab(self) -> dict[str, int]:

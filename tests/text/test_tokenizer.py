@@ -147,6 +147,21 @@ def test_truncation_and_padding_in_a_file_are_switched_off(tmp_path: Path) -> No
     assert load_tokenizer(tmp_path / "tokenizer.json").encode(text) == trained("bpe").encode(text)
 
 
+def test_a_unigram_file_of_another_tool_gives_no_control_token_for_text(tmp_path: Path) -> None:
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as Backend
+
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((c, -5.0) for c in "▁<>/sabc"), ("▁a", -2.0)]
+    backend = Backend(models.Unigram(pieces, unk_id=2))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t, _ in pieces[:3]])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    ids = tokenizer.encode("a </s>b</s> c")
+    assert tokenizer.eos_id == 1 and not {0, 1} & set(ids)
+    assert tokenizer.decode(ids) == "a </s>b</s> c"
+
+
 def test_half_a_surrogate_pair_is_a_user_error() -> None:
     with pytest.raises(UserError, match="surrogate"):
         trained("bpe").encode("a\ud800b")

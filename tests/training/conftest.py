@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-WORDS = "the cat sat on a mat and saw one red bird fly over an old green hill while rain fell".split()
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "saw", "one", "red", "bird", "fly", "over", "an", "old", "hill"]
 RECIPE = """
 model: {family: gpt2, hidden_size: 16, num_layers: 2, num_heads: 2, context: 16, dropout: 0.1, attention_dropout: 0.1}
 tokenizer: {type: bytes}
