@@ -95,35 +95,33 @@ def test_unchanged_does_nothing_and_a_change_makes_it_anew(tmp_path: Path, capsy
     other.verify()
 
 
-RUN = """
+SMALL_UNITS = {"UNIT_BYTES": 30_000, "BATCH_BYTES": 2_000}
+RUN = f"""
 import sys
 from lmkit.data import tokenize as t
 from lmkit.recipe import DataConfig, TokenizerConfig
-t.UNIT_BYTES, t.BATCH_BYTES, t.SMALL_BYTES = 30_000, 2_000, int(sys.argv[1])
-t.tokenize(DataConfig(train=sys.argv[3:]), TokenizerConfig(vocab_size=400), "nanochat", t.Path(sys.argv[2]))
+vars(t).update({SMALL_UNITS})
+t.tokenize(DataConfig(train=sys.argv[2:]), TokenizerConfig(vocab_size=400), "nanochat", t.Path(sys.argv[1]))
 """
 
 
-def test_killed_anywhere_and_run_again_gives_the_same_bytes(tmp_path: Path) -> None:
-    files = [write_jsonl(tmp_path / f"{i}.jsonl", documents(400, seed=i)) for i in range(8)]
-    script = [sys.executable, "-c", RUN, str(10**9)]
-    subprocess.run([*script, str(tmp_path / "whole"), *files], check=True)
+def test_killed_anywhere_and_run_again_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SMALL_UNITS.items():
+        monkeypatch.setattr(pipeline, name, value)
+    files = [write_jsonl(tmp_path / f"{i}.jsonl", documents(300, seed=i)) for i in range(6)]
+    tokenize(DataConfig(train=files), SMALL, "nanochat", tmp_path / "whole")
     out = tmp_path / "killed"
-    kills = 0
-    for done in (0, 3):
-        process = subprocess.Popen([*script, str(out), *files], stderr=subprocess.DEVNULL)
-        while process.poll() is None and len(list(out.glob("unit-*.json"))) <= done - (done == 0):
-            if done == 0 and (out / "plan.json").exists():
-                break
-            time.sleep(0.002)
+    for started in ("plan.json", "unit-00002.json"):
+        process = subprocess.Popen([sys.executable, "-c", RUN, str(out), *files], stderr=subprocess.DEVNULL)
+        while process.poll() is None and not (out / started).exists():
+            time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
-    assert kills == 2
-    subprocess.run([*script, str(out), *files], check=True)
+        assert process.wait() == -signal.SIGKILL and not (out / "manifest.json").exists()
+    tokenize(DataConfig(train=files), SMALL, "nanochat", out)
     assert hashes(out) == hashes(tmp_path / "whole")
-    workers = tmp_path / "workers"  # and the number of processes changes nothing
-    subprocess.run([sys.executable, "-c", RUN, "0", str(workers), *files], check=True)
-    assert hashes(workers) == hashes(out)
+    monkeypatch.setattr(pipeline, "SMALL_BYTES", 0)  # and the number of processes changes nothing
+    tokenize(DataConfig(train=files), SMALL, "nanochat", tmp_path / "workers")
+    assert hashes(tmp_path / "workers") == hashes(out)
 
 
 def test_a_given_tokenizer_and_validation_files_of_their_own(tmp_path: Path) -> None:
