@@ -49,7 +49,7 @@ class ModelSection(ModelConfig):
 class TokenizerConfig(Section):
     type: Literal["bpe", "wordpiece", "unigram", "sentencepiece", "bytes"] = Field(
         "bpe",
-        description="Kind to train: byte-level BPE, WordPiece, Unigram with byte fallback, sentencepiece, raw bytes.",
+        description="Kind to train; unigram and sentencepiece are that library's Unigram and BPE, with byte fallback.",
     )
     vocab_size: Count = Field(
         4096,

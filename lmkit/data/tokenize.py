@@ -34,7 +34,7 @@ from lmkit.text.words import id_type
 
 UNIT_BYTES = 64_000_000  # of input; what a kill can cost. A larger file is a unit of its own
 BATCH_BYTES = 1_000_000  # of text sent to an encoder at once
-FEW_FILES = 200  # below this, plain .txt files give their ends to validation, not whole files
+FEW_FILES = 20  # fewer plain .txt files than this are too few documents to choose among: each gives its end
 SMALL_BYTES = 10_000_000  # of input, for which starting processes does not pay
 MOST_PROCESSES = 16  # of 100 MB at most; more would wait for the reader
 OWN_FILES = ("plan.json", "unit-*.json", "train-*.*", "validation-*.*", "tokenizer", "card.txt", ".*.part")
@@ -81,6 +81,11 @@ class _Job:
         }
         tails = data.separator is None and len(self.inputs["train"]) < FEW_FILES
         self.tails = tails and all(i.kind == "txt" and not i.packing for i in self.inputs["train"])
+        self.holding = False  # whether the document being read is held out
+        if self.tails and self.share:
+            note(
+                f"few files: the last {self.share:.0%} of each is held out (data.separator splits them better)"
+            )
         for item in self.inputs["train"] if self.tails else ():
             item.tail = self.share
         self.given = None if tokenizer.path is None else load_tokenizer(tokenizer.path)
@@ -182,7 +187,11 @@ class _Job:
         return [text for _, _, text in sorted(kept, key=lambda entry: -entry[1])]
 
     def _held_out(self, document: Document, text: bytes) -> bool:
-        return document.held_out if self.tails else _hash(text) < self.share * 2**64
+        if self.tails:
+            return document.held_out
+        if document.part == 0:  # the parts of one long document stay together
+            self.holding = _hash(text) < self.share * 2**64
+        return self.holding
 
     def _encode(self, tokenizer: Tokenizer) -> None:
         """Every unit that is not done."""

@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 
 from lmkit.data.packing import PackedRows
 from lmkit.data.store import Split, TokenStore
-from lmkit.errors import DataError
-from lmkit.generation.engine import sample_text
+from lmkit.errors import DataError, UserError
+from lmkit.generation.engine import prompt_ids, sample_text
 from lmkit.model.loss import CHUNK, score_chunk
 from lmkit.model.transformer import Transformer, init_weights
 from lmkit.recipe import ModelSection, Recipe
@@ -75,14 +75,16 @@ def build_job(recipe: Recipe, store: TokenStore) -> Job:
     resolved = train.model_copy(update={"micro_batch": micro * context, "compile": "on" if compiled else "off"})
     held_out = store.split("validation")
     job = Job(
-        recipe=recipe.model_copy(update={"train": resolved}),
-        model=model, task=task, rows=rows,
-        validation=validation, tokens_per_byte=validation.num_scored / max(held_out.num_bytes, 1), horizon=ends,
+        recipe=recipe.model_copy(update={"train": resolved}), model=model, task=task, rows=rows, validation=validation,
+        tokens_per_byte=validation.num_scored / max(held_out.num_bytes, 1), horizon=ends,
         micro_rows=micro, device=device, precision=precision, optimizers=build_optimizers(model, recipe.optimizer),
         average=Average(model, train.ema) if train.ema else None, tokenizer=store.tokenizer_path,
         special={f"{k}_token_id": getattr(tokenizer, f"{k}_id") for k in ("bos", "eos", "pad")},
     )  # fmt: skip
     if recipe.evaluate.sample is not None:
+        length = len(prompt_ids(tokenizer, recipe.evaluate.sample))
+        if length >= context:
+            raise UserError(f"evaluate.sample has {length} tokens, which fills model.context {context}\n  → shorten it")
         job.sample = lambda: _sample(job, tokenizer)
     return job
 

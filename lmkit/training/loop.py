@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -52,9 +53,8 @@ def train_step(job: Job, step: int, rate: float, batches: list[Batch], scaler: t
         scaler.unscale_(optimizer)
     grads = [p.grad for p in job.model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(grads, foreach=True)
-    total, gradient_norm = torch.stack(
-        [sums["loss"].float(), norm.float()]
-    ).tolist()  # the step's one wait for the device
+    # the step's one wait for the device
+    total, hits, gradient_norm = torch.stack([sums["loss"].float(), sums["accuracy"], norm.float()]).tolist()
     finite = math.isfinite(total) and math.isfinite(gradient_norm)
     if finite and job.recipe.train.clip is not None:
         torch.nn.utils.clip_grads_with_norm_(job.model.parameters(), job.recipe.train.clip, norm, foreach=True)
@@ -67,7 +67,7 @@ def train_step(job: Job, step: int, rate: float, batches: list[Batch], scaler: t
     scaler.update()
     if finite and job.average:
         job.average.update()
-    row = {"loss": total, "accuracy": float(sums["accuracy"]) / max(counts["tokens"], 1), "grad_norm": gradient_norm}
+    row = {"loss": total, "accuracy": hits / max(counts["tokens"], 1), "grad_norm": gradient_norm}
     row = {k: v if math.isfinite(v) else None for k, v in row.items()} | {"tokens": counts["tokens"]}  # JSON has no NaN
     overflow = math.isfinite(total) and scaler.is_enabled()
     return row if finite else row | {"skipped": "loss scale" if overflow else "not finite"}
@@ -93,12 +93,8 @@ def train(job: Job, run: Run) -> str:
             rate = multiplier(recipe.schedule, state.step, min(rhythm.progress(), 1 - 1e-9))
             row = train_step(job, state.step, rate, batches, scaler)
             state.step, state.tokens = state.step + 1, state.tokens + row["tokens"]
-            row = {
-                "step": state.step,
-                "lr": rate * job.optimizers[0].param_groups[0]["peak_lr"],
-                **row,
-                "tokens": state.tokens,
-            }
+            lr = rate * job.optimizers[0].param_groups[0]["peak_lr"]
+            row = {"step": state.step, "lr": lr} | row | {"tokens": state.tokens}
             if "skipped" in row:
                 _count_skip(job, run, row, batches)
             else:
@@ -112,6 +108,7 @@ def train(job: Job, run: Run) -> str:
             metrics.write(json.dumps(row) + "\n")
             best = state.best is not None and state.best["step"] == state.step
             if finished or stop.asked or best or rhythm.due(recipe.checkpoint.every):
+                os.fsync(metrics.fileno())  # the rows of a checkpoint's steps are as durable as the checkpoint
                 save(job, run, rhythm, best)
         metrics.close()
         timing.close()

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lmkit.data import readers
 from lmkit.data import tokenize as pipeline
 from lmkit.data.card import card_lines
 from lmkit.data.store import TokenStore
@@ -143,6 +144,17 @@ def test_few_plain_text_files_give_their_ends_to_validation(tmp_path: Path) -> N
     store = tokenize(DataConfig(train=str(tmp_path / "a.txt"), validation=0.1), SMALL, "nanochat", tmp_path / "out")
     [head], [tail] = contents(store, "train"), contents(store, "validation")
     assert head + tail == text and 0.05 < len(tail) / len(text) <= 0.1
+
+
+def test_the_parts_of_a_long_document_stay_on_one_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "MAX_CHARS", 100)
+    texts = [f"document {i}\n" + "word word word word word\n" * 40 for i in range(40)]
+    data = DataConfig(train=write_jsonl(tmp_path / "a.jsonl", texts), validation=0.3)
+    store = tokenize(data, SMALL, "nanochat", tmp_path / "out")
+    train, held = "".join(contents(store, "train")), "".join(contents(store, "validation"))
+    assert sorted(train + held) == sorted("".join(texts))
+    for text in texts:
+        assert (text in train) != (text in held)
 
 
 def test_the_card_counts_what_was_left_out(tmp_path: Path) -> None:
