@@ -21,23 +21,27 @@ class Scores(NamedTuple):
     hits: Tensor  # () float32, positions whose largest logit is the label
 
 
-def score_chunk(logits: Tensor, labels: Tensor, softcap: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Of logits (n, V), which are overwritten: losses (n,), hits (n,) bool, and d loss / d logits (n, V), in float32.
+def score_chunk(logits: Tensor, labels: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
+    """Losses (n,) float32 and hits (n,) bool of logits (n, V), which become d loss / d logits. Softcap 0: none.
 
-    Softcap 0: none. In place, because on a CPU every pass over (n, V) counts; one kernel when compiled."""
+    In place, because on a CPU every pass over (n, V) and every allocation of it counts; one kernel when compiled."""
     x = logits.float()
     if softcap:
         x.div_(softcap).tanh_()
     at_label, top = x.gather(1, labels[:, None]), x.amax(1, keepdim=True)
-    # capped logits cannot overflow exp, so only uncapped ones need their maximum taken off
-    shift, scale = (0.0, softcap) if softcap else (top, 1.0)
-    p = torch.mul(x, scale) if softcap else x - top
-    total = p.exp_().sum(1, keepdim=True)
-    losses = total.log() - (at_label - shift) * scale
+    if softcap:  # capped logits cannot overflow exp
+        p = torch.mul(x, softcap).exp_()
+        score = at_label * softcap
+    else:
+        p = x.sub_(top).exp_()
+        score = at_label - top
+    total = p.sum(1, keepdim=True)
     p.div_(total).scatter_add_(1, labels[:, None], torch.full_like(at_label, -1.0))
     if softcap:
-        p.addcmul_(p, x.square_(), value=-1)  # times the derivative of the cap, 1 - tanh²
-    return losses.squeeze(1), (at_label >= top).squeeze(1), p
+        torch.addcmul(p, p, x.square_(), value=-1, out=x)  # times the derivative of the cap, 1 - tanh²
+    if logits.dtype != torch.float32:
+        logits.copy_(x)
+    return (total.log() - score).squeeze(1), (at_label >= top).squeeze(1)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -54,12 +58,12 @@ class _HeadLoss(torch.autograd.Function):
         buffer = h.new_empty(min(CHUNK, len(h)), len(w))
         for start in range(0, len(h), CHUNK):
             hc, yc = h[start : start + CHUNK], labels[start : start + CHUNK]
-            losses, right, gradient = score_chunk(torch.mm(hc, w.t(), out=buffer[: len(hc)]), yc, softcap)
+            gradient = torch.mm(hc, w.t(), out=buffer[: len(hc)])  # logits, until they are scored
+            losses, right = score_chunk(gradient, yc, softcap)
             loss += losses.sum()
             hits += right.sum()
             if not backward:
                 continue
-            gradient = gradient.to(dtype)
             torch.mm(gradient, w, out=d_hidden[start : start + CHUNK])
             if dtype == torch.float32:
                 d_weight.addmm_(gradient.t(), hc)
