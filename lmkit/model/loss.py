@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 IGNORE = -100  # a label that carries no loss (the default of torch's cross_entropy)
-CHUNK = 256
+CHUNK = 512
 
 
 class Scores(NamedTuple):
@@ -21,27 +21,28 @@ class Scores(NamedTuple):
     hits: Tensor  # () float32, positions whose largest logit is the label
 
 
-def score_chunk(logits: Tensor, labels: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
-    """Losses (n,) float32 and hits (n,) bool of logits (n, V), which become d loss / d logits. Softcap 0: none.
+def score_chunk(logits: Tensor, labels: Tensor, softcap: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses (n,) float32 and hits (n,) bool of logits (n, V), and what is still to be added to their gradient at the
+    labels, (n, 1): the rest of d loss / d logits takes the place of the logits. Softcap 0: none.
 
-    In place, because on a CPU every pass over (n, V) and every allocation of it counts; one kernel when compiled."""
+    In place, because on a CPU every pass over (n, V) and every allocation of it counts; a few fused passes when
+    compiled, which a scatter into the labels would break: hence the third result."""
     x = logits.float()
     if softcap:
         x.div_(softcap).tanh_()
     at_label, top = x.gather(1, labels[:, None]), x.amax(1, keepdim=True)
     if softcap:  # capped logits cannot overflow exp
         p = torch.mul(x, softcap).exp_()
-        score = at_label * softcap
+        total = p.sum(1, keepdim=True)
+        torch.addcmul(p, p, x.square_(), value=-1, out=x).div_(total)  # times the cap's derivative, 1 - tanh²
+        losses, left = total.log() - at_label * softcap, at_label.square() - 1
     else:
-        p = x.sub_(top).exp_()
-        score = at_label - top
-    total = p.sum(1, keepdim=True)
-    p.div_(total).scatter_add_(1, labels[:, None], torch.full_like(at_label, -1.0))
-    if softcap:
-        torch.addcmul(p, p, x.square_(), value=-1, out=x)  # times the derivative of the cap, 1 - tanh²
+        total = x.sub_(top).exp_().sum(1, keepdim=True)
+        x.div_(total)
+        losses, left = total.log() - (at_label - top), torch.full_like(at_label, -1.0)
     if logits.dtype != torch.float32:
         logits.copy_(x)
-    return (total.log() - score).squeeze(1), (at_label >= top).squeeze(1)
+    return losses.squeeze(1), (at_label >= top).squeeze(1), left
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -59,11 +60,12 @@ class _HeadLoss(torch.autograd.Function):
         for start in range(0, len(h), CHUNK):
             hc, yc = h[start : start + CHUNK], labels[start : start + CHUNK]
             gradient = torch.mm(hc, w.t(), out=buffer[: len(hc)])  # logits, until they are scored
-            losses, right = score_chunk(gradient, yc, softcap)
+            losses, right, left = score_chunk(gradient, yc, softcap)
             loss += losses.sum()
             hits += right.sum()
             if not backward:
                 continue
+            gradient.scatter_add_(1, yc[:, None], left.to(dtype))
             torch.mm(gradient, w, out=d_hidden[start : start + CHUNK])
             if dtype == torch.float32:
                 d_weight.addmm_(gradient.t(), hc)
