@@ -9,8 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 demo: $(VENV)/installed
 	$(BIN)/lmkit pretrain demo
 	@echo
-	$(BIN)/lmkit eval $$(ls -dt runs/demo* | head -1) --data recipes/corpus/heldout
-	$(BIN)/lmkit generate $$(ls -dt runs/demo* | head -1)/best "It was a fine morning, and" --max-tokens 120 --seed 1
+	$(BIN)/lmkit generate runs/latest/best "It was a fine morning, and" --max-tokens 120 --temperature 0.5 --seed 1
 
 test: $(VENV)/tested
 	$(BIN)/python -m pytest -n 2
