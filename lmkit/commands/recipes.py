@@ -16,7 +16,10 @@ def run(name: str | None) -> None:
             if section_of(field.annotation):
                 print(f"\n{key}: {field.description}")
             else:
-                default = "required" if field.is_required() else f"default {field.default!r}"
+                default = f"default {field.default!r}"
+                if field.is_required():
+                    from_depth = key.startswith("model.") and key.count(".") == 1 and key != "model.family"
+                    default = "from model.depth, or required" if from_depth else "required"
                 print(f"  {key:<28} {field.description} ({default})")
     else:
         print(find_recipe(name).read_text(), end="")
