@@ -83,9 +83,7 @@ class _Job:
         self.tails = tails and all(i.kind == "txt" and not i.packing for i in self.inputs["train"])
         self.holding = False  # whether the document being read is held out
         if self.tails and self.share:
-            note(
-                f"few files: the last {self.share:.0%} of each is held out (data.separator splits them better)"
-            )
+            note(f"few files: the last {self.share:.0%} of each is held out (data.separator splits them better)")
         for item in self.inputs["train"] if self.tails else ():
             item.tail = self.share
         self.given = None if tokenizer.path is None else load_tokenizer(tokenizer.path)

@@ -211,7 +211,7 @@ def save(job: Job, run: Run, rhythm: Rhythm, best: bool) -> None:
 def _show(meter: Meter, row: dict[str, Any], progress: float, speed: float) -> None:
     loss = "not finite" if row["loss"] is None else f"{row['loss']:.4f}"
     tokens = show_count(row["tokens"])
-    meter.update(progress, f"step {row['step']} tokens {tokens} loss {loss} lr {row['lr']:.2e} tok/s {speed:,.0f}")
+    meter.update(progress, f"step {row['step']} tokens {tokens} loss {loss} tok/s {speed:,.0f}")
 
 
 def probe_speed(job: Job, seconds: float = 5.0) -> float:
