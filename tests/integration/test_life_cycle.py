@@ -131,7 +131,7 @@ def test_dry_run_says_what_would_happen_and_starts_nothing(work):
         ("pretrain --resume runs/nothing", 2, "not a run directory"),
         ("generate runs/nothing hello", 4, "no such model or run"),
         ("generate runs/llama hello --temperature -1", 2, "temperature"),
-        ("generate runs/llama " + "word " * 300, 2, "context of 64"),
+        ("generate runs/llama '" + "word " * 300 + "'", 2, "context of 64"),
         ("eval runs/llama --data missing.txt", 3, "missing.txt"),
         ("tokenize missing.txt --out t", 3, "missing.txt"),
         ("tokenize text.txt --out t --kind bep", 2, "did you mean `bpe`?"),
