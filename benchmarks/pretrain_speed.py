@@ -22,7 +22,6 @@ def lmkit_step() -> Callable[[], float]:
     import torch
 
     from lmkit.batch import Batch
-    from lmkit.model.loss import score_chunk
     from lmkit.model.transformer import Transformer, init_weights
     from lmkit.presets import expand
     from lmkit.recipe import Recipe
@@ -42,7 +41,7 @@ def lmkit_step() -> Callable[[], float]:
     init_weights(model)
     for block in model.decoder.blocks:
         block.compile()
-    task, (optimizer,) = CausalLM(score_chunk=torch.compile(score_chunk)), build_optimizers(model, recipe.optimizer)
+    task, (optimizer,) = CausalLM(), build_optimizers(model, recipe.optimizer)
     tokens, labels = batch()
 
     def step() -> float:

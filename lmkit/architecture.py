@@ -79,7 +79,7 @@ class ModelConfig(BaseModel):
     )
 
     tied: bool = Field(False, description="The output head shares the embedding's weights.")
-    logit_softcap: float | None = Field(None, gt=0, description="Squash logits to ± this by tanh; None: off.")
+    logit_softcap: float | None = Field(None, gt=0, le=50, description="Squash logits to ± this by tanh; None: off.")
 
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on embeddings and sub-layer outputs while training.")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on attention weights while training.")

@@ -21,12 +21,11 @@ class Scores(NamedTuple):
     hits: Tensor  # () float32, positions whose largest logit is the label
 
 
-def score_chunk(logits: Tensor, labels: Tensor, softcap: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses (n,) float32 and hits (n,) bool of logits (n, V), and what is still to be added to their gradient at the
-    labels, (n, 1): the rest of d loss / d logits takes the place of the logits. Softcap 0: none.
+def score_chunk(logits: Tensor, labels: Tensor, softcap: float) -> tuple[Tensor, Tensor]:
+    """Losses (n,) float32 and hits (n,) bool of logits (n, V), which become d loss / d logits. Softcap 0: none.
 
-    In place, because on a CPU every pass over (n, V) and every allocation of it counts; a few fused passes when
-    compiled, which a scatter into the labels would break: hence the third result."""
+    In place, because on a CPU every pass over (n, V) and every allocation of it counts: as fast as the best compiled
+    kernel found, and twice as fast as others (docs/decisions.md)."""
     x = logits.float()
     if softcap:
         x.div_(softcap).tanh_()
@@ -35,21 +34,20 @@ def score_chunk(logits: Tensor, labels: Tensor, softcap: float) -> tuple[Tensor,
         p = torch.mul(x, softcap).exp_()
         total = p.sum(1, keepdim=True)
         torch.addcmul(p, p, x.square_(), value=-1, out=x).div_(total)  # times the cap's derivative, 1 - tanh²
-        losses, left = total.log() - at_label * softcap, at_label.square() - 1
+        losses, at_gradient = total.log() - at_label * softcap, at_label.square() - 1
     else:
         total = x.sub_(top).exp_().sum(1, keepdim=True)
         x.div_(total)
-        losses, left = total.log() - (at_label - top), torch.full_like(at_label, -1.0)
+        losses, at_gradient = total.log() - (at_label - top), torch.full_like(at_label, -1.0)
+    x.scatter_add_(1, labels[:, None], at_gradient)
     if logits.dtype != torch.float32:
         logits.copy_(x)
-    return losses.squeeze(1), (at_label >= top).squeeze(1), left
+    return losses.squeeze(1), (at_label >= top).squeeze(1)
 
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float, score_chunk: Any, backward: bool
-    ) -> Any:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float, backward: bool) -> Any:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         h, w = hidden.to(dtype), weight.to(dtype)
@@ -60,12 +58,11 @@ class _HeadLoss(torch.autograd.Function):
         for start in range(0, len(h), CHUNK):
             hc, yc = h[start : start + CHUNK], labels[start : start + CHUNK]
             gradient = torch.mm(hc, w.t(), out=buffer[: len(hc)])  # logits, until they are scored
-            losses, right, left = score_chunk(gradient, yc, softcap)
+            losses, right = score_chunk(gradient, yc, softcap)
             loss += losses.sum()
             hits += right.sum()
             if not backward:
                 continue
-            gradient.scatter_add_(1, yc[:, None], left.to(dtype))
             torch.mm(gradient, w, out=d_hidden[start : start + CHUNK])
             if dtype == torch.float32:
                 d_weight.addmm_(gradient.t(), hc)
@@ -80,26 +77,17 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, d_loss: Tensor, _: Tensor) -> Any:
         d_hidden, d_weight = ctx.saved_tensors
         for_hidden, for_weight = ctx.dtypes
-        return (
-            (d_hidden * d_loss.to(d_hidden.dtype)).to(for_hidden),
-            d_weight.mul_(d_loss).to(for_weight),
-            None,
-            None,
-            None,
-            None,
-        )
+        d_hidden = (d_hidden * d_loss.to(d_hidden.dtype)).to(for_hidden)
+        return d_hidden, d_weight.mul_(d_loss).to(for_weight), None, None, None
 
 
-def head_loss(
-    hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float | None = None, score_chunk: Any = score_chunk
-) -> Scores:
+def head_loss(hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float | None = None) -> Scores:
     """Summed cross-entropy of softcap(hidden @ weight.T) against labels.
 
     hidden: (..., D); weight: (V, D); labels: (...) int64, IGNORE where unscored: those positions never meet the head.
-    score_chunk: `score_chunk` or a compiled copy of it.
     """
     hidden, labels = hidden.reshape(-1, hidden.size(-1)), labels.reshape(-1)
     scored = labels != IGNORE
     if not bool(scored.all()):
         hidden, labels = hidden[scored], labels[scored]
-    return Scores(*_HeadLoss.apply(hidden, weight, labels, softcap or 0.0, score_chunk, torch.is_grad_enabled()))
+    return Scores(*_HeadLoss.apply(hidden, weight, labels, softcap or 0.0, torch.is_grad_enabled()))

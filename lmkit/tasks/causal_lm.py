@@ -1,13 +1,12 @@
 """Predict the next token (GPT, Radford et al. 2018)."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from lmkit.batch import Batch, Loss
-from lmkit.model.loss import IGNORE, head_loss, score_chunk
+from lmkit.model.loss import IGNORE, head_loss
 from lmkit.model.transformer import Transformer
 
 
@@ -17,7 +16,6 @@ class CausalLM:
     counts, `loss` scores."""
 
     document_masking: bool = False  # packed documents do not see each other
-    score_chunk: Any = score_chunk
 
     def prepare(self, example: dict, rng: np.random.Generator) -> dict:
         return example
@@ -34,7 +32,7 @@ class CausalLM:
 
     def loss(self, model: Transformer, batch: Batch) -> Loss:
         hidden = model(batch.tokens, segments=batch.segments, positions=batch.positions)
-        scores = head_loss(hidden, model.head.weight, batch.labels, model.head.softcap, self.score_chunk)
+        scores = head_loss(hidden, model.head.weight, batch.labels, model.head.softcap)
         return Loss({"tokens": scores.loss}, {"accuracy": scores.hits})
 
 

@@ -12,7 +12,7 @@ from lmkit.data.packing import PackedRows
 from lmkit.data.store import Split, TokenStore
 from lmkit.errors import DataError, UserError
 from lmkit.generation.engine import prompt_ids, sample_text
-from lmkit.model.loss import CHUNK, score_chunk
+from lmkit.model.loss import CHUNK
 from lmkit.model.transformer import Transformer, init_weights
 from lmkit.recipe import ModelSection, Recipe
 from lmkit.tasks.causal_lm import CausalLM
@@ -68,7 +68,7 @@ def build_job(recipe: Recipe, store: TokenStore) -> Job:
     init_weights(model, train.seed)
     model.to(device).decoder.recompute = train.recompute
     compiled = choose_compile(train, device, _expected_seconds(model, ends, train.batch))
-    task = CausalLM(recipe.data.document_masking, *([torch.compile(score_chunk)] if compiled else []))
+    task = CausalLM(recipe.data.document_masking)
     if compiled:
         for block in model.decoder.blocks:
             block.compile()
