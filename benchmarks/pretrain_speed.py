@@ -14,12 +14,27 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 LAYERS, HIDDEN, HEADS, VOCABULARY, ROWS, CONTEXT = 6, 384, 6, 50304, 16, 256
 
 
-def lmkit_step() -> Callable[[], float]:
+def stepper(model: Any, optimizer: Any, forward: Callable[[], Any]) -> Callable[[], float]:
+    """One training step around a contender's own forward pass: the same for all."""
     import torch
+
+    def step() -> float:
+        loss = forward()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+    return step
+
+
+def lmkit_step() -> Callable[[], float]:
 
     from lmkit.batch import Batch
     from lmkit.model.transformer import Transformer, init_weights
@@ -44,15 +59,8 @@ def lmkit_step() -> Callable[[], float]:
     task, (optimizer,) = CausalLM(), build_optimizers(model, recipe.optimizer)
     tokens, labels = batch()
 
-    def step() -> float:
-        loss = task.loss(model, Batch({"tokens": labels.numel()}, tokens, labels)).sums["tokens"] / labels.numel()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return float(loss)
-
-    return step
+    one = Batch({"tokens": labels.numel()}, tokens, labels)
+    return stepper(model, optimizer, lambda: task.loss(model, one).sums["tokens"] / labels.numel())
 
 
 def nanogpt_step(folder: str, compiled: bool) -> Callable[[], float]:
@@ -67,15 +75,7 @@ def nanogpt_step(folder: str, compiled: bool) -> Callable[[], float]:
     run = torch.compile(model) if compiled else model
     tokens, labels = batch()
 
-    def step() -> float:
-        _, loss = run(tokens, labels)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return float(loss)
-
-    return step
+    return stepper(model, optimizer, lambda: run(tokens, labels)[1])
 
 
 def transformers_step() -> Callable[[], float]:
@@ -91,15 +91,7 @@ def transformers_step() -> Callable[[], float]:
     run = torch.compile(model)
     tokens, _ = batch()
 
-    def step() -> float:
-        loss = run(input_ids=tokens, labels=tokens, use_cache=False).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return float(loss)
-
-    return step
+    return stepper(model, optimizer, lambda: run(input_ids=tokens, labels=tokens, use_cache=False).loss)
 
 
 def batch():

@@ -8,7 +8,7 @@ import copy
 import math
 from typing import Any
 
-from lmkit.units import count, split_quantity
+from lmkit.units import count
 
 _LLAMA = {"norm": "rms", "activation": "silu", "gated": True, "tied": False}
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -110,9 +110,3 @@ def _fill_training(tree: dict[str, Any], model: dict[str, Any]) -> None:
     for key, value in defaults.items():
         if optimizer.get(key) is None:
             optimizer[key] = float(f"{value:.3g}")
-
-
-def budget_tokens(budget: str, batch: int) -> float | None:
-    """Tokens of a horizon given in steps or tokens; None for epochs and time, which depend on data and machine."""
-    number, unit = split_quantity(budget)
-    return {"": number * batch, "step": number * batch, "token": number}.get(unit)

@@ -28,8 +28,10 @@ def test_every_command_shown_parses(line):
     name, *args = shlex.split(line)[1:]
     command = get_command(app).commands[name]
     parsed = command.make_context(name, args).params
+    assert set(parsed) >= {p.name for p in command.params if p.required}
     if name == "pretrain" and parsed["recipe"]:
-        load(Recipe, find_recipe(parsed["recipe"]), tuple(parsed["overrides"] or ()), expand)
+        changes = tuple(parsed["overrides"] or ())
+        assert isinstance(load(Recipe, find_recipe(parsed["recipe"]), changes, expand), Recipe)
 
 
 def test_every_key_is_explained():
