@@ -21,13 +21,14 @@ class Batch:
 
     counts: dict[str, int]  # how many things each loss term sums over, known on the CPU: {"tokens": 1900}
     tokens: Tensor  # (B, T) int64
-    labels: Tensor  # (B, T) int64, of the decoder's length where there is one; IGNORE where unscored
+    labels: Tensor  # (B, T) int64, of the decoder's length where there is one; IGNORE where unscored; or of whole rows
     num_tokens: int  # as `train.batch` counts them
     keep: Tensor | None = None  # (B, T) bool, False on padding; None: there is none
     segments: Tensor | None = None  # (B, T) int64: tokens see only their own segment
     positions: Tensor | None = None  # (B, T) int64; None: 0..T-1
     types: Tensor | None = None  # (B, T) int64: which text of a pair
     targets: Tensor | None = None  # (B, T') int64, what a decoder beside an encoder reads
+    at: Tensor | None = None  # (B,) int64: the last real token of each row
     pair_labels: Tensor | None = None  # (B,) int64
     documents: tuple[int, ...] = ()  # what the rows were made of, for reports about a bad batch
 
@@ -46,7 +47,7 @@ class Loss:
     padding nor the number of processes change the gradient. Keys are those of Batch.counts; all are ()."""
 
     sums: dict[str, Tensor]  # what is minimised, with graph
-    hits: dict[str, Tensor]  # right predictions, no graph
+    hits: dict[str, Tensor]  # right predictions, no graph; none where there is no right or wrong
     nats: dict[str, Tensor]  # negative log-likelihood, no graph: differs from the sums where labels are smoothed
 
 

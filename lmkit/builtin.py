@@ -11,13 +11,14 @@ def recipes_folder() -> Path:
     return here / "recipes" if (here / "recipes").is_dir() else here.parent / "recipes"
 
 
-def builtin_recipes() -> dict[str, Path]:
-    return {p.stem: p for p in sorted(recipes_folder().glob("*/*.yaml"))}
+def builtin_recipes(stage: str = "*") -> dict[str, Path]:
+    """By name; stage: pretrain or finetune alone."""
+    return {p.stem: p for p in sorted(recipes_folder().glob(f"{stage}/*.yaml"))}
 
 
-def find_recipe(name: str) -> Path:
+def find_recipe(name: str, stage: str = "*") -> Path:
     """A file, or a built-in recipe by its name. Raises UserError."""
-    known = builtin_recipes()
+    known = builtin_recipes(stage)
     if name in known:
         return known[name]
     path = Path(name)

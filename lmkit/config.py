@@ -100,15 +100,18 @@ def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> tuple[dict, dict[str, 
     return _merge(low, _absolute_paths(tree, path.parent)), low_lines | lines
 
 
-def load(schema: type[T], path: Path, overrides: tuple[str, ...] = (), expand: Any = None) -> T:
-    """Read, override, expand (presets fill what the recipe leaves open: dict -> dict) and check a recipe.
+def load(
+    schema: type[T], path: Path | None, overrides: tuple[str, ...] = (), expand: Any = None, low: dict | None = None
+) -> T:
+    """Read, override, expand (presets fill what the recipe leaves open: dict -> dict) and check a recipe. No path: the
+    overrides are all there is. low: what holds where neither says anything else.
 
     Raises UserError listing every problem with file, line, key, value, what is allowed and the nearest right name."""
-    tree, lines = read_tree(path)
+    tree, lines = ({}, {}) if path is None else read_tree(path)
     for item in overrides:
         key = _override(tree, item)
         lines[key] = f"command line: {item}"
-    return build(schema, tree, lines, expand, _shown(path))
+    return build(schema, _merge(low or {}, tree), lines, expand, "command line" if path is None else _shown(path))
 
 
 def build(schema: type[T], tree: dict, lines: dict[str, str], expand: Any = None, where: str = "recipe") -> T:
@@ -229,7 +232,9 @@ def _override(tree: dict, item: str) -> str:
         if not isinstance(node.get(p), dict):
             node[p] = {} if node.get(p) is None else _as_section(p, node[p])
         node = node[p]
-    node[leaf] = _absolute_paths({parents[-1]: {leaf: value}}, Path.cwd())[parents[-1]][leaf] if parents else value
+    alone = {parents[-1]: {leaf: value}} if parents else {leaf: value}
+    absolute = _absolute_paths(alone, Path.cwd())
+    node[leaf] = absolute[parents[-1]][leaf] if parents else absolute[leaf]
     return key
 
 
@@ -257,7 +262,7 @@ def _key_lines(text: str) -> dict[str, int]:
     return found
 
 
-PATH_KEYS = {("data", "train"), ("data", "validation"), ("tokenizer", "path")}
+PATH_KEYS = {("data", "train"), ("data", "validation"), ("tokenizer", "path"), ("task", "kb")}
 
 
 def _absolute_paths(tree: dict, folder: Path) -> dict:
@@ -270,6 +275,8 @@ def _absolute_paths(tree: dict, folder: Path) -> dict:
         return os.path.normpath(folder / Path(value).expanduser())
 
     out = dict(tree)
+    if isinstance(out.get("model"), str):  # of a fine-tuning recipe: where to start from
+        out["model"] = absolute(out["model"])
     for section, key in PATH_KEYS:
         if isinstance(out.get(section), dict) and key in out[section]:
             out[section] = {**out[section], key: absolute(out[section][key])}

@@ -7,6 +7,7 @@ from typing import TypeVar
 import numpy as np
 
 T = TypeVar("T")
+OVERHEAD = 64  # tokens a forward and backward pass costs whatever is in it, on a CPU: measured
 
 
 def shuffled(index: int, n: int, seed: int, epoch: int) -> int:
@@ -43,11 +44,40 @@ def rng_for(seed: int, epoch: int, index: int) -> np.random.Generator:
     return np.random.default_rng((seed, epoch, index))
 
 
-def by_length(items: Iterable[T], length: Callable[[T], int], batch_tokens: int) -> Iterator[list[T]]:
+def by_length(
+    items: Iterable[T], length: Callable[[T], int], batch_tokens: int, overhead: int = OVERHEAD
+) -> Iterator[list[T]]:
     """Items of like length together, longest first, at most `batch_tokens` with padding (but one at least). Those of
-    one length keep their order."""
-    ordered = sorted(items, key=length, reverse=True)
-    while ordered:
-        rows = max(1, batch_tokens // length(ordered[0]))
-        yield ordered[:rows]
-        ordered = ordered[rows:]
+    one length keep their order. Groups are chosen so that padding, and `overhead` tokens for every group, cost least:
+    where lengths differ a lot, several small groups beat one that is mostly padding."""
+    together: dict[int, list[T]] = {}
+    for item in items:
+        together.setdefault(length(item), []).append(item)
+    lengths = sorted(together, reverse=True)
+    sizes = [len(together[n]) for n in lengths]
+    for first, last in _cheapest_cuts(lengths, sizes, batch_tokens, overhead):
+        alike = [item for n in lengths[first:last] for item in together[n]]
+        rows = max(1, batch_tokens // lengths[first])
+        yield from (alike[at : at + rows] for at in range(0, len(alike), rows))
+
+
+def _cheapest_cuts(lengths: list[int], sizes: list[int], batch_tokens: int, overhead: int) -> list[tuple[int, int]]:
+    """Runs [first, last) of falling lengths, each of which `sizes` items have, to be padded to the first of the run."""
+    best, before = [0.0], [0]  # cost of the first n lengths, and where their last run begins
+    for end in range(1, len(lengths) + 1):
+        rows, least, start = 0, float("inf"), end - 1
+        for first in range(end - 1, -1, -1):
+            rows += sizes[first]
+            groups = -(-rows // max(1, batch_tokens // lengths[first]))
+            cost = best[first] + rows * lengths[first] + overhead * groups
+            if cost < least:
+                least, start = cost, first
+            if rows * (lengths[first] - lengths[end - 1]) > 2 * overhead + rows * lengths[first] // 2:
+                break  # padding has outgrown anything that a cut could cost
+        best.append(least)
+        before.append(start)
+    runs, end = list[tuple[int, int]](), len(lengths)
+    while end:
+        runs.append((before[end], end))
+        end = before[end]
+    return runs[::-1]

@@ -22,7 +22,7 @@ TOKENS_PER_PARAMETER = 12  # compute-optimal was measured at 10.5
 def expand(tree: dict[str, Any]) -> dict[str, Any]:
     """Fill every open key of a recipe (nested dicts). Raises ValueError where a needed size is missing or misshapen."""
     tree = copy.deepcopy(tree)
-    model = _dict(tree, "model")
+    model = section(tree, "model")
     _fill_preset(model)
     _fill_task(tree, model)
     _fill_sizes(model)
@@ -53,7 +53,7 @@ def _fill_task(tree: dict[str, Any], model: dict[str, Any]) -> None:
         tree["task"] = {}
     if isinstance(tree["task"], str):  # `task: masked_lm` says it all
         tree["task"] = {"name": tree["task"]}
-    task = _dict(tree, "task")
+    task = section(tree, "task")
     task.setdefault("name", default_task(str(model.get("family"))))
     if task.get("pairs"):
         model.setdefault("head", "pairs")
@@ -64,10 +64,11 @@ def _axes(model: dict[str, Any]) -> dict[str, Any]:
     return family.axes if family else {}
 
 
-def _dict(tree: dict[str, Any], section: str) -> dict[str, Any]:
-    if tree.get(section) is None:
-        tree[section] = {}
-    return tree[section] if isinstance(tree[section], dict) else {}  # the schema reports what is no section
+def section(tree: dict[str, Any], name: str) -> dict[str, Any]:
+    """`tree[name]`, made if it is missing."""
+    if tree.get(name) is None:
+        tree[name] = {}
+    return tree[name] if isinstance(tree[name], dict) else {}  # the schema reports what is no section
 
 
 def _fill_sizes(model: dict[str, Any]) -> None:
@@ -113,8 +114,8 @@ def num_matrix_parameters(model: dict[str, Any]) -> int:
 
 
 def _fill_training(tree: dict[str, Any], model: dict[str, Any]) -> None:
-    train, optimizer = _dict(tree, "train"), _dict(tree, "optimizer")
-    vocab = count(model.get("vocab_size") or _dict(tree, "tokenizer").get("vocab_size", 4096))
+    train, optimizer = section(tree, "train"), section(tree, "optimizer")
+    vocab = count(model.get("vocab_size") or section(tree, "tokenizer").get("vocab_size", 4096))
     size = num_matrix_parameters(model) + vocab * (model.get("embedding_size") or model["hidden_size"])
     tokens = TOKENS_PER_PARAMETER * size
     if not train.get("budget"):
@@ -150,7 +151,7 @@ def _fill_training(tree: dict[str, Any], model: dict[str, Any]) -> None:
 def _vaswani_peak(tree: dict[str, Any], model: dict[str, Any]) -> float | None:
     """The learning rate of Vaswani et al. 2017, 5.3, width^-0.5 * min(n^-0.5, n * warmup^-1.5), where it is largest:
     with `schedule: {name: inverse_sqrt, warmup: N steps}` the 2017 Transformer follows it exactly."""
-    schedule = _dict(tree, "schedule")
+    schedule = section(tree, "schedule")
     if schedule.get("name") != "inverse_sqrt" or model.get("positions") != "sinusoidal":
         return None
     steps, unit = split_quantity(schedule.get("warmup", "40 steps"))

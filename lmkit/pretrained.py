@@ -17,8 +17,9 @@ from lmkit.generation.prompts import end_ids
 from lmkit.generation.sampling import SamplingConfig
 from lmkit.model.heads import Head
 from lmkit.model.huggingface import load_folder, read_config, save_folder
+from lmkit.model.peft_format import adapted_config, load_adapted
 from lmkit.model.transformer import Transformer
-from lmkit.runs import model_folder
+from lmkit.runs import ADAPTER_CONFIG, model_folder
 from lmkit.text.tokenizer import Tokenizer, load_tokenizer
 
 OPENING_KEYS = ("decoder_start_token_id", "forced_bos_token_id", "bad_words_ids")
@@ -33,10 +34,11 @@ TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt")
 class Pretrained:
     """What `load` gives. `model` is in eval mode and float32; `tokenizer` is None where the folder has none."""
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer | None, folder: Path):
+    def __init__(self, model: Transformer, tokenizer: Tokenizer | None, folder: Path, base: Path | None = None):
+        """base: the folder of the model that `folder`, an adapter's, was merged into."""
         self.model, self.tokenizer, self.folder = model, tokenizer, folder
-        config = read_config(folder)
-        self.generation_config = _generation_config(folder)
+        config = adapted_config(folder, base) if base else read_config(folder)
+        self.generation_config = _generation_config(base or folder)
         ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_id", None) for role in ("bos", "eos", "pad")}
         self.special: dict[str, Any] = {k: v if config.get(k) is None else config[k] for k, v in ids.items()}
         if model.config.stacks == "encoder_decoder":
@@ -191,18 +193,24 @@ class Pretrained:
 
 
 def load(path: Path | str, allow_pickle: bool = False, device: str = "auto") -> Pretrained:
-    """The model in a run (its latest checkpoint) or a Hugging Face folder, in float32.
+    """The model in a run (its best checkpoint) or a Hugging Face folder, in float32. An adapter's folder, as PEFT
+    keeps it, is merged into the base model it names, whose tokenizer it takes if it has none of its own.
 
     device: as torch names it; auto takes a GPU if one is there. Raises ModelError for a folder that is missing, damaged
     or unsupported, or whose tokenizer is another model's."""
-    folder = model_folder(path)
-    model = load_folder(folder, allow_pickle)
-    tokenizer = load_tokenizer(folder) if any(any(folder.glob(name)) for name in TOKENIZER_FILES) else None
+    folder, base = model_folder(path), None
+    if (folder / ADAPTER_CONFIG).exists():
+        model, base = load_adapted(folder, allow_pickle)
+    else:
+        model = load_folder(folder, allow_pickle)
+    has_tokenizer = lambda home: any(any(home.glob(name)) for name in TOKENIZER_FILES)
+    home = next((home for home in (folder, base) if home and has_tokenizer(home)), None)
+    tokenizer = load_tokenizer(home) if home else None
     if tokenizer is not None:
         _check_fit(tokenizer, model.config, folder)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return Pretrained(model.to(device), tokenizer, folder)
+    return Pretrained(model.to(device), tokenizer, folder, base)
 
 
 def _generation_config(folder: Path) -> dict[str, Any]:

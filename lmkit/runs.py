@@ -25,6 +25,7 @@ from lmkit.errors import ModelError, RunInUse, StorageError, UserError
 from lmkit.files import fsync_directory, sha256, write_atomic, write_json
 
 MANIFEST = "training/manifest.json"
+ADAPTER_CONFIG = "adapter_config.json"  # in a folder that holds an adapter instead of a whole model, as PEFT keeps it
 
 
 class Run:
@@ -184,17 +185,28 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def model_folder(path: Path | str) -> Path:
-    """The Hugging Face folder meant by a run (its `latest`) or by such a folder. Raises ModelError."""
+    """The Hugging Face folder, of a model or of an adapter, meant by a run (its `best`, else its `latest`) or by such
+    a folder. Raises ModelError."""
     path = Path(path)
-    if (path / "config.json").exists():
-        return path
-    if (path / "latest" / "config.json").exists():
-        return path / "latest"
+    for folder in (path, path / "best", path / "latest"):
+        if any((folder / name).exists() for name in ("config.json", ADAPTER_CONFIG)):
+            return folder
     if not path.exists():
         beside = sorted(p.name for p in path.parent.glob("*") if p.is_dir()) if path.parent.exists() else []
         here = f"\n  {path.parent}/ holds: {', '.join(beside[:12])}" if beside else ""
         raise ModelError(f"{path}: no such model or run{here}\n  → `lmkit runs` lists runs")
     raise ModelError(f"{path}: neither a run with a checkpoint nor a model folder (no config.json)")
+
+
+def fresh_path(out: Path | None, name: str, verb: str) -> Path:
+    """A run directory of its own. One named by the user must be new; otherwise runs/NAME, runs/NAME-2, ..."""
+    if out is not None:
+        if (out / "recipe.yaml").exists():
+            raise UserError(f"{out}: holds a run already\n  → lmkit {verb} --resume {out}, or another --out")
+        return out
+    runs = Path("runs")
+    candidates = [runs / name, *(runs / f"{name}-{n}" for n in range(2, 10_000))]
+    return next(c for c in candidates if not (c / "recipe.yaml").exists())
 
 
 def find_run(path: Path | str) -> Path:

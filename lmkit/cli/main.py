@@ -29,6 +29,9 @@ Pickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Load old .bin weights (weights only, nothing else runs).")
 ]
 Text = Annotated[str, typer.Option("--text", help="Column or key of the text in .jsonl, .csv and .parquet.")]
+Column = Annotated[str | None, typer.Option("--text", help="Column or key of the text; of pairs the sources.")]
+Label = Annotated[str | None, typer.Option("--label", help="Column or key of the label.")]
+Data = Annotated[list[str], typer.Option("--data", "-d", help="Files, folders or globs. Repeatable.")]
 Target = Annotated[str | None, typer.Option("--target", help="Pairs: column, key or file ending of the target text.")]
 Separator = Annotated[str | None, typer.Option("--separator", help="Text that ends a document inside .txt files.")]
 
@@ -93,7 +96,7 @@ def pretrain(
     from lmkit.presets import expand
     from lmkit.recipe import Recipe
 
-    path, changes = find_recipe(recipe), tuple(overrides or ())
+    path, changes = find_recipe(recipe, "pretrain"), tuple(overrides or ())
     load(Recipe, path, changes, expand)  # a mistake ends here, before torch is loaded
     from lmkit.commands import pretrain as command
 
@@ -101,6 +104,45 @@ def pretrain(
         command.dry_run(path, changes)
     else:
         raise typer.Exit(command.start(path, changes, out))
+
+
+@app.command(epilog="Example: lmkit finetune --task classify --model runs/bert-tiny --data reviews.csv")
+def finetune(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A .yaml file or the name of a built-in recipe; or leave it out.")
+    ] = None,
+    overrides: Overrides = None,
+    task: Annotated[
+        str | None, typer.Option("--task", help="classify, tag, qa, translate, summarize, chat, lm or answer.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="A run or a Hugging Face folder.")] = None,
+    data: Annotated[list[str] | None, typer.Option("--data", "-d", help="Labelled files. Repeatable.")] = None,
+    validation: Annotated[str | None, typer.Option("--validation", help="Files of their own, or a share: 10%.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run directory. Default: runs/TASK-DATA.")] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", metavar="RUN", help="Go on with this run.")] = None,
+) -> None:
+    """Teach a trained model a task from labelled rows."""
+    if resume is not None:
+        if recipe or out or task or model or data:
+            raise UserError("--resume goes on with a run as it is\n  → leave out everything else")
+        from lmkit.commands import finetune as command
+
+        raise typer.Exit(command.resume(resume))
+    from lmkit.builtin import find_recipe
+
+    changes = list(overrides or ())
+    if recipe is not None and "=" in recipe:  # no recipe, only changes
+        changes, recipe = [recipe, *changes], None
+    path = None if recipe is None else find_recipe(str(recipe), "finetune")
+    from lmkit.config import load
+    from lmkit.finetune_recipe import FinetuneRecipe, expand, flags
+
+    said = flags(task, model, data, validation)
+    loaded = load(FinetuneRecipe, path, (*said, *changes), expand)  # a mistake ends here, before torch is loaded
+    from lmkit.commands import finetune as command
+
+    name = path.stem if path else f"{loaded.task.name}-{Path(str(data[0])).name.partition('.')[0] if data else 'run'}"
+    raise typer.Exit(command.start(loaded, name, out))
 
 
 @app.command(epilog="Example: lmkit generate runs/demo 'It was' --max-tokens 20 --temperature 0.7 --seed 1")
@@ -125,6 +167,12 @@ def generate(
     seed: Annotated[int, typer.Option("--seed", help="Same seed, same text.")] = 0,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="End before this text. Repeatable.")] = None,
     stream: Annotated[bool | None, typer.Option("--stream/--no-stream", help="Print as it is written.")] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Answer the prompt as a message; without one, on a terminal, talk.")
+    ] = False,
+    system: Annotated[
+        str | None, typer.Option("--system", help="With --chat: what the assistant is told first.")
+    ] = None,
     as_json: Json = False,
     allow_pickle: Pickle = False,
 ) -> None:
@@ -132,8 +180,10 @@ def generate(
 
     Masks and gaps are written as the model's tokenizer names them: [MASK], <mask>, for T5 <extra_id_0>, <extra_id_1>.
     """
-    prompts = _prompts(prompt, file)
-    from lmkit.commands import generate as command
+    if system is not None and not chat:
+        raise UserError("--system is the first message of a conversation\n  → add --chat")
+    talks = chat and prompt is None and file is None and sys.stdin.isatty()
+    prompts = [] if talks else _prompts(prompt, file)
     from lmkit.generation.sampling import SamplingConfig
 
     config = SamplingConfig(
@@ -141,6 +191,13 @@ def generate(
         repetition_penalty=repetition_penalty, seed=seed, stop=tuple(stop or ()),
     )  # fmt: skip
     show = sys.stdout.isatty() if stream is None else stream
+    if chat:
+        from lmkit.commands import chat as talking
+
+        talking.run(model, None if talks else prompts, system, config, n, as_json, show, allow_pickle)
+        return
+    from lmkit.commands import generate as command
+
     given = [k for k in context.params if (s := context.get_parameter_source(k)) and s.name == "COMMANDLINE"]
     command.run(model, prompts, config, n, as_json, show, allow_pickle, given)
 
@@ -165,8 +222,13 @@ def _prompts(prompt: str | None, file: Path | None) -> list[str]:
     name="eval", epilog="Example: lmkit eval runs/demo --data recipes/corpus/austen-emma.txt --separator $'\\f'"
 )
 def evaluate(
-    model: Model,
-    data: Annotated[list[str], typer.Option("--data", "-d", help="Files, folders or globs. Repeatable.")],
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL [OTHER]", help="Runs or Hugging Face folders; two are compared.")
+    ],
+    data: Data,
+    task: Annotated[
+        str | None, typer.Option("--task", help="translate or summarize, for models without a run.")
+    ] = None,
     stride: Annotated[
         int | None, typer.Option("--stride", help="Decoders: tokens between windows. Default: the context.")
     ] = None,
@@ -174,19 +236,37 @@ def evaluate(
         int | None,
         typer.Option("--pll-tokens", min=0, help="Encoders: most tokens of the pseudo-perplexity. Default: 2000."),
     ] = None,
-    text: Text = "text",
+    text: Column = None,
+    label: Label = None,
     target: Target = None,
     separator: Separator = None,
     as_json: Json = False,
     allow_pickle: Pickle = False,
 ) -> None:
-    """How well a model predicts texts, masked tokens or targets, with 95% intervals."""
+    """How well a model predicts texts, masked tokens or targets, or solves what it was fine-tuned for."""
     from lmkit.commands import eval as command
 
-    command.run(
-        model, data, stride, as_json, text=text, separator=separator, allow_pickle=allow_pickle, target=target,
-        pll_tokens=pll_tokens,
-    )  # fmt: skip
+    columns = {"text": text, "label": label, "target": target}
+    command.start(
+        models, data, task, columns, as_json, allow_pickle, stride=stride, pll_tokens=pll_tokens, separator=separator
+    )
+
+
+@app.command(epilog="Example: lmkit predict runs/classify-reviews --data new.csv --out predictions.jsonl")
+def predict(
+    model: Model,
+    data: Data,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File of JSON lines; else standard output.")] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", help="translate or summarize, for models without a run.")
+    ] = None,
+    text: Column = None,
+    pair: Annotated[str | None, typer.Option("--pair", help="Column of the second text of a pair.")] = None,
+) -> None:
+    """What a fine-tuned model says of each row, as JSON lines."""
+    from lmkit.commands import predict as command
+
+    command.run(model, data, out, {"text": text, "pair": pair}, task)
 
 
 @app.command(epilog="Example: lmkit runs runs")

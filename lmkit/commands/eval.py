@@ -1,4 +1,5 @@
-"""lmkit eval MODEL --data PATH: scores on files of text or of pairs, by what the model is.
+"""lmkit eval MODEL --data PATH: scores on files of text, of pairs or of labelled rows, by what the model is. Fine-tuned
+models have the scores of their task (`lmkit.solvers.evaluate`); what follows is about the others.
 
 Decoders: loss, perplexity and bits per byte. Encoders: the same of masked tokens, and pseudo-perplexity. Encoder-
 decoders: of target texts with `--target`, else of texts that were damaged as the family's own training does it, or as
@@ -35,6 +36,8 @@ from lmkit.objectives import DenoisingConfig, MaskedLMConfig, SpanCorruptionConf
 from lmkit.presets import expand
 from lmkit.pretrained import Pretrained, load
 from lmkit.recipe import DataConfig, Recipe
+from lmkit.solvers import evaluate
+from lmkit.solvers.trained import task_of
 
 PLL_TOKENS = 2000  # each costs a forward pass
 NOT_COMPARABLE = "the scores do not compare with those of other tokenizers"
@@ -76,6 +79,29 @@ class Texts:
         if not number:
             names = ", ".join(item.name for item in self.inputs)
             raise DataError(f"{names}: there is no text to score{_listed(self.problems)}")
+
+
+def start(
+    models: list[str], data: list[str], task: str | None, columns: dict[str, str | None], as_json: bool,
+    allow_pickle: bool, **options: Any,
+) -> None:  # fmt: skip
+    """Scores of one model on what it was made for, or of two side by side. columns: named by the user: text, label,
+    target. options: of `run`, for models that predict words. Raises UserError for options without a use."""
+    if len(set(models)) != len(models) or len(models) > 2:
+        raise UserError(f"{', '.join(models)}: name one model, or two to be compared")
+    tasks = [task_of(model, task) for model in models]
+    solved = [t for t in tasks if t is not None and t.name not in ("chat", "lm")]
+    if len(solved) == len(models):
+        if idle := [f"--{k.replace('_', '-')}" for k, v in options.items() if v is not None]:
+            raise UserError(f"{', '.join(idle)}: {models[0]} was fine-tuned to {solved[0].name}\n  → leave it out")
+        loaded = {model: load(model, allow_pickle) for model in models}
+        return evaluate.run(loaded, solved, data, columns, as_json)
+    if len(models) > 1:
+        raise UserError("two models are compared on a task they were both fine-tuned for\n  → name one")
+    if columns.get("label") is not None:
+        raise UserError(f"--label: {models[0]} was not fine-tuned for labels\n  → leave it out")
+    options |= {"text": columns["text"] or "text", "target": columns["target"]}
+    return run(models[0], data, as_json=as_json, allow_pickle=allow_pickle, **options)
 
 
 def run(

@@ -1,7 +1,6 @@
 """`lmkit pretrain`: a resolved recipe becomes objects, the objects meet the loop."""
 
 import hashlib
-import math
 import os
 import time
 from pathlib import Path
@@ -10,20 +9,21 @@ from lmkit import config
 from lmkit.data.store import TokenStore, is_store
 from lmkit.data.tokenize import tokenize
 from lmkit.display import note
-from lmkit.errors import STOPPED_RESUMABLE, ModelError, UserError
+from lmkit.errors import ModelError
 from lmkit.presets import expand
 from lmkit.recipe import Recipe
-from lmkit.runs import Run, find_run
+from lmkit.runs import Run, find_run, fresh_path
 from lmkit.text.tokenizer import load_tokenizer
 from lmkit.training import checkpoints, loop
-from lmkit.training.job import Job, build_job, describe
+from lmkit.training.ending import keep_average, run_to_end
+from lmkit.training.job import Job, build_job, describe, fit_vocabulary
 from lmkit.units import show_count, show_seconds
 
 
 def start(recipe_path: Path, overrides: tuple[str, ...], out: Path | None) -> int:
     """Train from the beginning. Returns the exit code."""
     recipe = config.load(Recipe, recipe_path, overrides, expand)
-    path = _fresh(out, recipe_path.stem)
+    path = fresh_path(out, recipe_path.stem, "pretrain")
     recipe, store = _settle(recipe)
     run = Run(path)
     if out is None:
@@ -86,23 +86,13 @@ def dry_run(recipe_path: Path, overrides: tuple[str, ...]) -> None:
 
 
 def _train(job: Job, run: Run) -> int:
-    recipe = job.recipe
-    if job.state.step and job.horizon.progress(job.state.step, job.state.elapsed) >= 1:
-        print(f"{run.path} is done: step {job.state.step}, nothing left to train")
-        return 0
-    run.status("running", step=job.state.step)
-    began = time.monotonic()
-    try:
-        ended = loop.train(job, run)
-    except BaseException as e:
-        run.status("failed" if isinstance(e, Exception) else "interrupted", step=job.state.step, reason=str(e)[:500])
-        raise
-    if ended != "done":
-        run.status("stopped", step=job.state.step, reason=ended, best=job.state.best)
-        print(f"stopped by {ended} at step {job.state.step}, saved\n  → lmkit pretrain --resume {run.path}")
-        return STOPPED_RESUMABLE
+    """Returns the exit code."""
+    recipe, began = job.recipe, time.monotonic()
+    code = run_to_end(job, run, "pretrain")
+    if code is not None:
+        return code
     if recipe.checkpoint.average > 1 and len(job.work.held_out):
-        _average(job, run)
+        keep_average(job, run)
     state = job.state
     run.status("done", step=state.step, tokens=state.tokens, best=state.best, skipped=state.skipped)
     took = show_seconds(time.monotonic() - began)
@@ -132,54 +122,14 @@ def _prompt(job: Job) -> str:
     return f"'Once upon a {blank}.'" if blank else "'Once upon a time'"
 
 
-def _average(job: Job, run: Run) -> None:
-    """The mean of the last checkpoints, kept as one more if it scores better than the last."""
-    folders = run.steps()[-job.recipe.checkpoint.average :]
-    last = job.state.best
-    checkpoints.average_models(folders, job.model)
-    scores = loop.score(job)
-    note(f"average of the last {len(folders)} checkpoints: val_loss {scores['val_loss']:.4f}")
-    if last is not None and scores["val_loss"] < last["val_loss"]:
-        folder = run.path / "average"
-        folder.mkdir(exist_ok=True)
-        checkpoints.write_model(folder, job.model, job.tokenizer, job.special)
-        run.mark_best(folder)
-        job.state.best = {"step": job.state.step} | scores
-
-
 # ---------------------------------------------------------------- what a run is made of
-
-
-def _fresh(out: Path | None, name: str) -> Path:
-    """A run directory of its own. One named by the user must be new; otherwise runs/NAME, runs/NAME-2, ..."""
-    if out is not None:
-        if (out / "recipe.yaml").exists():
-            raise UserError(f"{out}: holds a run already\n  → lmkit pretrain --resume {out}, or another --out")
-        return out
-    runs = Path("runs")
-    candidates = [runs / name, *(runs / f"{name}-{n}" for n in range(2, 10_000))]
-    return next(c for c in candidates if not (c / "recipe.yaml").exists())
 
 
 def _settle(recipe: Recipe) -> tuple[Recipe, TokenStore]:
     """Tokens on disk, and the sizes that follow from them."""
     store = open_tokens(recipe)
-    tokenizer = load_tokenizer(store.tokenizer_path)
-    size = tokenizer.vocab_size
-    wanted = recipe.model.vocab_size or math.ceil(size / 64) * 64
-    if wanted < size:
-        raise UserError(
-            f"model.vocab_size {wanted} is smaller than the tokenizer's {size:,} entries\n  → model.vocab_size=0"
-        )
-    if wanted > 1.5 * size:
-        note(
-            f"model.vocab_size {wanted:,} leaves {wanted - size:,} rows without a token\n  → model.vocab_size=0 fits it"
-        )
-    changes = {"vocab_size": wanted}
-    if "position_padding_id" in recipe.model.table.coded:  # RoBERTa counts positions from its padding token + 1
-        pad = tokenizer.pad_id or 0
-        changes |= {"position_padding_id": pad, "position_offset": pad + 1}
-    return recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)}), store
+    model = fit_vocabulary(recipe.model, load_tokenizer(store.tokenizer_path))
+    return recipe.model_copy(update={"model": model}), store
 
 
 def open_tokens(recipe: Recipe) -> TokenStore:

@@ -2,8 +2,11 @@
 
 import typing
 
+from pydantic import BaseModel
+
 from lmkit.builtin import builtin_recipes, find_recipe
 from lmkit.config import build, keys, sections_of
+from lmkit.finetune_recipe import FinetuneRecipe
 from lmkit.presets import expand
 from lmkit.recipe import Recipe
 from lmkit.sizes import PRESETS
@@ -16,15 +19,18 @@ def run(name: str | None) -> None:
             first = path.read_text().splitlines()[0].lstrip("# ")
             print(f"{stem:<24} {first}")
     elif name == "keys":
-        _keys()
+        print("lmkit pretrain")
+        _keys(Recipe)
+        print("\n\nlmkit finetune")
+        _keys(FinetuneRecipe)
     elif name == "families":
         _families()
     else:
         print(find_recipe(name).read_text(), end="")
 
 
-def _keys() -> None:
-    for section, field in Recipe.model_fields.items():
+def _keys(recipe: type[BaseModel]) -> None:
+    for section, field in recipe.model_fields.items():
         print(f"\n{section}: {field.description}")
         schemas = sections_of(field.annotation)
         for schema in schemas:

@@ -4,6 +4,7 @@ import glob
 import os
 import stat
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -137,12 +138,16 @@ def list_inputs(patterns: list[str], pairing: Pairing | None = None) -> list[Inp
     Raises DataError for a path, glob or folder that gives nothing, a kind of file that cannot be read, for pipes and
     devices, and for either side of parallel text without the other. A file that exists but cannot be opened is left to
     `read_documents`, which counts it."""
+
+    def wanted(name: str) -> bool:
+        return bool(Input(name).kind or (pairing and (pairing.target_of(name) or pairing.is_target(name))))
+
     found: dict[str, Input] = {}  # real path -> input
     targets: list[str] = []
     for pattern in patterns:
         if pattern.startswith("hub:"):
             found[pattern] = Input(pattern)
-        for name in [] if pattern.startswith("hub:") else _matches(pattern, pairing):
+        for name in [] if pattern.startswith("hub:") else files_of(pattern, wanted, _readable(pairing)):
             if pairing and pairing.is_target(name):
                 targets.append(name)
                 continue
@@ -170,9 +175,11 @@ def _readable(pairing: Pairing | None) -> str:
     return READABLE + (f"; .{pairing.source} beside .{pairing.target}, a sentence a line" if pairing else "")
 
 
-def _matches(pattern: str, pairing: Pairing | None) -> list[str]:
+def files_of(pattern: str, wanted: Callable[[str], bool], allowed: str) -> list[str]:
+    """The files that a path, folder or glob stands for, `wanted` ones of folders. Raises DataError where there are none
+    (`allowed` says what may be)."""
     if os.path.isdir(pattern):
-        return _folder(pattern, pairing)
+        return _folder(pattern, wanted, allowed)
     if os.path.lexists(pattern):
         return [pattern]
     names = glob.glob(pattern, recursive=True)
@@ -186,10 +193,10 @@ def _matches(pattern: str, pairing: Pairing | None) -> list[str]:
         near = nearest(Path(pattern).name, held)
         hint = f"\n  → did you mean `{near}`?" if near else ""
         raise DataError(f"{what} {pattern}\n  {parent.resolve()} holds: {shown or 'nothing'}{hint}")
-    return [n for name in names for n in (_folder(name, pairing) if os.path.isdir(name) else [name])]
+    return [n for name in names for n in (_folder(name, wanted, allowed) if os.path.isdir(name) else [name])]
 
 
-def _folder(folder: str, pairing: Pairing | None) -> list[str]:
+def _folder(folder: str, wanted: Callable[[str], bool], allowed: str) -> list[str]:
     """The readable files at any depth. Each folder is entered once, so circular links end."""
     names, others, seen = [], Counter[str](), set()
     for here, folders, files in os.walk(folder, onerror=lambda e: note(f"left out: {e}"), followlinks=True):
@@ -199,15 +206,13 @@ def _folder(folder: str, pairing: Pairing | None) -> list[str]:
             continue
         seen.add((info.st_dev, info.st_ino))
         for name in files:
-            if Input(name).kind or (pairing and (pairing.target_of(name) or pairing.is_target(name))):
+            if wanted(name):
                 names.append(os.path.join(here, name))
             else:
                 others[Path(name).suffix or "no suffix"] += 1
     listed = ", ".join(f"{n} {suffix}" for suffix, n in others.most_common(6))
     if not names:
-        raise DataError(
-            f"no text files in {folder}\n  it holds: {listed or 'nothing'}\n  allowed: {_readable(pairing)}"
-        )
+        raise DataError(f"no text files in {folder}\n  it holds: {listed or 'nothing'}\n  allowed: {allowed}")
     if others:
         note(f"{folder}: {others.total()} files of other kinds left alone ({listed})")
     return names

@@ -1,5 +1,6 @@
 """Documents into rows of equal length, nearly without padding and with as few cuts as that allows."""
 
+from collections.abc import Sequence
 from math import ceil
 from typing import Any
 
@@ -72,6 +73,33 @@ class PackedRows:
             "segments": segments,
             "documents": self._document[list(pieces)].tolist(),
         }
+
+
+def pack_rows(pieces: Sequence[tuple[np.ndarray, np.ndarray]], length: int, pad_id: int) -> list[dict[str, Any]]:
+    """Pieces that stay whole, tokens and labels (n,) with n <= length, in as few rows as best-fit decreasing finds.
+
+    Rows are like those of `PackedRows`; `documents` are the numbers of the pieces."""
+    sizes = np.array([len(tokens) for tokens, _ in pieces], np.int64)
+    row, used = _best_fit(sizes, length)
+    together: list[list[int]] = [[] for _ in used]
+    for piece, place in enumerate(row.tolist()):
+        together[place].append(piece)
+    rows = []
+    for documents in together:
+        out: dict[str, Any] = {
+            "tokens": np.full(length, pad_id, np.int64),
+            "labels": np.full(length, UNSCORED, np.int64),
+            "segments": np.full(length, -1, np.int64),
+            "documents": documents,
+        }
+        at = 0
+        for segment, piece in enumerate(documents):
+            place = slice(at, at + int(sizes[piece]))
+            out["tokens"][place], out["labels"][place] = pieces[piece]
+            out["segments"][place] = segment
+            at = place.stop
+        rows.append(out)
+    return rows
 
 
 def _cut(inputs: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -8,11 +8,12 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Literal, TypeVar
 
+from lmkit.data.hub import hub_records
 from lmkit.data.inputs import Document, Input, Problems
 from lmkit.errors import DataError, did_you_mean
 from lmkit.files import sha256
@@ -26,6 +27,7 @@ EMPTY, UNDECODABLE, BROKEN = "empty documents", "undecodable documents", "broken
 NO_TEXT, BINARY, UNREADABLE = "records without text", "binary files", "unreadable files"
 OVER_LONG = "over-long documents (split)"
 
+QUOTING: dict[bool, Literal[0, 3]] = {True: csv.QUOTE_MINIMAL, False: csv.QUOTE_NONE}
 T = TypeVar("T")
 
 
@@ -137,10 +139,10 @@ class _Raw(io.RawIOBase):
         super().close()
 
 
-def _blocks(item: Input) -> Iterator[bytes]:
+def read_blocks(item: Input) -> Iterator[bytes]:
     """The text, unpacked and in UTF-8, about a megabyte at a time. UTF-16 with a BOM is recoded."""
     decode = None
-    blocks = _contents(item)
+    blocks = read_bytes(item)
     for number, block in enumerate(blocks):
         if number == 0 and block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             decode = codecs.getincrementaldecoder("utf-16")("surrogatepass").decode
@@ -155,7 +157,7 @@ def _blocks(item: Input) -> Iterator[bytes]:
         yield decode(b"", final=True).encode(errors="surrogatepass")
 
 
-def _contents(item: Input) -> Iterator[bytes]:
+def read_bytes(item: Input) -> Iterator[bytes]:
     """The bytes, unpacked. At the end `item.sha256` is that of the whole file as it is on disk."""
     with _Raw(item) as raw, io.BufferedReader(raw, BLOCK) as stream:
         yield from _unpacked(stream, item.packing)
@@ -198,7 +200,7 @@ def read_lines(item: Input, problems: Problems) -> Iterator[tuple[int, str | Non
     """(line number, line with its end), decoded; bytes that are not UTF-8 become half surrogates, refused later. A line
     that is too long is counted and None."""
     number, held, size = 0, [b""], 0
-    for block in _blocks(item):
+    for block in read_blocks(item):
         *lines, rest = block.split(b"\n")
         for line in lines:
             number += 1
@@ -227,7 +229,7 @@ def _txt(item: Input, config: DataConfig, problems: Problems) -> Iterator[Docume
     decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
     cutter = _Cutter(config.separator)
     seen, start = 0, int(item.size * (1 - item.tail))
-    for block in _blocks(item):
+    for block in read_blocks(item):
         at = 0
         if item.tail and not cutter.held_out and seen + len(block) > start:
             at = block.find(b"\n", max(start - seen, 0)) + 1
@@ -287,8 +289,8 @@ def _document(values: Sequence[Any], line: int) -> Document:
     return Document(values[0], line, target=values[1] if len(values) > 1 else None)
 
 
-def _jsonl(item: Input, config: DataConfig, problems: Problems) -> Iterator[Document]:
-    found, names = False, _columns(config)
+def json_records(item: Input, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line, object) of each line of JSON."""
     for number, line in read_lines(item, problems):
         if line is None or not line.strip():
             continue
@@ -297,35 +299,45 @@ def _jsonl(item: Input, config: DataConfig, problems: Problems) -> Iterator[Docu
         except (ValueError, RecursionError) as e:
             problems.add(BROKEN, f"{item.name}:{number} ({e})")
             continue
-        if not isinstance(record, dict):
+        if isinstance(record, dict):
+            yield number, record
+        else:
             problems.add(BROKEN, f"{item.name}:{number} (not an object but {type(record).__name__})")
-        elif absent := [name for name in names if name not in record]:
+
+
+def _jsonl(item: Input, config: DataConfig, problems: Problems) -> Iterator[Document]:
+    found, names = False, _columns(config)
+    for number, record in json_records(item, problems):
+        if absent := [name for name in names if name not in record]:
             if not found:
-                raise _missing(f"{item.name}:{number}", "key", config, list(record))
+                _present(f"{item.name}:{number}", "key", config, list(record))
             problems.add(NO_TEXT, f"{item.name}:{number} (no key `{absent[0]}`)")
         else:
             found = True
             yield _document([record[name] for name in names], number)
 
 
-def _missing(where: str, what: str, config: DataConfig, there: list[str]) -> DataError:
-    """For a file without one of the columns, or keys, that are to be read."""
-    key, kind = ("text", "text") if config.text not in there else ("target", "target text")
-    name = getattr(config, key)
-    return DataError(
-        f"{where}: no {what} `{name}`{did_you_mean(name, there)}\n"
-        f"  → say which one holds the {kind} with data.{key}=NAME"
-    )
+def _present(where: str, what: str, config: DataConfig, there: list[str]) -> list[str]:
+    """The columns, or keys, that are to be read. Raises DataError for a file without one of them."""
+    names = _columns(config)
+    for name, key, kind in zip(names, ("text", "target"), ("text", "target text"), strict=False):
+        if name not in there:
+            raise DataError(
+                f"{where}: no {what} `{name}`{did_you_mean(name, there)}\n"
+                f"  → say which one holds the {kind} with data.{key}=NAME"
+            )
+    return names
 
 
-def _csv(item: Input, config: DataConfig, problems: Problems) -> Iterator[Document]:
+def csv_rows(item: Input, problems: Problems, quotes: bool = True) -> Iterator[tuple[int, list[str]]]:
+    """(line, fields) of the header and of each row with as many fields. Without `quotes`, these are text."""
     csv.field_size_limit(MAX_RECORD)
     lines = (line for _, line in read_lines(item, problems) if line is not None)
     first = next(lines, "")
     tabs = Path(item.name.removesuffix(item.packing)).suffix == ".tsv"
-    rows = csv.reader(chain([first], lines), delimiter="\t" if tabs else max(",;\t", key=first.count), strict=True)
-    header: list[str] = []
-    names = _columns(config)
+    delimiter = "\t" if tabs else max(",;\t", key=first.count)
+    rows = csv.reader(chain([first], lines), delimiter=delimiter, quoting=QUOTING[quotes], strict=True)
+    width = 0
     while True:
         start = rows.line_num + 1
         try:
@@ -335,64 +347,52 @@ def _csv(item: Input, config: DataConfig, problems: Problems) -> Iterator[Docume
         except csv.Error as e:
             problems.add(BROKEN, f"{item.name}:{start}-{rows.line_num} ({e})")
             continue
-        if not header:
-            header = row
-            if row and not set(names) <= set(row):
-                raise _missing(f"{item.name}:{start}", "column", config, row)
-        elif row and len(row) != len(header):
-            problems.add(BROKEN, f"{item.name}:{start} ({len(row)} fields under a header of {len(header)})")
+        width = width or len(row)
+        if row and len(row) != width:
+            problems.add(BROKEN, f"{item.name}:{start} ({len(row)} fields under a header of {width})")
         elif row:
-            yield _document([row[header.index(name)] for name in names], start)
+            yield start, row
+
+
+def _csv(item: Input, config: DataConfig, problems: Problems) -> Iterator[Document]:
+    rows = csv_rows(item, problems)
+    for start, header in rows:
+        places = [header.index(name) for name in _present(f"{item.name}:{start}", "column", config, header)]
+        yield from (_document([row[place] for place in places], line) for line, row in rows)
 
 
 def _parquet(item: Input, config: DataConfig, problems: Problems) -> Iterator[Document]:
+    for row, record in parquet_records(item, lambda schema: _present(item.name, "column", config, schema.names)):
+        yield _document([record[name] for name in _columns(config)], row)
+
+
+def parquet_records(item: Input, choose: Callable[[Any], list[str]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row, record) with the columns that `choose` picks from the Arrow schema."""
     import pyarrow
     import pyarrow.parquet
 
     with tempfile.TemporaryFile() as unpacked:
-        for block in _contents(item) if item.packing else ():
+        for block in read_bytes(item) if item.packing else ():
             unpacked.write(block)
         try:
-            file = pyarrow.parquet.ParquetFile(
-                unpacked if item.packing else item.name, pre_buffer=False, buffer_size=BLOCK
-            )
-            there, names = file.schema_arrow.names, _columns(config)
-            if not set(names) <= set(there):
-                raise _missing(item.name, "column", config, there)
+            source = unpacked if item.packing else item.name
+            file = pyarrow.parquet.ParquetFile(source, pre_buffer=False, buffer_size=BLOCK)
             row = 0
-            for batch in file.iter_batches(512, columns=names):
-                columns = [batch.column(batch.schema.names.index(name)).to_pylist() for name in names]
-                for values in zip(*columns, strict=True):
+            for batch in file.iter_batches(512, columns=choose(file.schema_arrow)):
+                for record in batch.to_pylist():
                     row += 1
-                    yield _document(values, row)
+                    yield row, record
                 item.done = item.size * row // file.metadata.num_rows
-        except pyarrow.ArrowException as e:
+        except (pyarrow.ArrowException, UnicodeDecodeError) as e:
             raise _Damaged(str(e)) from e
     item.sha256 = item.sha256 or sha256(Path(item.name))
 
 
 def _hub(item: Input, config: DataConfig, problems: Problems) -> Iterator[Document]:
-    """A dataset by name, streamed: hub:NAME, hub:NAME:CONFIG or hub:NAME:CONFIG:SPLIT (`train` unless said)."""
-    from datasets import load_dataset
-
-    name, subset, split, *_ = [*item.name.split(":")[1:], "", ""]
     digest = hashlib.sha256()
-    row, names = 0, _columns(config)
-    try:
-        rows = iter(load_dataset(name, subset or None, split=split or "train", streaming=True))
-        while record := next(rows, None):
-            row += 1
-            if not set(names) <= set(record):
-                raise _missing(item.name, "column", config, list(record))
-            values = [record[name] for name in names]
-            for value in values:
-                digest.update(repr(value).encode(errors="surrogatepass"))
-            yield _document(values, row)
-    except DataError:
-        raise
-    except Exception as e:  # the network, the hub and every file format may fail here, each with its own error
-        raise DataError(
-            f"{item.name} failed at row {row}: {e}\n  → check the network and the name: hub:NAME:CONFIG:SPLIT; "
-            "then run the same command again"
-        ) from e
+    for row, record in hub_records(item.name):
+        values = [record[name] for name in _present(item.name, "column", config, list(record))]
+        for value in values:
+            digest.update(repr(value).encode(errors="surrogatepass"))
+        yield _document(values, row)
     item.sha256 = digest.hexdigest()

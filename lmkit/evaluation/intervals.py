@@ -1,7 +1,7 @@
 """How far a score would move on other documents of the same kind."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -43,3 +43,36 @@ def bootstrap_ratio(
         ratios[i] = top[drawn].sum() / bottom[drawn].sum()
     low, high = np.percentile(ratios, (2.5, 97.5))
     return float(low), float(high)
+
+
+def resampled(
+    statistic: Callable[[np.ndarray], Mapping[str, float]],
+    rows: int,
+    intervals: bool = True,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Estimate]:
+    """Scores that are no sums over rows, with their 95% intervals (percentile bootstrap, Efron 1979).
+
+    statistic: scores by name under weights (rows,) float: all 1 for the scores themselves, then how often each row was
+    drawn. nan where a score is undefined: such a score is left out, such a resample is not counted."""
+    values = {k: float(v) for k, v in statistic(np.ones(rows)).items() if not math.isnan(v)}
+    if not intervals or rows < 2:
+        return {k: Estimate(v, None, None) for k, v in values.items()}
+    rng, drawn = np.random.default_rng(seed), []
+    for _ in range(resamples):
+        scores = statistic(np.bincount(rng.integers(rows, size=rows), minlength=rows).astype(float))
+        drawn.append([scores[k] for k in values])
+    table = np.array(drawn, float).reshape(resamples, -1)  # (resamples, scores)
+    bounds = [np.percentile(column[~np.isnan(column)], (2.5, 97.5)).tolist() for column in table.T]
+    return {k: Estimate(v, low, high) for (k, v), (low, high) in zip(values.items(), bounds, strict=True)}
+
+
+def means(columns: Mapping[str, Sequence[float] | np.ndarray], intervals: bool = True) -> dict[str, Estimate]:
+    """The mean of each column (N,) of scores a row, with its 95% interval."""
+    names, table = list(columns), np.array(list(columns.values()), float).T  # (N, columns)
+
+    def statistic(weights: np.ndarray) -> dict[str, float]:
+        return dict(zip(names, weights @ table / weights.sum(), strict=True))
+
+    return resampled(statistic, len(table), intervals)

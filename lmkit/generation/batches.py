@@ -76,18 +76,34 @@ class Batch(ABC):
         return logits if self.seen is None else penalise(logits, self.seen, self.penalty)
 
     def keep_only(self, live: list[int]) -> Tensor:
-        """Let the other rows go -> the index (n,) of the rows kept."""
+        """Let the other rows go; one that is named several times goes on in several -> the index (n,) of those kept."""
         index = torch.tensor(live, device=self.device)
         self.rows = [self.rows[i] for i in live]
         self.seen = None if self.seen is None else self.seen[index]
         for cache in self.caches:
-            cache.keys, cache.values = cache.keys[index], cache.values[index]
+            cache.keys, cache.values = (_rows(x, index, cache.length) for x in (cache.keys, cache.values))
         return index
+
+    def reorder(self, parents: Tensor, shared: int) -> None:
+        """Row i goes on from what row parents[i] has written, (B,); both have one prompt, and so `shared` first columns
+        of their caches alike, which are left alone."""
+        self.seen = None if self.seen is None else self.seen[parents]
+        for cache in self.caches:
+            for x in (cache.keys, cache.values):
+                written = x[:, :, shared : cache.length]
+                written.copy_(written.index_select(0, parents))
 
     def _mark(self, tokens: Tensor) -> None:
         """tokens: (B, n), now seen."""
         if self.seen is not None:
             self.seen.scatter_(1, tokens, True)
+
+
+def _rows(x: Tensor, index: Tensor, length: int) -> Tensor:
+    """Rows of a cache (B, K, S_max, E), of which `length` columns are filled: most of its room may never be touched."""
+    out = x.new_empty(len(index), *x.shape[1:])
+    out[:, :, :length] = x[:, :, :length].index_select(0, index)
+    return out
 
 
 class Continuations(Batch):
@@ -144,7 +160,7 @@ class Answers(Batch):
         states = model.encode(tokens, keep if ragged else None)
         place = {key: i for i, key in enumerate(sources)}
         index = torch.tensor([place[row.row - row.sample] for row in rows], device=self.device)  # (B,)
-        self.memory = [(k[index], v[index]) for k, v in model.read(states)]
+        self.memory = [(k.index_select(0, index), v.index_select(0, index)) for k, v in model.read(states)]
         self.keep = keep[index] if ragged else None
         self.caches = model.new_caches(len(rows), self.room)
 
@@ -165,6 +181,6 @@ class Answers(Batch):
 
     def keep_only(self, live: list[int]) -> Tensor:
         index = super().keep_only(live)
-        self.memory = [(k[index], v[index]) for k, v in self.memory]
+        self.memory = [(k.index_select(0, index), v.index_select(0, index)) for k, v in self.memory]
         self.keep = None if self.keep is None else self.keep[index]
         return index

@@ -47,7 +47,7 @@ def generate(
     waiting = list[Completion]()
     while waiting := waiting + list(islice(rows, max_rows - len(waiting))):
         for row in waiting:
-            _check(model, row, 1 + row.row // samples)
+            check_prompt(model, row, 1 + row.row // samples)
         length = max(len(row.prompt) + most_tokens(model, row.prompt, config) for row in waiting)
         size = max(1, MAX_TOKENS // length)
         group, waiting = waiting[:size], waiting[size:]
@@ -56,7 +56,7 @@ def generate(
         yield from group
 
 
-def _check(model: Transformer, row: Completion, number: int) -> None:
+def check_prompt(model: Transformer, row: Completion, number: int) -> None:
     c, length = model.config, len(row.prompt)
     if not row.prompt:
         raise UserError(f"prompt {number} has no tokens")

@@ -143,7 +143,7 @@ def _rope_axes(h: dict[str, Any], name: str) -> dict[str, Any]:
 # ---------------------------------------------------------------- out
 
 
-def config_to_hf(c: ModelConfig, special: dict[str, int | None], dtype: str = "float32") -> dict[str, Any]:
+def config_to_hf(c: ModelConfig, special: dict[str, Any], dtype: str = "float32") -> dict[str, Any]:
     """config.json. `special`: bos_token_id, eos_token_id, pad_token_id."""
     family = c.table
     out: dict[str, Any] = {

@@ -160,9 +160,7 @@ def head_of(h: dict[str, Any], tensors: set[str]) -> str:
 # ---------------------------------------------------------------- folders
 
 
-def save_folder(
-    model: Transformer, folder: Path, special: dict[str, int | None], dtype: torch.dtype | None = None
-) -> None:
+def save_folder(model: Transformer, folder: Path, special: dict[str, Any], dtype: torch.dtype | None = None) -> None:
     """config.json, generation_config.json and safetensors (sharded above 5 GB), as transformers loads them."""
     from huggingface_hub import save_torch_state_dict
 
@@ -239,3 +237,21 @@ def _pickled(folder: Path, allowed: bool) -> dict[str, Tensor]:
         except Exception as e:  # torch raises many types for a hostile or damaged pickle
             raise ModelError(f"{path}: refused: {str(e).splitlines()[0]}") from None
     return {k: v.float() for k, v in tensors.items()}
+
+
+@torch.no_grad()
+def adopt(model: Transformer, source: Transformer) -> list[str]:
+    """Give `model`, of the same family with another head, the weights of `source` that transformers would give it.
+    Returns the names of the parameters that stay as they were."""
+    family, c = model.config.table, source.config
+    prefix = lambda config: None if config.head == "none" else config.spec.prefix
+    held = {_bare(family, name, prefix(c)): tensor for name, tensor in to_hf(source)}
+    names, new = names_of(model.config), []
+    for name, p in _tensors(model):
+        theirs = [_bare(family, full, prefix(model.config)) for full in _theirs(names, name)]
+        parts = [held[t].t() if c.family == "gpt2" and TRANSPOSED.search(t) else held[t] for t in theirs if t in held]
+        if len(parts) < len(theirs) or (sum(t.shape[0] for t in parts), *parts[0].shape[1:]) != tuple(p.shape):
+            new.append(name)
+        else:
+            p.copy_(torch.cat(parts))
+    return new

@@ -8,7 +8,7 @@ import torch
 from lmkit.batch import Batch, Loss
 from lmkit.model.loss import IGNORE
 from lmkit.model.transformer import Transformer
-from lmkit.tasks.collating import within, words
+from lmkit.tasks.collating import padded, within, words
 
 
 @dataclass(frozen=True)
@@ -36,3 +36,28 @@ class CausalLM:
 
     def loss(self, model: Transformer, batch: Batch) -> Loss:
         return words(model.word_loss(model(batch.tokens, None, batch.segments, batch.positions), batch.labels))
+
+
+@dataclass(frozen=True)
+class PromptedLM:
+    """Rows of their own lengths, of which only some tokens are learnt: examples hold `tokens` and `labels`, already
+    shifted, IGNORE on the rest. Padding is on the right, where no token sees it."""
+
+    pad: int
+    smoothing: float = 0.0
+
+    def prepare(self, example: dict, rng: np.random.Generator) -> dict:
+        return example
+
+    def length(self, example: dict) -> int:
+        return len(example["tokens"])
+
+    def collate(self, examples: list[dict]) -> Batch:
+        tokens = padded([e["tokens"] for e in examples], self.pad)
+        labels = padded([e["labels"] for e in examples], IGNORE)
+        documents = tuple(int(d) for e in examples for d in e["documents"])
+        read = sum(len(e["tokens"]) for e in examples)
+        return Batch({"tokens": int((labels != IGNORE).sum())}, tokens, labels, read, documents=documents)
+
+    def loss(self, model: Transformer, batch: Batch) -> Loss:
+        return words(model.word_loss(model(batch.tokens), batch.labels, self.smoothing if model.training else 0.0))

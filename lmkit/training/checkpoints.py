@@ -6,6 +6,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lmkit.downstream import LoraConfig
 from lmkit.errors import ModelError
 from lmkit.files import write_json
 from lmkit.model.huggingface import from_hf, read_tensors, save_folder
+from lmkit.model.lora import adapter_tensors, load_adapter_tensors, merged
+from lmkit.model.peft_format import save_adapter
 from lmkit.model.transformer import Transformer
 from lmkit.training.optimizers import load_state_tensors, state_tensors
+
+ADAPTER = "training/adapter.safetensors"
 
 
 @dataclass
@@ -34,6 +40,7 @@ class State:
     skipped: int = 0  # steps whose loss or gradient was not finite
     skipped_in_a_row: int = 0
     best: dict[str, float] | None = None  # step and scores of the best evaluation
+    evaluations_since_best: int = 0
     scaler: dict[str, Any] = field(default_factory=dict)  # fp16 loss scale
 
 
@@ -58,26 +65,42 @@ class Average:
             average.copy_(kept)
 
 
+@dataclass(frozen=True)
+class Adapter:
+    """What a run trains in place of all weights, and the folder of the model it changes."""
+
+    config: LoraConfig
+    base: str
+
+
 def write(
     folder: Path, model: Transformer, optimizers: list[Optimizer], state: State, average: Average | None,
-    tokenizer: Path, special: dict[str, int | None],
+    tokenizer: Path, special: dict[str, Any], adapter: Adapter | None = None,
 ) -> None:  # fmt: skip
     """Fill `folder`, which `Run.save` then makes visible at once."""
     if average:
         save_file({n: p.detach() for n, p in model.named_parameters()}, folder / "training/weights.safetensors")
         average.swap()
-    write_model(folder, model, tokenizer, special)
+    write_model(folder, model, tokenizer, special, adapter)
     if average:
         average.swap()
+    if adapter:
+        save_file(adapter_tensors(model), folder / ADAPTER)
     names: dict[Tensor, str] = {p: n for n, p in model.named_parameters()}
     tensors = {k: v.detach().contiguous() for k, v in state_tensors(optimizers, names).items()}
     save_file(tensors, folder / "training/optimizer.safetensors")
     write_json(folder / "training/state.json", asdict(state))
 
 
-def write_model(folder: Path, model: Transformer, tokenizer: Path, special: dict[str, int | None]) -> None:
-    """The Hugging Face folder: model and tokenizer."""
-    save_folder(model, folder, special)
+def write_model(
+    folder: Path, model: Transformer, tokenizer: Path, special: dict[str, Any], adapter: Adapter | None = None
+) -> None:
+    """The Hugging Face folder: model and tokenizer; of an adapter that is not to be merged PEFT's."""
+    if adapter and not adapter.config.merge:
+        save_adapter(model, adapter.config, folder, adapter.base, special)
+    else:
+        with merged(model) if adapter else nullcontext():
+            save_folder(model, folder, special)
     for file in tokenizer.iterdir():
         shutil.copyfile(file, folder / file.name)
 
@@ -85,7 +108,10 @@ def write_model(folder: Path, model: Transformer, tokenizer: Path, special: dict
 @torch.no_grad()
 def read(folder: Path, model: Transformer, optimizers: list[Optimizer], average: Average | None) -> State:
     """The inverse of `write`, in place. Raises ModelError when the folder holds another kind of run."""
-    from_hf(model, read_tensors(folder), str(folder))
+    if (folder / ADAPTER).is_file():
+        load_adapter_tensors(model, load_file(folder / ADAPTER))
+    else:
+        from_hf(model, read_tensors(folder), str(folder))
     raw = folder / "training/weights.safetensors"
     if raw.exists() != (average is not None):
         raise ModelError(f"{folder}: train.ema was {'on' if raw.exists() else 'off'} when this checkpoint was written")

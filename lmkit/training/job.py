@@ -4,13 +4,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
+from lmkit.architecture import ModelConfig
 from lmkit.data.store import TokenStore
 from lmkit.display import note
 from lmkit.errors import DataError, UserError
+from lmkit.finetune_recipe import FinetuneRecipe
 from lmkit.generation.engine import prompt_ids, sample_seq2seq, sample_text
 from lmkit.generation.filling import sample_fill
 from lmkit.generation.prompts import masked_ids, source_ids
@@ -20,10 +23,11 @@ from lmkit.model.transformer import Transformer
 from lmkit.recipe import ModelSection, Recipe
 from lmkit.tasks.build import Work, build_task
 from lmkit.text.tokenizer import Tokenizer, load_tokenizer
-from lmkit.training.checkpoints import Average, State
+from lmkit.training.checkpoints import Adapter, Average, State
 from lmkit.training.optimizers import build_optimizers
-from lmkit.training.precision import choose_compile, choose_device, choose_precision
+from lmkit.training.precision import autocast, choose_compile, choose_device, choose_precision
 from lmkit.training.schedules import Horizon, horizon
+from lmkit.training.validation import validate
 from lmkit.units import show_bytes, show_count
 
 CPU_MICRO_TOKENS = 4096  # measured on two cores: larger is not faster, and memory grows with it
@@ -31,9 +35,9 @@ CPU_MICRO_TOKENS = 4096  # measured on two cores: larger is not faster, and memo
 
 @dataclass
 class Job:
-    """Everything a run needs, built by `commands.pretrain`."""
+    """Everything a run needs, built by `build_job` or `training.finetune`."""
 
-    recipe: Recipe
+    recipe: Recipe | FinetuneRecipe
     model: Transformer
     work: Work  # the task, its rows and those held out
     horizon: Horizon
@@ -43,42 +47,38 @@ class Job:
     optimizers: list[Optimizer]
     average: Average | None
     tokenizer: Path  # folder whose files go into every checkpoint
-    special: dict[str, int | None]  # bos_token_id, eos_token_id, ...
+    special: dict[str, Any]  # of config.json: bos_token_id, eos_token_id, ...
+    score: Callable[[], dict[str, float]]  # of the weights as they are, on held-out rows
+    metric: str = "val_loss"  # the score that decides which checkpoint is best
+    higher: bool = False  # is better
+    patience: int = 0  # stop after this many evaluations without a better one; 0: never
     sample: Callable[[], str] | None = None  # a text by the model as it is
+    adapter: Adapter | None = None  # what is trained, instead of all weights
     state: State = field(default_factory=State)
 
+    def better(self, scores: dict[str, float]) -> bool:
+        """Whether these are the best scores so far."""
+        new, best = scores[self.metric], self.state.best
+        if not math.isfinite(new):
+            return False
+        return best is None or (new > best[self.metric] if self.higher else new < best[self.metric])
 
-def build_job(recipe: Recipe, store: TokenStore) -> Job:
-    """Raises DataError where the text is shorter than one batch, UserError for what this machine cannot do."""
+
+def build_job(recipe: Recipe, store: TokenStore, model: Transformer | None = None) -> Job:
+    """model: trained before; None: a new one. Raises DataError where the text is shorter than one batch, UserError for
+    what this machine cannot do."""
     train, context = recipe.train, recipe.model.context
-    device = choose_device(train.device)
-    precision = choose_precision(train.precision, device)
-    if precision == "fp16" and recipe.model.positions == "relative":
-        raise UserError("train.precision fp16 overflows in T5, whose attention scores nothing scales\n  → bf16 or fp32")
     tokenizer = load_tokenizer(store.tokenizer_path)
     work = build_task(recipe, store, tokenizer)
     batch_rows = max(1, round(train.batch / work.row_tokens))
     _check_enough(work, batch_rows, store, recipe)
-    ends = horizon(train.budget, train.batch, batch_rows, len(work.rows))
-    micro = train.micro_batch or _micro_batch(recipe.model, batch_rows * context, device)
-    model = Transformer(recipe.model)
-    init_weights(model, train.seed)
-    model.to(device)
-    compiled = choose_compile(train, device, _expected_seconds(model, ends, train.batch), recipe.model.causal)
-    for stack in model.stacks:
-        stack.recompute = train.recompute
-        for block in stack.blocks if compiled else ():
-            block.compile()
-    resolved = train.model_copy(update={"micro_batch": micro, "compile": "on" if compiled else "off"})
-    roles = ["bos", "eos", "pad", *(r for r in ("cls", "sep") if getattr(tokenizer, f"{r}_id") is not None)]
-    job = Job(
-        recipe=recipe.model_copy(update={"train": resolved}), model=model, work=work, horizon=ends,
-        batch_rows=batch_rows, device=device, precision=precision,
-        optimizers=build_optimizers(model, recipe.optimizer),
-        average=Average(model, train.ema) if train.ema else None, tokenizer=store.tokenizer_path,
-        special={f"{role}_token_id": getattr(tokenizer, f"{role}_id") for role in roles},
-    )  # fmt: skip
-    job.sample = _sampler(job, tokenizer)
+    if model is None:
+        model = Transformer(recipe.model)
+        init_weights(model, train.seed)
+    job = assemble(recipe, model, work, batch_rows, store.tokenizer_path, static=recipe.model.causal)
+    limit = min(len(work.held_out), math.ceil(recipe.evaluate.tokens / work.row_tokens))
+    job.score = lambda: held_out_scores(job, limit)
+    job.sample = _sampler(recipe, model, tokenizer)
     if not len(work.held_out):
         held = store.split("validation").num_tokens
         note(
@@ -87,10 +87,66 @@ def build_job(recipe: Recipe, store: TokenStore) -> Job:
     return job
 
 
-def _sampler(job: Job, tokenizer: Tokenizer) -> Callable[[], str] | None:
+def fit_vocabulary(model: ModelSection, tokenizer: Tokenizer) -> ModelSection:
+    """With an embedding for each of the tokenizer's entries. Raises UserError where `vocab_size` is smaller."""
+    size = tokenizer.vocab_size
+    wanted = model.vocab_size or math.ceil(size / 64) * 64
+    if wanted < size:
+        raise UserError(
+            f"model.vocab_size {wanted} is smaller than the tokenizer's {size:,} entries\n  → model.vocab_size=0"
+        )
+    if wanted > 1.5 * size:
+        note(
+            f"model.vocab_size {wanted:,} leaves {wanted - size:,} rows without a token\n  → model.vocab_size=0 fits it"
+        )
+    changes = {"vocab_size": wanted}
+    if "position_padding_id" in model.table.coded:  # RoBERTa counts positions from its padding token + 1
+        pad = tokenizer.pad_id or 0
+        changes |= {"position_padding_id": pad, "position_offset": pad + 1}
+    return model.model_copy(update=changes)
+
+
+def assemble(
+    recipe: Recipe | FinetuneRecipe, model: Transformer, work: Work, batch_rows: int, tokenizer: Path, static: bool
+) -> Job:
+    """A job for this model, moved to its device. static: rows are of one length, which compilation wants. Raises
+    UserError for what this machine cannot do."""
+    train, c = recipe.train, model.config
+    device = choose_device(train.device)
+    precision = choose_precision(train.precision, device)
+    if precision == "fp16" and c.positions == "relative":
+        raise UserError("train.precision fp16 overflows in T5, whose attention scores nothing scales\n  → bf16 or fp32")
+    batch_tokens = train.batch if isinstance(train.batch, int) else round(batch_rows * work.row_tokens)
+    ends = horizon(train.budget, batch_tokens, batch_rows, len(work.rows))
+    micro = train.micro_batch or _micro_batch(c, batch_rows * c.context, device)
+    model.to(device)
+    compiled = choose_compile(train, device, _expected_seconds(model, ends, batch_tokens), static)
+    for stack in model.stacks:
+        stack.recompute = train.recompute
+        for block in stack.blocks if compiled else ():
+            block.compile()
+    resolved = train.model_copy(update={"micro_batch": micro, "compile": "on" if compiled else "off"})
+    words = load_tokenizer(tokenizer)
+    roles = ["bos", "eos", "pad", *(r for r in ("cls", "sep") if getattr(words, f"{r}_id") is not None)]
+    return Job(
+        recipe=recipe.model_copy(update={"train": resolved}), model=model, work=work, horizon=ends,
+        batch_rows=batch_rows, device=device, precision=precision,
+        optimizers=build_optimizers(model, recipe.optimizer),
+        average=Average(model, train.ema) if train.ema else None, tokenizer=tokenizer,
+        special={f"{role}_token_id": getattr(words, f"{role}_id") for role in roles}, score=dict,
+    )  # fmt: skip
+
+
+def held_out_scores(job: Job, limit: int) -> dict[str, float]:
+    """Loss and what follows from it, on the first `limit` held-out rows."""
+    with autocast(job.precision, job.device):
+        return validate(job.model, job.work, limit, job.recipe.train.micro_batch, job.device)
+
+
+def _sampler(recipe: Recipe, model: Transformer, tokenizer: Tokenizer) -> Callable[[], str] | None:
     """What the model makes of `evaluate.sample`: continued, filled in, or written anew. Raises UserError for a prompt
     longer than the context."""
-    evaluate, c, seed = job.recipe.evaluate, job.recipe.model, job.recipe.train.seed
+    evaluate, c, seed = recipe.evaluate, recipe.model, recipe.train.seed
     prompt, most = evaluate.sample, evaluate.sample_tokens
     if prompt is None or not (prompt or c.causal):
         return None
@@ -98,14 +154,14 @@ def _sampler(job: Job, tokenizer: Tokenizer) -> Callable[[], str] | None:
     length = len(read(tokenizer, prompt)) + c.causal
     if length > c.context:
         raise UserError(f"evaluate.sample has {length} tokens, which fills model.context {c.context}\n  → shorten it")
-    write: Callable[[], str] = lambda: sample_text(job.model, tokenizer, prompt, most, seed)
+    write: Callable[[], str] = lambda: sample_text(model, tokenizer, prompt, most, seed)
     if c.stacks == "encoder_decoder":
-        write = lambda: sample_seq2seq(job.model, tokenizer, prompt, most, seed)
+        write = lambda: sample_seq2seq(model, tokenizer, prompt, most, seed)
     elif not c.causal:
         mask = str(tokenizer.special.mask)  # the task needs one too
         if mask not in prompt:
             raise UserError(f"evaluate.sample has no {mask} to fill in\n  → write one, or evaluate.sample=null")
-        write = lambda: sample_fill(job.model, tokenizer, prompt)
+        write = lambda: sample_fill(model, tokenizer, prompt)
     return lambda: " ".join(write().split())
 
 
@@ -123,7 +179,7 @@ def _check_enough(work: Work, batch_rows: int, store: TokenStore, recipe: Recipe
     )
 
 
-def _micro_batch(model: ModelSection, batch: int, device: torch.device) -> int:
+def _micro_batch(model: ModelConfig, batch: int, device: torch.device) -> int:
     """Tokens a forward pass, padding included: a divisor of the batch that fits memory (on a CPU, the caches)."""
     limit = CPU_MICRO_TOKENS
     if device.type == "cuda":
@@ -134,7 +190,7 @@ def _micro_batch(model: ModelSection, batch: int, device: torch.device) -> int:
     return fitting[-1] * model.context
 
 
-def activation_bytes(model: ModelSection, number_bytes: int) -> int:
+def activation_bytes(model: ModelConfig, number_bytes: int) -> int:
     """Kept of a token for the backward pass: about 16 hidden-wide and 3 feed-forward-wide tensors a block."""
     gates = 2 if model.gated else 1
     layers = model.num_layers + model.num_decoder_layers
@@ -151,38 +207,53 @@ def _expected_seconds(model: Transformer, ends: Horizon, batch: int) -> float:
 
 def describe(job: Job, store: TokenStore) -> list[str]:
     """Everything that was inferred, with the numbers a reader would ask for: a line each."""
-    recipe, model, train = job.recipe, job.recipe.model, job.recipe.train
-    parts = {k: v for k, v in job.model.num_parameters().items() if v}
-    total, rows = sum(parts.values()), job.work.rows
+    recipe, train = job.recipe, job.recipe.train
     split, held = store.split("train"), store.split("validation")
-    by_part = ", ".join(f"{show_count(v)} {k}" for k, v in parts.items())
+    tokens_a_step = int(train.batch)
     if job.horizon.steps is not None:
-        tokens = job.horizon.steps * train.batch
-        epochs = job.horizon.steps * job.batch_rows / len(rows)
-        length = f"{job.horizon.steps:,} steps × {train.batch:,} tokens = {show_count(tokens)} ({epochs:.2f} epochs)"
+        tokens = job.horizon.steps * tokens_a_step
+        epochs = job.horizon.steps * job.batch_rows / len(job.work.rows)
+        length = f"{job.horizon.steps:,} steps × {tokens_a_step:,} tokens = {show_count(tokens)} ({epochs:.2f} epochs)"
     else:
-        length = f"{train.budget}, {train.batch:,} tokens a step"
+        length = f"{train.budget}, {tokens_a_step:,} tokens a step"
     return [
-        f"model    {model.family} · {_layers(model)} × {model.hidden_size} · {model.num_heads} heads"
-        f" · context {model.context} · {show_count(total)} parameters ({by_part})",
+        describe_model(job),
         f"data     {split.num_documents:,} documents, {show_count(split.num_tokens)} tokens; held out"
         f" {held.num_documents:,} documents, {show_count(held.num_tokens)} tokens",
         f"rows     {recipe.task.name}: {job.work.note}",
         f"train    {length} · {recipe.optimizer.name} · peak lr {recipe.optimizer.lr:.3g} · {recipe.schedule.name}",
-        f"machine  {job.device} · {job.precision} · micro-batch {train.micro_batch:,} tokens"
-        f" × {math.ceil(train.batch / train.micro_batch)} · compile {train.compile}"
-        f" · memory ≈ {show_bytes(_memory(job, total))}",
+        describe_machine(job, math.ceil(tokens_a_step / train.micro_batch)),
     ]
 
 
-def _layers(model: ModelSection) -> str:
+def describe_model(job: Job) -> str:
+    c, parts = job.model.config, {k: v for k, v in job.model.num_parameters().items() if v}
+    by_part = ", ".join(f"{show_count(v)} {k}" for k, v in parts.items())
+    return (
+        f"model    {c.family} · {_layers(c)} × {c.hidden_size} · {c.num_heads} heads · context {c.context}"
+        f" · {show_count(sum(parts.values()))} parameters ({by_part})"
+    )
+
+
+def describe_machine(job: Job, micro_batches: int) -> str:
+    train = job.recipe.train
+    return (
+        f"machine  {job.device} · {job.precision} · micro-batch {train.micro_batch:,} tokens × {micro_batches}"
+        f" · compile {train.compile} · memory ≈ {show_bytes(_memory(job))}"
+    )
+
+
+def _layers(model: ModelConfig) -> str:
     return f"{model.num_layers}" + (f" + {model.num_decoder_layers}" if model.num_decoder_layers else "") + " layers"
 
 
-def _memory(job: Job, parameters: int) -> float:
-    """Bytes: weights, gradients, moments and averages; activations of one micro-batch; a chunk of logits."""
-    recipe, train = job.recipe, job.recipe.train
-    moments = {"muon": 1.2, "sgd": 1, "adagrad": 1, "adafactor": 0.1}.get(recipe.optimizer.name, 2)
-    fixed = 4 * parameters * (2 + moments + (1 if train.ema else 0))
+def _memory(job: Job) -> float:
+    """Bytes: weights; gradients, moments and averages of what is trained; activations of one micro-batch; a chunk of
+    logits."""
+    train, c = job.recipe.train, job.model.config
+    moments = {"muon": 1.2, "sgd": 1, "adagrad": 1, "adafactor": 0.1}.get(job.recipe.optimizer.name, 2)
+    total = sum(p.numel() for p in job.model.parameters())
+    trained = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
+    fixed = 4 * (total + trained * (1 + moments + (1 if train.ema else 0)))
     number = 4 if job.precision == "fp32" else 2
-    return fixed + train.micro_batch * activation_bytes(recipe.model, number) + 8 * CHUNK * recipe.model.vocab_size
+    return fixed + train.micro_batch * activation_bytes(c, number) + 8 * CHUNK * c.vocab_size

@@ -13,17 +13,17 @@ from torch import Tensor
 from lmkit.batch import Batch
 from lmkit.display import Meter
 from lmkit.errors import Diverged
-from lmkit.order import batch_rows, by_length, rng_for
+from lmkit.order import OVERHEAD, batch_rows, by_length, rng_for
 from lmkit.runs import Run
 from lmkit.training import checkpoints
 from lmkit.training.job import Job
 from lmkit.training.precision import autocast
 from lmkit.training.schedules import multiplier
 from lmkit.training.signals import StopFlag
-from lmkit.training.validation import validate
 from lmkit.units import show_count, split_quantity
 
 SKIPS_IN_A_ROW = 3
+GPU_OVERHEAD = 8192  # tokens' worth of time it takes to start the kernels of one micro-batch; an estimate
 
 
 def micro_batches(job: Job, step: int) -> list[Batch]:
@@ -31,7 +31,8 @@ def micro_batches(job: Job, step: int) -> list[Batch]:
     seed, task, rows = job.recipe.train.seed, job.work.task, job.work.rows
     places = batch_rows(step, job.batch_rows, len(rows), seed)
     examples = [task.prepare(rows[i], rng_for(seed, epoch, i)) for epoch, i in places]
-    return [task.collate(group) for group in by_length(examples, task.length, job.recipe.train.micro_batch)]
+    overhead = OVERHEAD if job.device.type == "cpu" else GPU_OVERHEAD
+    return [task.collate(group) for group in by_length(examples, task.length, job.recipe.train.micro_batch, overhead)]
 
 
 def train_step(job: Job, step: int, rate: float, batches: list[Batch], scaler: torch.amp.GradScaler) -> dict[str, Any]:
@@ -80,10 +81,14 @@ def train_step(job: Job, step: int, rate: float, batches: list[Batch], scaler: t
 
 def _row(got: dict[str, float], gradient_norm: float) -> dict[str, Any]:
     """A row of metrics.jsonl. got: the loss, and `TERM loss` and `TERM accuracy` for each of its terms."""
-    row = {"loss": got["loss"], "accuracy": got["tokens accuracy"], "grad_norm": gradient_norm}
-    if got["tokens loss"] != got["loss"]:  # other terms, or smoothed labels: what one word costs, for itself
-        row["tokens_loss"] = got["tokens loss"]
-    row |= {k.replace(" ", "_"): v for k, v in got.items() if " " in k and not k.startswith("tokens ")}
+    main = next(k for k in got if " " in k).partition(" ")[0]  # a task's first term: words, or what it labels
+    row = {"loss": got["loss"]}
+    if f"{main} accuracy" in got:
+        row["accuracy"] = got[f"{main} accuracy"]
+    row["grad_norm"] = gradient_norm
+    if got[f"{main} loss"] != got["loss"]:  # other terms, or smoothed labels: what one word costs, for itself
+        row[f"{main}_loss"] = got[f"{main} loss"]
+    row |= {k.replace(" ", "_"): v for k, v in got.items() if " " in k and not k.startswith(f"{main} ")}
     return {k: v if math.isfinite(v) else None for k, v in row.items()}  # JSON has no NaN
 
 
@@ -97,12 +102,12 @@ def train(job: Job, run: Run) -> str:
         scaler.load_state_dict(state.scaler)
     job.model.train()
     rhythm = Rhythm(job)
-    with StopFlag() as stop, Meter("pretrain", 1.0) as meter, ThreadPoolExecutor(1) as ahead:
+    with StopFlag() as stop, Meter("train", 1.0) as meter, ThreadPoolExecutor(1) as ahead:
         metrics, timing = run.open_log("metrics.jsonl"), run.open_log("timing.jsonl")
         upcoming: Future[list[Batch]] = ahead.submit(micro_batches, job, state.step)
         finished = False
         while not finished and stop.asked is None:
-            began = time.perf_counter()
+            began, tokens_before = time.perf_counter(), state.tokens
             batches, upcoming = upcoming.result(), ahead.submit(micro_batches, job, state.step + 1)
             rate = multiplier(recipe.schedule, state.step, min(rhythm.progress(), 1 - 1e-9))
             row = train_step(job, state.step, rate, batches, scaler)
@@ -116,9 +121,12 @@ def train(job: Job, run: Run) -> str:
             state.scaler = scaler.state_dict() if scaler.is_enabled() else {}
             timing.write(json.dumps({"step": state.step, "seconds": round(time.perf_counter() - began, 4)}) + "\n")
             finished = rhythm.tick() >= 1
-            _show(meter, row, rhythm.now, recipe.train.batch / (time.perf_counter() - began))
+            _show(meter, row, rhythm.now, (row["tokens"] - tokens_before) / (time.perf_counter() - began))
             if finished or rhythm.due(recipe.evaluate.every):
                 row |= evaluate(job, meter)
+                if job.patience and state.evaluations_since_best >= job.patience:
+                    meter.line(f"no better {job.metric} in {job.patience} evaluations: stopping early")
+                    finished = True
             metrics.write(json.dumps(row) + "\n")
             best = state.best is not None and state.best["step"] == state.step
             if finished or stop.asked or best or rhythm.due(recipe.checkpoint.every):
@@ -185,12 +193,13 @@ def evaluate(job: Job, meter: Meter) -> dict[str, float]:
     began = time.monotonic()
     if job.average:
         job.average.swap()
-    scores = score(job)
+    scores = job.score()
     text = job.sample() if job.sample else ""
     if job.average:
         job.average.swap()
-    best = job.state.best is None or scores["val_loss"] < job.state.best["val_loss"]
-    if best and math.isfinite(scores["val_loss"]):
+    best = job.better(scores)
+    job.state.evaluations_since_best = 0 if best else job.state.evaluations_since_best + 1
+    if best:
         job.state.best = {"step": job.state.step} | scores
     meter.line(
         f"eval step {job.state.step} tokens {show_count(job.state.tokens)}"
@@ -203,19 +212,12 @@ def evaluate(job: Job, meter: Meter) -> dict[str, float]:
     return scores
 
 
-def score(job: Job) -> dict[str, float]:
-    """Scores of the weights as they are."""
-    limit = min(len(job.work.held_out), math.ceil(job.recipe.evaluate.tokens / job.work.row_tokens))
-    with autocast(job.precision, job.device):
-        return validate(job.model, job.work, limit, job.recipe.train.micro_batch, job.device)
-
-
 def save(job: Job, run: Run, rhythm: Rhythm, best: bool) -> None:
     """Write a checkpoint. Raises StorageError; the previous checkpoint stays."""
     began = time.monotonic()
     rhythm.progress()  # brings `elapsed` up to date
     write = lambda folder: checkpoints.write(
-        folder, job.model, job.optimizers, job.state, job.average, job.tokenizer, job.special
+        folder, job.model, job.optimizers, job.state, job.average, job.tokenizer, job.special, job.adapter
     )
     run.save(job.state.step, write, job.recipe.checkpoint.keep, best)
     run.status("running", step=job.state.step, tokens=job.state.tokens, best=job.state.best)

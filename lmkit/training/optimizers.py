@@ -16,9 +16,9 @@ from lmkit.training.scaled_adamw import ScaledAdamW
 
 
 def build_optimizers(model: Transformer, c: OptimizerConfig) -> list[Optimizer]:
-    """Muon takes the matrices inside blocks and AdamW the rest; any other optimizer takes everything. Decay applies to
-    matrices only. Each group carries `peak_lr`, which the schedule multiplies."""
-    named: dict[str, Tensor] = dict(model.named_parameters())
+    """Muon takes the matrices inside blocks and AdamW the rest; any other optimizer takes everything that is not
+    frozen. Decay applies to matrices only. Each group carries `peak_lr`, which the schedule multiplies."""
+    named: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
     for rule in c.groups:
         if not any(re.search(rule.match, n) for n in named):
             raise UserError(
@@ -36,9 +36,7 @@ def build_optimizers(model: Transformer, c: OptimizerConfig) -> list[Optimizer]:
         decayed = [(n, c.lr, c.weight_decay if p.dim() == 2 else 0.0) for n, p in named.items()]
         built.append(_plain(c, _groups(named, decayed, c)))
     covered = [id(p) for o in built for g in o.param_groups for p in g["params"]]
-    assert sorted(covered) == sorted(id(p) for p in model.parameters()), (
-        "a parameter is in no optimizer group, or in two"
-    )
+    assert sorted(covered) == sorted(map(id, named.values())), "a parameter is in no optimizer group, or in two"
     return built
 
 

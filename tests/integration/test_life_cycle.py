@@ -52,7 +52,7 @@ def work(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_transformers_loads_a_run_and_agrees(work, family):
-    folder = work / "runs" / family / "latest"
+    folder = work / "runs" / family / "best"
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     ours = lmkit.load(work / "runs" / family)
@@ -72,7 +72,7 @@ def test_transformers_loads_a_run_and_agrees(work, family):
 def test_greedy_text_equals_transformers(work):
     out = shell("lmkit generate runs/llama 'She had' -t 0 --max-tokens 12 --json", work).stdout
     line = json.loads(out)
-    folder = work / "runs/llama/latest"
+    folder = work / "runs/llama/best"
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     ids = tokenizer("She had", return_tensors="pt")

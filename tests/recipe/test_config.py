@@ -7,6 +7,8 @@ import pytest
 from lmkit.builtin import builtin_recipes
 from lmkit.config import build, dump, load, parse_yaml, read_tree
 from lmkit.errors import UserError
+from lmkit.finetune_recipe import FinetuneRecipe
+from lmkit.finetune_recipe import expand as expand_finetune
 from lmkit.presets import expand
 from lmkit.recipe import Recipe
 
@@ -104,10 +106,12 @@ def test_a_path_is_relative_to_where_it_is_written(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", builtin_recipes())
 def test_built_in_recipes_resolve_and_read_back_equal(name, tmp_path):
-    got = load(Recipe, builtin_recipes()[name], (), expand)
+    path = builtin_recipes()[name]
+    schema, fill = {"pretrain": (Recipe, expand), "finetune": (FinetuneRecipe, expand_finetune)}[path.parent.name]
+    got = load(schema, path, (), fill)
     (tmp_path / "resolved.yaml").write_text(dump(got))
     tree, lines = read_tree(tmp_path / "resolved.yaml")
-    assert build(Recipe, tree, lines, expand) == got
+    assert build(schema, tree, lines, fill) == got
 
 
 def test_depth_sets_sizes_rates_and_horizon_by_the_published_rules(tmp_path):

@@ -23,14 +23,14 @@ PROMISED = ("transformer", "bert", "roberta", "albert", "electra", "modernbert",
 
 
 def test_every_promised_family_has_a_small_and_a_published_recipe():
-    loaded = {name: load(Recipe, path, (), expand) for name, path in builtin_recipes().items()}
+    loaded = {name: load(Recipe, path, (), expand) for name, path in builtin_recipes("pretrain").items()}
     for family in PROMISED:
         sizes = {name: r.model.hidden_size for name, r in loaded.items() if r.model.family == family}
         assert any(name.endswith("-tiny") for name in sizes), family
         assert max(sizes.values()) >= 256, family
 
 
-@pytest.mark.parametrize("name", [n for n in builtin_recipes() if n.endswith("-tiny")])
+@pytest.mark.parametrize("name", [n for n in builtin_recipes("pretrain") if n.endswith("-tiny")])
 def test_small_recipes_train(name, tmp_path, monkeypatch):
     """Two steps on a small corpus; the checkpoint is a folder that transformers loads."""
     monkeypatch.setenv("LMKIT_CACHE", str(tmp_path / "cache"))
@@ -40,7 +40,7 @@ def test_small_recipes_train(name, tmp_path, monkeypatch):
     Path("corpus.en").write_text("\n".join(texts))
     Path("corpus.de").write_text("\n".join(t[::-1] for t in texts))
     Path("corpus.txt").write_text("\n".join(texts))
-    recipe = load(Recipe, builtin_recipes()[name], (), expand)
+    recipe = load(Recipe, builtin_recipes("pretrain")[name], (), expand)
     pairs = recipe.data.target is not None
     data = f"data.train={'corpus.en' if pairs else 'corpus.txt'}"
     split = ["data.validation=10%"] if pairs else ["data.validation=10%", r'data.separator="\n"']
@@ -52,7 +52,7 @@ def test_small_recipes_train(name, tmp_path, monkeypatch):
         "train.batch=1536",
         "evaluate.tokens=512",
     )
-    assert pretrain.start(builtin_recipes()[name], changes, Path("run")) == 0
+    assert pretrain.start(builtin_recipes("pretrain")[name], changes, Path("run")) == 0
     last = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 2 and last["val_loss"] < 12
     cls = getattr(hf, FAMILIES[recipe.model.family].heads[recipe.model.head].cls)

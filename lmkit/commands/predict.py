@@ -1,0 +1,33 @@
+"""`lmkit predict MODEL --data FILE`: what a fine-tuned model says of each row, one JSON line a row."""
+
+import json
+import sys
+from pathlib import Path
+
+from lmkit.display import note
+from lmkit.errors import StorageError, UserError
+from lmkit.pretrained import load
+from lmkit.solvers.evaluate import read_labelled
+from lmkit.solvers.trained import task_of, trained_solver
+
+
+def run(model: str, sources: list[str], out: Path | None, columns: dict[str, str | None], task: str | None) -> None:
+    """Lines hold `place`, the file and line of the row, and what the task predicts. Raises UserError for a model
+    that is not fine-tuned, StorageError where `out` cannot be written."""
+    loaded = load(model)
+    chosen = task_of(model, task)
+    if chosen is None:
+        raise UserError(f"{model}: not fine-tuned for a task\n  → `lmkit generate` continues texts and fills masks")
+    solver = trained_solver(model, loaded, chosen)
+    table = read_labelled(sources, chosen, columns, False, loaded.folder)
+    examples = solver.examples(table)
+    if cut := len({e["row"] for e in examples if e["cut"]}):
+        note(f"{cut:,} of {len(table.rows):,} rows are longer than the model reads and were cut")
+    try:
+        with out.open("w", encoding="utf-8") if out else sys.stdout as file:
+            for place, output in zip(table.places, solver.outputs(loaded.model, table, examples), strict=True):
+                file.write(json.dumps({"place": place} | solver.say(output), ensure_ascii=False) + "\n")
+    except OSError as e:
+        raise StorageError(f"{out}: cannot be written: {e.strerror}") from None
+    if out:
+        print(f"{len(table.rows):,} rows → {out}")

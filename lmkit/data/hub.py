@@ -1,0 +1,48 @@
+"""Datasets of the hub by name, streamed: hub:NAME, hub:NAME:CONFIG or hub:NAME:CONFIG:SPLIT (`train` unless said)."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from lmkit.errors import DataError
+
+
+def hub_records(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row, record) in order; classes by their names. Raises DataError when the network, the hub or a file fails."""
+    from datasets import load_dataset
+
+    path, subset, split, *_ = [*name.split(":")[1:], "", ""]
+    row = 0
+    try:
+        dataset = load_dataset(path, subset or None, split=split or "train", streaming=True)
+        features = getattr(dataset, "features", None)
+        names = class_names(features.to_dict() if features else {})
+        rows = iter(dataset)
+        while record := next(rows, None):
+            row += 1
+            yield row, record | {column: named(record.get(column), names[column]) for column in names}
+    except Exception as e:  # the network, the hub and every file format may fail here, each with its own error
+        raise DataError(
+            f"{name} failed at row {row}: {e}\n  → check the network and the name: hub:NAME:CONFIG:SPLIT; "
+            "then run the same command again"
+        ) from e
+
+
+def class_names(features: dict[str, Any]) -> dict[str, list[str]]:
+    """The names of the classes of each column that holds classes, or lists of them, out of a dataset's features as
+    `datasets` writes them down."""
+    found = {}
+    for column, feature in features.items():
+        feature = feature.get("feature", feature) if isinstance(feature, dict) else {}
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names"):
+            found[column] = feature["names"]
+    return found
+
+
+def named(value: Any, names: list[str]) -> Any:
+    """A class, or a list of them, by name. None for -1, with which test sets without labels and rows that annotators
+    did not agree on are marked."""
+    if isinstance(value, list):
+        return [named(v, names) for v in value]
+    if not isinstance(value, int):
+        return value
+    return names[value] if 0 <= value < len(names) else None

@@ -1,0 +1,99 @@
+"""What people should know about their data before a model learns from it: lines of plain text."""
+
+from collections import Counter
+
+from lmkit.data.splitting import numbers, same_input
+from lmkit.data.tables import Row, Table, row_bytes
+from lmkit.errors import DataError
+
+SHOWN = 20  # classes listed
+UNEVEN = 3  # times the share a class would have if all were even
+MOSTLY = 0.75  # of all rows in one class is uneven, however few classes there are
+
+
+def report(
+    train: Table,
+    held_out: Table | None,
+    task: str,
+    lengths: list[int] | None = None,
+    limit: int | None = None,
+    one_class: bool = False,
+) -> list[str]:
+    """Rows, classes, `lengths` of the training rows in tokens, of which `limit` are read; rows that are doubled,
+    contradict each other, or stand in both parts; labels that only the held-out part has.
+
+    Raises DataError when all rows have one label, unless `one_class` says that this is meant."""
+    others = held_out.rows if held_out else []
+    lines = [f"{len(train.rows):,} rows" + (f", and {len(others):,} held out" if others else "")]
+    if task in ("classify", "tag"):
+        lines += _classes(train, others, task, one_class)
+    if task == "qa" and (without := sum(not row.get("answers") for row in train.rows)):
+        lines.append(f"{_share(without, len(train.rows))} of the questions have no answer")
+    if lengths:
+        lines += _lengths(lengths, limit)
+    return lines + _doubles(train.rows, others, task)
+
+
+def _share(n: int, of: int) -> str:
+    return f"{n:,} ({n / max(of, 1):.1%})"
+
+
+def _labels(row: Row, task: str) -> list[str]:
+    found = row.get("tags" if task == "tag" else "label", [])
+    return found if isinstance(found, list) else [str(found)]
+
+
+def _classes(train: Table, others: list[Row], task: str, one_class: bool) -> list[str]:
+    if task == "classify" and (values := numbers(train.rows)):
+        mean = sum(values) / len(values)
+        return [f"labels are numbers from {min(values):g} to {max(values):g}, {mean:.3g} on average"]
+    counts = Counter(label for row in train.rows for label in _labels(row, task))
+    several = task == "classify" and any(isinstance(row.get("label"), list) for row in train.rows)
+    of = len(train.rows) if several else counts.total()
+    if len(counts) < 2 and not one_class and not several:
+        raise DataError(
+            f"all rows have the same {'tag' if task == 'tag' else 'label'}: {', '.join(counts) or 'none'}\n"
+            f"  {len(train.rows):,} rows; the first: {train.places[0] if train.places else 'none'}\n"
+            "  → take rows of other labels too, or name another column with data.label=COLUMN"
+        )
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    width = max((len(label) for label, _ in ordered[:SHOWN]), default=0)
+    lines = [f"{len(counts):,} {'tags' if task == 'tag' else 'classes'}:"]
+    lines += [f"  {label:{width}}  {n:>9,}  {n / of:6.1%}" for label, n in ordered[:SHOWN]]
+    if len(ordered) > SHOWN:
+        lines.append(f"  and {len(ordered) - SHOWN:,} more")
+    if task == "classify" and not several and ordered and ordered[0][1] / of > min(UNEVEN / len(counts), MOSTLY):
+        lines.append(
+            "classes are uneven: reporting macro-F1 beside accuracy; data balance with task.class_weights=true"
+        )
+    unknown = Counter(label for row in others for label in _labels(row, task) if label not in counts)
+    if unknown:
+        named = ", ".join(f"{label} ({n:,})" for label, n in unknown.most_common(SHOWN))
+        more = f" and {len(unknown) - SHOWN:,} more" if len(unknown) > SHOWN else ""
+        lines.append(f"{len(unknown):,} labels of the held-out rows are in no training row: {named}{more}")
+    return lines
+
+
+def _lengths(lengths: list[int], limit: int | None) -> list[str]:
+    ordered = sorted(lengths)
+    median, high = (ordered[int((len(ordered) - 1) * q)] for q in (0.5, 0.95))
+    lines = [f"tokens a row: {median:,} (median), {high:,} (95th percentile), {ordered[-1]:,} (longest)"]
+    cut = sum(length > limit for length in lengths) if limit else 0
+    if cut:
+        lines.append(f"{_share(cut, len(lengths))} rows are longer than {limit:,} tokens and are cut")
+    return lines
+
+
+def _doubles(rows: list[Row], others: list[Row], task: str) -> list[str]:
+    lines = []
+    whole = Counter(row_bytes({k: v for k, v in row.items() if k not in ("id", "title")}) for row in rows)
+    if again := len(rows) - len(whole):
+        lines.append(f"{_share(again, len(rows))} training rows repeat an earlier one")
+    answers: dict[bytes, set[bytes]] = {}
+    for row in rows:
+        answers.setdefault(row_bytes(same_input(row, task)), set()).add(row_bytes(row.get("label")))
+    if unclear := sum(len(labels) > 1 for labels in answers.values()):
+        lines.append(f"{unclear:,} texts have different labels in different training rows")
+    if known := sum(row_bytes(same_input(row, task)) in answers for row in others):
+        lines.append(f"{_share(known, len(others))} held-out rows stand in the training rows too: their scores flatter")
+    return lines

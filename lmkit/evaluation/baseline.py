@@ -1,0 +1,100 @@
+"""What a model must beat: the commonest label, and TF-IDF with a linear model (Wang & Manning 2012 show how strong
+that is). All results are what `classification` scores. Shapes: N rows, M test rows, C classes."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from lmkit.evaluation.writing import WORD
+
+Kind = Literal["single", "multi", "regression"]
+STRENGTHS = (1.0, 4.0, 16.0)  # inverse of the regularisation
+HELD_OUT = 0.1  # of the training rows, to choose it
+FEW = 100  # rows that are too few to hold some out
+MANY = 1000  # rows from which words seen in one text only are left out
+
+
+def majority(kind: Kind, labels: np.ndarray, test_rows: int, classes: int) -> np.ndarray:
+    """The same guess for all rows, (M, C): the shares of the training labels; (M,), their mean, for `regression`."""
+    shares = np.bincount(labels, minlength=classes) / len(labels) if kind == "single" else np.mean(labels, axis=0)
+    return np.tile(shares, (test_rows, 1)) if kind != "regression" else np.full(test_rows, float(shares))
+
+
+def tfidf(
+    kind: Kind,
+    train_texts: Sequence[str],
+    labels: np.ndarray,
+    test_texts: Sequence[str],
+    classes: int,
+    train_pairs: Sequence[str] | None = None,
+    test_pairs: Sequence[str] | None = None,
+) -> np.ndarray:
+    """Probabilities (M, C) by logistic regression on words and pairs of words, for `multi` one a class; (M,) numbers by
+    ridge regression. The second texts of pairs have features of their own.
+
+    labels: (N,) int; (N, C) bool for `multi`; (N,) float for `regression`. How strongly the model is regularised is
+    chosen on a part of the training rows, then all of them are used; the same rows always give the same result. Texts
+    without any words get the `majority` guess."""
+    from scipy.sparse import hstack
+
+    y, columns = np.asarray(labels), [(train_texts, test_texts)]
+    if train_pairs is not None and test_pairs is not None:
+        columns.append((train_pairs, test_pairs))
+    try:
+        parts = [_features(*column) for column in columns]
+    except ValueError:  # no words, no vocabulary
+        return majority(kind, y, len(test_texts), classes)
+    x, test = (hstack(part, "csr") for part in zip(*parts, strict=True))
+    strength = _strength(kind, x, y, classes) if len(y) >= FEW else STRENGTHS[0]
+    return _fitted(kind, x, y, test, classes, strength)
+
+
+def _features(train: Sequence[str], test: Sequence[str]) -> tuple[Any, Any]:
+    """Sparse (N, F) and (M, F)."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectoriser = TfidfVectorizer(
+        ngram_range=(1, 2), sublinear_tf=True, min_df=2 if len(train) >= MANY else 1, dtype=np.float32,
+        token_pattern=WORD.pattern,
+    )  # fmt: skip
+    return vectoriser.fit_transform(train), vectoriser.transform(test)
+
+
+def _strength(kind: Kind, x: Any, y: np.ndarray, classes: int) -> float:
+    order = np.random.default_rng(0).permutation(len(y))
+    held, kept = np.split(order, [round(HELD_OUT * len(y))])
+    losses = [_loss(kind, y[held], _fitted(kind, x[kept], y[kept], x[held], classes, s)) for s in STRENGTHS]
+    return STRENGTHS[int(np.argmin(losses))]
+
+
+def _loss(kind: Kind, y: np.ndarray, guess: np.ndarray) -> float:
+    """Nats a label, or squared error."""
+    if kind == "regression":
+        return float(np.mean((y - guess) ** 2))
+    right = guess[np.arange(len(y)), y] if kind == "single" else np.where(y, guess, 1 - guess)
+    return float(-np.log(np.maximum(right, 1e-9)).mean())
+
+
+def _fitted(kind: Kind, x: Any, y: np.ndarray, test: Any, classes: int, strength: float) -> np.ndarray:
+    """What a model of training rows x (N, F), y says of `test` (M, F)."""
+    if kind == "regression":
+        from sklearn.linear_model import Ridge
+
+        return Ridge(alpha=4 / strength, solver="sparse_cg", random_state=0).fit(x, y).predict(test)
+    if kind == "multi":
+        columns = [_fitted("single", x, y[:, c].astype(int), test, 2, strength)[:, 1] for c in range(classes)]
+        return np.stack(columns, axis=1)
+    from sklearn.linear_model import LogisticRegression
+
+    seen = np.unique(y)
+    out = np.zeros((test.shape[0], classes))
+    if len(seen) == 1:
+        out[:, seen] = 1
+        return out
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a model that has not converged is a weaker baseline, no mistake
+        model = LogisticRegression(C=strength, max_iter=200).fit(x, y)
+    out[:, seen] = model.predict_proba(test)
+    return out

@@ -1,0 +1,123 @@
+"""What a fine-tuning recipe may say, and the defaults that task, model and adapters give it. No torch here.
+
+The sections it shares with pretraining stand in `lmkit.recipe`, those of the tasks in `lmkit.downstream`.
+"""
+
+import copy
+import json
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from lmkit import presets, units
+from lmkit.downstream import AnswerConfig, DownstreamConfig, LoraConfig, TableConfig
+from lmkit.objectives import Count, Section
+from lmkit.recipe import (
+    Budget,
+    CheckpointConfig,
+    ModelSection,
+    OptimizerConfig,
+    ScheduleConfig,
+    TokenizerConfig,
+    TrainConfig,
+    Warmup,
+)  # fmt: skip
+
+PRETRAINED_WIDTH = 768  # at which the usual learning rates of fine-tuning were found
+WRITING = ("translate", "summarize")
+
+
+def _batch(text: str) -> str:
+    number, unit = units.split_quantity(text)
+    if unit not in ("", "row", "token") or number < 1:
+        raise ValueError(f"{text!r}: write a number of rows, or of tokens: `32 rows`, `4096 tokens`")
+    return str(text)
+
+
+class FinetuneTrainConfig(TrainConfig):
+    budget: Budget = Field("", description="Horizon: `3 epochs`, `500 steps`, `1M tokens` or `10 min`.")
+    batch: Annotated[str, BeforeValidator(str), AfterValidator(_batch)] = Field(  # type: ignore[assignment]
+        "", description="An optimizer step: `32 rows` or `4096 tokens` of rows of the mean length."
+    )
+    patience: Count = Field(0, ge=0, description="Stop after this many evaluations without a better score; 0: never.")
+
+
+class FinetuneEvaluateConfig(Section):
+    every: Warmup = Field("20%", description="Steps, or a share of the horizon, between evaluations.")
+    rows: Count = Field(2000, ge=1, description="Held-out rows an evaluation during training reads at most.")
+
+
+class FinetuneRecipe(Section):
+    task: DownstreamConfig = Field(description="What is learnt.")
+    model: str | ModelSection = Field(
+        description="A run or Hugging Face folder to start from; or a section like that of pretraining: from scratch."
+    )
+    tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig, description="From scratch: text to ids.")
+    data: TableConfig = Field(description="What to learn from.")
+    lora: LoraConfig | None = Field(None, description="Train low-rank adapters instead of all weights.")
+    freeze: tuple[str, ...] = Field(
+        (), description="Regular expressions of parameters that stay as they are; `body`: all but the head."
+    )
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="How weights move.")
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="Learning rate over time.")
+    train: FinetuneTrainConfig = Field(default_factory=FinetuneTrainConfig, description="How long, how fast, on what.")
+    evaluate: FinetuneEvaluateConfig = Field(default_factory=FinetuneEvaluateConfig, description="Scores on the way.")
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="What is kept.")
+    seeds: Count = Field(1, ge=1, description="Train this many times, with train.seed, train.seed + 1, ...")
+
+    @model_validator(mode="after")
+    def _check(self) -> "FinetuneRecipe":
+        if self.lora and not isinstance(self.model, str):
+            raise ValueError("lora changes a trained model; `model` describes a new one\n  → leave out lora")
+        if self.lora and self.optimizer.name == "muon":
+            raise ValueError("optimizer.name muon is for whole matrices, not for lora's\n  → adamw")
+        if self.lora and (self.train.ema or self.checkpoint.average > 1):
+            raise ValueError("lora: averages of weights (train.ema, checkpoint.average) are of whole models only")
+        if isinstance(self.task, AnswerConfig) and not self.task.kb:
+            raise ValueError("task.kb is missing: the knowledge base that answers are looked up in (`lmkit kb build`)")
+        return self
+
+
+def flags(task: str | None, model: str | None, data: list[str] | None, validation: str | None) -> list[str]:
+    """What the command line says by options, as changes to a recipe."""
+    sources = data[0] if data and len(data) == 1 else data
+    named = {"task.name": task, "model": model, "data.train": sources, "data.validation": validation}
+    return [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
+
+
+def expand(tree: dict[str, Any]) -> dict[str, Any]:
+    """Fill what a recipe leaves open. Raises ValueError like `lmkit.presets.expand` for a model from scratch."""
+    tree = copy.deepcopy(tree)
+    if isinstance(tree.get("task"), str):
+        tree["task"] = {"name": tree["task"]}
+    name = tree["task"].get("name") if isinstance(tree.get("task"), dict) else None
+    train, optimizer, schedule = (presets.section(tree, key) for key in ("train", "optimizer", "schedule"))
+    if isinstance(tree.get("model"), dict):
+        train.setdefault("budget", "10 epochs")
+        train.setdefault("batch", "4096 tokens")
+        number, unit = units.split_quantity(train["batch"])
+        context = presets.section(tree, "model").get("context", 512)
+        tokens = int(number if unit == "token" else number * min(int(units.count(context)), 64))
+        full = presets.expand(
+            {"model": tree["model"], "tokenizer": tree.get("tokenizer"), "optimizer": optimizer, "schedule": schedule,
+             "task": {}, "train": {"budget": "1 step", "batch": tokens}}
+        )  # fmt: skip
+        tree["model"], tree["optimizer"], tree["schedule"] = full["model"], full["optimizer"], full["schedule"]
+        if "clip" in full["train"]:
+            train.setdefault("clip", full["train"]["clip"])
+        return tree
+    train.setdefault("budget", "3 epochs")
+    train.setdefault("batch", "4096 tokens" if name in (*WRITING, "chat", "lm") else "32 rows")
+    train.setdefault("clip", 1.0)
+    schedule.setdefault("name", "linear")
+    schedule.setdefault("warmup", "6%")
+    for key, value in {"name": "adamw", "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01}.items():
+        optimizer.setdefault(key, value)
+    return tree
+
+
+def default_lr(recipe: FinetuneRecipe, hidden_size: int) -> float:
+    """Peak learning rate of a pretrained model: 3e-5 at BERT-base's width (Devlin et al. 2019, A.3), more for narrower
+    ones; ten times that for adapters (Hu et al. 2022), and for a head alone, which is linear regression."""
+    small = recipe.lora is not None or "body" in recipe.freeze
+    return float(f"{3e-5 * PRETRAINED_WIDTH / hidden_size * (10 if small else 1):.2g}")

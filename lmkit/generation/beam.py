@@ -1,0 +1,125 @@
+"""Beam search: the likeliest text that a few hypotheses, written side by side, lead to. It writes what transformers'
+`generate(num_beams=K, do_sample=False)` writes. Shapes: n prompts, K hypotheses of each (1 before the first token),
+C candidates of each, V vocab_size."""
+
+import math
+from collections.abc import Iterable
+from itertools import count
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lmkit.downstream import LengthPenalty
+from lmkit.errors import ModelError
+from lmkit.generation.batches import Answers, Batch, Completion, Continuations, Opening, most_tokens
+from lmkit.generation.engine import MAX_ROWS, MAX_TOKENS, check_prompt
+from lmkit.generation.sampling import SamplingConfig
+from lmkit.model.transformer import Transformer
+
+
+class Hypothesis(NamedTuple):
+    """A text that is finished."""
+
+    score: float  # its log-probability over the length penalty
+    ids: list[int]
+    logprobs: list[float]
+
+
+def beam_search(
+    model: Transformer,
+    prompts: Iterable[list[int]],
+    config: SamplingConfig,
+    beam: int,
+    penalty: LengthPenalty,
+    eos: frozenset[int] = frozenset(),
+    opening: Opening | None = None,
+) -> list[Completion]:
+    """The best continuation of each prompt, in order; `opening` as for `generate`. Of `config` only `max_tokens` and
+    `repetition_penalty` count; the latter works on log-probabilities, as transformers' does in a beam.
+
+    A hypothesis ends with an end token among the K best candidates of its prompt, or at its longest; it is worth its
+    log-probability over the length penalty, the end token counted in both. A prompt is done when K have ended and the
+    best one that goes on would, were it to end now, be worth less than each of them (`early_stopping=False`). With a
+    beam of 1 this is greedy search.
+
+    Raises what `generate` raises."""
+    rows = [Completion(i, 0, prompt) for i, prompt in enumerate(prompts)]
+    for row in rows:
+        check_prompt(model, row, 1 + row.row)
+    waiting = sorted(rows, key=lambda row: len(row.prompt))  # so that a batch holds little padding
+    while waiting:
+        group = waiting[-MAX_ROWS:]
+        length = max(len(row.prompt) + most_tokens(model, row.prompt, config) for row in group)
+        group = group[-max(1, MAX_TOKENS // (length * beam)) :]
+        waiting = waiting[: -len(group)]
+        with model.evaluating():
+            _search(model, group, config, min(beam, model.config.vocab_size), penalty, eos, opening)
+    return rows
+
+
+@torch.no_grad()
+def _search(
+    model: Transformer, rows: list[Completion], config: SamplingConfig, beam: int, penalty: LengthPenalty,
+    eos: frozenset[int], opening: Opening | None,
+) -> None:  # fmt: skip
+    """Fill in `rows`; each leaves the batch as soon as it is finished."""
+    assert (opening is not None) == (model.config.stacks == "encoder_decoder"), "an encoder-decoder has an `opening`"
+    batch: Batch = Continuations(model, rows, config) if opening is None else Answers(model, rows, config, opening)
+    device, ends = batch.device, torch.tensor(sorted(eos), dtype=torch.long, device=batch.device)
+    limits = torch.tensor([most_tokens(model, row.prompt, config) for row in rows], device=device)  # (n,)
+    ended: list[list[Hypothesis]] = [[] for _ in rows]  # of each prompt the K best
+    most = beam * max(2, 1 + len(eos))  # of so many candidates K at least do not end
+    logits = batch.prefill()  # (n * K, V)
+    shared = batch.caches[0].length
+    sums = torch.zeros(len(rows), device=device)  # (n * K,)
+    ids = torch.empty(len(rows), 0, dtype=torch.long, device=device)  # (n * K, tokens written)
+    said = torch.empty(len(rows), 0, device=device)  # their log-probabilities
+    for length in count(1):
+        logprobs = logits.float().log_softmax(-1)
+        totals, parents, tokens = _candidates(sums, batch.scores(logprobs), len(rows), most)  # (n, C)
+        if totals.isnan().any():
+            raise ModelError("the model's logits are not finite\n  → its weights are damaged, or its training diverged")
+        ids = torch.cat((ids[parents], tokens[..., None]), -1)  # (n, C, length)
+        said = torch.cat((said[parents], logprobs[parents, tokens][..., None]), -1)
+        stops = torch.isin(tokens, ends) | (limits == length)[:, None]
+        worth = totals / divisor(penalty, length)
+        for i, j in stops[:, :beam].nonzero().tolist():
+            if worth[i, j] > -math.inf:
+                ended[i].append(Hypothesis(worth[i, j].item(), ids[i, j].tolist(), said[i, j].tolist()))
+        picks = stops.long().argsort(dim=1, stable=True)[:, :beam]  # (n, K): the best that do not end
+        best = worth.masked_fill(stops, -math.inf).gather(1, picks)[:, 0].tolist()
+        live = []
+        for i, row in enumerate(rows):
+            ended[i] = sorted(ended[i], key=lambda h: -h.score)[:beam]
+            if best[i] > (ended[i][-1].score if len(ended[i]) == beam else -math.inf):
+                live.append(i)
+            else:
+                row.ids, row.logprobs = ended[i][0].ids, ended[i][0].logprobs
+                row.finish = "stop" if row.ids[-1] in eos else "length"
+        if not live:
+            return
+        sums = totals.masked_fill(stops, -math.inf)  # what has ended does not go on, where a vocabulary is that small
+        sums, parents, tokens = (x.gather(1, picks)[live].flatten() for x in (sums, parents, tokens))
+        ids, said = (x.take_along_dim(picks[..., None], 1)[live].flatten(0, 1) for x in (ids, said))
+        if len(live) < len(rows) or length == 1:
+            batch.keep_only(parents.tolist())
+        else:
+            batch.reorder(parents, shared)
+        rows, ended, limits = [rows[i] for i in live], [ended[i] for i in live], limits[live]
+        logits = batch.step(tokens)
+
+
+def _candidates(sums: Tensor, scores: Tensor, prompts: int, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """sums (n * K,): log-probabilities of all hypotheses; scores (n * K, V): of one more token -> those of the best
+    candidates of each prompt, best first, the hypotheses they go on from, and their tokens; (n, C) each."""
+    each = min(most, scores.size(1))
+    more, tokens = scores.topk(each)  # (n * K, each): no other can be among the best
+    best, flat = (sums[:, None] + more).view(prompts, -1).topk(min(most, more.numel() // prompts))
+    first = torch.arange(0, len(sums), len(sums) // prompts, device=sums.device)[:, None]
+    return best, first + flat // each, tokens.view(prompts, -1).gather(1, flat)
+
+
+def divisor(penalty: LengthPenalty, length: int) -> float:
+    """What the log-probability of `length` tokens is divided by. gnmt: Wu et al. 2016, equation 14."""
+    return (length if penalty.kind == "average" else (5 + length) / 6) ** penalty.alpha

@@ -1,0 +1,46 @@
+"""A trained model with more words in its vocabulary."""
+
+import torch
+from torch import Tensor
+
+from lmkit.model.transformer import Transformer
+
+ROWS = {
+    "embedding.weight": 0,
+    "head.weight": 0,
+    "head.bias": 0,
+    "head.final_logits_bias": 1,
+}  # their dimension of words
+
+
+@torch.no_grad()
+def resize_vocabulary(model: Transformer, size: int, known: int, used: int) -> Transformer:
+    """The model with `size` rows in its embedding and its head, `model` itself where nothing changes.
+
+    The first `known` rows, those of words it was trained on, stay bit for bit; all rows up to `used`, and all that
+    `model` did not have, become their mean. Rows between, which no token uses, stay. Raises nothing; `size` is never
+    smaller than what the model has."""
+    old = model.config.vocab_size
+    assert known <= old <= size and used <= size, (known, old, used, size)
+    new = [*range(known, used), *range(max(old, used), size)]
+    if not new:
+        return model
+    state = {k: _grown(v, ROWS[k], size, known, new) if k in ROWS else v for k, v in model.state_dict().items()}
+    out = model if size == old else Transformer(model.config.model_copy(update={"vocab_size": size}))
+    out.load_state_dict(state)
+    return out.train(model.training)
+
+
+def _grown(old: Tensor, dim: int, size: int, known: int, new: list[int]) -> Tensor:
+    """`old` with `size` rows along `dim`, the `new` ones the mean of the first `known`."""
+    shape = list(old.shape)
+    shape[dim] = size
+    out = old.new_zeros(shape)
+    out.narrow(dim, 0, old.size(dim)).copy_(old)
+    mean = old.narrow(dim, 0, known).mean(dim, keepdim=True)
+    out.index_copy_(
+        dim,
+        torch.tensor(new, device=old.device),
+        mean.expand([len(new) if i == dim else n for i, n in enumerate(shape)]),
+    )
+    return out

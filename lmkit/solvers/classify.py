@@ -1,0 +1,197 @@
+"""Labels of whole texts: one, several, or a number."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from lmkit.architecture import ModelConfig
+from lmkit.batch import Batch
+from lmkit.data.tables import Table
+from lmkit.downstream import ClassifyConfig
+from lmkit.errors import DataError
+from lmkit.evaluation import baseline, classification
+from lmkit.evaluation.intervals import Estimate, means
+from lmkit.model.transformer import Transformer
+from lmkit.solvers.solver import in_batches
+from lmkit.tasks.labelling import Classify, Layout
+from lmkit.text.framing import frame_texts
+from lmkit.text.tokenizer import Tokenizer
+
+Kind = Literal["single", "multi", "regression"]
+PROBLEMS: dict[Kind, str] = {  # as config.json of transformers names them
+    "single": "single_label_classification", "multi": "multi_label_classification", "regression": "regression",
+}  # fmt: skip
+METRICS: dict[Kind, str] = {"single": "accuracy", "multi": "micro_f1", "regression": "pearson"}
+MANY = 20  # different fractional numbers as labels make it a regression
+
+
+def labels_of(table: Table, config: ClassifyConfig) -> tuple[Kind, tuple[str, ...]]:
+    """What the rows are labelled with, and with what. Raises DataError for labels that do not fit `config.kind`."""
+    values = [row["label"] for row in table.rows]
+    kind: Kind = config.kind if config.kind != "auto" else _kind(values)
+    if kind == "regression":
+        for value, place in zip(values, table.places, strict=True):
+            _number(value, place)
+        return kind, ("score",)
+    names = {name for value in values for name in ([value] if kind == "single" else value)}
+    if len(names) < 2 and kind == "single":
+        raise DataError(f"all {len(values):,} rows have the label `{next(iter(names))}`: there is nothing to learn")
+    return kind, tuple(sorted(names, key=lambda n: (not n.isdigit(), int(n) if n.isdigit() else 0, n)))
+
+
+def _kind(values: list[Any]) -> Kind:
+    if all(isinstance(v, list) for v in values):
+        return "multi"
+    numbers = {str(v) for v in values if not isinstance(v, list) and "." in str(v)}
+    return "regression" if len(numbers) > MANY and all(_is_number(v) for v in values) else "single"
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return bool(np.isfinite(float(value)))
+    except (TypeError, ValueError):
+        return False
+
+
+def _number(value: Any, place: str) -> float:
+    if not _is_number(value):
+        raise DataError(f"{place}: label {value!r} is no number\n  → task.kind=single for names as labels")
+    return float(value)
+
+
+def split_labels(table: Table, kind: str, separator: str = "|") -> Table:
+    """Labels as `kind` reads them: lists of names for `multi`, a name for `single`."""
+
+    def read(row: dict[str, Any]) -> dict[str, Any]:
+        label = row.get("label")
+        if label is None or isinstance(label, list) or kind in ("regression", "auto"):
+            return row
+        if kind == "multi":
+            return row | {"label": [part.strip() for part in str(label).split(separator) if part.strip()]}
+        return row | {"label": str(label)}
+
+    return replace(table, rows=[read(row) for row in table.rows])
+
+
+def class_weights(table: Table, labels: tuple[str, ...]) -> tuple[float, ...]:
+    """The inverse of each class's share, 1 on average over rows (scikit-learn's `balanced`)."""
+    counts = Counter(row["label"] for row in table.rows)
+    return tuple(len(table.rows) / (len(labels) * counts[name]) for name in labels)
+
+
+@dataclass
+class Classifier:
+    tokenizer: Tokenizer
+    layout: Layout
+    kind: Kind
+    labels: tuple[str, ...]
+    max_length: int
+    weights: tuple[float, ...] = ()
+    smoothing: float = 0.0
+    metric: str = ""
+    likelihood: bool = False  # scores have the loss
+
+    def __post_init__(self) -> None:
+        self.task = Classify(self.layout, self.kind, self.weights, self.smoothing)
+        self.metric = self.metric or METRICS[self.kind]
+        self.places = {name: i for i, name in enumerate(self.labels)}
+
+    def examples(self, table: Table) -> list[dict[str, Any]]:
+        pairs = [row["pair"] for row in table.rows] if table.rows and "pair" in table.rows[0] else None
+        framed = frame_texts(self.tokenizer, [row["text"] for row in table.rows], pairs, self.max_length)
+        out = []
+        for i, (row, f, place) in enumerate(zip(table.rows, framed, table.places, strict=True)):
+            example = {"tokens": np.array(f.ids), "row": i, "cut": f.cut, "label": self._target(row, place)}
+            out.append(example if pairs is None else example | {"types": np.array(f.types)})
+        return out
+
+    def _target(self, row: dict[str, Any], place: str) -> Any:
+        label = row.get("label")
+        if self.kind == "regression":
+            return 0.0 if label is None else _number(label, place)
+        if self.kind == "single":
+            return 0 if label is None else self._index(label, place)
+        hot = np.zeros(len(self.labels), np.float32)
+        hot[[self._index(name, place) for name in label or ()]] = 1
+        return hot
+
+    def _index(self, name: str, place: str) -> int:
+        if name not in self.places:
+            known = ", ".join(self.labels[:20])
+            raise DataError(f"{place}: label `{name}` is none of the model's\n  allowed: {known}")
+        return self.places[name]
+
+    def outputs(
+        self, model: Transformer, table: Table, examples: Sequence[dict], quick: bool = False
+    ) -> list[np.ndarray]:
+        """(L,) probabilities; of a regression the number."""
+
+        def compute(batch: Batch) -> np.ndarray:
+            logits = self.layout.logits(model, batch)
+            if self.kind == "single":
+                logits = logits.softmax(-1)
+            elif self.kind == "multi":
+                logits = logits.sigmoid()
+            return logits.cpu().numpy()
+
+        return in_batches(model, self.task, examples, compute)
+
+    def scores(self, table: Table, outputs: Sequence[np.ndarray], intervals: bool) -> dict[str, Estimate]:
+        return self.score(table, np.stack(outputs), intervals)
+
+    def score(self, table: Table, p: np.ndarray, intervals: bool) -> dict[str, Estimate]:
+        """p: (N, L) probabilities, (N, 1) numbers."""
+        gold = np.array([self._target(row, place) for row, place in zip(table.rows, table.places, strict=True)])
+        if self.kind == "regression":
+            return classification.regression(gold, p[:, 0], intervals)
+        if self.kind == "multi":
+            return classification.multi(gold.astype(bool), p, intervals)
+        nats = -np.log(np.maximum(p[np.arange(len(gold)), gold], 1e-12))
+        return means({"loss": nats}, intervals) | classification.single(gold, p, intervals)
+
+    def per_row(self, table: Table, outputs: Sequence[np.ndarray]) -> list[float]:
+        gold = [self._target(row, place) for row, place in zip(table.rows, table.places, strict=True)]
+        if self.kind == "regression":
+            return [-abs(float(g) - float(p[0])) for g, p in zip(gold, outputs, strict=True)]
+        if self.kind == "multi":
+            return [float(((p > 0.5) == (g > 0.5)).all()) for g, p in zip(gold, outputs, strict=True)]
+        return [float(p.argmax() == g) for g, p in zip(gold, outputs, strict=True)]
+
+    def say(self, output: np.ndarray) -> dict[str, Any]:
+        if self.kind == "regression":
+            return {"score": float(output[0])}
+        scores = {name: round(float(p), 6) for name, p in zip(self.labels, output, strict=True)}
+        if self.kind == "multi":
+            return {"labels": [name for name, p in scores.items() if p > 0.5], "scores": scores}
+        return {"label": self.labels[int(output.argmax())], "scores": scores}
+
+    def baselines(self, train: Table, test: Table) -> dict[str, dict[str, Estimate]]:
+        """Scores of TF-IDF with logistic regression, and of always guessing the commonest, trained on the same rows."""
+        gold = np.array([self._target(row, place) for row, place in zip(train.rows, train.places, strict=True)])
+        gold = gold.astype(bool) if self.kind == "multi" else gold
+        classes = len(self.labels)
+        guesses = {
+            "TF-IDF": baseline.tfidf(
+                self.kind, _column(train, "text"), gold, _column(test, "text"), classes, _pairs(train), _pairs(test)
+            ),
+            "commonest": baseline.majority(self.kind, gold, len(test.rows), classes),
+        }  # fmt: skip
+        return {name: self.score(test, p.reshape(len(test.rows), -1), True) for name, p in guesses.items()}
+
+
+def _column(table: Table, role: str) -> list[str]:
+    return [row[role] for row in table.rows]
+
+
+def _pairs(table: Table) -> list[str] | None:
+    return _column(table, "pair") if "pair" in table.rows[0] else None
+
+
+def kind_of(config: dict[str, Any], model: ModelConfig) -> Kind:
+    """What a folder's config.json says its labels are; transformers takes a single one for a number."""
+    named = config.get("problem_type")
+    return next((kind for kind, name in PROBLEMS.items() if name == named),
+                "regression" if len(model.labels) == 1 else "single")  # fmt: skip

@@ -1,0 +1,92 @@
+"""Fine-tuned models on labelled rows: scores with intervals, and whether one model is better than another."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmkit.data.palette import as_texts, holds_images, load_palette
+from lmkit.data.tables import Table, read_table
+from lmkit.display import note
+from lmkit.downstream import DownstreamConfig, TableConfig, TranslateConfig
+from lmkit.errors import ModelError, UserError
+from lmkit.evaluation import paired
+from lmkit.evaluation.intervals import Estimate
+from lmkit.pretrained import Pretrained
+from lmkit.solvers.classify import Classifier, split_labels
+from lmkit.solvers.score_table import as_json, confusion_table, score_table
+from lmkit.solvers.solver import Solver
+from lmkit.solvers.trained import trained_solver
+
+
+@dataclass
+class Evaluated:
+    name: str
+    solver: Solver
+    outputs: list[Any]
+    scores: dict[str, Estimate]
+
+
+def read_labelled(
+    sources: list[str], task: DownstreamConfig, columns: dict[str, str | None], labelled: bool, folder: Path
+) -> Table:
+    """The rows, images in the words of the model in `folder`, and notes about what was left out."""
+    config = TableConfig(train=sources, **columns)
+    table = read_table(sources, task.name, config, labelled)
+    for kind, n in table.problems.counts.items():
+        note(f"left out: {n:,} {kind}, like {table.problems.examples[kind][0]}")
+    if not holds_images(table):
+        return table
+    if (palette := load_palette(folder)) is None:
+        raise ModelError(f"{folder}: reads texts, and the data holds images")
+    return as_texts(table, palette)
+
+
+def evaluate(model: str, loaded: Pretrained, task: DownstreamConfig, table: Table) -> Evaluated:
+    """Raises DataError for labels that are none of the model's."""
+    solver = trained_solver(model, loaded, task)
+    if isinstance(solver, Classifier):
+        table = split_labels(table, solver.kind)
+    examples = solver.examples(table)
+    if cut := len({e["row"] for e in examples if e["cut"]}):
+        note(f"{model}: {cut:,} of {len(table.rows):,} rows are longer than it reads and were cut")
+    outputs = solver.outputs(loaded.model, table, examples)
+    return Evaluated(model, solver, outputs, solver.scores(table, outputs, True))
+
+
+def run(
+    models: dict[str, Pretrained], tasks: list[DownstreamConfig], sources: list[str],
+    columns: dict[str, str | None], as_lines: bool,
+) -> None:  # fmt: skip
+    """Print a table, or one JSON object; of two models also whether their difference is evidence."""
+    if len({task.name for task in tasks}) > 1:
+        raise UserError(f"these models solve different tasks: {', '.join(task.name for task in tasks)}")
+    task = tasks[0]
+    table = read_labelled(sources, task, columns, True, next(iter(models.values())).folder)
+    found = [evaluate(name, loaded, t, table) for (name, loaded), t in zip(models.items(), tasks, strict=True)]
+    compared = compare(found[0], found[1], task, table) if len(found) == 2 else None
+    if as_lines:
+        facts: dict[str, Any] = {"task": task.name, "data": sources, "rows": len(table.rows)}
+        facts["skipped"] = table.problems.counts
+        facts["models"] = {e.name: as_json(e.scores) for e in found}
+        if compared:
+            facts["comparison"] = {"difference": compared.difference._asdict(), "p": compared.p, "test": compared.test}
+        print(json.dumps(facts))
+        return
+    print(score_table(", ".join(sources), {e.name: e.scores for e in found}, len(table.rows)))
+    if len(found) == 1 and isinstance(found[0].solver, Classifier):
+        solver = found[0].solver
+        if matrix := confusion_table(solver, split_labels(table, solver.kind), found[0].outputs):
+            print(matrix)
+    if compared:
+        print(paired.verdict(compared, found[0].name, found[1].name))
+
+
+def compare(a: Evaluated, b: Evaluated, task: DownstreamConfig, table: Table) -> paired.Comparison:
+    """BLEU of translations is of the corpus; all else is the mean over rows."""
+    if isinstance(task, TranslateConfig):
+        references = [row["target"] for row in table.rows]
+        return paired.paired_bleu(a.outputs, b.outputs, references, task.tokenize)
+    return paired.paired(np.array(a.solver.per_row(table, a.outputs)), np.array(b.solver.per_row(table, b.outputs)))

@@ -1,0 +1,84 @@
+"""What a fine-tuned model solves, found out from its run's recipe or its head."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lmkit import config as recipes
+from lmkit.downstream import ClassifyConfig, DownstreamConfig, QAConfig, SummarizeConfig, TagConfig, TranslateConfig
+from lmkit.errors import UserError
+from lmkit.finetune_recipe import FinetuneRecipe, expand
+from lmkit.model.huggingface import head_of, read_config
+from lmkit.pretrained import Pretrained
+from lmkit.runs import model_folder
+from lmkit.solvers.answer_spans import SpanFinder
+from lmkit.solvers.build import MOST_TOKENS, WINDOW_TOKENS
+from lmkit.solvers.classify import Classifier, kind_of
+from lmkit.solvers.solver import Solver, layout
+from lmkit.solvers.tag import Tagger
+from lmkit.solvers.write import Writer
+
+FITTED = "fitted.json"  # of a run: what was chosen on its held-out rows
+BY_HEAD: dict[str, DownstreamConfig] = {
+    "sequence": ClassifyConfig(name="classify"), "token": TagConfig(name="tag"), "span": QAConfig(name="qa"),
+}  # fmt: skip
+BY_NAME: dict[str, DownstreamConfig] = {
+    "translate": TranslateConfig(name="translate"), "summarize": SummarizeConfig(name="summarize"),
+}  # fmt: skip
+
+
+def run_of(model: str | Path) -> Path | None:
+    """The fine-tuning run that a path names, or lies in."""
+    path = Path(model).resolve()
+    for folder in (path, *path.parents[:2]):
+        file = folder / "recipe.yaml"
+        if file.is_file():
+            tree, _ = recipes.read_tree(file)
+            return folder if isinstance(tree.get("task"), dict) and "seeds" in tree else None
+    return None
+
+
+def recipe_of(run: Path) -> FinetuneRecipe:
+    return recipes.load(FinetuneRecipe, run / "recipe.yaml", expand=expand)
+
+
+def fitted(run: Path | None) -> dict[str, Any]:
+    path = None if run is None else run / FITTED
+    return dict(json.loads(path.read_text())) if path is not None and path.is_file() else {}
+
+
+def task_of(model: str | Path, named: str | None = None) -> DownstreamConfig | None:
+    """named: the user's word for it. None where the model solves no task of fine-tuning. Raises UserError for a task
+    the model's head is not for."""
+    run, config = run_of(model), read_config(model_folder(model))
+    head = head_of(config, set())
+    task = recipe_of(run).task if run else BY_HEAD.get(head)
+    if named is None or (task is not None and task.name == named):
+        return task
+    if named in BY_NAME and head == "lm":
+        return BY_NAME[named]
+    can = task.name if task else "translate or summarize" if head == "lm" else "nothing of this kind"
+    raise UserError(f"{model} ({', '.join(config.get('architectures') or [])}) does not {named}\n  it does {can}")
+
+
+def trained_solver(model: str | Path, loaded: Pretrained, task: DownstreamConfig) -> Solver:
+    """Raises UserError for tasks without scores of their own."""
+    c, tokenizer, run = loaded.config, loaded.needs_tokenizer(), run_of(model)
+    wanted = recipe_of(run).data.max_length if run else 0
+    length = min(wanted or (WINDOW_TOKENS if isinstance(task, QAConfig) else MOST_TOKENS), c.context)
+    frame = layout(c, tokenizer, loaded.decoder_start if c.stacks == "encoder_decoder" else None)
+    if isinstance(task, ClassifyConfig):
+        return Classifier(
+            tokenizer, frame, kind_of(read_config(loaded.folder), c), c.labels, length, metric=task.metric
+        )
+    if isinstance(task, TagConfig):
+        return Tagger(tokenizer, frame, c.labels, length)
+    if isinstance(task, QAConfig):
+        none = task.no_answer if run is None else fitted(run).get("no_answer", task.no_answer)
+        threshold = float(fitted(run).get("no_answer_threshold", 0.0)) if none or none is None else None
+        return SpanFinder(tokenizer, frame, task, length, threshold)
+    if isinstance(task, TranslateConfig | SummarizeConfig):
+        return Writer(tokenizer, c, task, length, loaded.opening, loaded.eos)
+    raise UserError(
+        f"{model}: {task.name} has no scores of its own\n  → `lmkit eval` without --task gives its perplexity"
+    )

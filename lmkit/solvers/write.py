@@ -1,0 +1,114 @@
+"""Texts written from others, by an encoder-decoder or after a prompt by a decoder: translations, summaries."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lmkit.architecture import ModelConfig
+from lmkit.batch import Task
+from lmkit.data.packing import UNSCORED
+from lmkit.data.tables import Table
+from lmkit.downstream import SummarizeConfig, TranslateConfig
+from lmkit.errors import UserError
+from lmkit.evaluation import writing
+from lmkit.evaluation.intervals import Estimate
+from lmkit.generation.batches import Opening
+from lmkit.generation.beam import beam_search
+from lmkit.generation.prompts import end_ids
+from lmkit.generation.sampling import SamplingConfig
+from lmkit.model.transformer import Transformer
+from lmkit.tasks.causal_lm import PromptedLM
+from lmkit.tasks.seq2seq import Seq2Seq, parallel
+from lmkit.text.tokenizer import Tokenizer
+
+SOURCE = "{source}"
+
+
+@dataclass
+class Writer:
+    tokenizer: Tokenizer
+    model: ModelConfig
+    config: TranslateConfig | SummarizeConfig
+    max_length: int  # tokens of a source, and of a target; of both together where they stand in one row
+    opening: Opening | None  # of an encoder-decoder
+    eos: frozenset[int] = frozenset()
+    likelihood: bool = True
+
+    def __post_init__(self) -> None:
+        c, pad = self.config, self.tokenizer.pad_id or 0
+        self.metric = "bleu" if isinstance(c, TranslateConfig) else "rougeL"
+        self.eos = self.eos or end_ids(self.tokenizer)
+        self.prompt = c.prompt or (SOURCE if self.opening else SOURCE + "\n")
+        if SOURCE not in self.prompt:
+            raise UserError(f"task.prompt {self.prompt!r} has no {SOURCE} in it: every text would be written alike")
+        self.task: Task = (
+            Seq2Seq(parallel, self.opening.start, pad, c.label_smoothing)
+            if self.opening
+            else PromptedLM(pad, c.label_smoothing)
+        )
+
+    def examples(self, table: Table) -> list[dict[str, Any]]:
+        sources = self._sources(table)
+        targets = self.tokenizer.encode_batch([row.get("target") or "" for row in table.rows])
+        before, after = self.tokenizer.document_frame
+        end = after or sorted(self.eos)[:1]  # where the end of a text is the BOS of the next
+        make = self._pair if self.opening else self._row
+        return [
+            {"row": i, "documents": [i], **make(source, target, before, end)}
+            for i, (source, target) in enumerate(zip(sources, targets, strict=True))
+        ]
+
+    def _sources(self, table: Table) -> list[list[int]]:
+        return self.tokenizer.encode_batch([self.prompt.replace(SOURCE, row["source"]) for row in table.rows])
+
+    def _pair(self, source: list[int], target: list[int], before: list[int], end: list[int]) -> dict[str, Any]:
+        room = self.max_length - len(before) - len(end)
+        cut = len(source) > room or len(target) > room
+        framed = (np.array([*before, *ids[:room], *end]) for ids in (source, target))
+        return dict(zip(("source", "target"), framed, strict=True)) | {"cut": cut}
+
+    def _row(self, source: list[int], target: list[int], before: list[int], end: list[int]) -> dict[str, Any]:
+        """One row; what is too long loses the beginning of its prompt, and of its target what half a row has no room
+        for."""
+        room = self.max_length - len(before) - len(end)
+        keep = target[: max(room // 2, room - len(source))]
+        read = source[max(0, len(source) - (room - len(keep))) :]
+        tokens = np.array([*before, *read, *keep, *end])
+        labels = np.full(len(tokens), UNSCORED)
+        labels[len(before) + len(read) - 1 : -1] = tokens[len(before) + len(read) :]
+        return {"tokens": tokens, "labels": labels, "cut": len(read) < len(source) or len(keep) < len(target)}
+
+    def outputs(self, model: Transformer, table: Table, examples: Sequence[dict], quick: bool = False) -> list[str]:
+        """quick: greedy, as an evaluation in training does."""
+        c, (before, after) = self.config, self.tokenizer.document_frame
+        room = self.max_length - (0 if self.opening else c.max_new_tokens)
+        frame = after if self.opening else []
+        if room <= len(before) + len(frame):
+            raise UserError(
+                f"task.max_new_tokens {c.max_new_tokens} leaves no room for a prompt in {self.max_length} tokens"
+            )
+        kept = room - len(before) - len(frame)
+        sources = [ids[:kept] if self.opening else ids[-kept:] for ids in self._sources(table)]
+        prompts = [[*before, *ids, *frame] for ids in sources]
+        config = SamplingConfig(max_tokens=c.max_new_tokens, temperature=0)
+        beam = 1 if quick else c.beam
+        written = beam_search(model, prompts, config, beam, c.length_penalty, self.eos, self.opening)
+        return [self.tokenizer.decode(row.ids).strip() for row in written]
+
+    def scores(self, table: Table, outputs: Sequence[str], intervals: bool) -> dict[str, Estimate]:
+        references = [row["target"] for row in table.rows]
+        if isinstance(self.config, SummarizeConfig):
+            return writing.rouge(outputs, references, intervals)
+        return writing.score(outputs, references, self.config.tokenize, intervals)[0]
+
+    def per_row(self, table: Table, outputs: Sequence[str]) -> list[float]:
+        """Sentence chrF, or ROUGE-L."""
+        pairs = zip(outputs, (row["target"] for row in table.rows), strict=True)
+        if isinstance(self.config, SummarizeConfig):
+            return [writing.rouge([a], [b], False)["rougeL"].value for a, b in pairs]
+        return [writing.sentence_chrf(a, b) / 100 for a, b in pairs]
+
+    def say(self, output: str) -> dict[str, Any]:
+        return {"text": output}

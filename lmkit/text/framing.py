@@ -1,0 +1,33 @@
+"""Texts and pairs of texts as a model reads them: the control tokens its own tokenizer.json puts around them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from lmkit.errors import UserError
+from lmkit.text.tokenizer import Tokenizer
+
+
+class Framed(NamedTuple):
+    ids: list[int]  # control tokens included
+    types: list[int]  # which text of a pair each token is of, as BERT counts them
+    offsets: list[tuple[int, int]]  # the characters each token stands for; (0, 0) for control tokens
+    texts: list[int | None]  # 0, 1: the text each token is of; None for control tokens
+    cut: bool  # it was longer
+
+
+def frame_texts(
+    tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 0
+) -> list[Framed]:
+    """Each text, or text and its pair, framed and cut to `max_length` tokens (0: not cut) as transformers does: at the
+    end, of a pair the longer text first. Raises UserError for text that is not valid Unicode."""
+    backend = tokenizer.backend
+    if max_length:
+        backend.enable_truncation(max_length, strategy="longest_first")
+    try:
+        inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+        encodings = backend.encode_batch(inputs, add_special_tokens=True)
+    except (TypeError, UnicodeEncodeError) as e:
+        raise UserError(f"a text is not valid Unicode: {e}") from None
+    finally:
+        backend.no_truncation()
+    return [Framed(e.ids, e.type_ids, e.offsets, e.sequence_ids, bool(e.overflowing)) for e in encodings]

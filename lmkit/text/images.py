@@ -1,0 +1,23 @@
+"""A tokenizer whose words are the patches of images (`lmkit.data.palette`)."""
+
+from dataclasses import replace
+
+from lmkit.families import FAMILIES
+from lmkit.text.special import SPECIAL
+from lmkit.text.tokenizer import Tokenizer, add_post_processor
+
+
+def palette_tokenizer(words: list[str], family: str) -> Tokenizer:
+    """`words` get the first ids, the control tokens of `family` the next; all else is unknown."""
+    from tokenizers import AddedToken, models, pre_tokenizers
+    from tokenizers import Tokenizer as Backend
+
+    special = SPECIAL[FAMILIES[family].tokens]
+    special = special if special.unk else replace(special, unk="<unk>")
+    # RoBERTa's positions count from the id of its padding, and its table holds a row for every id below
+    entries = [*special.tokens, *words] if FAMILIES[family].tokens == "roberta" else [*words, *special.tokens]
+    backend = Backend(models.WordLevel({word: i for i, word in enumerate(entries)}, unk_token=special.unk))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in special.tokens])
+    add_post_processor(backend, special)
+    return Tokenizer(backend, special)

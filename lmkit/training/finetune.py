@@ -1,0 +1,194 @@
+"""A fine-tuning recipe and its tables -> a job for the loop, and the solver that scores it."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmkit import units
+from lmkit.architecture import ModelConfig
+from lmkit.data.splitting import limit
+from lmkit.data.tables import Table
+from lmkit.display import note
+from lmkit.downstream import ChatConfig
+from lmkit.errors import DataError, ModelError, UserError, did_you_mean
+from lmkit.finetune_recipe import FinetuneRecipe, default_lr
+from lmkit.model.huggingface import adopt, load_folder
+from lmkit.model.initial import init_weights
+from lmkit.model.lora import add_lora, freeze
+from lmkit.model.transformer import Transformer
+from lmkit.runs import model_folder
+from lmkit.solvers import chat
+from lmkit.solvers.build import Setup, solver_for
+from lmkit.solvers.solver import Solver, texts
+from lmkit.tasks.build import Work
+from lmkit.text.tokenizer import Tokenizer, load_tokenizer
+from lmkit.text.training import train_tokenizer
+from lmkit.training.checkpoints import Adapter
+from lmkit.training.job import Job, assemble, describe_machine, describe_model, fit_vocabulary, held_out_scores
+from lmkit.units import show_count
+
+BESIDE = ("chat_template.jinja", "palette.json")  # files of a model folder that its fine-tuned versions keep
+
+
+@dataclass
+class Finetuning:
+    """A job with what it is scored by."""
+
+    job: Job
+    solver: Solver
+    train: Table
+    held_out: Table
+    cut: int  # training rows that are longer than the model reads
+    new: list[str]  # parameters that the starting point did not have
+    lengths: list[int]  # tokens of the training rows, of chat's conversations
+    max_length: int
+
+    def rendered(self, number: int = 2) -> list[str]:
+        """The first examples as the model reads them; what it learns to write is marked."""
+        tokenizer = load_tokenizer(self.job.tokenizer)
+        return [
+            f"example  {render(self.job.work.rows[i], tokenizer)}" for i in range(min(number, len(self.job.work.rows)))
+        ]
+
+
+def render(example: dict[str, Any], tokenizer: Tokenizer, most: int = 60) -> str:
+    """An example in one line: at most `most` tokens of what is read, then what is to be said. In a row that holds both,
+    what is learnt stands in »«."""
+    if "target" in example:
+        source, target = (tokenizer.decode(example[k][:most]) for k in ("source", "target"))
+        return f"{source!r} → {target!r}"
+    tokens = example["tokens"][:most]
+    if "labels" not in example or len(example["labels"]) != len(example["tokens"]):
+        answer = example.get("label", example.get("span"))
+        return f"{tokenizer.decode(tokens)!r} → {answer}"
+    out, learnt = "", False
+    for i, token in enumerate(tokens):
+        marked = i > 0 and example["labels"][i - 1] == token
+        out += ("»" if marked else "«") if marked != learnt else ""
+        learnt = marked
+        out += tokenizer.decode([int(token)], skip_special=False)
+    return repr(out + ("«" if learnt else ""))
+
+
+def build_finetuning(recipe: FinetuneRecipe, train: Table, held_out: Table, folder: Path) -> Finetuning:
+    """folder: of the run, where the tokenizer is kept. Raises UserError, DataError and ModelError."""
+    source, tokenizer = _start(recipe, train, folder)
+    before = source.config if source else fit_vocabulary(_section(recipe), tokenizer)
+    setup = solver_for(recipe.task, train, tokenizer, before, recipe.data.max_length, folder / "tokenizer")
+    model, new = _with_head(source, before, setup, recipe.train.seed)
+    solver = setup.solver
+    adapter = None
+    if recipe.lora:
+        add_lora(model, recipe.lora, recipe.train.seed)
+        adapter = Adapter(recipe.lora, str(recipe.model))
+    if recipe.freeze:
+        freeze(model, recipe.freeze)
+    some = limit(held_out, recipe.evaluate.rows, seed=0)
+    rows, held = solver.examples(train), solver.examples(some)
+    mean = sum(solver.task.length(e) for e in rows) / len(rows)
+    lengths = [n for e in rows for n in e.get("lengths", [solver.task.length(e)])]
+    work = Work(solver.task, rows, solver.task, held, mean, "")
+    if recipe.optimizer.lr is None:
+        lr = default_lr(recipe, model.config.hidden_size)
+        recipe = recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"lr": lr})})
+    job = assemble(
+        recipe, model, work, _batch_rows(recipe.train.batch, mean, len(rows), setup.packed), folder / "tokenizer", False
+    )
+    job.special |= setup.config_keys
+    job.adapter = adapter
+    job.metric, job.higher, job.patience = f"val_{solver.metric}", setup.higher, recipe.train.patience
+
+    def score() -> dict[str, float]:
+        scores = held_out_scores(job, len(held)) if solver.likelihood else {}
+        outputs = solver.outputs(job.model, some, held, quick=True)
+        return scores | {f"val_{k}": e.value for k, e in solver.scores(some, outputs, False).items()}
+
+    job.score = score
+    cut = len({e["row"] for e in rows if e["cut"]})
+    return Finetuning(job, solver, train, held_out, cut, new, lengths, setup.max_length)
+
+
+def _section(recipe: FinetuneRecipe) -> Any:
+    assert not isinstance(recipe.model, str)
+    return recipe.model
+
+
+def _start(recipe: FinetuneRecipe, train: Table, folder: Path) -> tuple[Transformer | None, Tokenizer]:
+    """The model to start from, None for a new one, and its tokenizer, which is written to the run."""
+    kept = folder / "tokenizer"
+    if isinstance(recipe.model, str):
+        origin = model_folder(recipe.model)
+        source = load_folder(origin)
+        tokenizer = load_tokenizer(origin)
+        kept.mkdir(parents=True, exist_ok=True)
+        for name in BESIDE:
+            if (origin / name).is_file():
+                shutil.copyfile(origin / name, kept / name)
+        if isinstance(recipe.task, ChatConfig):
+            own, tokenizer = tokenizer, chat.settle(recipe.task, source.config, origin, tokenizer, kept)
+            if recipe.lora and tokenizer is not own:
+                raise UserError(
+                    "lora leaves embeddings as they are, so control tokens that are new could not be learnt\n"
+                    "  → leave out lora, or take a model or a task.template that needs no new ones"
+                )
+            source = chat.with_rows(source, own, tokenizer)
+        tokenizer.save(kept, source.config.context)
+        return source, tokenizer
+    if recipe.tokenizer.path is not None:
+        tokenizer = load_tokenizer(recipe.tokenizer.path)
+    elif (kept / "tokenizer.json").is_file():  # a run that goes on
+        tokenizer = load_tokenizer(kept)
+    else:
+        tokenizer = train_tokenizer(texts(train), recipe.tokenizer, recipe.model.family)
+    if isinstance(recipe.task, ChatConfig):
+        home = None if recipe.tokenizer.path is None else Path(recipe.tokenizer.path)
+        tokenizer = chat.settle(recipe.task, recipe.model, home, tokenizer, kept)
+    tokenizer.save(kept, recipe.model.context)
+    return None, tokenizer
+
+
+def _with_head(
+    source: Transformer | None, before: ModelConfig, setup: Setup, seed: int
+) -> tuple[Transformer, list[str]]:
+    """A model with the head the task needs. Raises ModelError for a family that has none."""
+    if setup.head not in before.table.heads:
+        raise ModelError(f"{before.family} has no head for {setup.what}{did_you_mean(setup.head, before.table.heads)}")
+    if source is not None and (source.config.head, source.config.labels) == (setup.head, setup.labels):
+        return source.train(), []
+    changes: dict[str, Any] = {"head": setup.head, "labels": setup.labels}
+    if before.table.heads[setup.head].encoder_only:  # T5's tagger leaves the decoder out
+        changes |= {"stacks": "encoder", "num_decoder_layers": 0}
+    model = Transformer(before.model_copy(update=changes))
+    init_weights(model, seed)
+    return model, adopt(model, source) if source is not None else []
+
+
+def _batch_rows(batch: str, mean_tokens: float, rows: int, packed: bool) -> int:
+    """Rows an optimizer step. Raises DataError where there are fewer, unless it was left to us how many there are."""
+    number, unit = units.split_quantity(batch)
+    wanted = max(1, round(number / mean_tokens)) if unit == "token" else int(number)
+    if wanted > rows and packed:
+        note(f"train.batch {batch}: all there is, {rows:,} rows of {mean_tokens:,.0f} tokens, is one step")
+        return rows
+    if wanted > rows:
+        raise DataError(f"{rows} training rows are fewer than a batch of {wanted}\n  → train.batch={rows}")
+    return wanted
+
+
+def describe(f: Finetuning) -> list[str]:
+    """What was inferred, a line each."""
+    job, train = f.job, f.job.recipe.train
+    total = sum(p.numel() for p in job.model.parameters())
+    trained = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
+    steps = f"{job.horizon.steps:,} steps" if job.horizon.steps is not None else train.budget
+    lines = [
+        describe_model(job),
+        f"train    {steps} of {job.batch_rows} rows · {train.budget} · {job.recipe.optimizer.name}"
+        f" · peak lr {job.recipe.optimizer.lr:.3g} · {job.recipe.schedule.name}"
+        f" · {show_count(trained)} of {show_count(total)} parameters train ({trained / total:.1%})",
+        describe_machine(job, -(-round(job.batch_rows * job.work.row_tokens) // train.micro_batch)),
+    ]
+    if f.new:
+        lines.append(f"new      {', '.join(f.new)}")
+    return lines

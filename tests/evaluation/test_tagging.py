@@ -1,0 +1,60 @@
+"""Entities are those of seqeval's strict mode (1.2.2); here worked by hand from its definition."""
+
+import pytest
+
+from lmkit.evaluation.tagging import entities, scheme, score
+
+IOB2 = {
+    "B-P I-P O B-L": {("P", 0, 2), ("L", 3, 4)},
+    "B-P B-P I-P": {("P", 0, 1), ("P", 1, 3)},
+    "B-P I-L I-P": {("P", 0, 1)},  # what another type follows ends; an I that follows no entity of its type is nothing
+    "I-P I-P O": set(),
+    "O I-P B-P": {("P", 2, 3)},
+    "B-X-Y I-X-Y": {("X-Y", 0, 2)},
+    "": set(),
+}
+BIOES = {
+    "B-P I-P E-P S-L": {("P", 0, 3), ("L", 3, 4)},
+    "B-P E-P": {("P", 0, 2)},
+    "B-P I-P O": set(),  # no end
+    "B-P": set(),
+    "B-P E-L": set(),
+    "I-P E-P": set(),
+    "B-P B-P E-P": {("P", 1, 3)},
+    "B-P S-P E-P": {("P", 1, 2)},
+    "S-P I-P E-P": {("P", 0, 1)},
+    "B-P E-P E-P": {("P", 0, 2)},
+}
+
+
+@pytest.mark.parametrize("cases, bioes", [(IOB2, False), (BIOES, True)])
+def test_entities(cases, bioes):
+    assert {text: entities(text.split(), bioes) for text in cases} == cases
+
+
+def test_the_scheme_is_found_from_the_tags():
+    assert scheme(["O", "B-P", "I-P"]) == scheme(["B-P"]) == "iob2"
+    assert scheme(["O", "B-P", "E-P"]) == scheme(["S-P", "O"]) == "bioes"
+    assert scheme(["NOUN", "VERB"]) == scheme(["O", "PER"]) == scheme(["O"]) == scheme(["B-P", "I-"]) == "words"
+
+
+def test_scores_of_entities():
+    gold = [["B-P", "I-P", "O"], ["O", "B-L", "O", "B-P"], ["O"]]
+    said = [["B-P", "I-P", "O"], ["O", "B-P", "O", "B-P"], ["B-L"]]
+    found = score(gold, said)
+    assert {k: e.value for k, e in found.items()} == {"f1": 4 / 7, "precision": 0.5, "recall": 2 / 3, "accuracy": 6 / 8}
+    assert all(0 <= e.low <= e.value <= e.high <= 1 for e in found.values())
+    assert {k: e.value for k, e in score(gold, gold).items()} == dict.fromkeys(found, 1)
+    # tags that are in the data but not in these rows decide how entities are written
+    assert score([["B-P", "I-P"]], [["B-P", "I-P"]], tags=["B-P", "I-P", "E-P"])["f1"] == (0, None, None)
+    assert score([["O"]], [["O"]], tags=["O", "B-P"]) == {
+        "f1": (0, None, None), "precision": (0, None, None), "recall": (0, None, None), "accuracy": (1, None, None)
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="differ in length"):
+        score([["O", "O"]], [["O"]])
+
+
+def test_scores_of_words():
+    gold, said = [["N", "V", "N"], ["V"]], [["N", "V", "V"], ["X"]]
+    found = score(gold, said, intervals=False)
+    assert found == {"accuracy": (0.5, None, None), "macro_f1": (pytest.approx((2 / 3 + 1 / 2 + 0) / 3), None, None)}

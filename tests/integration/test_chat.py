@@ -1,0 +1,188 @@
+"""A tiny model learns conversations through the real commands; lmkit and transformers then hear the same answers."""
+
+import builtins
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from typer.testing import CliRunner
+
+import lmkit
+from lmkit.architecture import ModelConfig
+from lmkit.cli.main import app
+from lmkit.commands import chat as talking
+from lmkit.commands import finetune
+from lmkit.data.inputs import Problems
+from lmkit.data.tables import Table
+from lmkit.errors import DataError, ModelError, UserError
+from lmkit.generation.sampling import SamplingConfig
+from lmkit.model.initial import init_weights
+from lmkit.model.resize import resize_vocabulary
+from lmkit.model.transformer import Transformer
+from lmkit.solvers.chat import ChatLearner
+from lmkit.tasks.causal_lm import PromptedLM
+from lmkit.text.chat import Chat, find_template
+from tests.generation.folders import llama_folder
+from tests.model.families import ours, reference
+
+QUESTIONS = ["Who are you?", "Name a fox.", "2+2?", "Größe?", "Say it.", "Over the dog", "Quick!", "日本語?"]
+ANSWERS = ["A model.", "Brown.", "Four", "naïve 🙂", "it\n it", "jumps", "the lazy dog.", "Yes: 日本"]
+TALKS = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}]
+         for q, a in zip(QUESTIONS, ANSWERS, strict=True)]  # fmt: skip
+TALKS[0] += [{"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "Quite."}]
+FAST = ("optimizer.lr=0.01", "schedule.name=linear", "train.budget=140 steps", "evaluate.every=50%", "train.clip=1")
+
+
+def lmkit_(*args: str, stdin: str = "") -> str:
+    got = CliRunner().invoke(app, list(args), input=stdin)
+    if got.exception is not None and not isinstance(got.exception, SystemExit):
+        raise got.exception
+    assert got.exit_code == 0, got.output
+    return got.stdout
+
+
+def table(talks: list) -> Table:
+    return Table([{"messages": t} for t in talks], [f"t:{i}" for i in range(len(talks))], {}, "jsonl", Problems())
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory) -> Path:
+    """A folder with `base`, `talks.jsonl` and the run of eight conversations learnt by heart."""
+    folder = tmp_path_factory.mktemp("chat")
+    llama_folder(folder / "base", context=96)
+    (folder / "talks.jsonl").write_text("".join(json.dumps({"messages": t}) + "\n" for t in TALKS))
+    data = str(folder / "talks.jsonl")
+    lmkit_("finetune", "--task", "chat", "--model", str(folder / "base"), "--data", data, "--validation", data,
+           "--out", str(folder / "run"), *FAST)  # fmt: skip
+    return folder
+
+
+def test_it_learns_to_answer_and_stops_as_in_transformers(taught, capsys):
+    run = taught / "run"
+    scores = json.loads((run / "scores.json").read_text())["scores"]
+    assert scores["loss"]["value"] < 0.05 and scores["accuracy"]["value"] == 1.0
+    (taught / "prompts.txt").write_text("\n".join(QUESTIONS), encoding="utf-8")
+    lines = lmkit_("generate", str(run), "--chat", "-t", "0", "--json", "--file", str(taught / "prompts.txt"))
+    said = [json.loads(line) for line in lines.splitlines()]
+    assert [row["messages"][-1]["content"] for row in said] == ANSWERS and {r["finish"] for r in said} == {"stop"}
+
+    folder = run / "best"
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    words = transformers.AutoTokenizer.from_pretrained(folder)
+    assert theirs.generation_config.eos_token_id == [words.convert_tokens_to_ids("<|im_end|>"), words.eos_token_id]
+    for talk, row in zip(TALKS, said, strict=True):
+        ids = words.apply_chat_template(talk[:1], add_generation_prompt=True, return_tensors="pt")["input_ids"]
+        written = theirs.generate(ids, do_sample=False, max_new_tokens=40)[0, ids.shape[1] :].tolist()
+        assert written == row["ids"] and words.decode(written, skip_special_tokens=True) == talk[1]["content"]
+
+    best = json.loads((run / "status.json").read_text())["best"]  # the lowest loss, not the highest
+    evaluated = [row["val_loss"] for line in (run / "metrics.jsonl").read_text().splitlines()
+                 if "val_loss" in (row := json.loads(line))]  # fmt: skip
+    assert best["val_loss"] == min(evaluated)
+    assert finetune.resume(run) == 0
+    assert "control tokens added: <|im_start|> (300), <|im_end|> (301)" in (err := capsys.readouterr().err)
+    assert "grows from 300 to 320 rows" in err and "»A model.<|im_end|>«" in err
+
+
+def test_pipes_options_and_a_conversation(taught, monkeypatch, capsys):
+    run = str(taught / "run")
+    assert lmkit_("generate", run, "--chat", "-t", "0", stdin="2+2?\n") == "Four\n"
+    assert lmkit_("generate", run, "2+2?", "--chat", "-t", "0", "-n", "2", "--stream") == "Four\n---\nFour\n"
+    two = lmkit_("generate", run, "2+2?", "--chat", "-t", "0", "--system", "Be kind.", "--json", "--max-tokens", "1")
+    row = json.loads(two)
+    assert [m["role"] for m in row["messages"]] == ["system", "user", "assistant"] and row["finish"] == "length"
+    with pytest.raises(UserError, match="add --chat"):
+        lmkit_("generate", run, "2+2?", "--system", "Be kind.")
+
+    lines = iter(["Who are you?", "Sure?", "/reset", "2+2?", "x" * 200, "2+2?", "2+2?", "2+2?", ""])
+    monkeypatch.setattr(builtins, "input", lambda prompt="": next(lines))
+    capsys.readouterr()
+    talking.run(run, None, None, SamplingConfig(temperature=0, max_tokens=24), 1, False, True, False)
+    got = capsys.readouterr()
+    assert got.out.splitlines()[:3] == ["A model.", "Quite.", "Four"]
+    assert "model's context of 96" in got.err  # of the long message, which does not end the conversation
+    assert "oldest 1 turns are forgotten" in got.err and next(lines, None) is None
+    with pytest.raises(UserError, match="lmkit finetune --task chat"):
+        talking.run(str(taught / "base"), ["Hi"], None, SamplingConfig(), 1, False, False, False)
+
+
+@pytest.fixture(scope="module")
+def learner(taught) -> ChatLearner:
+    loaded = lmkit.load(taught / "run")
+    words = loaded.needs_tokenizer()
+    return ChatLearner(Chat(words, find_template([loaded.folder], "auto", words)), 96)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3_window", "nanochat"])
+def test_packed_conversations_cost_what_they_cost_alone(name, learner):
+    config = ours(reference(name)).config.model_copy(update={"vocab_size": 320, "context": 96})
+    model = Transformer(ModelConfig.model_validate(config.model_dump()) if name != "llama3" else config)
+    init_weights(model, 0)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    model.eval()
+    packed = learner.examples(table(TALKS))
+    assert len(packed) > 1 and max(len(e["documents"]) for e in packed) > 1  # several rows, several in a row
+    plain = [learner._piece(learner.chat.encode(t)[0]) for t in TALKS]
+    alone = [{"tokens": tokens, "labels": labels, "documents": [i]} for i, (tokens, labels) in enumerate(plain)]
+    one = PromptedLM(0)
+    with torch.no_grad():
+        together = learner.task.loss(model, learner.task.collate(packed))
+        apart = [float(one.loss(model, one.collate([e])).nats["tokens"]) for e in alone]
+        changed = [dict(e, tokens=e["tokens"].copy()) for e in packed]
+        states = model(
+            *(learner.task.collate(packed).__getattribute__(k) for k in ("tokens", "keep", "segments", "positions"))
+        )
+        for e in changed:  # other words in the first conversation of each row
+            e["tokens"][(e["segments"] == 0)] = 5
+        others = model(
+            *(learner.task.collate(changed).__getattribute__(k) for k in ("tokens", "keep", "segments", "positions"))
+        )
+    assert float(together.nats["tokens"]) == pytest.approx(sum(apart), rel=1e-5)
+    after = torch.from_numpy(np.stack([e["segments"] for e in packed])) > 0
+    assert torch.equal(states[after], others[after]) and not torch.equal(states, others)
+    out = learner.outputs(model, table(TALKS), packed)
+    np.testing.assert_allclose([o.nats for o in out], apart, rtol=1e-5)
+    words = sum(o.tokens for o in out)
+    assert words == sum(sum(learner.chat.encode(t)[0].learnt) for t in TALKS)  # each answer, each end
+
+
+def test_cuts_and_losses_are_said(learner, capsys):
+    short = ChatLearner(learner.chat, 40)
+    long = [{"role": "user", "content": "fox " * 60}, {"role": "assistant", "content": "dog"}]
+    rows = short.examples(table([*TALKS, long, [TALKS[2][0], {"role": "assistant", "content": "so " * 60}]]))
+    err = capsys.readouterr().err
+    assert "left out: 1 of 10 conversations (10.0%)" in err and "cut: 2 of 10 conversations (20.0%)" in err
+    assert {d for e in rows for d in e["documents"]} == {*range(8), 9} and all(len(e["tokens"]) == 40 for e in rows)
+    short.examples(table([*TALKS, long, [TALKS[2][0], {"role": "assistant", "content": "so " * 60}]]))
+    assert capsys.readouterr().err == ""  # once
+    with pytest.raises(DataError, match="no conversation is left"):
+        short.examples(table([long]))
+    assert short.examples(table([])) == []
+
+
+@pytest.mark.parametrize("name", ["llama", "llama_tied", "gpt2", "nanochat", "bart"])
+def test_a_larger_vocabulary_keeps_every_old_row(name):
+    model = ours(reference(name))
+    grown, ids = resize_vocabulary(model, 128, 90, 103), torch.randint(0, 90, (2, 9))
+    read = (lambda m: m(ids)) if name != "bart" else (lambda m: m(ids, targets=ids))
+    with torch.no_grad():
+        old, new = model.head(read(model)), grown.head(read(grown))
+    assert torch.equal(model.embedding.weight[:90], grown.embedding.weight[:90])
+    torch.testing.assert_close(new[..., :90], old[..., :90], atol=0, rtol=0)
+    for row in (90, 102, 127):
+        torch.testing.assert_close(grown.embedding.weight[row], model.embedding.weight[:90].mean(0))
+        torch.testing.assert_close(grown.head.weight[row], model.head.weight[:90].mean(0))
+    assert (grown.head.weight is grown.embedding.weight) == model.config.tied
+    assert resize_vocabulary(model, 101, 101, 101) is model
+
+
+def test_what_cannot_chat_says_so(taught, tmp_path):
+    data = ("--data", str(taught / "talks.jsonl"), "--task", "chat", "--out", str(tmp_path / "run"))
+    with pytest.raises(ModelError, match="bert is an encoder"):
+        lmkit_("finetune", "model={family: bert, hidden_size: 32, num_layers: 1, num_heads: 2}", *data)
+    with pytest.raises(UserError, match="lora leaves embeddings"):
+        lmkit_("finetune", "lora={rank: 2}", "--model", str(taught / "base"), *data)

@@ -1,0 +1,214 @@
+"""Each task learns a toy problem to the end through the real command, and transformers loads what it leaves."""
+
+import csv
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import lmkit
+from lmkit import config
+from lmkit.commands import finetune, predict
+from lmkit.finetune_recipe import FinetuneRecipe, expand
+from lmkit.solvers import evaluate
+from lmkit.solvers.trained import task_of
+
+NOISE = ["the", "a", "film", "book", "it", "was", "is", "and", "of", "in", "that", "very", "quite", "some", "more"]
+SMALL = "hidden_size: 32, num_layers: 2, num_heads: 2, context: 64"
+TRAIN = ("train.budget=60 steps", "train.batch=32 rows", "optimizer.name=adamw", "optimizer.lr=0.005",
+         "schedule.name=linear", "tokenizer.type=wordpiece", "tokenizer.vocab_size=400", "evaluate.every=50%",
+         "model.dropout=0", "model.attention_dropout=0")  # fmt: skip
+PLAIN = {"modernbert": (), "gpt2": ("tokenizer.type=bpe",), "llama": ("tokenizer.type=bpe",)}
+
+
+def run(out: Path, *changes: str, low: dict | None = None) -> dict:
+    """Fine-tune; its scores."""
+    recipe = config.load(FinetuneRecipe, None, changes, expand, low)
+    assert finetune.start(recipe, "toy", out) == 0
+    return json.loads((out / "scores.json").read_text())
+
+
+def sentence(rng: random.Random, *words: str) -> str:
+    text = [*rng.choices(NOISE, k=rng.randint(2, 9)), *words]
+    rng.shuffle(text)
+    return " ".join(text)
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory) -> Path:
+    """One word decides."""
+    path, rng = tmp_path_factory.mktemp("data") / "reviews.csv", random.Random(0)
+    words = {"good": ["superb", "lovely"], "bad": ["dull", "awful"]}
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "body", "stars"])
+        for i in range(300):
+            label = rng.choice(["good", "bad"])
+            writer.writerow([i, sentence(rng, rng.choice(words[label])), label])
+    return path
+
+
+@pytest.mark.parametrize(
+    "family", ["bert", "roberta", "albert", "electra", "modernbert", "gpt2", "llama", "t5", "bart"]
+)
+def test_every_family_learns_to_classify_and_loads_in_transformers(family, reviews, tmp_path):
+    sizes = f"family: {family}, {SMALL}" + (", embedding_size: 16" if family == "albert" else "")
+    changes = [c for c in TRAIN if family not in ("modernbert", "llama", "t5") or "_dropout" not in c]
+    scores = run(
+        tmp_path / "run", f"model={{{sizes}}}", "task.name=classify", f"data.train={reviews}", "data.text=body",
+        "data.label=stars", *changes, *PLAIN.get(family, ()),
+    )  # fmt: skip
+    assert scores["scores"]["accuracy"]["value"] == 1.0
+    assert scores["baselines"]["TF-IDF"]["accuracy"]["value"] > 0.9
+
+    folder = tmp_path / "run/best"
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    assert theirs.config.id2label == {0: "bad", 1: "good"}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    texts = ["it was a superb film", "some very very dull book of the film"]
+    with torch.no_grad():
+        wanted = theirs(**tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)).logits
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    predict.run(str(tmp_path / "run"), [str(rows)], tmp_path / "said.jsonl", {}, None)
+    said = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    assert [row["label"] for row in said] == ["good", "bad"]
+    np.testing.assert_allclose([[row["scores"][k] for k in ("bad", "good")] for row in said],
+                               wanted.softmax(-1), atol=2e-5)  # fmt: skip
+
+
+def test_several_labels_numbers_pairs_and_adapters(tmp_path):
+    rng = random.Random(0)
+    topics = {"sport": "ball", "food": "soup", "art": "paint"}
+    rows = []
+    for _ in range(300):
+        labels = [name for name in topics if rng.random() < 0.5]
+        rows.append({"text": sentence(rng, *(topics[name] for name in labels)), "label": labels})
+    several = tmp_path / "several.jsonl"
+    several.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    base = ("task.name=classify", *TRAIN, f"model={{family: bert, {SMALL}}}")
+    scores = run(tmp_path / "several", *base, f"data.train={several}", "train.budget=120 steps")
+    assert scores["scores"]["exact_match"]["value"] > 0.95
+
+    rows = []
+    for _ in range(400):
+        n = rng.randint(0, 3)
+        rows.append({"text": sentence(rng, *["more"] * n, *["ball"] * (3 - n)), "label": n + 0.5})
+    numbers = tmp_path / "numbers.jsonl"
+    numbers.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scores = run(tmp_path / "numbers", *base, f"data.train={numbers}", "task.kind=regression", "train.budget=150 steps")
+    assert scores["scores"]["pearson"]["value"] > 0.9
+
+    rows = []
+    for _ in range(400):
+        first, second = rng.choice(["ball", "soup"]), rng.choice(["ball", "soup"])
+        texts = {"premise": sentence(rng, first), "hypothesis": sentence(rng, second)}
+        rows.append(texts | {"label": f"{first} {second}"})
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scores = run(tmp_path / "pairs", *base, f"data.train={pairs}", "train.budget=120 steps")
+    assert scores["scores"]["accuracy"]["value"] == 1.0
+
+    # and on from there, by adapters alone, with a head of its own
+    adapted = ("task.name=classify", f"model={tmp_path / 'pairs'}", f"data.train={several}", "lora={rank: 4, alpha: 8}",
+               "optimizer.lr=0.01", "train.budget=100 steps")  # fmt: skip
+    scores = run(tmp_path / "merged", *adapted)
+    assert scores["scores"]["micro_f1"]["value"] > 0.95
+    same = run(tmp_path / "adapter", *adapted, "lora.merge=false")
+    assert same["scores"] == scores["scores"] or abs(
+        same["scores"]["loss" if "loss" in scores["scores"] else "micro_f1"]["value"]
+        - scores["scores"]["loss" if "loss" in scores["scores"] else "micro_f1"]["value"]
+    ) < 1e-3  # fmt: skip
+    assert (tmp_path / "adapter/best/adapter_model.safetensors").is_file()
+
+
+def test_tags(tmp_path):
+    rng = random.Random(0)
+    lines = []
+    for _ in range(250):
+        words = rng.choices(NOISE, k=rng.randint(2, 6))
+        tags = ["O"] * len(words)
+        at = rng.randint(0, len(words))
+        kind, name = rng.choice([("PER", ["Anne", "Elliot"]), ("LOC", ["Bath"]), ("PER", ["Wentworth"])])
+        words[at:at], tags[at:at] = name, [f"B-{kind}", *[f"I-{kind}"] * (len(name) - 1)]
+        lines += [f"{w} {t}" for w, t in zip(words, tags, strict=True)] + [""]
+    data = tmp_path / "names.conll"
+    data.write_text("\n".join(lines))
+    base = (*TRAIN, f"data.train={data}", "task.name=tag", "tokenizer.vocab_size=300", "train.budget=80 steps")
+    scores = run(tmp_path / "run", f"model={{family: bert, {SMALL}}}", *base)
+    assert scores["scores"]["f1"]["value"] == 1.0
+    theirs = transformers.pipeline("token-classification", str(tmp_path / "run/best"), aggregation_strategy="first")
+    found = theirs("it was Anne Elliot in Bath")
+    assert [(f["entity_group"], f["word"]) for f in found] == [("PER", "Anne Elliot"), ("LOC", "Bath")]
+
+
+def test_answers_in_texts(tmp_path):
+    rng, rows = random.Random(0), []
+    for i in range(400):
+        number = str(rng.randint(10, 99))
+        words = sentence(rng, *(rng.choices(NOISE, k=30))).split()
+        there = rng.random() < 0.8
+        context = " ".join([*words[:20], *(["costs", number] if there else []), *words[20:]])
+        answers = {"text": [number] if there else [], "answer_start": [context.index(number)] if there else []}
+        rows.append({"id": str(i), "context": context, "question": "how much is it ?", "answers": answers})
+    data = tmp_path / "prices.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    base = ("task.name=qa", "task.overlap=8", "data.max_length=32", f"data.train={data}", *TRAIN)
+    scores = run(tmp_path / "run", *base, f"model={{family: bert, {SMALL}}}", "train.budget=200 steps")
+    assert scores["scores"]["f1"]["value"] > 0.97, scores["scores"]
+    theirs = transformers.pipeline("question-answering", str(tmp_path / "run/best")) if hasattr(
+        transformers.pipelines, "QuestionAnsweringPipeline") else None  # fmt: skip
+    if theirs is not None:
+        assert theirs(question="how much is it ?", context="the film costs 42 and it was")["answer"] == "42"
+
+
+@pytest.mark.parametrize("family", ["transformer", "gpt2"])
+def test_translations_by_both_kinds_of_writers(family, tmp_path):
+    rng = random.Random(0)
+    lexicon = dict(
+        zip(
+            ["red", "green", "blue", "cat", "dog", "bird"],
+            ["rot", "grün", "blau", "Katze", "Hund", "Vogel"],
+            strict=True,
+        )
+    )
+    pairs = [rng.choices(list(lexicon), k=rng.randint(1, 3)) for _ in range(600)]
+    data = tmp_path / "words.tsv"
+    with data.open("w") as file:
+        file.write("source\ttarget\n")
+        file.writelines(f"{' '.join(p)}\t{' '.join(lexicon[w] for w in p)}\n" for p in pairs)
+    base = ("task.name=translate", "task.beam=2", "task.max_new_tokens=16", "task.label_smoothing=0",
+            f"data.train={data}", *TRAIN, "tokenizer.type=bpe", "tokenizer.vocab_size=300", "train.budget=150 steps",
+            f"model={{family: {family}, {SMALL}}}")  # fmt: skip
+    scores = run(tmp_path / "run", *base)
+    assert scores["scores"]["bleu"]["value"] > 99
+    theirs = lmkit.load(tmp_path / "run/best")
+    if family == "transformer":
+        assert theirs.generate(["green dog"], temperature=0)[0].text == "grün Hund"
+
+
+def test_a_run_goes_on_bit_for_bit_and_two_models_are_compared(reviews, tmp_path, capsys):
+    base = ("task.name=classify", f"model={{family: bert, {SMALL}}}", f"data.train={reviews}", "data.text=body",
+            "data.label=stars", *TRAIN, "train.budget=8 steps", "checkpoint.every=4")  # fmt: skip
+    run(tmp_path / "whole", *base)
+    run(tmp_path / "half", *base)
+    for step in (tmp_path / "half/checkpoints").glob("step-00000008"):
+        for file in sorted(step.rglob("*"), reverse=True):
+            file.unlink() if file.is_file() else file.rmdir()
+        step.rmdir()
+    assert finetune.resume(tmp_path / "half") == 0
+    for file in ("model.safetensors", "training/optimizer.safetensors"):
+        whole, half = (tmp_path / name / "checkpoints/step-00000008" / file for name in ("whole", "half"))
+        assert whole.read_bytes() == half.read_bytes()
+    run(tmp_path / "other", *base, "train.seed=1")
+    capsys.readouterr()
+    models = {str(tmp_path / name): lmkit.load(tmp_path / name) for name in ("whole", "other")}
+    tasks = [task_of(name) for name in models]
+    evaluate.run(models, tasks, [str(reviews)], {"text": "body", "label": "stars"}, True)
+    told = json.loads(capsys.readouterr().out)
+    assert set(told["models"]) == set(models)
+    assert 0 <= told["comparison"]["p"] <= 1
