@@ -226,6 +226,8 @@ def _override(tree: dict, item: str) -> str:
     if not eq or not key:
         raise UserError(f"command line: `{item}` is not key=value\n  → for example train.lr=3e-4")
     value = parse_yaml(text, f"command line: {item}")
+    if isinstance(value, dict) and not text.lstrip().startswith("{"):
+        value = text  # words with a colon in them
     *parents, leaf = key.split(".")
     node = tree
     for p in parents:
@@ -262,7 +264,8 @@ def _key_lines(text: str) -> dict[str, int]:
     return found
 
 
-PATH_KEYS = {("data", "train"), ("data", "validation"), ("tokenizer", "path"), ("task", "kb")}
+PATH_KEYS = {("data", "train"), ("data", "validation"), ("tokenizer", "path"), ("task", "kb"), ("task", "template")}
+BY_NAME = ("auto", "chatml")  # chat templates that are no files
 
 
 def _absolute_paths(tree: dict, folder: Path) -> dict:
@@ -278,7 +281,7 @@ def _absolute_paths(tree: dict, folder: Path) -> dict:
     if isinstance(out.get("model"), str):  # of a fine-tuning recipe: where to start from
         out["model"] = absolute(out["model"])
     for section, key in PATH_KEYS:
-        if isinstance(out.get(section), dict) and key in out[section]:
+        if isinstance(out.get(section), dict) and out[section].get(key) not in (None, *BY_NAME):
             out[section] = {**out[section], key: absolute(out[section][key])}
     return out
 

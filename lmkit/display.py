@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from lmkit.units import show_seconds
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
+CONTROL = {c: None for c in (*range(0x20), *range(0x7F, 0xA0)) if chr(c) not in "\n\t"}
 PLAIN_INTERVAL = float(os.environ.get("LMKIT_LOG_SECONDS", "10"))
 
 
@@ -24,6 +25,13 @@ def note(text: str) -> None:
         console.print(text, markup=False)
     else:
         print(text, file=sys.stderr, flush=True)
+
+
+def write(text: str) -> None:
+    """A result that is being written, to standard output at once. A model must not steer a terminal: control characters
+    could move its cursor or retitle its window."""
+    sys.stdout.write(text.translate(CONTROL) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
 
 
 class Meter:

@@ -89,12 +89,19 @@ class LMConfig(Section):
 
 
 class AnswerConfig(Section):
-    """Answer questions from a knowledge base: look up, else read, else write. Fits the thresholds between these."""
+    """Answer questions from a knowledge base: look up, else read, else write. Fits the thresholds between these; the
+    model is taken as it is."""
 
     name: Literal["answer"] = Field("answer", description="Answer from a knowledge base, or by the model.")
     kb: str = Field("", description="Knowledge base made by `lmkit kb build`.")
     passages: Count = Field(5, ge=1, description="Passages that are read when the answer cannot be looked up.")
-    precision: Share = Field(0.9, gt=0, le=1, description="Share of looked-up answers that must be right on the data.")
+    precision: Share = Field(
+        0.9, gt=0, le=1, description="Share of looked-up answers, and of answers read, that must be right on the data."
+    )
+    prompt: str = Field(
+        "{passages}\n\nQuestion: {question}\nAnswer:", description="What a model that writes answers to."
+    )
+    max_new_tokens: Count = Field(32, ge=1, description="Longest answer that is written.")
 
 
 DownstreamConfig = Annotated[
@@ -124,7 +131,9 @@ class TableConfig(Section):
     target: str | None = Field(
         None, description="Column of the text to write; for files of lines the ending of a name."
     )
-    separator: str = Field("|", description="Between the labels of a row that has several (`kind: multi`).")
+    separator: str | None = Field(
+        None, description="Between the labels of a row that has several (`|`); for `lm` what ends a document in .txt."
+    )
     max_length: Count = Field(0, ge=0, description="Tokens a row is cut to; 0: the model's context, at most 512.")
     pixels: PixelConfig = Field(default_factory=PixelConfig, description="Of images, for a new model.")
     limit: Count = Field(0, ge=0, description="Training rows at most, drawn at random; 0: all.")

@@ -69,6 +69,8 @@ class FinetuneRecipe(Section):
     def _check(self) -> "FinetuneRecipe":
         if self.lora and not isinstance(self.model, str):
             raise ValueError("lora changes a trained model; `model` describes a new one\n  → leave out lora")
+        if self.task.name == "lm" and not isinstance(self.model, str):
+            raise ValueError("task lm goes on with a trained model\n  → `lmkit pretrain` makes a new one")
         if self.lora and self.optimizer.name == "muon":
             raise ValueError("optimizer.name muon is for whole matrices, not for lora's\n  → adamw")
         if self.lora and (self.train.ema or self.checkpoint.average > 1):

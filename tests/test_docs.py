@@ -10,11 +10,14 @@ from typer.main import get_command
 from lmkit.builtin import find_recipe
 from lmkit.cli.main import app
 from lmkit.config import keys, load
+from lmkit.finetune_recipe import FinetuneRecipe, flags
+from lmkit.finetune_recipe import expand as expand_finetune
 from lmkit.presets import expand
 from lmkit.recipe import Recipe
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-SHOWN = [line.partition("#")[0].strip() for line in re.findall(r"^ {4}(lmkit .*)$", README, re.MULTILINE)]
+GUIDE = (Path(__file__).parent.parent / "docs/finetune.md").read_text()
+SHOWN = [line.partition(" #")[0].strip() for line in re.findall(r"^ {4}(lmkit .*)$", README + GUIDE, re.MULTILINE)]
 
 
 def test_the_readme_shows_the_demo_recipe_as_it_is():
@@ -27,12 +30,23 @@ def test_every_command_shown_parses(line):
     """Names, options and arguments exist; recipes with their changes resolve. The life-cycle tests run them."""
     name, *args = shlex.split(line)[1:]
     command = get_command(app).commands[name]
+    if name == "kb":
+        name, *args = args
+        command = command.commands[name]
     parsed = command.make_context(name, args).params
     assert set(parsed) >= {p.name for p in command.params if p.required}
     if name == "pretrain" and parsed["recipe"]:
         changes = tuple(parsed["overrides"] or ())
         assert isinstance(load(Recipe, find_recipe(parsed["recipe"]), changes, expand), Recipe)
+    if name == "finetune" and not parsed["resume"]:
+        said = flags(parsed["task"], parsed["model"], parsed["data"], parsed["validation"])
+        named, changes = parsed["recipe"], list(parsed["overrides"] or ())
+        if named and "=" in named:
+            named, changes = None, [named, *changes]
+        path = find_recipe(named, "finetune") if named else None
+        assert isinstance(load(FinetuneRecipe, path, (*said, *changes), expand_finetune), FinetuneRecipe)
 
 
 def test_every_key_is_explained():
-    assert all(field.description and field.description[-1] in ".:" for field in keys(Recipe).values())
+    for recipe in (Recipe, FinetuneRecipe):
+        assert all(field.description and field.description[-1] in ".:" for field in keys(recipe).values())

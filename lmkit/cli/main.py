@@ -61,13 +61,16 @@ def tokenize(
     text: Text = "text",
     target: Target = None,
     separator: Separator = None,
+    pixels: Annotated[
+        str | None, typer.Option("--pixels", help="Of images, how they become words: 'size=14 patch=1 colours=16'.")
+    ] = None,
 ) -> None:
     """Train a tokenizer (or take one) and write token files for pretraining."""
     from lmkit.commands import tokenize as command
 
     data = {"train": inputs, "validation": validation, "text": text, "target": target}
     data["separator"] = separator
-    command.run(data, {"type": kind, "vocab_size": vocab_size, "path": tokenizer}, family, out)
+    command.run(data, {"type": kind, "vocab_size": vocab_size, "path": tokenizer}, family, out, pixels)
 
 
 @app.command(epilog="Example: lmkit pretrain demo train.budget='5 steps' evaluate.tokens=2048 --out runs/short")
@@ -153,7 +156,7 @@ def generate(
         str | None, typer.Argument(help="Text to go on from, or to read; '-' or nothing reads standard input.")
     ] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Prompts, one a line.")] = None,
-    n: Annotated[int, typer.Option("-n", "--samples", help="Continuations of each prompt.", min=1)] = 1,
+    n: Annotated[int, typer.Option("-n", "--samples", help="Continuations of each prompt; images to draw.", min=1)] = 1,
     max_tokens: Annotated[int, typer.Option("--max-tokens", help="Most tokens to add.")] = 128,
     temperature: Annotated[
         float, typer.Option("--temperature", "-t", help="0 always takes the likeliest token.")
@@ -173,23 +176,46 @@ def generate(
     system: Annotated[
         str | None, typer.Option("--system", help="With --chat: what the assistant is told first.")
     ] = None,
+    kb: Annotated[
+        Path | None, typer.Option("--kb", help="Answer questions from this knowledge base, else by the model.")
+    ] = None,
+    images: Annotated[
+        list[str] | None, typer.Option("--images", help="Draw continuations of some of these images. Repeatable.")
+    ] = None,
+    keep: Annotated[
+        str, typer.Option("--keep", help="With --images: share of each that the model goes on from.")
+    ] = "50%",
+    out: Annotated[Path, typer.Option("--out", "-o", help="With --images: the PNG.")] = Path("drawn.png"),
     as_json: Json = False,
     allow_pickle: Pickle = False,
 ) -> None:
-    """Continue a text; write one from another (T5, BART, Marian); fill in the masks of one (BERT and its kin).
+    """Continue a text; write one from another (T5, BART, Marian); fill in the masks of one (BERT and its kin); draw.
 
     Masks and gaps are written as the model's tokenizer names them: [MASK], <mask>, for T5 <extra_id_0>, <extra_id_1>.
     """
     if system is not None and not chat:
         raise UserError("--system is the first message of a conversation\n  → add --chat")
     talks = chat and prompt is None and file is None and sys.stdin.isatty()
-    prompts = [] if talks else _prompts(prompt, file)
+    prompts = [] if talks or images else _prompts(prompt, file)
+    given = [k for k in context.params if (s := context.get_parameter_source(k)) and s.name == "COMMANDLINE"]
+    if kb is not None or (Path(model) / "answer.json").is_file():
+        from lmkit.commands import answer
+
+        answer.run(model, prompts, kb, max_tokens if "max_tokens" in given else None, as_json, allow_pickle, given)
+        return
     from lmkit.generation.sampling import SamplingConfig
 
     config = SamplingConfig(
         max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
         repetition_penalty=repetition_penalty, seed=seed, stop=tuple(stop or ()),
     )  # fmt: skip
+    if images:
+        from lmkit.commands import draw
+
+        draw.run(model, images, keep, n if "n" in given else draw.IMAGES, config, out, as_json, allow_pickle, given)
+        return
+    if idle := [f"--{k}" for k in ("keep", "out") if k in given]:
+        raise UserError(f"{', '.join(idle)}: of drawings\n  → add --images")
     show = sys.stdout.isatty() if stream is None else stream
     if chat:
         from lmkit.commands import chat as talking
@@ -198,7 +224,6 @@ def generate(
         return
     from lmkit.commands import generate as command
 
-    given = [k for k in context.params if (s := context.get_parameter_source(k)) and s.name == "COMMANDLINE"]
     command.run(model, prompts, config, n, as_json, show, allow_pickle, given)
 
 
@@ -267,6 +292,56 @@ def predict(
     from lmkit.commands import predict as command
 
     command.run(model, data, out, {"text": text, "pair": pair}, task)
+
+
+kb_app = typer.Typer(no_args_is_help=True, help="Knowledge bases: facts, triples and passages to answer from.")
+app.add_typer(kb_app, name="kb")
+Kb = Annotated[Path, typer.Argument(metavar="KB", help="A knowledge base.", show_default=False)]
+Facts = Annotated[
+    list[str],
+    typer.Argument(
+        help="Files, folders or globs: .csv, .tsv, .jsonl, .json, .parquet, .txt. Columns: subject, relation, object; "
+        "question, answer; title, text; name, alias; relation, phrase.",
+        show_default=False,
+    ),
+]
+
+
+@kb_app.command(name="build", epilog="Example: lmkit kb build facts.sqlite countries.csv articles/*.txt")
+def kb_build(out: Annotated[Path, typer.Argument(metavar="OUT", show_default=False)], sources: Facts) -> None:
+    """Make a knowledge base of files."""
+    from lmkit.commands import kb as command
+
+    command.build(out, sources)
+
+
+@kb_app.command(name="add", epilog="Example: lmkit kb add facts.sqlite more.jsonl")
+def kb_add(kb: Kb, sources: Facts) -> None:
+    """Put files in: known ones are passed over, changed ones replace what they were."""
+    from lmkit.commands import kb as command
+
+    command.add(kb, sources)
+
+
+@kb_app.command(name="search", epilog="Example: lmkit kb search facts.sqlite 'What is the capital of Peru?'")
+def kb_search(
+    kb: Kb,
+    query: Annotated[str, typer.Argument(help="A question, or words.", show_default=False)],
+    k: Annotated[int, typer.Option("-k", help="How many of each.", min=1)] = 5,
+    as_json: Json = False,
+) -> None:
+    """What would be looked up, and which passages would be read."""
+    from lmkit.commands import kb as command
+
+    command.search(kb, query, k, as_json)
+
+
+@kb_app.command(name="stats", epilog="Example: lmkit kb stats facts.sqlite")
+def kb_stats(kb: Kb, as_json: Json = False) -> None:
+    """What is in a knowledge base: rows, relations, files."""
+    from lmkit.commands import kb as command
+
+    command.stats(kb, as_json)
 
 
 @app.command(epilog="Example: lmkit runs runs")

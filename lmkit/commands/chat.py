@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
-from lmkit.display import note
+from lmkit.display import note, write
 from lmkit.errors import UserError
 from lmkit.evaluation.scoring import check_embedded
 from lmkit.generation.batches import Completion
@@ -17,8 +17,6 @@ from lmkit.runs import ADAPTER_CONFIG, model_folder
 from lmkit.text.chat import Chat, find_template
 from lmkit.text.tokenizer import read_object
 
-# Control characters could move the cursor or retitle the window: a model must not steer a terminal.
-CONTROL = {c: None for c in (*range(0x20), *range(0x7F, 0xA0)) if chr(c) not in "\n\t"}
 Conversation = list[dict[str, str]]
 
 
@@ -105,9 +103,9 @@ class Speaker:
         def show(row: Completion, piece: str) -> None:
             nonlocal shown
             if row.row != shown:
-                _out("---\n" if self.written else "")
+                write("---\n" if self.written else "")
                 shown, self.written = row.row, self.written + (len(conversations) * samples > 1)
-            _out(piece)
+            write(piece)
 
         for row in self._complete([ids for _, ids in fitting], samples, show if self.stream else None):
             before = fitting[row.row // samples][0]
@@ -160,8 +158,3 @@ class Speaker:
                 show(row, rest)
             row.text = streams.pop(row.row).text
             yield row
-
-
-def _out(text: str) -> None:
-    sys.stdout.write(text.translate(CONTROL) if sys.stdout.isatty() else text)
-    sys.stdout.flush()

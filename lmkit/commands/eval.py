@@ -90,7 +90,7 @@ def start(
     if len(set(models)) != len(models) or len(models) > 2:
         raise UserError(f"{', '.join(models)}: name one model, or two to be compared")
     tasks = [task_of(model, task) for model in models]
-    solved = [t for t in tasks if t is not None and t.name not in ("chat", "lm")]
+    solved = [t for t in tasks if t is not None and t.name != "lm"]
     if len(solved) == len(models):
         if idle := [f"--{k.replace('_', '-')}" for k, v in options.items() if v is not None]:
             raise UserError(f"{', '.join(idle)}: {models[0]} was fine-tuned to {solved[0].name}\n  → leave it out")

@@ -10,19 +10,25 @@ from lmkit.data.splitting import limit, split
 from lmkit.data.table_report import report
 from lmkit.data.tables import Table, read_table
 from lmkit.display import note
-from lmkit.downstream import ClassifyConfig
+from lmkit.downstream import AnswerConfig, ClassifyConfig, LMConfig
 from lmkit.errors import ModelError
 from lmkit.files import write_json
 from lmkit.finetune_recipe import FinetuneRecipe, expand
 from lmkit.model.transformer import Transformer
 from lmkit.pretrained import load
 from lmkit.runs import Run, find_run, fresh_path, model_folder
-from lmkit.solvers.classify import Classifier, split_labels
+from lmkit.solvers import answering_fit
+from lmkit.solvers.answer_spans import SpanFinder
+from lmkit.solvers.classify import Classifier, label_kind, split_labels
 from lmkit.solvers.score_table import as_json, confusion_table, score_table, seeds_line
+from lmkit.solvers.trained import FITTED
 from lmkit.text.images import palette_tokenizer
 from lmkit.training import checkpoints
+from lmkit.training.continued import build_continued
 from lmkit.training.ending import keep_average, run_to_end
 from lmkit.training.finetune import Finetuning, build_finetuning, describe
+from lmkit.training.job import Job
+from lmkit.training.job import describe as describe_text
 from lmkit.units import show_count, show_seconds
 
 
@@ -56,11 +62,12 @@ def tables(recipe: FinetuneRecipe) -> tuple[Table, Table]:
     data, task = recipe.data, recipe.task.name
     train = _read(data.train, recipe)
     if isinstance(data.validation, float | int):
-        train, held_out = split(train, data.validation, recipe.train.seed, task)
+        train, held_out = split(train, data.validation, 0, task)
     else:
         held_out = _read(data.validation, recipe)
     if isinstance(recipe.task, ClassifyConfig):
-        train, held_out = (split_labels(t, recipe.task.kind, data.separator) for t in (train, held_out))
+        kind = label_kind(train, recipe.task)
+        train, held_out = (split_labels(t, kind, data.separator or "|") for t in (train, held_out))
     if data.limit and data.limit < len(train.rows):
         note(f"data.limit: {data.limit:,} of {len(train.rows):,} training rows, drawn at random")
         train = limit(train, data.limit, seed=0)
@@ -78,20 +85,19 @@ def _read(sources: str | list[str], recipe: FinetuneRecipe) -> Table:
 
 
 def _run(recipe: FinetuneRecipe, path: Path, link: bool = False, goes_on: bool = False) -> int:
+    if isinstance(recipe.task, AnswerConfig):
+        return answering_fit.start(recipe, path, link)
     run = Run(path)
     if link:
         run.link_beside("latest")
     try:
+        if isinstance(recipe.task, LMConfig):
+            return _continue(recipe, run, goes_on)
         train, held_out = tables(recipe)
         if holds_images(train):
             train, held_out = _pictures(recipe, train, held_out, path / "tokenizer")
         f = build_finetuning(recipe, train, held_out, path)
-        data = {"data": f.train.fingerprint, "held_out": f.held_out.fingerprint}
-        if goes_on:
-            _take_up(f, run, data)
-        else:
-            run.begin(config.dump(f.job.recipe), data)
-            run.event("start", parameters=sum(f.job.model.num_parameters().values()))
+        _begin(f.job, run, {"data": f.train.fingerprint, "held_out": f.held_out.fingerprint}, goes_on)
         task = f.job.recipe.task.name
         note("\n".join([*report(f.train, f.held_out, task, f.lengths, f.max_length), *describe(f), *f.rendered()]))
         return _train(f, run)
@@ -107,7 +113,8 @@ def _pictures(recipe: FinetuneRecipe, train: Table, held_out: Table, folder: Pat
         if palette is None:
             raise ModelError(f"{recipe.model}: reads texts, and the data holds images\n  → pretrain it on images first")
     else:
-        palette = fit_palette([row["image"] for row in train.rows], recipe.data.pixels)
+        palette = load_palette(folder)  # of a run that goes on
+        palette = palette or fit_palette([row["image"] for row in train.rows], recipe.data.pixels)
         palette_tokenizer(palette.words, recipe.model.family).save(folder, recipe.model.context)
         palette.save(folder)
     note(f"images   {palette.length} words each, of {len(palette.colours)}: {palette.size} pixels a side, in patches"
@@ -115,8 +122,13 @@ def _pictures(recipe: FinetuneRecipe, train: Table, held_out: Table, folder: Pat
     return as_texts(train, palette), as_texts(held_out, palette)
 
 
-def _take_up(f: Finetuning, run: Run, data: dict[str, str]) -> None:
-    """Raises ModelError where the data is not what it was."""
+def _begin(job: Job, run: Run, data: dict[str, str], goes_on: bool) -> None:
+    """A new run, or one taken up where its newest whole checkpoint stands. Raises ModelError where the data is not what
+    it was."""
+    if not goes_on:
+        run.begin(config.dump(job.recipe), data)
+        run.event("start", parameters=sum(job.model.num_parameters().values()))
+        return
     before = config.parse_yaml((run.path / "environment.json").read_text(), "environment.json")
     if changed := [key for key, value in data.items() if before.get(key) != value]:
         raise ModelError(
@@ -124,11 +136,30 @@ def _take_up(f: Finetuning, run: Run, data: dict[str, str]) -> None:
             "  → restore the files, or start a new run"
         )
     if run.steps():
-        folder = run.newest_whole(note)
-        f.job.state = checkpoints.read(folder, f.job.model, f.job.optimizers, f.job.average)
-    run.truncate_logs(f.job.state.step)
-    run.event("resume", step=f.job.state.step)
-    note(f"resuming {run.path} at step {f.job.state.step}")
+        job.state = checkpoints.read(run.newest_whole(note), job.model, job.optimizers, job.average)
+    run.truncate_logs(job.state.step)
+    run.event("resume", step=job.state.step)
+    note(f"resuming {run.path} at step {job.state.step}")
+
+
+def _continue(recipe: FinetuneRecipe, run: Run, goes_on: bool) -> int:
+    """`task: lm`. What the model knew before is said beside what it knows after."""
+    job, store = build_continued(recipe)
+    _begin(job, run, {"data": store.fingerprint}, goes_on)
+    note("\n".join(describe_text(job, store)))
+    before = job.score() if len(job.work.held_out) and not job.state.step else None
+    began = time.monotonic()
+    code = run_to_end(job, run, "finetune")
+    if code is not None:
+        return code
+    run.status("done", **job.progress)
+    print(f"done in {show_seconds(time.monotonic() - began)}: {job.state.step} steps")
+    if job.state.best:
+        was = f", from {before['val_perplexity']:.2f}" if before else ""
+        print(f"  best   step {job.state.best['step']:.0f}: perplexity {job.state.best['val_perplexity']:.2f}{was}")
+        write_json(run.path / "scores.json", {"before": before, "scores": job.state.best})
+    print(f"  next   lmkit eval {run.path} --data FILE")
+    return 0
 
 
 def _train(f: Finetuning, run: Run) -> int:
@@ -139,13 +170,16 @@ def _train(f: Finetuning, run: Run) -> int:
     if job.recipe.checkpoint.average > 1:
         keep_average(job, run)
     state = job.state
-    run.status("done", step=state.step, tokens=state.tokens, best=state.best, skipped=state.skipped)
+    run.status("done", **job.progress)
     took = show_seconds(time.monotonic() - began)
     print(f"done in {took}: {state.step} steps, {show_count(state.tokens)} tokens")
     folder = run.path / ("best" if (run.path / "best").exists() else "latest")
-    _scores(f, load(folder).model, run)
+    if f.held_out.rows:
+        _scores(f, load(folder).model, run)
     print(f"  model  {folder}   (transformers: {job.model.config.spec.cls})")
-    print(f"  next   lmkit predict {run.path} --data FILE --out predictions.jsonl")
+    chats = job.recipe.task.name == "chat"
+    use = "generate {} --chat" if chats else "predict {} --data FILE --out predictions.jsonl"
+    print(f"  next   lmkit {use.format(run.path)}")
     return 0
 
 
@@ -159,5 +193,9 @@ def _scores(f: Finetuning, model: Transformer, run: Run) -> None:
     print(score_table(str(run.path), columns, len(table.rows)))
     if isinstance(solver, Classifier) and (matrix := confusion_table(solver, table, outputs)):
         print(matrix)
+    if isinstance(solver, SpanFinder) and solver.threshold is not None:
+        fit = solver.fit_threshold(model, table)
+        write_json(run.path / FITTED, {"no_answer_threshold": fit})
+        note(f"no answer is said when it is {fit:+.2f} likelier than the best span: fitted on these rows (above: at 0)")
     named = {name: as_json(scores) for name, scores in columns.items()}
     write_json(run.path / "scores.json", {"scores": named.pop("model"), "baselines": named, "rows": len(table.rows)})

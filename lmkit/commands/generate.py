@@ -1,11 +1,10 @@
 """lmkit generate MODEL [PROMPT]: continue texts, write texts from others, or fill in masks, as the model does."""
 
 import json
-import sys
 from collections.abc import Sequence
 from itertools import groupby
 
-from lmkit.display import note
+from lmkit.display import note, write
 from lmkit.errors import UserError
 from lmkit.generation.batches import Completion
 from lmkit.generation.engine import complete
@@ -13,8 +12,6 @@ from lmkit.generation.filling import Filled, fill
 from lmkit.generation.sampling import SamplingConfig
 from lmkit.pretrained import Pretrained, load
 
-# Control characters could move the cursor or retitle the window: a model must not steer a terminal.
-CONTROL = {c: None for c in (*range(0x20), *range(0x7F, 0xA0)) if chr(c) not in "\n\t"}
 CANDIDATES = 5  # listed for a mask
 OF_WRITING = (
     "n",
@@ -86,11 +83,11 @@ def _fill(loaded: Pretrained, prompts: list[str], top_k: int, as_json: bool, giv
             for number, mask in enumerate(masks, 1):
                 print(json.dumps({"prompt": prompts[row]} | _facts(number, mask), ensure_ascii=False), flush=True)
             continue
-        _out("---\n" if row else "")
-        _out(masks[0].text.removesuffix("\n") + "\n")  # standard input ends with one
+        write("---\n" if row else "")
+        write(masks[0].text.removesuffix("\n") + "\n")  # standard input ends with one
         for number, mask in enumerate(masks, 1):
             for c in mask.candidates:
-                _out(f"{number}\t{c.probability:.4f}\t{json.dumps(c.text, ensure_ascii=False)}\n")
+                write(f"{number}\t{c.probability:.4f}\t{json.dumps(c.text, ensure_ascii=False)}\n")
 
 
 def _facts(number: int, mask: Filled) -> dict[str, object]:
@@ -108,9 +105,9 @@ class _Printer:
         """Show new text of a row that is being written."""
         if row.row > self.begun:
             self.begun = row.row
-            _out("---\n" if row.row else "")
-            _out(self.prompts[row.row // self.samples] if self.echo else "")
-        _out(text)
+            write("---\n" if row.row else "")
+            write(self.prompts[row.row // self.samples] if self.echo else "")
+        write(text)
 
     def done(self, row: Completion) -> None:
         prompt = self.prompts[row.row // self.samples]
@@ -120,9 +117,4 @@ class _Printer:
             print(json.dumps(line, ensure_ascii=False), flush=True)
         else:
             self.piece(row, "" if row.row == self.begun else row.text)
-            _out(f"\n{row.restored}\n" if row.restored else "\n")
-
-
-def _out(text: str) -> None:
-    sys.stdout.write(text.translate(CONTROL) if sys.stdout.isatty() else text)
-    sys.stdout.flush()
+            write(f"\n{row.restored}\n" if row.restored else "\n")

@@ -16,6 +16,8 @@ def run(model: str, sources: list[str], out: Path | None, columns: dict[str, str
     that is not fine-tuned, StorageError where `out` cannot be written."""
     loaded = load(model)
     chosen = task_of(model, task)
+    if chosen is not None and chosen.name in ("chat", "lm"):
+        raise UserError(f"{model}: fine-tuned for {chosen.name}, and labels no rows\n  → `lmkit generate`")
     if chosen is None:
         raise UserError(f"{model}: not fine-tuned for a task\n  → `lmkit generate` continues texts and fills masks")
     solver = trained_solver(model, loaded, chosen)
@@ -23,11 +25,17 @@ def run(model: str, sources: list[str], out: Path | None, columns: dict[str, str
     examples = solver.examples(table)
     if cut := len({e["row"] for e in examples if e["cut"]}):
         note(f"{cut:,} of {len(table.rows):,} rows are longer than the model reads and were cut")
+    outputs = solver.outputs(loaded.model, table, examples)
+    lines = (
+        json.dumps({"place": place} | solver.say(output), ensure_ascii=False) + "\n"
+        for place, output in zip(table.places, outputs, strict=True)
+    )
+    if out is None:
+        sys.stdout.writelines(lines)
+        return
     try:
-        with out.open("w", encoding="utf-8") if out else sys.stdout as file:
-            for place, output in zip(table.places, solver.outputs(loaded.model, table, examples), strict=True):
-                file.write(json.dumps({"place": place} | solver.say(output), ensure_ascii=False) + "\n")
+        with out.open("w", encoding="utf-8") as file:
+            file.writelines(lines)
     except OSError as e:
         raise StorageError(f"{out}: cannot be written: {e.strerror}") from None
-    if out:
-        print(f"{len(table.rows):,} rows → {out}")
+    print(f"{len(table.rows):,} rows → {out}")

@@ -1,13 +1,11 @@
 """`lmkit pretrain`: a resolved recipe becomes objects, the objects meet the loop."""
 
-import hashlib
-import os
 import time
 from pathlib import Path
 
 from lmkit import config
-from lmkit.data.store import TokenStore, is_store
-from lmkit.data.tokenize import tokenize
+from lmkit.data.cache import open_tokens
+from lmkit.data.store import TokenStore
 from lmkit.display import note
 from lmkit.errors import ModelError
 from lmkit.presets import expand
@@ -94,7 +92,7 @@ def _train(job: Job, run: Run) -> int:
     if recipe.checkpoint.average > 1 and len(job.work.held_out):
         keep_average(job, run)
     state = job.state
-    run.status("done", step=state.step, tokens=state.tokens, best=state.best, skipped=state.skipped)
+    run.status("done", **job.progress)
     took = show_seconds(time.monotonic() - began)
     best = ""
     if state.best:
@@ -127,18 +125,6 @@ def _prompt(job: Job) -> str:
 
 def _settle(recipe: Recipe) -> tuple[Recipe, TokenStore]:
     """Tokens on disk, and the sizes that follow from them."""
-    store = open_tokens(recipe)
+    store = open_tokens(recipe.data, recipe.tokenizer, recipe.model.family)
     model = fit_vocabulary(recipe.model, load_tokenizer(store.tokenizer_path))
     return recipe.model_copy(update={"model": model}), store
-
-
-def open_tokens(recipe: Recipe) -> TokenStore:
-    """The folder of tokens named by `data.train`, else raw text tokenized into the cache (once)."""
-    data = recipe.data
-    sources = [data.train] if isinstance(data.train, str) else data.train
-    if len(sources) == 1 and is_store(Path(sources[0])):
-        return TokenStore(Path(sources[0]))
-    cache = Path(os.environ.get("LMKIT_CACHE") or Path.home() / ".cache" / "lmkit")
-    identity = config.dump(data) + config.dump(recipe.tokenizer) + recipe.model.family
-    key = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    return tokenize(data, recipe.tokenizer, recipe.model.family, cache / "tokens" / key)

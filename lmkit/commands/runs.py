@@ -16,19 +16,20 @@ def run(folder: Path, as_json: bool) -> None:
     """Prints one line a run, newest last. Raises UserError where there is no such folder."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder\n  → lmkit runs FOLDER, or `lmkit pretrain demo` makes runs/demo")
-    states = [p for p in folder.glob("*/status.json") if not p.parent.is_symlink()]  # `latest` would come twice
+    found_in = [*folder.glob("*/status.json"), *folder.glob("*/seed-*/status.json")]
+    states = [p for p in found_in if not any(x.is_symlink() for x in p.parents)]  # `latest` would come twice
     found = [describe(p.parent) for p in sorted(states, key=lambda p: p.stat().st_mtime)]
     if as_json:
         for row in found:
             print(json.dumps(row))
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("run", "model", "tokens", "step", "best val_loss", "state"):
+    for column in ("run", "model", "tokens", "step", "best score", "state"):
         table.add_column(column, justify="left" if column in ("run", "model", "state") else "right")
     for row in found:
-        best = row["best"]["val_loss"] if row["best"] else None
         tokens = show_count(row["tokens"]) if row["tokens"] is not None else "-"
-        shown = "-" if best is None else f"{best:.4f}"
+        name = next((key for key in row["best"] or () if key != "step"), None)
+        shown = "-" if name is None else f"{name.removeprefix('val_')} {row['best'][name]:.4f}"
         table.add_row(row["run"], row["model"], tokens, str(row["step"]), shown, row["state"])
     Console(soft_wrap=True).print(table if found else f"no runs in {folder}")
 
@@ -42,6 +43,9 @@ def describe(run: Path) -> dict[str, Any]:
         else {}
     )
     model = recipe.get("model", {})
-    sizes = f"{model.get('family', '?')} {model.get('num_layers', '?')}×{model.get('hidden_size', '?')}"
+    if isinstance(model, str):  # fine-tuned: from where
+        sizes = f"{recipe['task']['name']}: {Path(model).name}"
+    else:
+        sizes = f"{model.get('family', '?')} {model.get('num_layers', '?')}×{model.get('hidden_size', '?')}"
     facts = {k: status.get(k) for k in ("state", "step", "tokens", "best", "time", "reason")}
     return {"run": str(run), "model": sizes, **facts}

@@ -95,6 +95,7 @@ class _Job:
         for item in self.inputs["train"] if self.tails else ():
             item.tail = self.share
         self.given = None if tokenizer.path is None else load_tokenizer(tokenizer.path)
+        self.palette = None if tokenizer.path is None else _palette(Path(tokenizer.path).expanduser())
         trained = tokenizer.model_dump(mode="json", exclude={"path"}) | {"family": family}
         self.settings = {
             "format": FORMAT,
@@ -105,6 +106,8 @@ class _Job:
         }
         if pairing:  # not a key otherwise: stores made before there were pairs stay valid
             self.settings["target"] = data.target
+        if self.palette:  # the same words may stand for other colours
+            self.settings["palette"] = sha256(self.palette)
 
     def run(self) -> TokenStore:
         files = {split: [[f.name, f.size, f.mtime] for f in _files(self.inputs[split])] for split in SPLITS}
@@ -158,6 +161,8 @@ class _Job:
         made = self.given or self._trained()
         part = self.out / ".tokenizer.part"
         made.save(part)
+        if self.palette:
+            shutil.copyfile(self.palette, part / self.palette.name)
         part.rename(folder)
         fsync_directory(self.out)
         return made
@@ -266,6 +271,12 @@ class _Job:
 
 def _inputs(patterns: str | list[str] | float, pairing: Pairing | None) -> list[Input]:
     return list_inputs([patterns] if isinstance(patterns, str) else list(patterns), pairing)  # type: ignore[arg-type]
+
+
+def _palette(path: Path) -> Path | None:
+    """What its words look like, beside a tokenizer of images: in a run, a token store, or a folder."""
+    places = (path / name / "palette.json" for name in ("latest", "tokenizer", ""))
+    return next((place for place in places if place.is_file()), None)
 
 
 def _files(items: list[Input]) -> list[Input]:

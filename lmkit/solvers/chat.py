@@ -53,7 +53,7 @@ class ChatLearner:
         """Packed rows. `documents` are rows of the table, `lengths` what each would have if it were not cut; what
         comes after the assistant's last words teaches nothing, and is left out."""
         pieces, rows, lengths = list[tuple[np.ndarray, np.ndarray]](), list[int](), list[int]()
-        lost: Counter[str] = Counter()
+        lost, cut = Counter[str](), 0
         for i, (row, place) in enumerate(zip(table.rows, table.places, strict=True)):
             try:
                 found = self.chat.encode(row["messages"])
@@ -63,12 +63,14 @@ class ChatLearner:
             except UserError as e:
                 raise DataError(f"{place}: {e}") from None
             kept = [(piece, n) for encoded in found if (n := _end(encoded)) and (piece := self._piece(encoded))]
-            if not kept:
+            if kept:
+                cut += any(_end(encoded) > self.max_length for encoded in found)
+            else:
                 lost[f"have none of the assistant's words in their first {self.max_length:,} tokens"] += 1
             pieces += [piece for piece, _ in kept]
             lengths += [n for _, n in kept]
             rows += [i] * len(kept)
-        self._tell(lost, sum(n > self.max_length for n in lengths), len(table.rows))
+        self._tell(lost, cut, len(table.rows))
         if table.rows and not pieces:
             raise DataError(
                 f"no conversation is left of {len(table.rows):,}\n  → a larger data.max_length, or other data"
@@ -85,9 +87,9 @@ class ChatLearner:
     def _piece(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray] | None:
         """Tokens and labels (n,) of a conversation; None if nothing would be learnt."""
         n = min(_end(encoded), self.max_length)
-        ids, learnt = np.array(encoded.ids[:n], np.int64), np.array(encoded.learnt[:n])
-        labels = np.where(learnt[1:], ids[1:], UNSCORED)
-        return (ids[:-1], labels) if learnt[1:].any() else None
+        ids, labels = np.array(encoded.ids[:n], np.int64), np.full(n, UNSCORED, np.int64)
+        labels[:-1] = np.where(encoded.learnt[1:n], ids[1:], UNSCORED)
+        return (ids, labels) if (labels != UNSCORED).any() else None
 
     def _tell(self, lost: Counter[str], cut: int, rows: int) -> None:
         lines = [f"left out: {n:,} of {rows:,} conversations ({n / rows:.1%}) {why}" for why, n in lost.items()]

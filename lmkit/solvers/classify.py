@@ -28,25 +28,30 @@ METRICS: dict[Kind, str] = {"single": "accuracy", "multi": "micro_f1", "regressi
 MANY = 20  # different fractional numbers as labels make it a regression
 
 
-def labels_of(table: Table, config: ClassifyConfig) -> tuple[Kind, tuple[str, ...]]:
-    """What the rows are labelled with, and with what. Raises DataError for labels that do not fit `config.kind`."""
+def label_kind(table: Table, config: ClassifyConfig) -> Kind:
+    """What `task.kind: auto` stands for: several labels where the rows have lists, a number where many different broken
+    ones are met, else a class."""
+    if config.kind != "auto":
+        return config.kind
     values = [row["label"] for row in table.rows]
-    kind: Kind = config.kind if config.kind != "auto" else _kind(values)
+    if all(isinstance(v, list) for v in values):
+        return "multi"
+    broken = {str(v) for v in values if not isinstance(v, list) and "." in str(v)}
+    return "regression" if len(broken) > MANY and all(_is_number(v) for v in values) else "single"
+
+
+def labels_of(table: Table, kind: Kind) -> tuple[str, ...]:
+    """What the rows, read by `split_labels`, are labelled with; of numbers `score`. Raises DataError for a single label
+    and for a label that is no number where it should be."""
+    values = [row["label"] for row in table.rows]
     if kind == "regression":
         for value, place in zip(values, table.places, strict=True):
             _number(value, place)
-        return kind, ("score",)
+        return ("score",)
     names = {name for value in values for name in ([value] if kind == "single" else value)}
     if len(names) < 2 and kind == "single":
         raise DataError(f"all {len(values):,} rows have the label `{next(iter(names))}`: there is nothing to learn")
-    return kind, tuple(sorted(names, key=lambda n: (not n.isdigit(), int(n) if n.isdigit() else 0, n)))
-
-
-def _kind(values: list[Any]) -> Kind:
-    if all(isinstance(v, list) for v in values):
-        return "multi"
-    numbers = {str(v) for v in values if not isinstance(v, list) and "." in str(v)}
-    return "regression" if len(numbers) > MANY and all(_is_number(v) for v in values) else "single"
+    return tuple(sorted(names, key=lambda n: (not n.isdigit(), int(n) if n.isdigit() else 0, n)))
 
 
 def _is_number(value: Any) -> bool:
@@ -62,12 +67,12 @@ def _number(value: Any, place: str) -> float:
     return float(value)
 
 
-def split_labels(table: Table, kind: str, separator: str = "|") -> Table:
+def split_labels(table: Table, kind: Kind, separator: str = "|") -> Table:
     """Labels as `kind` reads them: lists of names for `multi`, a name for `single`."""
 
     def read(row: dict[str, Any]) -> dict[str, Any]:
         label = row.get("label")
-        if label is None or isinstance(label, list) or kind in ("regression", "auto"):
+        if label is None or isinstance(label, list) or kind == "regression":
             return row
         if kind == "multi":
             return row | {"label": [part.strip() for part in str(label).split(separator) if part.strip()]}

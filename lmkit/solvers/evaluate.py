@@ -1,6 +1,7 @@
 """Fine-tuned models on labelled rows: scores with intervals, and whether one model is better than another."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def evaluate(model: str, loaded: Pretrained, task: DownstreamConfig, table: Tabl
 
 
 def run(
-    models: dict[str, Pretrained], tasks: list[DownstreamConfig], sources: list[str],
+    models: dict[str, Pretrained], tasks: Sequence[DownstreamConfig], sources: list[str],
     columns: dict[str, str | None], as_lines: bool,
 ) -> None:  # fmt: skip
     """Print a table, or one JSON object; of two models also whether their difference is evidence."""

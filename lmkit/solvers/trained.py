@@ -5,18 +5,30 @@ from pathlib import Path
 from typing import Any
 
 from lmkit import config as recipes
-from lmkit.downstream import ClassifyConfig, DownstreamConfig, QAConfig, SummarizeConfig, TagConfig, TranslateConfig
+from lmkit.downstream import (
+    AnswerConfig,
+    ChatConfig,
+    ClassifyConfig,
+    DownstreamConfig,
+    QAConfig,
+    SummarizeConfig,
+    TagConfig,
+    TranslateConfig,
+)  # fmt: skip
 from lmkit.errors import UserError
 from lmkit.finetune_recipe import FinetuneRecipe, expand
 from lmkit.model.huggingface import head_of, read_config
 from lmkit.pretrained import Pretrained
 from lmkit.runs import model_folder
+from lmkit.solvers import chat
 from lmkit.solvers.answer_spans import SpanFinder
+from lmkit.solvers.answering import open_answering
 from lmkit.solvers.build import MOST_TOKENS, WINDOW_TOKENS
 from lmkit.solvers.classify import Classifier, kind_of
 from lmkit.solvers.solver import Solver, layout
 from lmkit.solvers.tag import Tagger
 from lmkit.solvers.write import Writer
+from lmkit.text.chat import Chat, find_template
 
 FITTED = "fitted.json"  # of a run: what was chosen on its held-out rows
 BY_HEAD: dict[str, DownstreamConfig] = {
@@ -74,11 +86,16 @@ def trained_solver(model: str | Path, loaded: Pretrained, task: DownstreamConfig
     if isinstance(task, TagConfig):
         return Tagger(tokenizer, frame, c.labels, length)
     if isinstance(task, QAConfig):
-        none = task.no_answer if run is None else fitted(run).get("no_answer", task.no_answer)
-        threshold = float(fitted(run).get("no_answer_threshold", 0.0)) if none or none is None else None
+        chosen = fitted(run).get("no_answer_threshold")  # only where training rows without an answer were met
+        threshold = None if task.no_answer is False or (run and chosen is None) else chosen or 0.0
         return SpanFinder(tokenizer, frame, task, length, threshold)
     if isinstance(task, TranslateConfig | SummarizeConfig):
         return Writer(tokenizer, c, task, length, loaded.opening, loaded.eos)
+    if isinstance(task, ChatConfig):
+        most = min(wanted or chat.MOST_TOKENS, c.context)
+        return chat.ChatLearner(Chat(tokenizer, find_template([loaded.folder], "auto", tokenizer)), most)
+    if isinstance(task, AnswerConfig):
+        return open_answering(run, loaded, task)
     raise UserError(
-        f"{model}: {task.name} has no scores of its own\n  → `lmkit eval` without --task gives its perplexity"
+        f"{model}: {task.name} has no scores but perplexity\n  → `lmkit eval` without --task gives its perplexity"
     )

@@ -6,6 +6,8 @@ from typing import NamedTuple
 from lmkit.errors import UserError
 from lmkit.text.tokenizer import Tokenizer
 
+CHUNK = 4096  # texts encoded at a time: an encoding is many times as large as its ids
+
 
 class Framed(NamedTuple):
     ids: list[int]  # control tokens included
@@ -23,11 +25,14 @@ def frame_texts(
     backend = tokenizer.backend
     if max_length:
         backend.enable_truncation(max_length, strategy="longest_first")
+    inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+    framed = []
     try:
-        inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
-        encodings = backend.encode_batch(inputs, add_special_tokens=True)
+        for begin in range(0, len(inputs), CHUNK):
+            for e in backend.encode_batch(inputs[begin : begin + CHUNK], add_special_tokens=True):
+                framed.append(Framed(e.ids, e.type_ids, e.offsets, e.sequence_ids, bool(e.overflowing)))
     except (TypeError, UnicodeEncodeError) as e:
         raise UserError(f"a text is not valid Unicode: {e}") from None
     finally:
         backend.no_truncation()
-    return [Framed(e.ids, e.type_ids, e.offsets, e.sequence_ids, bool(e.overflowing)) for e in encodings]
+    return framed

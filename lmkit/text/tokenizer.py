@@ -54,7 +54,7 @@ class Tokenizer:
         found = [t for t, ids in zip(control, spelled, strict=True) if (self.special_ids - {self.unk_id}) & set(ids)]
         if found:
             before = [self.backend.pre_tokenizer] if self.backend.pre_tokenizer else []
-            cut = pre_tokenizers.Split(Regex(cuts_inside(found)), "isolated")
+            cut = pre_tokenizers.Split(Regex(cuts_inside(sorted(found))), "isolated")
             self.backend.pre_tokenizer = pre_tokenizers.Sequence([*before, cut])
 
     @cached_property

@@ -21,7 +21,7 @@ def run_to_end(job: Job, run: Run, verb: str) -> int | None:
         raise
     if ended == "done":
         return None
-    run.status("stopped", step=job.state.step, reason=ended, best=job.state.best)
+    run.status("stopped", reason=ended, **job.progress)
     print(f"stopped by {ended} at step {job.state.step}, saved\n  → lmkit {verb} --resume {run.path}")
     return STOPPED_RESUMABLE
 

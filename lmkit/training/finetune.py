@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +63,12 @@ def render(example: dict[str, Any], tokenizer: Tokenizer, most: int = 60) -> str
     if "labels" not in example or len(example["labels"]) != len(example["tokens"]):
         answer = example.get("label", example.get("span"))
         return f"{tokenizer.decode(tokens)!r} → {answer}"
-    out, learnt = "", False
-    for i, token in enumerate(tokens):
-        marked = i > 0 and example["labels"][i - 1] == token
-        out += ("»" if marked else "«") if marked != learnt else ""
-        learnt = marked
-        out += tokenizer.decode([int(token)], skip_special=False)
-    return repr(out + ("«" if learnt else ""))
+    learnt = [i > 0 and example["labels"][i - 1] == token for i, token in enumerate(tokens)]
+    out = ""
+    for marked, group in groupby(range(len(tokens)), key=lambda i: learnt[i]):
+        text = tokenizer.decode([int(tokens[i]) for i in group], skip_special=False)
+        out += f"»{text}«" if marked else text
+    return repr(out)
 
 
 def build_finetuning(recipe: FinetuneRecipe, train: Table, held_out: Table, folder: Path) -> Finetuning:
@@ -86,7 +86,8 @@ def build_finetuning(recipe: FinetuneRecipe, train: Table, held_out: Table, fold
         freeze(model, recipe.freeze)
     some = limit(held_out, recipe.evaluate.rows, seed=0)
     rows, held = solver.examples(train), solver.examples(some)
-    mean = sum(solver.task.length(e) for e in rows) / len(rows)
+    some_rows = rows[:: max(1, len(rows) // 1000)]
+    mean = solver.task.length(rows[0]) if setup.packed else solver.task.collate(some_rows).num_tokens / len(some_rows)
     lengths = [n for e in rows for n in e.get("lengths", [solver.task.length(e)])]
     work = Work(solver.task, rows, solver.task, held, mean, "")
     if recipe.optimizer.lr is None:
@@ -96,6 +97,8 @@ def build_finetuning(recipe: FinetuneRecipe, train: Table, held_out: Table, fold
         recipe, model, work, _batch_rows(recipe.train.batch, mean, len(rows), setup.packed), folder / "tokenizer", False
     )
     job.special |= setup.config_keys
+    if setup.head == "sequence" and job.special["pad_token_id"] is None:  # by it transformers finds a row's last token
+        job.special["pad_token_id"] = job.special["eos_token_id"]
     job.adapter = adapter
     job.metric, job.higher, job.patience = f"val_{solver.metric}", setup.higher, recipe.train.patience
 

@@ -56,9 +56,16 @@ class Job:
     adapter: Adapter | None = None  # what is trained, instead of all weights
     state: State = field(default_factory=State)
 
+    @property
+    def progress(self) -> dict[str, Any]:
+        """For status.json: how far it is, and its best scores, by which it was chosen first."""
+        s = self.state
+        best = s.best and {"step": s.best["step"], self.metric: s.best[self.metric]} | s.best
+        return {"step": s.step, "tokens": s.tokens, "best": best, "skipped": s.skipped}
+
     def better(self, scores: dict[str, float]) -> bool:
         """Whether these are the best scores so far."""
-        new, best = scores[self.metric], self.state.best
+        new, best = scores.get(self.metric, math.nan), self.state.best
         if not math.isfinite(new):
             return False
         return best is None or (new > best[self.metric] if self.higher else new < best[self.metric])
@@ -118,7 +125,9 @@ def assemble(
         raise UserError("train.precision fp16 overflows in T5, whose attention scores nothing scales\n  → bf16 or fp32")
     batch_tokens = train.batch if isinstance(train.batch, int) else round(batch_rows * work.row_tokens)
     ends = horizon(train.budget, batch_tokens, batch_rows, len(work.rows))
-    micro = train.micro_batch or _micro_batch(c, batch_rows * c.context, device)
+    most = _most_tokens(c, device)
+    whole = isinstance(recipe, Recipe)  # pretraining fills its rows; those of fine-tuning have lengths of their own
+    micro = train.micro_batch or (_whole_rows(c.context, batch_rows, most) if whole else max(most, c.context))
     model.to(device)
     compiled = choose_compile(train, device, _expected_seconds(model, ends, batch_tokens), static)
     for stack in model.stacks:
@@ -179,15 +188,17 @@ def _check_enough(work: Work, batch_rows: int, store: TokenStore, recipe: Recipe
     )
 
 
-def _micro_batch(model: ModelConfig, batch: int, device: torch.device) -> int:
-    """Tokens a forward pass, padding included: a divisor of the batch that fits memory (on a CPU, the caches)."""
-    limit = CPU_MICRO_TOKENS
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        limit = int(0.5 * free / activation_bytes(model, 2))
-    rows = batch // model.context
-    fitting = [n for n in range(1, rows + 1) if rows % n == 0 and n * model.context <= max(limit, model.context)]
-    return fitting[-1] * model.context
+def _most_tokens(c: ModelConfig, device: torch.device) -> int:
+    """Tokens of a forward pass, padding included, that fit memory (on a CPU, the caches)."""
+    if device.type != "cuda":
+        return CPU_MICRO_TOKENS
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(0.5 * free / activation_bytes(c, 2))
+
+
+def _whole_rows(context: int, rows: int, most: int) -> int:
+    """Tokens of the largest equal parts of a batch of `rows` full rows that `most` allows."""
+    return context * max(n for n in range(1, rows + 1) if rows % n == 0 and n * context <= max(most, context))
 
 
 def activation_bytes(model: ModelConfig, number_bytes: int) -> int:
@@ -209,7 +220,7 @@ def describe(job: Job, store: TokenStore) -> list[str]:
     """Everything that was inferred, with the numbers a reader would ask for: a line each."""
     recipe, train = job.recipe, job.recipe.train
     split, held = store.split("train"), store.split("validation")
-    tokens_a_step = int(train.batch)
+    tokens_a_step = round(job.batch_rows * job.work.row_tokens)
     if job.horizon.steps is not None:
         tokens = job.horizon.steps * tokens_a_step
         epochs = job.horizon.steps * job.batch_rows / len(job.work.rows)

@@ -220,7 +220,7 @@ def save(job: Job, run: Run, rhythm: Rhythm, best: bool) -> None:
         folder, job.model, job.optimizers, job.state, job.average, job.tokenizer, job.special, job.adapter
     )
     run.save(job.state.step, write, job.recipe.checkpoint.keep, best)
-    run.status("running", step=job.state.step, tokens=job.state.tokens, best=job.state.best)
+    run.status("running", **job.progress)
     job.state.reserve = max(job.state.reserve, job.state.eval_seconds + 1.3 * (time.monotonic() - began))
 
 

@@ -11,7 +11,6 @@ import transformers
 from typer.testing import CliRunner
 
 import lmkit
-from lmkit.architecture import ModelConfig
 from lmkit.cli.main import app
 from lmkit.commands import chat as talking
 from lmkit.commands import finetune
@@ -19,7 +18,6 @@ from lmkit.data.inputs import Problems
 from lmkit.data.tables import Table
 from lmkit.errors import DataError, ModelError, UserError
 from lmkit.generation.sampling import SamplingConfig
-from lmkit.model.initial import init_weights
 from lmkit.model.resize import resize_vocabulary
 from lmkit.model.transformer import Transformer
 from lmkit.solvers.chat import ChatLearner
@@ -83,8 +81,8 @@ def test_it_learns_to_answer_and_stops_as_in_transformers(taught, capsys):
                  if "val_loss" in (row := json.loads(line))]  # fmt: skip
     assert best["val_loss"] == min(evaluated)
     assert finetune.resume(run) == 0
-    assert "control tokens added: <|im_start|> (300), <|im_end|> (301)" in (err := capsys.readouterr().err)
-    assert "grows from 300 to 320 rows" in err and "»A model.<|im_end|>«" in err
+    assert "control tokens added: <|im_start|> (292), <|im_end|> (293)" in (err := capsys.readouterr().err)
+    assert "grows from 292 to 320 rows" in err and "»A model.<|im_end|>«" in err and "»naïve 🙂<|im_end|>«" in err
 
 
 def test_pipes_options_and_a_conversation(taught, monkeypatch, capsys):
@@ -116,47 +114,42 @@ def learner(taught) -> ChatLearner:
     return ChatLearner(Chat(words, find_template([loaded.folder], "auto", words)), 96)
 
 
+def states(model: Transformer, learner: ChatLearner, rows: list[dict]) -> torch.Tensor:
+    batch = learner.task.collate(rows)
+    return model(batch.tokens, None, batch.segments, batch.positions)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3_window", "nanochat"])
 def test_packed_conversations_cost_what_they_cost_alone(name, learner):
-    config = ours(reference(name)).config.model_copy(update={"vocab_size": 320, "context": 96})
-    model = Transformer(ModelConfig.model_validate(config.model_dump()) if name != "llama3" else config)
-    init_weights(model, 0)
+    config = ours(reference(name)).config
+    model = Transformer(config.model_copy(update={"vocab_size": 320, "context": 96})).eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.2)
-    model.eval()
     packed = learner.examples(table(TALKS))
     assert len(packed) > 1 and max(len(e["documents"]) for e in packed) > 1  # several rows, several in a row
-    plain = [learner._piece(learner.chat.encode(t)[0]) for t in TALKS]
-    alone = [{"tokens": tokens, "labels": labels, "documents": [i]} for i, (tokens, labels) in enumerate(plain)]
-    one = PromptedLM(0)
-    with torch.no_grad():
-        together = learner.task.loss(model, learner.task.collate(packed))
-        apart = [float(one.loss(model, one.collate([e])).nats["tokens"]) for e in alone]
-        changed = [dict(e, tokens=e["tokens"].copy()) for e in packed]
-        states = model(
-            *(learner.task.collate(packed).__getattribute__(k) for k in ("tokens", "keep", "segments", "positions"))
-        )
-        for e in changed:  # other words in the first conversation of each row
-            e["tokens"][(e["segments"] == 0)] = 5
-        others = model(
-            *(learner.task.collate(changed).__getattribute__(k) for k in ("tokens", "keep", "segments", "positions"))
-        )
+    alone, one = [learner.examples(table([t]))[0] for t in TALKS], PromptedLM(0)
+    apart = [float(one.loss(model, one.collate([e])).nats["tokens"]) for e in alone]
+    together = learner.task.loss(model, learner.task.collate(packed))
     assert float(together.nats["tokens"]) == pytest.approx(sum(apart), rel=1e-5)
-    after = torch.from_numpy(np.stack([e["segments"] for e in packed])) > 0
-    assert torch.equal(states[after], others[after]) and not torch.equal(states, others)
     out = learner.outputs(model, table(TALKS), packed)
     np.testing.assert_allclose([o.nats for o in out], apart, rtol=1e-5)
-    words = sum(o.tokens for o in out)
-    assert words == sum(sum(learner.chat.encode(t)[0].learnt) for t in TALKS)  # each answer, each end
+    # each answer and each end are learnt, once
+    assert [o.tokens for o in out] == [sum(learner.chat.encode(t)[0].learnt) for t in TALKS]
+
+    changed = [e | {"tokens": np.where(e["segments"] == 0, 5, e["tokens"])} for e in packed]
+    before, after = (states(model, learner, rows) for rows in (packed, changed))
+    others = torch.from_numpy(np.stack([e["segments"] for e in packed])) > 0  # neighbours see nothing of it
+    assert torch.equal(before[others], after[others]) and not torch.equal(before, after)
 
 
 def test_cuts_and_losses_are_said(learner, capsys):
-    short = ChatLearner(learner.chat, 40)
+    short = ChatLearner(learner.chat, 41)
     long = [{"role": "user", "content": "fox " * 60}, {"role": "assistant", "content": "dog"}]
     rows = short.examples(table([*TALKS, long, [TALKS[2][0], {"role": "assistant", "content": "so " * 60}]]))
     err = capsys.readouterr().err
     assert "left out: 1 of 10 conversations (10.0%)" in err and "cut: 2 of 10 conversations (20.0%)" in err
-    assert {d for e in rows for d in e["documents"]} == {*range(8), 9} and all(len(e["tokens"]) == 40 for e in rows)
+    assert {d for e in rows for d in e["documents"]} == {*range(8), 9} and all(len(e["tokens"]) == 41 for e in rows)
     short.examples(table([*TALKS, long, [TALKS[2][0], {"role": "assistant", "content": "so " * 60}]]))
     assert capsys.readouterr().err == ""  # once
     with pytest.raises(DataError, match="no conversation is left"):

@@ -22,6 +22,7 @@ SMALL = "hidden_size: 32, num_layers: 2, num_heads: 2, context: 64"
 TRAIN = ("train.budget=60 steps", "train.batch=32 rows", "optimizer.name=adamw", "optimizer.lr=0.005",
          "schedule.name=linear", "tokenizer.type=wordpiece", "tokenizer.vocab_size=400", "evaluate.every=50%",
          "model.dropout=0", "model.attention_dropout=0")  # fmt: skip
+MUON = ("optimizer.name=muon", "optimizer.lr=0.03", "optimizer.embedding_lr=0.02", "optimizer.head_lr=0.02")
 PLAIN = {"modernbert": (), "gpt2": ("tokenizer.type=bpe",), "llama": ("tokenizer.type=bpe",)}
 
 
@@ -90,9 +91,9 @@ def test_several_labels_numbers_pairs_and_adapters(tmp_path):
         rows.append({"text": sentence(rng, *(topics[name] for name in labels)), "label": labels})
     several = tmp_path / "several.jsonl"
     several.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    base = ("task.name=classify", *TRAIN, f"model={{family: bert, {SMALL}}}")
+    base = ("task.name=classify", *TRAIN, f"model={{family: modernbert, {SMALL}}}", *MUON)
     scores = run(tmp_path / "several", *base, f"data.train={several}", "train.budget=120 steps")
-    assert scores["scores"]["exact_match"]["value"] > 0.95
+    assert scores["scores"]["exact_match"]["value"] == 1.0
 
     rows = []
     for _ in range(400):
@@ -117,12 +118,10 @@ def test_several_labels_numbers_pairs_and_adapters(tmp_path):
     adapted = ("task.name=classify", f"model={tmp_path / 'pairs'}", f"data.train={several}", "lora={rank: 4, alpha: 8}",
                "optimizer.lr=0.01", "train.budget=100 steps")  # fmt: skip
     scores = run(tmp_path / "merged", *adapted)
-    assert scores["scores"]["micro_f1"]["value"] > 0.95
+    assert scores["scores"]["micro_f1"]["value"] > 0.99
     same = run(tmp_path / "adapter", *adapted, "lora.merge=false")
-    assert same["scores"] == scores["scores"] or abs(
-        same["scores"]["loss" if "loss" in scores["scores"] else "micro_f1"]["value"]
-        - scores["scores"]["loss" if "loss" in scores["scores"] else "micro_f1"]["value"]
-    ) < 1e-3  # fmt: skip
+    for name, score in scores["scores"].items():  # what is merged rounds differently
+        assert same["scores"][name]["value"] == pytest.approx(score["value"], abs=1e-3)
     assert (tmp_path / "adapter/best/adapter_model.safetensors").is_file()
 
 
@@ -176,19 +175,19 @@ def test_translations_by_both_kinds_of_writers(family, tmp_path):
             strict=True,
         )
     )
-    pairs = [rng.choices(list(lexicon), k=rng.randint(1, 3)) for _ in range(600)]
+    pairs = [rng.choices(list(lexicon), k=4) for _ in range(600)]
     data = tmp_path / "words.tsv"
     with data.open("w") as file:
         file.write("source\ttarget\n")
         file.writelines(f"{' '.join(p)}\t{' '.join(lexicon[w] for w in p)}\n" for p in pairs)
     base = ("task.name=translate", "task.beam=2", "task.max_new_tokens=16", "task.label_smoothing=0",
-            f"data.train={data}", *TRAIN, "tokenizer.type=bpe", "tokenizer.vocab_size=300", "train.budget=150 steps",
+            f"data.train={data}", *TRAIN, "tokenizer.type=bpe", "tokenizer.vocab_size=300", "train.budget=200 steps", *MUON,
             f"model={{family: {family}, {SMALL}}}")  # fmt: skip
     scores = run(tmp_path / "run", *base)
     assert scores["scores"]["bleu"]["value"] > 99
     theirs = lmkit.load(tmp_path / "run/best")
     if family == "transformer":
-        assert theirs.generate(["green dog"], temperature=0)[0].text == "grün Hund"
+        assert theirs.generate(["green dog red cat"], temperature=0)[0].text == "grün Hund rot Katze"
 
 
 def test_a_run_goes_on_bit_for_bit_and_two_models_are_compared(reviews, tmp_path, capsys):

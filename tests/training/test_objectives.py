@@ -8,6 +8,7 @@ import torch
 
 from lmkit import config
 from lmkit.commands import pretrain
+from lmkit.data.cache import open_tokens
 from lmkit.data.store import TokenStore
 from lmkit.errors import DataError, ModelError, UserError
 from lmkit.order import rng_for
@@ -300,8 +301,13 @@ def test_what_does_not_fit_together_is_refused(folder, name, change, error, says
         built(name, change)
 
 
+def _store(task: str) -> TokenStore:
+    r = config.load(Recipe, recipe(task), (), expand)
+    return open_tokens(r.data, r.tokenizer, r.model.family)
+
+
 def test_a_tokenizer_without_what_the_task_needs_is_named(folder):
-    store = pretrain.open_tokens(config.load(Recipe, recipe("seq2seq"), (), expand))
+    store = _store("seq2seq")
     Path("lone").mkdir()
     for task, says in (("masked_lm", "no mask token"), ("span_corruption", "no sentinels")):
         with pytest.raises((ModelError, UserError), match=says):
@@ -309,7 +315,7 @@ def test_a_tokenizer_without_what_the_task_needs_is_named(folder):
 
 
 def test_a_store_of_single_texts_has_no_pairs(folder):
-    store = pretrain.open_tokens(config.load(Recipe, recipe("roberta"), (), expand))
+    store = _store("roberta")
     assert isinstance(store, TokenStore)
     with pytest.raises(DataError, match="holds single texts"):
         built("seq2seq", f"data.train={store.path}")

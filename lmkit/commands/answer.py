@@ -1,0 +1,48 @@
+"""`lmkit generate RUN QUESTION` where answers come from a knowledge base: each with its source below."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from lmkit.data.inputs import Problems
+from lmkit.data.knowledge import shown
+from lmkit.data.tables import Table
+from lmkit.downstream import AnswerConfig
+from lmkit.errors import UserError
+from lmkit.pretrained import load
+from lmkit.solvers.answering import Answered, open_answering
+from lmkit.solvers.trained import recipe_of, run_of
+
+USED = ("model", "prompt", "file", "max_tokens", "stream", "kb", "as_json", "allow_pickle")
+HOW = {"kb": "looked up", "passage": "read in", "model": "the model's own words"}
+NO_ANSWER = "I do not know."
+
+
+def run(
+    model: str, questions: list[str], kb: Path | None, max_tokens: int | None, as_json: bool, allow_pickle: bool,
+    given: Sequence[str],
+) -> None:  # fmt: skip
+    """An answer a question, or one JSON line: question, answer ("" for none), source (kb, passage, model), evidence,
+    score. Raises UserError for options without a meaning here, DataError where there is no knowledge base."""
+    if idle := [f"--{key.replace('_', '-')}" for key in given if key not in USED]:
+        raise UserError(f"{', '.join(idle)}: answers are looked up, or the likeliest ones\n  → leave it out")
+    folder = run_of(model)
+    fitted = recipe_of(folder).task if folder else None
+    task = fitted if isinstance(fitted, AnswerConfig) else AnswerConfig(name="answer")
+    if max_tokens is not None:
+        task = task.model_copy(update={"max_new_tokens": max_tokens})
+    loaded = load(model, allow_pickle)
+    solver = open_answering(folder, loaded, task, kb)
+    asked = [question.strip() for question in questions]
+    table = Table([{"question": question} for question in asked], [], {}, "", Problems())
+    for question, answered in zip(asked, solver.outputs(loaded.model, table), strict=True):
+        if as_json:
+            print(json.dumps({"question": question} | solver.say(answered), ensure_ascii=False), flush=True)
+        else:
+            print(f"{shown(answered.answer) or NO_ANSWER}\n  {_source(answered)}", flush=True)
+
+
+def _source(a: Answered) -> str:
+    how = HOW[a.source] if a.answer else "no answer"
+    score = f" · score {a.score:.2f}" if a.answer else ""
+    return f"{how} · {shown(a.evidence)}{score}"

@@ -1,0 +1,21 @@
+"""Tokens of raw text, made once and kept for the next run on the same files."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from lmkit import config
+from lmkit.data.store import TokenStore, is_store
+from lmkit.data.tokenize import tokenize
+from lmkit.recipe import DataConfig, TokenizerConfig
+
+
+def open_tokens(data: DataConfig, tokenizer: TokenizerConfig, family: str) -> TokenStore:
+    """The folder of tokens named by `data.train`, else raw text tokenized into the cache."""
+    sources = [data.train] if isinstance(data.train, str) else data.train
+    if len(sources) == 1 and is_store(Path(sources[0])):
+        return TokenStore(Path(sources[0]))
+    cache = Path(os.environ.get("LMKIT_CACHE") or Path.home() / ".cache" / "lmkit")
+    identity = config.dump(data) + config.dump(tokenizer) + family
+    key = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    return tokenize(data, tokenizer, family, cache / "tokens" / key)

@@ -1,0 +1,71 @@
+"""Pretraining that goes on from a trained model, on other text and with the model's own tokenizer (`task: lm`)."""
+
+from typing import Any
+
+from lmkit.data.cache import open_tokens
+from lmkit.data.store import TokenStore
+from lmkit.errors import ModelError
+from lmkit.finetune_recipe import FinetuneRecipe, default_lr
+from lmkit.model.heads import Head
+from lmkit.model.huggingface import load_folder
+from lmkit.model.lora import add_lora, freeze
+from lmkit.objectives import default_task
+from lmkit.recipe import DataConfig, EvaluateConfig, ModelSection, Recipe, TokenizerConfig, TrainConfig
+from lmkit.runs import model_folder
+from lmkit.training.checkpoints import Adapter
+from lmkit.training.job import Job, build_job
+from lmkit.units import split_quantity
+
+MOST_TOKENS = 1024  # of a row, unless `data.max_length` says otherwise
+
+
+def build_continued(recipe: FinetuneRecipe) -> tuple[Job, TokenStore]:
+    """Raises ModelError for a model that predicts no words, and what `build_job` raises."""
+    assert isinstance(recipe.model, str), "`task: lm` from scratch is `lmkit pretrain`"
+    origin = model_folder(recipe.model)
+    model = load_folder(origin)
+    c = model.config
+    if not isinstance(model.head, Head) or c.head == "pairs":
+        raise ModelError(f"{origin} is a {c.spec.cls}: it has no head for words alone to go on with")
+    if default_task(c.family) == "seq2seq":
+        raise ModelError(f"{origin}: a {c.family} learns from pairs of texts\n  → --task translate or summarize")
+    if recipe.optimizer.lr is None:
+        lr = default_lr(recipe, c.hidden_size)
+        recipe = recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"lr": lr})})
+    data = DataConfig(
+        train=recipe.data.train, validation=recipe.data.validation, text=recipe.data.text or "text",
+        separator=recipe.data.separator,
+    )  # fmt: skip
+    store = open_tokens(data, TokenizerConfig(path=str(origin)), c.family)
+    pretraining = _as_pretraining(recipe, ModelSection(**c.model_dump()), data)
+    adapter = None
+    if recipe.lora:
+        add_lora(model, recipe.lora, recipe.train.seed)
+        adapter = Adapter(recipe.lora, str(origin))
+    if recipe.freeze:
+        freeze(model, recipe.freeze)
+    job = build_job(pretraining, store, model.train())
+    job.adapter, job.patience = adapter, recipe.train.patience
+    # the run is one of fine-tuning: its recipe is what it was asked for, with what was settled on the way
+    settled = recipe.train.model_copy(update={k: getattr(job.recipe.train, k) for k in ("micro_batch", "compile")})
+    job.recipe = recipe.model_copy(update={"train": settled})
+    return job, store
+
+
+def _as_pretraining(recipe: FinetuneRecipe, model: ModelSection, data: DataConfig) -> Recipe:
+    """The recipe of pretraining that reads and scores the same way. Rows fill the context; a batch is whole rows."""
+    context = min(model.context, recipe.data.max_length or MOST_TOKENS)
+    number, unit = split_quantity(recipe.train.batch)
+    rows = max(1, round(number / context)) if unit == "token" else int(number)
+    train = TrainConfig(**recipe.train.model_dump(exclude={"patience"}) | {"batch": rows * context})
+    task: Any = {"name": default_task(model.family)}
+    return Recipe(
+        task=task,
+        model=model.model_copy(update={"context": context}),
+        data=data,
+        optimizer=recipe.optimizer,
+        schedule=recipe.schedule,
+        train=train,
+        checkpoint=recipe.checkpoint,
+        evaluate=EvaluateConfig(every=recipe.evaluate.every),
+    )
