@@ -1,9 +1,11 @@
 """YAML recipe and `key=value` overrides -> a checked, frozen object. Every mistake is reported at once, with its line.
 
 Precedence, lowest first: schema defaults, the recipe's `base:` file, the recipe, overrides.
-Paths (keys named in `paths`) are relative to the file they stand in; on the command line, to the working directory.
+Paths (`PATH_KEYS`) are relative to the file they stand in, or to the working directory where they name something there
+and nothing beside the file; on the command line always to the working directory.
 """
 
+import glob
 import os
 import re
 import types
@@ -275,7 +277,8 @@ def _absolute_paths(tree: dict, folder: Path) -> dict:
         is_share = isinstance(value, str) and re.fullmatch(r"[0-9.]+ ?%", value)
         if not isinstance(value, str) or value.startswith("hub:") or is_share:
             return value
-        return os.path.normpath(folder / Path(value).expanduser())
+        beside, here = (os.path.normpath(place / Path(value).expanduser()) for place in (folder, Path.cwd()))
+        return here if not glob.glob(beside) and glob.glob(here) else beside
 
     out = dict(tree)
     if isinstance(out.get("model"), str):  # of a fine-tuning recipe: where to start from

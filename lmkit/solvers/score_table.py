@@ -13,6 +13,7 @@ from lmkit.evaluation import classification
 from lmkit.evaluation.intervals import Estimate
 from lmkit.solvers.classify import Classifier
 
+PLAIN_WIDTH = 240  # of tables that go to a file: no column is cut
 MOST_CLASSES = 12  # of a confusion matrix, and of a table of classes
 
 
@@ -37,7 +38,7 @@ def _drawn(grid: Grid) -> str:
         console.print(grid)
         return ""
     out = io.StringIO()
-    Console(file=out, width=120).print(grid)
+    Console(file=out, width=PLAIN_WIDTH).print(grid)
     return out.getvalue().rstrip("\n")
 
 

@@ -126,3 +126,16 @@ def test_depth_sets_sizes_rates_and_horizon_by_the_published_rules(tmp_path):
         tmp_path, "model: {family: nanochat, depth: 12, num_layers: 3}\ndata: {train: x}", "optimizer.lr=1"
     )
     assert (by_hand.model.num_layers, by_hand.model.hidden_size, by_hand.optimizer.lr) == (3, 768, 1.0)
+
+
+def test_data_that_is_not_beside_the_recipe_is_found_in_the_working_directory(tmp_path, monkeypatch):
+    """Built-in recipes name data that the user brings."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Path("text").mkdir()
+    Path("text/a.txt").write_text("a")
+    assert recipe(tmp_path / "sub", GOOD).data.train == str(tmp_path / "here/text/*.txt")
+    (tmp_path / "sub/text").mkdir()
+    (tmp_path / "sub/text/b.txt").write_text("b")
+    assert recipe(tmp_path / "sub", GOOD).data.train == str(tmp_path / "sub/text/*.txt")
