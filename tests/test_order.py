@@ -1,6 +1,8 @@
+import random
+
 import pytest
 
-from lmkit.order import batch_rows, rng_for, shuffled
+from lmkit.order import batch_rows, by_length, rng_for, shuffled
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 64, 1000])
@@ -22,3 +24,17 @@ def test_one_point_of_a_huge_order_is_quick_and_in_range():
 def test_noise_is_a_function_of_seed_epoch_and_example():
     assert rng_for(1, 2, 3).random() == rng_for(1, 2, 3).random()
     assert len({rng_for(*key).random() for key in [(1, 2, 3), (2, 2, 3), (1, 3, 3), (1, 2, 4)]}) == 4
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_groups_hold_every_item_once_within_the_limit_and_cost_no_more_than_a_group_for_each_length(seed):
+    rng = random.Random(seed)
+    most, overhead = rng.randint(1, 200), rng.randint(0, 80)
+    items = [(i, rng.randint(1, rng.choice((5, 60)))) for i in range(rng.randint(1, 40))]
+    groups = list(by_length(items, lambda item: item[1], most, overhead))
+    assert sorted(item for group in groups for item in group) == items
+    assert all(len(g) == 1 or len(g) * max(n for _, n in g) <= most for g in groups)
+    alone = list(by_length(items, lambda item: item[1], most, 0))
+    padded = lambda gs: sum(len(g) * max(n for _, n in g) for g in gs)
+    assert padded(alone) == sum(n for _, n in items)
+    assert padded(groups) + overhead * len(groups) <= padded(alone) + overhead * len(alone)
