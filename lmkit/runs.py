@@ -66,6 +66,10 @@ class Run:
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         write_json(self.path / "status.json", {"state": state, "pid": os.getpid(), "time": now, **facts})
 
+    def read_status(self) -> dict[str, Any]:
+        path = self.path / "status.json"
+        return json.loads(path.read_text()) if path.exists() else {}
+
     # ---- checkpoints
 
     def save(self, step: int, write: Callable[[Path], None], keep: int, best: bool) -> Path:

@@ -12,7 +12,7 @@ from lmkit.data.tables import Table, read_table
 from lmkit.display import note
 from lmkit.downstream import AnswerConfig, ClassifyConfig, LMConfig
 from lmkit.errors import ModelError
-from lmkit.files import write_json
+from lmkit.files import write_atomic, write_json
 from lmkit.finetune_recipe import FinetuneRecipe, expand
 from lmkit.model.transformer import Transformer
 from lmkit.pretrained import load
@@ -37,24 +37,37 @@ def start(recipe: FinetuneRecipe, name: str, out: Path | None) -> int:
     path = fresh_path(out, name, "finetune")
     if recipe.seeds == 1:
         return _run(recipe, path, link=out is None)
-    for seed in range(recipe.train.seed, recipe.train.seed + recipe.seeds):
-        note(f"seed {seed}")
-        train = recipe.train.model_copy(update={"seed": seed})
-        code = _run(recipe.model_copy(update={"train": train, "seeds": 1}), path / f"seed-{seed}", link=False)
-        if code:
-            return code
-    found = [json.loads((path / f"seed-{s}" / "scores.json").read_text())["scores"]
-             for s in range(recipe.train.seed, recipe.train.seed + recipe.seeds)]  # fmt: skip
-    print(seeds_line(found))
-    write_json(path / "scores.json", {"seeds": found})
-    return 0
+    path.mkdir(parents=True, exist_ok=True)
+    write_atomic(path / "recipe.yaml", config.dump(recipe))
+    return _seeds(recipe, path)
 
 
 def resume(path: Path) -> int:
-    """Go on with a run where its newest whole checkpoint stands. Returns the exit code."""
+    """Go on with a run, or with several seeds' runs, where the newest whole checkpoint stands. Returns the exit code."""
     path = find_run(path)
     tree, lines = config.read_tree(path / "recipe.yaml")
-    return _run(config.build(FinetuneRecipe, tree, lines, expand, str(path / "recipe.yaml")), path, goes_on=True)
+    recipe = config.build(FinetuneRecipe, tree, lines, expand, str(path / "recipe.yaml"))
+    return _seeds(recipe, path) if recipe.seeds > 1 else _run(recipe, path, goes_on=True)
+
+
+def _seeds(recipe: FinetuneRecipe, path: Path) -> int:
+    """A run for each seed that has none yet, then their mean and spread."""
+    found = []
+    for seed in range(recipe.train.seed, recipe.train.seed + recipe.seeds):
+        folder, train = path / f"seed-{seed}", recipe.train.model_copy(update={"seed": seed})
+        scores = folder / "scores.json"
+        if not scores.exists():
+            note(f"seed {seed}")
+            begun = (folder / "recipe.yaml").exists()
+            code = resume(folder) if begun else _run(recipe.model_copy(update={"train": train, "seeds": 1}), folder)
+            if code:
+                return code
+        if scores.exists():  # none where no row was held out
+            found.append(json.loads(scores.read_text())["scores"])
+    if found:
+        print(seeds_line(found))
+    write_json(path / "scores.json", {"seeds": found})
+    return 0
 
 
 def tables(recipe: FinetuneRecipe) -> tuple[Table, Table]:
@@ -152,12 +165,13 @@ def _continue(recipe: FinetuneRecipe, run: Run, goes_on: bool) -> int:
     code = run_to_end(job, run, "finetune")
     if code is not None:
         return code
-    run.status("done", **job.progress)
     print(f"done in {show_seconds(time.monotonic() - began)}: {job.state.step} steps")
     if job.state.best:
         was = f", from {before['val_perplexity']:.2f}" if before else ""
         print(f"  best   step {job.state.best['step']:.0f}: perplexity {job.state.best['val_perplexity']:.2f}{was}")
-        write_json(run.path / "scores.json", {"before": before, "scores": job.state.best})
+        after = {k: {"value": v} for k, v in job.state.best.items() if k != "step"}
+        write_json(run.path / "scores.json", {"before": before, "scores": after})
+    run.status("done", **job.progress)
     print(f"  next   lmkit eval {run.path} --data FILE")
     return 0
 
@@ -169,13 +183,12 @@ def _train(f: Finetuning, run: Run) -> int:
         return code
     if job.recipe.checkpoint.average > 1:
         keep_average(job, run)
-    state = job.state
-    run.status("done", **job.progress)
-    took = show_seconds(time.monotonic() - began)
+    state, took = job.state, show_seconds(time.monotonic() - began)
     print(f"done in {took}: {state.step} steps, {show_count(state.tokens)} tokens")
     folder = run.path / ("best" if (run.path / "best").exists() else "latest")
     if f.held_out.rows:
         _scores(f, load(folder).model, run)
+    run.status("done", **job.progress)
     print(f"  model  {folder}   (transformers: {job.model.config.spec.cls})")
     chats = job.recipe.task.name == "chat"
     use = "generate {} --chat" if chats else "predict {} --data FILE --out predictions.jsonl"

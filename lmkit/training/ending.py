@@ -9,8 +9,10 @@ from lmkit.training.job import Job
 
 def run_to_end(job: Job, run: Run, verb: str) -> int | None:
     """Train. Returns an exit code where there is nothing left to do, None where training ended and its end is to be
-    told. verb: the command that resumes it."""
-    if job.state.step and job.horizon.progress(job.state.step, job.state.elapsed) >= 1:
+    told, by now or before a kill kept it from being told. verb: the command that resumes it."""
+    if job.state.step and loop.finished(job):
+        if run.read_status().get("state") != "done":
+            return None
         print(f"{run.path} is done: step {job.state.step}, nothing left to train")
         return 0
     run.status("running", step=job.state.step)

@@ -137,6 +137,11 @@ def train(job: Job, run: Run) -> str:
     return "done" if finished else str(stop.asked)
 
 
+def finished(job: Job) -> bool:
+    """Whether a run taken up again had come to its end."""
+    return Rhythm(job).now >= 1 or bool(job.patience and job.state.evaluations_since_best >= job.patience)
+
+
 class Rhythm:
     """The clock of a run: how much is done, and what is due."""
 

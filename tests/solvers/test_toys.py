@@ -211,3 +211,15 @@ def test_a_run_goes_on_bit_for_bit_and_two_models_are_compared(reviews, tmp_path
     told = json.loads(capsys.readouterr().out)
     assert set(told["models"]) == set(models)
     assert 0 <= told["comparison"]["p"] <= 1
+
+
+def test_several_seeds_go_on_where_a_kill_left_them(reviews, tmp_path, capsys):
+    base = ("task.name=classify", f"model={{family: bert, {SMALL}}}", f"data.train={reviews}", "data.text=body",
+            "data.label=stars", *TRAIN, "train.budget=2 steps", "seeds=2", "train.seed=5")  # fmt: skip
+    whole = run(tmp_path / "run", *base)["seeds"]
+    assert "2 seeds: mean" in capsys.readouterr().out and len(whole) == 2
+    (tmp_path / "run/scores.json").unlink()
+    (tmp_path / "run/seed-6/scores.json").unlink()
+    (tmp_path / "run/seed-6/status.json").write_text('{"state": "running"}')  # killed before its scores were kept
+    assert finetune.resume(tmp_path / "run") == 0
+    assert json.loads((tmp_path / "run/scores.json").read_text())["seeds"] == whole
