@@ -1,0 +1,110 @@
+"""`lmkit tokenize`, `pretrain`, `finetune`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lmkit.cli.app import Overrides, Separator, Target, Text, app
+from lmkit.errors import UserError
+
+
+@app.command(epilog="Example: lmkit tokenize recipes/corpus/*.txt --out tokens --vocab-size 1000")
+def tokenize(
+    inputs: Annotated[list[str], typer.Argument(help="Files, folders, globs or hub:NAME. Also .gz and .zst.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for tokens and tokenizer.")],
+    kind: Annotated[str, typer.Option("--kind", help="bpe, wordpiece, unigram, sentencepiece or bytes.")] = "bpe",
+    vocab_size: Annotated[str, typer.Option("--vocab-size", help="Entries of a trained tokenizer.")] = "32k",
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="Take this one: a file, folder or run.")] = None,
+    family: Annotated[
+        str, typer.Option("--family", help="Whose special tokens: nanochat, gpt2, llama, ...")
+    ] = "nanochat",
+    validation: Annotated[str, typer.Option("--validation", help="Share of documents held out.")] = "5%",
+    text: Text = "text",
+    target: Target = None,
+    separator: Separator = None,
+    pixels: Annotated[
+        str | None, typer.Option("--pixels", help="Of images, how they become words: 'size=14 patch=1 colours=16'.")
+    ] = None,
+) -> None:
+    """Train a tokenizer (or take one) and write token files for pretraining."""
+    from lmkit.commands import tokenize as command
+
+    data = {"train": inputs, "validation": validation, "text": text, "target": target}
+    data["separator"] = separator
+    command.run(data, {"type": kind, "vocab_size": vocab_size, "path": tokenizer}, family, out, pixels)
+
+
+@app.command(epilog="Example: lmkit pretrain demo train.budget='5 steps' evaluate.tokens=2048 --out runs/short")
+def pretrain(
+    recipe: Annotated[str | None, typer.Argument(help="A .yaml file, or the name of a built-in recipe.")] = None,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run directory. Default: runs/RECIPE.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN", help="Go on with this run, exactly.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen: sizes, memory, time.")] = False,
+) -> None:
+    """Train a model from scratch."""
+    if resume is not None:
+        if recipe or out or dry_run:
+            raise UserError(
+                "--resume goes on with a run as it is\n  → leave out the recipe, its changes, --out and --dry-run"
+            )
+        from lmkit.commands import pretrain as command
+
+        raise typer.Exit(command.resume(resume))
+    if recipe is None:
+        raise UserError("name a recipe, or a run after --resume\n  → `lmkit recipes` lists the built-in recipes")
+    from lmkit.builtin import find_recipe
+    from lmkit.config import load
+    from lmkit.presets import expand
+    from lmkit.recipe import Recipe
+
+    path, changes = find_recipe(recipe, "pretrain"), tuple(overrides or ())
+    load(Recipe, path, changes, expand)  # a mistake ends here, before torch is loaded
+    from lmkit.commands import pretrain as command
+
+    if dry_run:
+        command.dry_run(path, changes)
+    else:
+        raise typer.Exit(command.start(path, changes, out))
+
+
+@app.command(epilog="Example: lmkit finetune --task classify --model runs/bert-tiny --data reviews.csv")
+def finetune(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A .yaml file or the name of a built-in recipe; or leave it out.")
+    ] = None,
+    overrides: Overrides = None,
+    task: Annotated[
+        str | None, typer.Option("--task", help="classify, tag, qa, translate, summarize, chat, lm or answer.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="A run or a Hugging Face folder.")] = None,
+    data: Annotated[list[str] | None, typer.Option("--data", "-d", help="Labelled files. Repeatable.")] = None,
+    validation: Annotated[str | None, typer.Option("--validation", help="Files of their own, or a share: 10%.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run directory. Default: runs/TASK-DATA.")] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", metavar="RUN", help="Go on with this run.")] = None,
+) -> None:
+    """Teach a trained model a task from labelled rows."""
+    if resume is not None:
+        if recipe or out or task or model or data:
+            raise UserError("--resume goes on with a run as it is\n  → leave out everything else")
+        from lmkit.commands import finetune as command
+
+        raise typer.Exit(command.resume(resume))
+    from lmkit.builtin import find_recipe
+
+    changes = list(overrides or ())
+    if recipe is not None and "=" in recipe:  # no recipe, only changes
+        changes, recipe = [recipe, *changes], None
+    path = None if recipe is None else find_recipe(str(recipe), "finetune")
+    from lmkit.config import load
+    from lmkit.finetune_recipe import FinetuneRecipe, expand, flags
+
+    said = flags(task, model, data, validation)
+    loaded = load(FinetuneRecipe, path, (*said, *changes), expand)  # a mistake ends here, before torch is loaded
+    from lmkit.commands import finetune as command
+
+    name = path.stem if path else f"{loaded.task.name}-{Path(str(data[0])).name.partition('.')[0] if data else 'run'}"
+    raise typer.Exit(command.start(loaded, name, out))
