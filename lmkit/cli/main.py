@@ -3,9 +3,12 @@
 import os
 import sys
 
-from lmkit.cli import train, use, kb, look  # noqa: I001, F401 - they add their commands to `app`, in the order of --help
 from lmkit.cli.app import app
 from lmkit.errors import INTERRUPTED, UserError
+
+# isort: off
+from lmkit.cli import train, use, kb, look  # noqa: F401 - they add their commands to `app`, in the order of --help
+# isort: on
 
 
 def main() -> None:
