@@ -6,6 +6,7 @@ and nothing beside the file; on the command line always to the working directory
 """
 
 import glob
+import math
 import os
 import re
 import types
@@ -20,6 +21,7 @@ from lmkit.errors import UserError, did_you_mean
 
 T = TypeVar("T", bound=BaseModel)
 MAX_BYTES = 1_000_000
+MAX_DEPTH = 50
 
 
 class _Loader(yaml.SafeLoader):
@@ -29,16 +31,28 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 - PyYAML's way to drop the YAML 1.1 rules
 
+    depth = 0
+
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(
-                problem="aliases (*name) are not allowed in a recipe", problem_mark=self.peek_event().start_mark
-            )
-        return super().compose_node(parent, index)
+        event = self.peek_event()
+        wrong = "nested too deeply" if self.depth == MAX_DEPTH else ""
+        if isinstance(event, yaml.AliasEvent):
+            wrong = "aliases (*name) are not allowed in a recipe"
+        elif getattr(event, "tag", None):
+            wrong = f"tags ({event.tag}) are not allowed in a recipe"
+        if wrong:
+            raise yaml.MarkedYAMLError(problem=wrong, problem_mark=event.start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
         seen: set[str] = set()
         for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:str":
+                shown = f"`{key.value}`" if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+                raise yaml.MarkedYAMLError(problem=f"a key is a name, not {shown}", problem_mark=key.start_mark)
             if key.value in seen:
                 raise yaml.MarkedYAMLError(problem=f"key `{key.value}` stands twice", problem_mark=key.start_mark)
             seen.add(key.value)
@@ -98,7 +112,9 @@ def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> tuple[dict, dict[str, 
     base = tree.pop("base", None)
     if base is None:
         return _absolute_paths(tree, path.parent), lines
-    low, low_lines = read_tree(path.parent / str(base), (*seen, path))
+    if not isinstance(base, str):
+        raise UserError(f"{lines['base']}: `base` is the name of one recipe file (got {base!r})")
+    low, low_lines = read_tree(path.parent / base, (*seen, path))
     return _merge(low, _absolute_paths(tree, path.parent)), low_lines | lines
 
 
@@ -117,16 +133,20 @@ def load(
 
 
 def build(schema: type[T], tree: dict, lines: dict[str, str], expand: Any = None, where: str = "recipe") -> T:
-    problems = list(_unknown_keys(schema, tree, lines))
-    complete = True
+    problems = [*_unknown_keys(schema, tree, lines), *_not_finite(tree, lines, where)]
+    complete, failed = True, None
     try:
         tree = expand(tree) if expand is not None else tree
     except ValueError as e:
         key = str(e).partition(" ")[0].strip("`:")
         problems.append(f"{_line(key, lines, where)}\n  {e}")
         complete = False  # what stayed open is no mistake of its own
+    except (ArithmeticError, TypeError) as e:  # it counts with values that the schema has not seen yet
+        complete, failed = False, e
     try:
         built = schema.model_validate(tree)
+        if failed and not problems:
+            raise failed
         if not problems:
             return built
     except ValidationError as e:
@@ -182,6 +202,15 @@ def _unknown_keys(schema: type[BaseModel], tree: Any, lines: dict[str, str], at:
             inner = _chosen(sections, value)
             if inner:
                 yield from _unknown_keys(inner, value, lines, f"{key}.")
+
+
+def _not_finite(tree: Any, lines: dict[str, str], where: str, at: str = "") -> typing.Iterator[str]:
+    """Infinity and NaN are numbers that no setting means."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _not_finite(value, lines, where, f"{at}{name}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield f"{_line(f'{at}{name}', lines, where)}\n  `{at}{name}` = {value} is no finite number"
 
 
 def _explain(schema: type[BaseModel], error: Any, lines: dict[str, str], where: str) -> str:
@@ -277,7 +306,7 @@ def _absolute_paths(tree: dict, folder: Path) -> dict:
         is_share = isinstance(value, str) and re.fullmatch(r"[0-9.]+ ?%", value)
         if not isinstance(value, str) or value.startswith("hub:") or is_share:
             return value
-        beside, here = (os.path.normpath(place / Path(value).expanduser()) for place in (folder, Path.cwd()))
+        beside, here = (os.path.normpath(place / os.path.expanduser(value)) for place in (folder, Path.cwd()))
         return here if not glob.glob(beside) and glob.glob(here) else beside
 
     out = dict(tree)

@@ -14,7 +14,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from lmkit.units import show_seconds
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+HUSHED = int(os.environ.get("RANK", "0")) > 0  # not the first of several processes: that one speaks for all
+console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=HUSHED)
 CONTROL = {c: None for c in (*range(0x20), *range(0x7F, 0xA0)) if chr(c) not in "\n\t"}
 PLAIN_INTERVAL = float(os.environ.get("LMKIT_LOG_SECONDS", "10"))
 
@@ -23,7 +24,7 @@ def note(text: str) -> None:
     """One permanent line: something inferred, skipped or counted that the user should know."""
     if console.is_terminal:
         console.print(text, markup=False)
-    else:
+    elif not HUSHED:
         print(text, file=sys.stderr, flush=True)
 
 
@@ -70,7 +71,7 @@ class Meter:
         eta = show_seconds((self.total - done) / rate) if rate > 0 else "-"
         if console.is_terminal:
             self.bar.update(self.task, completed=done, text=text, eta=eta)
-        elif now - self.last_line >= PLAIN_INTERVAL:
+        elif now - self.last_line >= PLAIN_INTERVAL and not HUSHED:
             self.last_line = now
             stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
             print(f"{stamp} {self.title} {done / self.total:.0%} {text} eta {eta}", file=sys.stderr, flush=True)
@@ -79,5 +80,5 @@ class Meter:
         """A permanent line above the bar."""
         if console.is_terminal:
             console.print(text, markup=False)
-        else:
+        elif not HUSHED:
             print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}", file=sys.stderr, flush=True)

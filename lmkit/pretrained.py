@@ -39,6 +39,8 @@ class Pretrained:
         self.model, self.tokenizer, self.folder = model, tokenizer, folder
         config = adapted_config(folder, base) if base else read_config(folder)
         self.generation_config = _generation_config(base or folder)
+        for said in (config, self.generation_config):
+            _check_ids(said, model.config.vocab_size, folder)
         ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_id", None) for role in ("bos", "eos", "pad")}
         self.special: dict[str, Any] = {k: v if config.get(k) is None else config[k] for k, v in ids.items()}
         if model.config.stacks == "encoder_decoder":
@@ -217,8 +219,21 @@ def _generation_config(folder: Path) -> dict[str, Any]:
     path = folder / "generation_config.json"
     try:
         return dict(json.loads(path.read_bytes())) if path.is_file() else {}
-    except (ValueError, TypeError) as e:
+    except (OSError, ValueError, TypeError, RecursionError) as e:
         raise ModelError(f"{path}: not a JSON object: {e}") from None
+
+
+def _check_ids(said: dict[str, Any], vocab_size: int, folder: Path) -> None:
+    """Raises ModelError for token ids that are none; beyond the embedding only those may lie that are never read."""
+    whole = lambda ids: isinstance(ids, list) and all(type(i) is int for i in ids)
+    for key, value in said.items():
+        ids = [value] if type(value) is int else value
+        fits = not (key in OPENING_KEYS and whole(ids)) or all(0 <= i < vocab_size for i in ids)
+        if key.endswith("_token_id") and value is not None and not (whole(ids) and fits):
+            raise ModelError(f"{folder}: {key}: {value!r} is no token's id\n  allowed: 0 to {vocab_size - 1}")
+    words = said.get("bad_words_ids") or []
+    if not isinstance(words, list) or not all(whole(word) for word in words):
+        raise ModelError(f"{folder}: bad_words_ids is no list of lists of tokens' ids")
 
 
 def _check_fit(tokenizer: Tokenizer, config: ModelConfig, folder: Path) -> None:

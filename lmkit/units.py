@@ -3,6 +3,7 @@
 import re
 
 SCALE = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
+LARGEST = 1e18  # whole numbers above lose digits, and fit no index
 SECONDS = {
     "s": 1, "sec": 1, "second": 1, "m": 60, "min": 60, "minute": 60, "h": 3600, "hour": 3600, "d": 86400, "day": 86400,
 }  # fmt: skip
@@ -19,6 +20,8 @@ def split_quantity(text: str | int | float) -> tuple[float, str]:
             f"{text!r} is not a quantity; write a number and a unit, like 2000, 512k, 2.5B tokens, 5% or 3 min"
         )
     number, first, second = float(match[1]), match[2], match[3]
+    if number > LARGEST:
+        raise ValueError(f"{text!r} is too large; allowed: up to {LARGEST:.0e}")
     if second:
         if first.lower() not in SCALE:
             raise ValueError(f"{text!r}: `{first}` is not a scale; use k, M, B or T")

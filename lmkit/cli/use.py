@@ -2,12 +2,14 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import IO, Annotated
 
 import typer
 
 from lmkit.cli.app import Column, Data, Json, Label, Model, Pickle, Separator, Target, app
 from lmkit.errors import DataError, UserError
+
+MOST_BYTES = 2**28
 
 
 @app.command(epilog="Example: lmkit generate runs/demo 'It was' --max-tokens 20 --temperature 0.7 --seed 1")
@@ -89,17 +91,31 @@ def generate(
     command.run(model, prompts, config, n, as_json, show, allow_pickle, given)
 
 
+def _text(stream: IO[bytes], where: Path | str) -> str:
+    """Raises DataError for more than prompts can be, as devices give it without end."""
+    content = stream.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise DataError(f"{where}: above {MOST_BYTES:,} bytes of prompts\n  → give them in parts")
+    return content.decode("utf-8-sig")
+
+
 def _prompts(prompt: str | None, file: Path | None) -> list[str]:
     """One prompt from the command line or standard input, or a file's lines."""
     if file is not None and prompt is not None:
         raise UserError("give a prompt or --file, not both")
+    where = file or "standard input"
     try:
         if file is not None:
-            return file.read_text(encoding="utf-8").splitlines()
+            with file.open("rb") as stream:
+                text = _text(stream, where)
+            lines = text.removesuffix("\n").split("\n") if text else []  # a line ends where a reader of files sees it
+            if not lines:
+                raise DataError(f"{file}: holds no prompt\n  → write one a line")
+            return [line.removesuffix("\r") for line in lines]
         if prompt is None or prompt == "-":
-            return [sys.stdin.buffer.read().decode("utf-8")]
+            return [_text(sys.stdin.buffer, where)]
     except UnicodeDecodeError as e:
-        raise DataError(f"{file or 'standard input'}: not UTF-8 text (byte {e.start})") from None
+        raise DataError(f"{where}: not UTF-8 text (byte {e.start})") from None
     except OSError as e:
         raise DataError(f"{file}: cannot be read: {e.strerror}") from None
     return [prompt]

@@ -7,6 +7,7 @@ from pathlib import Path
 from lmkit import config
 from lmkit.data.store import TokenStore, is_store
 from lmkit.data.tokenize import tokenize
+from lmkit.errors import StorageError
 from lmkit.recipe import DataConfig, TokenizerConfig
 
 
@@ -15,7 +16,9 @@ def open_tokens(data: DataConfig, tokenizer: TokenizerConfig, family: str) -> To
     sources = [data.train] if isinstance(data.train, str) else data.train
     if len(sources) == 1 and is_store(Path(sources[0])):
         return TokenStore(Path(sources[0]))
-    cache = Path(os.environ.get("LMKIT_CACHE") or Path.home() / ".cache" / "lmkit")
+    cache = Path(os.environ.get("LMKIT_CACHE") or os.path.expanduser("~/.cache/lmkit"))
+    if not cache.is_absolute() and not os.environ.get("LMKIT_CACHE"):
+        raise StorageError("there is no home directory for the cache of tokens\n  → set LMKIT_CACHE to a folder")
     identity = config.dump(data) + config.dump(tokenizer) + family
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
     return tokenize(data, tokenizer, family, cache / "tokens" / key)

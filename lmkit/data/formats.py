@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lmkit.data import strict_json
 from lmkit.data.hub import class_names, hub_records, named
 from lmkit.data.inputs import KINDS, Input, Pairing, Problems, files_of, list_inputs
 from lmkit.data.parallel import read_pairs
@@ -32,6 +33,7 @@ ALLOWED = {
     "translate": "; .po; files of a sentence a line, with data.text and data.target the endings of their names",
     "summarize": "; files of a text a line, with data.text and data.target the endings of their names",
 }
+MOST_JSON = 2**31  # bytes of a .json file, which is read as one; what is packed can be much more than it seems
 LONE_QUOTE = re.compile(r'"(?!(?:[^"]|"")*"\Z)')  # a field that begins with a quotation mark and is not quoted
 
 
@@ -182,11 +184,17 @@ def _jsonl(item: Input, problems: Problems) -> Records:
 
 def _json(item: Input, task: str, problems: Problems) -> Records:
     """A list of objects, alone or under `data`; SQuAD's articles; or, despite the name, an object a line."""
-    text = b"".join(guarded(item, read_blocks(item), problems)).decode(errors="surrogateescape")
+    blocks, size = [], 0
+    for block in guarded(item, read_blocks(item), problems):
+        blocks.append(block)
+        size += len(block)
+        if size > MOST_JSON:
+            raise DataError(f"{item.name}: above {MOST_JSON:,} bytes\n  → make it an object a line (.jsonl)")
+    text = b"".join(blocks).decode(errors="surrogateescape")
     if not item.whole:  # unreadable, and counted
         return Records("json", [], [])
     try:
-        content = json.loads(text)
+        content = strict_json.loads(text)
     except RecursionError as e:
         raise DataError(f"{item.name}: nested too deeply to be read") from e
     except ValueError as e:

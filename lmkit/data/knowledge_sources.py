@@ -1,6 +1,5 @@
 """Files of knowledge as a stream of rows, in bounded memory: triples, aliases, phrases, passages and facts."""
 
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lmkit.data import strict_json
 from lmkit.data.formats import LONE_QUOTE
 from lmkit.data.inputs import KINDS, Input, Problems, files_of
 from lmkit.data.readers import (
@@ -234,7 +234,7 @@ def _json(item: Input, problems: Problems) -> Iterator[Record]:
     if not item.whole:  # unreadable, and counted
         return
     try:
-        content = json.loads(text)
+        content = strict_json.loads(text)
     except (ValueError, RecursionError) as e:
         raise DataError(f"{item.name}: {e}\n  → is the file complete? JSON lines are called .jsonl") from e
     content = content.get("data") if isinstance(content, dict) else content

@@ -5,7 +5,6 @@ import csv
 import gzip
 import hashlib
 import io
-import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
+from lmkit.data import strict_json
 from lmkit.data.hub import hub_records
 from lmkit.data.inputs import Document, Input, Problems
 from lmkit.errors import DataError, did_you_mean
@@ -295,7 +295,7 @@ def json_records(item: Input, problems: Problems) -> Iterator[tuple[int, dict[st
         if line is None or not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = strict_json.loads(line)
         except (ValueError, RecursionError) as e:
             problems.add(BROKEN, f"{item.name}:{number} ({e})")
             continue
@@ -323,7 +323,7 @@ def _present(where: str, what: str, config: DataConfig, there: list[str]) -> lis
     for name, key, kind in zip(names, ("text", "target"), ("text", "target text"), strict=False):
         if name not in there:
             raise DataError(
-                f"{where}: no {what} `{name}`{did_you_mean(name, there)}\n"
+                f"{where}: no {what} `{name}`{did_you_mean(name, there[:1000])}\n"
                 f"  → say which one holds the {kind} with data.{key}=NAME"
             )
     return names

@@ -20,6 +20,7 @@ def _role(name: str, names: str, noun: str = "", key: str = "", answer: bool = F
     return Role(name, tuple(names.split()), noun, key, answer)
 
 
+SHOWN = 30  # columns that an error lists
 QUESTION = "question query"
 ANSWERS = "answers answer answer_text"
 PROMPTS = (
@@ -141,9 +142,10 @@ def _cannot_tell(where: str, columns: list[str], task: str, labelled: bool) -> D
     listed = " and ".join(([", ".join(nouns[:-1])] if nouns[1:] else []) + nouns[-1:])
     if task == "chat":
         listed, keys = f"messages, or {listed}", f"data.text=COLUMN (messages), or {keys}"
+    more = f" and {len(columns) - SHOWN:,} more" if len(columns) > SHOWN else ""
+    shown = ", ".join(column[:40] for column in columns[:SHOWN]) + more
     return DataError(
-        f"{where}: cannot tell which columns to use (columns: {', '.join(columns)})\n"
-        f"  {task} needs {listed}\n  → {keys}"
+        f"{where}: cannot tell which columns to use (columns: {shown})\n  {task} needs {listed}\n  → {keys}"
     )
 
 

@@ -8,6 +8,7 @@ from lmkit.errors import DataError
 
 SHOWN = 20  # classes listed
 UNEVEN = 3  # times the share a class would have if all were even
+UNLIKE = 9  # times as long as its translation no sentence is (Koehn et al. 2007 leave such pairs out)
 MOSTLY = 0.75  # of all rows in one class is uneven, however few classes there are
 
 
@@ -29,6 +30,8 @@ def report(
         lines += _classes(train, others, task, one_class)
     if task == "qa" and (without := sum(not row.get("answers") for row in train.rows)):
         lines.append(f"{_share(without, len(train.rows))} of the questions have no answer")
+    if task == "translate":
+        lines += _sides(train.rows)
     if lengths:
         lines += _lengths(lengths, limit)
     return lines + _doubles(train.rows, others, task)
@@ -72,6 +75,15 @@ def _classes(train: Table, others: list[Row], task: str, one_class: bool) -> lis
         more = f" and {len(unknown) - SHOWN:,} more" if len(unknown) > SHOWN else ""
         lines.append(f"{len(unknown):,} labels of the held-out rows are in no training row: {named}{more}")
     return lines
+
+
+def _sides(rows: list[Row]) -> list[str]:
+    """Pairs that are no translations, most likely: they are kept, and counted."""
+    same = sum(row["source"].strip() == row["target"].strip() for row in rows)
+    sizes = [sorted((len(row["source"]), len(row["target"]))) for row in rows]
+    uneven = sum(long > UNLIKE * short for short, long in sizes)
+    lines = [f"{_share(same, len(rows))} pairs have the same text on both sides"] if same else []
+    return lines + ([f"{_share(uneven, len(rows))} pairs have one side over {UNLIKE} times as long"] if uneven else [])
 
 
 def _lengths(lengths: list[int], limit: int | None) -> list[str]:

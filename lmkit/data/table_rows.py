@@ -84,7 +84,7 @@ def _label(value: Any) -> str | int | float | list[str] | None:
         return None if broken else [str(label) for label in labels]
     if isinstance(value, bool):
         return str(value).lower()
-    if value is None or isinstance(value, dict) or (isinstance(value, float) and math.isnan(value)):
+    if value is None or isinstance(value, dict) or (isinstance(value, float) and not math.isfinite(value)):
         return None
     return value if isinstance(value, (int, float)) else str(value).strip() or None
 

@@ -95,7 +95,7 @@ class _Job:
         for item in self.inputs["train"] if self.tails else ():
             item.tail = self.share
         self.given = None if tokenizer.path is None else load_tokenizer(tokenizer.path)
-        self.palette = None if tokenizer.path is None else _palette(Path(tokenizer.path).expanduser())
+        self.palette = None if tokenizer.path is None else _palette(Path(os.path.expanduser(tokenizer.path)))
         trained = tokenizer.model_dump(mode="json", exclude={"path"}) | {"family": family}
         self.settings = {
             "format": FORMAT,

@@ -14,16 +14,17 @@ ACTIVATIONS = {
 }  # fmt: skip
 TO_HF_ACTIVATION = {"gelu_tanh": "gelu_new"}
 SIZES = ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "context")  # must be there
+MOST = 2**31  # of any size
 
 
 def config_from_hf(h: dict[str, Any], head: str = "lm") -> ModelConfig:
     """`h` is config.json. Raises ModelError for an unknown model_type or a setting that would change the result."""
     name = h.get("model_type")
-    if name not in FAMILIES or FAMILIES[name].model_type:
+    if not isinstance(name, str) or name not in FAMILIES or FAMILIES[name].model_type:
         known = [n for n, f in FAMILIES.items() if not f.model_type]
         raise ModelError(f"model_type `{name}` is not supported{did_you_mean(str(name), known)}")
     try:
-        return _read(h, str(name), head)
+        return _read(h, name, head)
     except KeyError as e:
         raise ModelError(f"config.json ({name}): key {e} is missing") from None
     except ValidationError as e:
@@ -31,6 +32,8 @@ def config_from_hf(h: dict[str, Any], head: str = "lm") -> ModelConfig:
             f"  {'.'.join(map(str, x['loc'])) or 'config'}: {x['msg']} (got {x.get('input')!r})" for x in e.errors()
         ]
         raise ModelError(f"config.json ({name}) describes an impossible model:\n" + "\n".join(lines)) from None
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as e:  # the file is anyone's
+        raise ModelError(f"config.json ({name}): a value is of the wrong kind: {e}") from None
 
 
 def _read(h: dict[str, Any], name: str, head: str) -> ModelConfig:
@@ -41,6 +44,10 @@ def _read(h: dict[str, Any], name: str, head: str) -> ModelConfig:
     axes: dict[str, Any] = {"family": name, "head": head, **family.axes}
     for axis, key in family.keys.items():
         if h.get(key) is not None:
+            if axis in SIZES and (type(h[key]) is not int or not 0 < h[key] < MOST):
+                raise ModelError(
+                    f"config.json: {key}: {h[key]!r} is no size\n  allowed: whole numbers from 1 to {MOST:,}"
+                )
             axes[axis] = _activation(h[key]) if axis == "activation" else h[key]
         elif axis in SIZES and key != "n_inner":  # GPT-2's may be null
             raise KeyError(key)
@@ -75,9 +82,9 @@ def _labels(h: dict[str, Any]) -> tuple[str, ...]:
     return tuple(str(names[i]) for i in sorted(names, key=int))
 
 
-def _activation(name: str) -> str:
-    if name not in ACTIVATIONS:
-        raise ModelError(f"config.json: activation `{name}` is not supported{did_you_mean(name, ACTIVATIONS)}")
+def _activation(name: Any) -> str:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise ModelError(f"config.json: activation `{name}` is not supported{did_you_mean(str(name), ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 

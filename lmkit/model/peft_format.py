@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,15 @@ PLAIN: dict[str, tuple[Any, ...]] = {
 def save_adapter(
     model: Transformer, config: LoraConfig, folder: Path, base: str, special: dict[str, int | None] | None = None
 ) -> None:
-    """The adapters and the head for labels, as PEFT loads them onto the model `base`, a folder or a name on the hub.
+    """What `adapter_writer` holds, into `folder`."""
+    adapter_writer(model, config, base, special)(folder)
+
+
+def adapter_writer(
+    model: Transformer, config: LoraConfig, base: str, special: dict[str, int | None] | None = None
+) -> Callable[[Path], None]:
+    """Writes the adapters and the head for labels as they are now, as PEFT loads them onto the model `base`, a folder
+    or a name on the hub.
 
     config.json, which PEFT passes over, says which head the whole has. special: as for `save_folder`; what is not given
     is the base's."""
@@ -78,10 +87,14 @@ def save_adapter(
         "fan_in_fan_out": model.config.family == "gpt2", "modules_to_save": _whole_modules(head, names) or None,
         "bias": "none", "inference_mode": True,
     }  # fmt: skip
-    write_json(folder / ADAPTER_CONFIG, said)
-    write_json(folder / "config.json", config_to_hf(model.config, special or {}))
     own = {PREFIX + k: v.detach().float().cpu().clone().contiguous() for k, v in (tensors | head).items()}
-    save_file(own, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+
+    def write(folder: Path) -> None:
+        write_json(folder / ADAPTER_CONFIG, said)
+        write_json(folder / "config.json", config_to_hf(model.config, special or {}))
+        save_file(own, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+
+    return write
 
 
 def _task_keys(c: ModelConfig) -> dict[str, Any]:

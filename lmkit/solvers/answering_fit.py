@@ -55,7 +55,7 @@ def start(recipe: FinetuneRecipe, path: Path, link: bool) -> int:
         run = Run(path)
         try:
             if link:
-                run.link_beside("latest")
+                run.link_latest()
             run.begin(recipes.dump(recipe), {"data": train.fingerprint, "held_out": held_out.fingerprint})
             solver = fit(kb, train, task, reader, loaded.model)
             _link_model(loaded.folder, run)

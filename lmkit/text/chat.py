@@ -5,6 +5,7 @@ runs in a sandbox. Control tokens are those that the template writes: what a mes
 one."""
 
 import json
+import os
 import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
@@ -18,9 +19,9 @@ import jinja2
 import jinja2.ext
 from jinja2 import nodes
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lmkit.errors import ModelError, UserError
+from lmkit.text.sandbox import Sandbox, limits
 from lmkit.text.tokenizer import ROLES, Tokenizer, read_object
 
 if TYPE_CHECKING:
@@ -93,15 +94,15 @@ class ChatTemplate:
     @cached_property
     def _compiled(self) -> jinja2.Template:
         """Raises UserError."""
-        env = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
-        )
+        env = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
         env.filters["tojson"] = _tojson
         env.globals |= {"raise_exception": _raise, "strftime_now": lambda form: datetime.now().strftime(form)}
         try:
-            return env.from_string(self.source)
+            return env.bounded(self.source)
         except jinja2.TemplateSyntaxError as e:
             raise UserError(f"chat template {self.name}, line {e.lineno}: {e.message}") from None
+        except (RecursionError, SyntaxError, ValueError, MemoryError) as e:  # of the Python that Jinja makes of it
+            raise UserError(f"chat template {self.name}: cannot be read: {str(e) or type(e).__name__}") from None
 
     def render(self, messages: Messages, add_generation_prompt: bool = False) -> str:
         """The text, up to where the assistant begins to write if `add_generation_prompt`. Raises UserError with what
@@ -109,9 +110,9 @@ class ChatTemplate:
         given = {"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt, **self.special}
         compiled = self._compiled
         try:
-            return compiled.render(messages=[dict(m) for m in messages], **given)
+            return compiled.render(messages=[dict(m) for m in messages], **given, **limits())
         except Exception as e:  # a template is a program of someone else: it can raise anything
-            raise UserError(f"chat template {self.name}: {e}") from None
+            raise UserError(f"chat template {self.name}: {str(e) or type(e).__name__}") from None
 
     def missing(self, tokenizer: Tokenizer) -> list[str]:
         """Control tokens that the template writes and the tokenizer lacks."""
@@ -125,7 +126,7 @@ def find_template(folders: Sequence[Path], setting: str, tokenizer: Tokenizer) -
     special = {f"{role}_token": token for role in ROLES if (token := getattr(tokenizer.special, role)) is not None}
     if setting not in ("auto", "chatml"):
         try:
-            return ChatTemplate(Path(setting).expanduser().read_text(encoding="utf-8"), special, setting)
+            return ChatTemplate(Path(os.path.expanduser(setting)).read_text(encoding="utf-8"), special, setting)
         except (OSError, ValueError) as e:
             raise UserError(
                 f"task.template {setting}: cannot be read: {e}\n  allowed: auto, chatml, or a Jinja file"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from functools import cached_property
@@ -217,7 +218,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     """From a tokenizer.json, a Hugging Face folder (fast or slow), a sentencepiece .model, a run or a token store.
 
     Raises ModelError when there is none, it is damaged, or it cannot be read exactly."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))  # leaves alone what names nobody here
     if path.is_file():
         return _from_file(path, None)
     if not path.is_dir():
@@ -295,9 +296,13 @@ def _add_tokens(backend: "Backend", folder: Path | None) -> None:
     if folder is None:
         return
     decoder = read_object(folder / "tokenizer_config.json").get("added_tokens_decoder", {})
-    added = {t["content"]: (int(i), bool(t.get("special"))) for i, t in decoder.items()}
     control = _named_special(folder).values()
-    added |= {t: (i, t in control) for t, i in read_object(folder / "added_tokens.json").items() if t not in added}
+    try:
+        added = {str(t["content"]): (int(i), bool(t.get("special"))) for i, t in decoder.items()}
+        plain = {str(t): (int(i), t in control) for t, i in read_object(folder / "added_tokens.json").items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(f"{folder}: its list of added tokens cannot be read: {error!r}") from error
+    added = plain | added
     for token, (token_id, special) in sorted(added.items(), key=lambda item: item[1]):
         add = backend.add_special_tokens if special else backend.add_tokens
         add([AddedToken(token, normalized=False, special=special)])
@@ -311,7 +316,10 @@ def _named_special(folder: Path) -> dict[str, str]:
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         named |= {k: v for k, v in read_object(folder / file).items() if v is not None}
     values = {role: named[f"{role}_token"] for role in ROLES if f"{role}_token" in named}
-    return {role: value["content"] if isinstance(value, dict) else value for role, value in values.items()}
+    tokens = {role: value.get("content") if isinstance(value, dict) else value for role, value in values.items()}
+    if odd := [role for role, token in tokens.items() if not isinstance(token, str)]:
+        raise ModelError(f"{folder}: its {odd[0]}_token is {values[odd[0]]!r}, which is no text")
+    return {role: str(token) for role, token in tokens.items()}
 
 
 def _find_special(backend: "Backend", folder: Path | None) -> Special:
@@ -329,7 +337,7 @@ def read_object(path: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise ModelError(f"{path}: must hold a JSON object, holds a {type(value).__name__}")
