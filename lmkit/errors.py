@@ -2,7 +2,8 @@
 is a bug and keeps its traceback.
 
 Exit codes: 0 done, 1 bug, 2 usage or recipe, 3 data, 4 model or checkpoint, 5 run directory in use, 6 diverged,
-7 storage, 75 stopped with a checkpoint (run again with --resume), 130 interrupted without saving.
+7 storage, 8 a process died or hung, 9 out of memory, 75 stopped with a checkpoint (run again with --resume),
+130 interrupted without saving.
 """
 
 from collections.abc import Iterable
@@ -36,6 +37,16 @@ class Diverged(UserError):
 
 class StorageError(UserError):
     exit_code = 7
+
+
+class ProcessFailed(UserError):
+    """One of several processes died or hung."""
+
+    exit_code = 8
+
+
+class OutOfMemory(UserError):
+    exit_code = 9
 
 
 STOPPED_RESUMABLE = 75  # EX_TEMPFAIL: saved, run again with --resume

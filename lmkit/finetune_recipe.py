@@ -17,6 +17,7 @@ from lmkit.recipe import (
     CheckpointConfig,
     ModelSection,
     OptimizerConfig,
+    ParallelConfig,
     ScheduleConfig,
     TokenizerConfig,
     TrainConfig,
@@ -61,6 +62,9 @@ class FinetuneRecipe(Section):
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="How weights move.")
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="Learning rate over time.")
     train: FinetuneTrainConfig = Field(default_factory=FinetuneTrainConfig, description="How long, how fast, on what.")
+    parallel: ParallelConfig = Field(
+        default_factory=ParallelConfig, description="How several processes share the work."
+    )
     evaluate: FinetuneEvaluateConfig = Field(default_factory=FinetuneEvaluateConfig, description="Scores on the way.")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="What is kept.")
     seeds: Count = Field(1, ge=1, description="Train this many times, with train.seed, train.seed + 1, ...")
@@ -75,6 +79,10 @@ class FinetuneRecipe(Section):
             raise ValueError("optimizer.name muon is for whole matrices, not for lora's\n  → adamw")
         if self.lora and (self.train.ema or self.checkpoint.average > 1):
             raise ValueError("lora: averages of weights (train.ema, checkpoint.average) are of whole models only")
+        if self.parallel.tensor > 1:
+            raise ValueError("parallel.tensor is for pretraining: scores of tasks need whole matrices\n  → data: fsdp")
+        if self.lora and self.parallel.data == "fsdp":
+            raise ValueError("lora leaves little to shard\n  → parallel.data=ddp")
         if isinstance(self.task, AnswerConfig) and not self.task.kb:
             raise ValueError("task.kb is missing: the knowledge base that answers are looked up in (`lmkit kb build`)")
         return self

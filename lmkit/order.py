@@ -39,6 +39,13 @@ def batch_rows(step: int, size: int, n: int, seed: int) -> list[tuple[int, int]]
     return [(i // n, shuffled(i % n, n, seed, i // n)) for i in rows]
 
 
+def nth_left(n: int, passed_over: list[int]) -> int:
+    """The n-th of the numbers 0, 1, 2, ... that are not passed over."""
+    for number in sorted(passed_over):
+        n += number <= n
+    return n
+
+
 def rng_for(seed: int, epoch: int, index: int) -> np.random.Generator:
     """Every random choice made about one example (masks, spans, crops) comes from here."""
     return np.random.default_rng((seed, epoch, index))

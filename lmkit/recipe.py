@@ -121,6 +121,11 @@ class TrainConfig(Section):
     )
     micro_batch: Tokens = Field(0, ge=0, description="Tokens a forward pass; changes speed and memory only. 0: chosen.")
     clip: float | None = Field(None, gt=0, description="Largest gradient norm; None: off.")
+    spikes: Literal["log", "skip", "rollback"] = Field(
+        "log",
+        description="A loss or gradient norm 6 deviations above the last 128: told; not learnt from; or the run goes"
+        " back to its last checkpoint and passes over the batch, as it then does after three non-finite steps too.",
+    )
     ema: float | None = Field(
         None, gt=0, lt=1, description="Decay of an average of the weights, which is then the model."
     )
@@ -131,6 +136,16 @@ class TrainConfig(Section):
     )
     compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile; auto: where it repays its start.")
     recompute: bool = Field(False, description="Make activations again in the backward pass: less memory, slower.")
+
+
+class ParallelConfig(Section):
+    data: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="ddp: every process holds the model. fsdp: each holds a shard of it (FSDP2)."
+    )
+    shards: Count = Field(0, ge=0, description="fsdp: processes that share one copy of the model. 0: all.")
+    tensor: Count = Field(1, ge=1, description="Processes that share each matrix, and read the same data.")
+    offload: bool = Field(False, description="fsdp: weights and moments rest in main memory.")
+    patience: Count = Field(600, ge=1, description="Seconds without a step after which the run is taken to hang.")
 
 
 class EvaluateConfig(Section):
@@ -149,6 +164,7 @@ class CheckpointConfig(Section):
         "10%", description="Steps, or a share of the horizon, between checkpoints."
     )
     keep: Count = Field(2, ge=1, description="Newest checkpoints kept; the best one is always kept.")
+    background: bool = Field(False, description="Write them while training goes on; costs a copy of all that is saved.")
     average: Count = Field(0, ge=0, description="At the end, also average the weights of the last N checkpoints.")
 
 
@@ -160,6 +176,9 @@ class Recipe(Section):
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="How weights move.")
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="Learning rate over time.")
     train: TrainConfig = Field(default_factory=TrainConfig, description="How long, how fast, on what.")
+    parallel: ParallelConfig = Field(
+        default_factory=ParallelConfig, description="How several processes share the work."
+    )
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="Scores during training.")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="What is kept.")
 

@@ -75,8 +75,7 @@ class Run:
     def save(self, step: int, write: Callable[[Path], None], keep: int, best: bool) -> Path:
         """A checkpoint exists under its name if and only if it is whole: `write` fills a `.part` folder, a manifest of
         sizes and checksums comes last, everything is flushed, then one rename."""
-        final = self.checkpoints / f"step-{step:08d}"
-        part = final.with_name(final.name + ".part")
+        final, part = self.checkpoints / f"step-{step:08d}", self.part(step)
         shutil.rmtree(part, ignore_errors=True)
         try:
             (part / "training").mkdir(parents=True)
@@ -103,15 +102,18 @@ class Run:
         self._retire(keep)
         return final
 
+    def part(self, step: int) -> Path:
+        """Where checkpoint `step` is put together."""
+        return self.checkpoints / f"step-{step:08d}.part"
+
     def _point(self, name: str, target: Path) -> None:
         _symlink(self.path / name, target.relative_to(self.path))
 
     def mark_best(self, checkpoint: Path) -> None:
         self._point("best", checkpoint)
 
-    def link_beside(self, name: str) -> None:
-        """A link to this run in the folder of runs."""
-        _symlink(self.path.parent / name, Path(self.path.name))
+    def link_latest(self) -> None:
+        link_latest(self.path)
 
     def _retire(self, keep: int) -> None:
         """Only whole checkpoints, oldest step first; never the best."""
@@ -151,6 +153,36 @@ class Run:
         """Append to events.jsonl: starts, resumes, skipped steps, fallbacks."""
         with self.open_log("events.jsonl") as f:
             f.write(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": kind, **facts}) + "\n")
+
+
+class Follower(Run):
+    """What all processes of a run but the first see of it: they read it and write nothing."""
+
+    def __init__(self, path: Path):
+        self.path, self.checkpoints = path, path / "checkpoints"
+
+    def close(self) -> None: ...
+
+    def begin(self, recipe_yaml: str, facts: dict[str, Any]) -> None: ...
+
+    def status(self, state: str, **facts: Any) -> None: ...
+
+    def event(self, kind: str, **facts: Any) -> None: ...
+
+    def mark_best(self, checkpoint: Path) -> None: ...
+
+    def link_latest(self) -> None: ...
+
+    def truncate_logs(self, step: int) -> None: ...
+
+    def open_log(self, name: str) -> IO[str]:
+        return open(os.devnull, "w")
+
+
+def link_latest(run: Path) -> None:
+    """`latest`, beside the run, means it."""
+    run.parent.mkdir(parents=True, exist_ok=True)
+    _symlink(run.parent / "latest", Path(run.name))
 
 
 def _symlink(link: Path, target: Path) -> None:

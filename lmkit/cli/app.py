@@ -19,6 +19,12 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to change, like train.budget='10 min'."),
 ]
+Processes = Annotated[
+    int | None, typer.Option("--processes", min=1, help="Processes on this machine that share the work.")
+]
+Restarts = Annotated[
+    int, typer.Option("--max-restarts", min=0, help="With --processes: start all again if one fails, so often.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, for machines.")]
 Pickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Load old .bin weights (weights only, nothing else runs).")

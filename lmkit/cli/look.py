@@ -1,11 +1,12 @@
-"""`lmkit runs`, `recipes`: what there is."""
+"""`lmkit runs`, `recipes`: what there is; `plan`: what it would take."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from lmkit.cli.app import Json, app
+from lmkit.cli.app import Json, Overrides, app
+from lmkit.errors import UserError
 
 
 @app.command(epilog="Example: lmkit runs runs")
@@ -29,3 +30,28 @@ def recipes(
     from lmkit.commands import recipes as command
 
     command.run(name)
+
+
+@app.command(epilog="Example: lmkit plan gpt2-124m --gpus 1,8,64 --gpu h100")
+def plan(
+    recipe: Annotated[str | None, typer.Argument(help="A pretraining recipe: a .yaml file or a built-in name.")] = None,
+    overrides: Overrides = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Instead: a size of `lmkit recipes families`, llama-3-70b, ...")
+    ] = None,
+    gpus: Annotated[str, typer.Option("--gpus", help="How many. Default: 1,8,64,1024.")] = "",
+    gpu: Annotated[str, typer.Option("--gpu", help="a100-80, h100, h200, b200 or cpu: this machine.")] = "h100",
+    gflops: Annotated[float, typer.Option("--gflops", help="cpu: its float32 matrix products. 0: measured.")] = 0.0,
+    as_json: Json = False,
+) -> None:
+    """Estimate memory, speed and the best layout on any number of GPUs."""
+    changes = list(overrides or ())
+    if recipe is not None and "=" in recipe:  # no recipe, only changes
+        changes, recipe = [recipe, *changes], None
+    if (recipe is None) == (model is None):
+        raise UserError("name a recipe, or a size after --model\n  → lmkit plan gpt2-124m, or --model llama-2-7b")
+    from lmkit.builtin import find_recipe
+    from lmkit.commands import plan as command
+
+    path = None if recipe is None else find_recipe(recipe, "pretrain")
+    command.run(path, tuple(changes), model, gpus, gpu, gflops, as_json)

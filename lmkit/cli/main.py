@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 
 from lmkit.cli.app import app
 from lmkit.errors import INTERRUPTED, UserError
@@ -12,10 +13,15 @@ from lmkit.cli import train, use, kb, look  # noqa: F401 - they add their comman
 
 
 def main() -> None:
+    rank = int(os.environ.get("RANK", "0"))  # torchrun's: what all processes would say the first one says
+    if rank:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
     try:
         app()
     except UserError as e:
-        print(f"lmkit: {e}", file=sys.stderr)
+        if rank:  # most often the first one's mistake too, which ends all before this is said again
+            time.sleep(2)
+        print(f"lmkit: {e}" if not rank else f"lmkit, process {rank}: {e}", file=sys.stderr)
         raise SystemExit(e.exit_code) from None
     except KeyboardInterrupt:
         print("\nlmkit: interrupted", file=sys.stderr)

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from lmkit.cli.app import Overrides, Separator, Target, Text, app
+from lmkit.cli import launch
+from lmkit.cli.app import Overrides, Processes, Restarts, Separator, Target, Text, app
 from lmkit.errors import UserError
 
 
@@ -43,28 +44,35 @@ def pretrain(
     resume: Annotated[
         Path | None, typer.Option("--resume", metavar="RUN", help="Go on with this run, exactly.")
     ] = None,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="With --resume and a recipe: go on by it, changed as it is.")
+    ] = False,
+    processes: Processes = None,
+    max_restarts: Restarts = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen: sizes, memory, time.")] = False,
 ) -> None:
     """Train a model from scratch."""
-    if resume is not None:
-        if recipe or out or dry_run:
-            raise UserError(
-                "--resume goes on with a run as it is\n  → leave out the recipe, its changes, --out and --dry-run"
-            )
-        from lmkit.commands import pretrain as command
-
-        raise typer.Exit(command.resume(resume))
-    if recipe is None:
-        raise UserError("name a recipe, or a run after --resume\n  → `lmkit recipes` lists the built-in recipes")
     from lmkit.builtin import find_recipe
     from lmkit.config import load
     from lmkit.presets import expand
     from lmkit.recipe import Recipe
 
-    path, changes = find_recipe(recipe, "pretrain"), tuple(overrides or ())
-    load(Recipe, path, changes, expand)  # a mistake ends here, before torch is loaded
+    if resume is not None and (out or dry_run):
+        raise UserError("--resume goes on with a run where it is\n  → leave out --out and --dry-run")
+    if resume is None and recipe is None:
+        raise UserError("name a recipe, or a run after --resume\n  → `lmkit recipes` lists the built-in recipes")
+    changes = tuple(overrides or ())
+    path = None if recipe is None else find_recipe(recipe, "pretrain")
+    given = None if path is None else load(Recipe, path, changes, expand)  # a mistake ends here, before torch is loaded
+    if launch.here(processes) and not dry_run:
+        raise typer.Exit(launch.command("pretrain", processes, max_restarts, out, resume, path.stem if path else None))
     from lmkit.commands import pretrain as command
 
+    if again := launch.restarted(out):
+        raise typer.Exit(command.resume(again))
+    if resume is not None:
+        raise typer.Exit(command.resume(resume, given, accept_changes))
+    assert path is not None
     if dry_run:
         command.dry_run(path, changes)
     else:
@@ -85,11 +93,15 @@ def finetune(
     validation: Annotated[str | None, typer.Option("--validation", help="Files of their own, or a share: 10%.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Run directory. Default: runs/TASK-DATA.")] = None,
     resume: Annotated[Path | None, typer.Option("--resume", metavar="RUN", help="Go on with this run.")] = None,
+    processes: Processes = None,
+    max_restarts: Restarts = 0,
 ) -> None:
     """Teach a trained model a task from labelled rows."""
     if resume is not None:
         if recipe or out or task or model or data:
             raise UserError("--resume goes on with a run as it is\n  → leave out everything else")
+        if launch.here(processes):
+            raise typer.Exit(launch.command("finetune", processes, max_restarts, out, resume, None))
         from lmkit.commands import finetune as command
 
         raise typer.Exit(command.resume(resume))
@@ -104,7 +116,11 @@ def finetune(
 
     said = flags(task, model, data, validation)
     loaded = load(FinetuneRecipe, path, (*said, *changes), expand)  # a mistake ends here, before torch is loaded
+    name = path.stem if path else f"{loaded.task.name}-{Path(str(data[0])).name.partition('.')[0] if data else 'run'}"
+    if launch.here(processes):
+        raise typer.Exit(launch.command("finetune", processes, max_restarts, out, resume, name))
     from lmkit.commands import finetune as command
 
-    name = path.stem if path else f"{loaded.task.name}-{Path(str(data[0])).name.partition('.')[0] if data else 'run'}"
+    if again := launch.restarted(out):
+        raise typer.Exit(command.resume(again))
     raise typer.Exit(command.start(loaded, name, out))

@@ -1,6 +1,9 @@
 """`lmkit finetune`: tables of labelled rows become a job, the job meets the loop, and what came of it is said."""
 
+import atexit
 import json
+import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -23,27 +26,29 @@ from lmkit.solvers.classify import Classifier, label_kind, split_labels
 from lmkit.solvers.score_table import as_json, confusion_table, score_table, seeds_line
 from lmkit.solvers.trained import FITTED
 from lmkit.text.images import palette_tokenizer
-from lmkit.training import checkpoints
 from lmkit.training.continued import build_continued
+from lmkit.training.distributed import World
 from lmkit.training.ending import keep_average, run_to_end
 from lmkit.training.finetune import Finetuning, build_finetuning, describe
-from lmkit.training.job import Job
 from lmkit.training.job import describe as describe_text
+from lmkit.training.starting import begin, meet, open_run, take_up
 from lmkit.units import show_count, show_seconds
 
 
 def start(recipe: FinetuneRecipe, name: str, out: Path | None) -> int:
     """Train from the beginning, once for each seed. Returns the exit code."""
-    path = fresh_path(out, name, "finetune")
+    world = meet(recipe)
+    path = world.agree(fresh_path(out, name, "finetune"))
     if recipe.seeds == 1:
         return _run(recipe, path, link=out is None)
-    path.mkdir(parents=True, exist_ok=True)
-    write_atomic(path / "recipe.yaml", config.dump(recipe))
+    if world.first:
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomic(path / "recipe.yaml", config.dump(recipe))
     return _seeds(recipe, path)
 
 
 def resume(path: Path) -> int:
-    """Go on with a run, or with several seeds' runs, where the newest whole checkpoint stands. Returns the exit code."""
+    """Go on with a run, or several seeds' runs, where the newest whole checkpoint stands. Returns the exit code."""
     path = find_run(path)
     tree, lines = config.read_tree(path / "recipe.yaml")
     recipe = config.build(FinetuneRecipe, tree, lines, expand, str(path / "recipe.yaml"))
@@ -52,13 +57,14 @@ def resume(path: Path) -> int:
 
 def _seeds(recipe: FinetuneRecipe, path: Path) -> int:
     """A run for each seed that has none yet, then their mean and spread."""
-    found = []
+    found, world = [], meet(recipe)
     for seed in range(recipe.train.seed, recipe.train.seed + recipe.seeds):
         folder, train = path / f"seed-{seed}", recipe.train.model_copy(update={"seed": seed})
         scores = folder / "scores.json"
-        if not scores.exists():
+        world.wait()
+        if not world.agree(scores.exists()):
             note(f"seed {seed}")
-            begun = (folder / "recipe.yaml").exists()
+            begun = world.agree((folder / "recipe.yaml").exists())
             code = resume(folder) if begun else _run(recipe.model_copy(update={"train": train, "seeds": 1}), folder)
             if code:
                 return code
@@ -66,7 +72,8 @@ def _seeds(recipe: FinetuneRecipe, path: Path) -> int:
             found.append(json.loads(scores.read_text())["scores"])
     if found:
         print(seeds_line(found))
-    write_json(path / "scores.json", {"seeds": found})
+    if world.first:
+        write_json(path / "scores.json", {"seeds": found})
     return 0
 
 
@@ -100,22 +107,34 @@ def _read(sources: str | list[str], recipe: FinetuneRecipe) -> Table:
 def _run(recipe: FinetuneRecipe, path: Path, link: bool = False, goes_on: bool = False) -> int:
     if isinstance(recipe.task, AnswerConfig):
         return answering_fit.start(recipe, path, link)
-    run = Run(path)
+    world = meet(recipe)
+    run = open_run(path, world)
     if link:
-        run.link_beside("latest")
+        run.link_latest()
     try:
         if isinstance(recipe.task, LMConfig):
-            return _continue(recipe, run, goes_on)
+            return _continue(recipe, run, goes_on, world)
         train, held_out = tables(recipe)
+        kept = path if world.first else _copy_of_tokenizer(path)
+        world.wait()
         if holds_images(train):
-            train, held_out = _pictures(recipe, train, held_out, path / "tokenizer")
-        f = build_finetuning(recipe, train, held_out, path)
-        _begin(f.job, run, {"data": f.train.fingerprint, "held_out": f.held_out.fingerprint}, goes_on)
+            train, held_out = _pictures(recipe, train, held_out, kept / "tokenizer")
+        f = build_finetuning(recipe, train, held_out, kept, world)
+        (take_up if goes_on else begin)(f.job, run, {"data": f.train.fingerprint, "held_out": f.held_out.fingerprint})
         task = f.job.recipe.task.name
         note("\n".join([*report(f.train, f.held_out, task, f.lengths, f.max_length), *describe(f), *f.rendered()]))
         return _train(f, run)
     finally:
         run.close()
+
+
+def _copy_of_tokenizer(path: Path) -> Path:
+    """A folder of its own for each process but the first, which would otherwise read what that one is writing."""
+    kept = Path(tempfile.mkdtemp(prefix="lmkit-"))
+    atexit.register(shutil.rmtree, kept, ignore_errors=True)
+    if (path / "tokenizer").is_dir():
+        shutil.copytree(path / "tokenizer", kept / "tokenizer")
+    return kept
 
 
 def _pictures(recipe: FinetuneRecipe, train: Table, held_out: Table, folder: Path) -> tuple[Table, Table]:
@@ -135,30 +154,10 @@ def _pictures(recipe: FinetuneRecipe, train: Table, held_out: Table, folder: Pat
     return as_texts(train, palette), as_texts(held_out, palette)
 
 
-def _begin(job: Job, run: Run, data: dict[str, str], goes_on: bool) -> None:
-    """A new run, or one taken up where its newest whole checkpoint stands. Raises ModelError where the data is not what
-    it was."""
-    if not goes_on:
-        run.begin(config.dump(job.recipe), data)
-        run.event("start", parameters=sum(job.model.num_parameters().values()))
-        return
-    before = config.parse_yaml((run.path / "environment.json").read_text(), "environment.json")
-    if changed := [key for key, value in data.items() if before.get(key) != value]:
-        raise ModelError(
-            f"{run.path}: the {' and the '.join(changed)} changed since this run began\n"
-            "  → restore the files, or start a new run"
-        )
-    if run.steps():
-        job.state = checkpoints.read(run.newest_whole(note), job.model, job.optimizers, job.average)
-    run.truncate_logs(job.state.step)
-    run.event("resume", step=job.state.step)
-    note(f"resuming {run.path} at step {job.state.step}")
-
-
-def _continue(recipe: FinetuneRecipe, run: Run, goes_on: bool) -> int:
+def _continue(recipe: FinetuneRecipe, run: Run, goes_on: bool, world: World) -> int:
     """`task: lm`. What the model knew before is said beside what it knows after."""
-    job, store = build_continued(recipe)
-    _begin(job, run, {"data": store.fingerprint}, goes_on)
+    job, store = build_continued(recipe, world)
+    (take_up if goes_on else begin)(job, run, {"data": store.fingerprint})
     note("\n".join(describe_text(job, store)))
     before = job.score() if len(job.work.held_out) and not job.state.step else None
     began = time.monotonic()
@@ -166,7 +165,7 @@ def _continue(recipe: FinetuneRecipe, run: Run, goes_on: bool) -> int:
     if code is not None:
         return code
     print(f"done in {show_seconds(time.monotonic() - began)}: {job.state.step} steps")
-    if job.state.best:
+    if job.state.best and world.first:
         was = f", from {before['val_perplexity']:.2f}" if before else ""
         print(f"  best   step {job.state.best['step']:.0f}: perplexity {job.state.best['val_perplexity']:.2f}{was}")
         after = {k: {"value": v} for k, v in job.state.best.items() if k != "step"}
@@ -186,6 +185,8 @@ def _train(f: Finetuning, run: Run) -> int:
     state, took = job.state, show_seconds(time.monotonic() - began)
     print(f"done in {took}: {state.step} steps, {show_count(state.tokens)} tokens")
     folder = run.path / ("best" if (run.path / "best").exists() else "latest")
+    if not job.world.first:
+        return 0
     if f.held_out.rows:
         _scores(f, load(folder).model, run)
     run.status("done", **job.progress)

@@ -7,59 +7,58 @@ from lmkit import config
 from lmkit.data.cache import open_tokens
 from lmkit.data.store import TokenStore
 from lmkit.display import note
-from lmkit.errors import ModelError
+from lmkit.files import write_atomic
 from lmkit.presets import expand
 from lmkit.recipe import Recipe
 from lmkit.runs import Run, find_run, fresh_path
 from lmkit.text.tokenizer import load_tokenizer
-from lmkit.training import checkpoints, loop
+from lmkit.training.distributed import ALONE, World
 from lmkit.training.ending import keep_average, run_to_end
 from lmkit.training.job import Job, build_job, describe, fit_vocabulary
+from lmkit.training.starting import begin, changed_recipe, meet, open_run, take_up
+from lmkit.training.step import probe_speed
 from lmkit.units import show_count, show_seconds
 
 
 def start(recipe_path: Path, overrides: tuple[str, ...], out: Path | None) -> int:
     """Train from the beginning. Returns the exit code."""
     recipe = config.load(Recipe, recipe_path, overrides, expand)
-    path = fresh_path(out, recipe_path.stem, "pretrain")
-    recipe, store = _settle(recipe)
-    run = Run(path)
+    world = meet(recipe)
+    path = world.agree(fresh_path(out, recipe_path.stem, "pretrain"))
+    recipe, store = _settle(recipe, world)
+    run = open_run(path, world)
     if out is None:
-        run.link_beside("latest")
+        run.link_latest()
     try:
-        job = build_job(recipe, store)
-        run.begin(config.dump(job.recipe), {"data": store.fingerprint, "store": str(store.path)})
-        run.event("start", parameters=sum(job.model.num_parameters().values()))
+        job = build_job(recipe, store, world=world)
+        begin(job, run, {"data": store.fingerprint})
         note("\n".join(describe(job, store)))
         return _train(job, run)
     finally:
         run.close()
 
 
-def resume(path: Path) -> int:
-    """Go on with a run where its newest whole checkpoint stands. Returns the exit code."""
-    run = Run(find_run(path))
+def resume(path: Path, given: Recipe | None = None, accept_changes: bool = False) -> int:
+    """Go on with a run where its newest whole checkpoint stands. Returns the exit code.
+
+    given: a recipe to go on by, which must be the run's own but for what `accept_changes`. Raises UserError."""
+    tree, lines = config.read_tree(find_run(path) / "recipe.yaml")
+    recipe = config.build(Recipe, tree, lines, expand, str(path / "recipe.yaml"))
+    world = meet(given or recipe)
+    run = open_run(path, world)
     try:
-        tree, lines = config.read_tree(run.path / "recipe.yaml")
-        recipe = config.build(Recipe, tree, lines, expand, str(run.path / "recipe.yaml"))
-        recipe, store = _settle(recipe)
-        before = config.parse_yaml((run.path / "environment.json").read_text(), "environment.json")["data"]
-        if before != store.fingerprint:
-            raise ModelError(
-                f"{run.path}: the training data or its tokenizer changed since this run began\n"
-                f"  was {before}, is {store.fingerprint}\n  → restore the files, or start a new run"
+        if given is not None:
+            kept = given.train.model_copy(
+                update={k: getattr(given.train, k) or getattr(recipe.train, k) for k in ("micro_batch",)}
+                | ({"compile": recipe.train.compile} if given.train.compile == "auto" else {})
             )
-        if not run.steps():
-            note(f"{run.path}: stopped before its first checkpoint; starting from step 0")
-            checkpoint = None
-        else:
-            checkpoint = run.newest_whole(note)
-        job = build_job(recipe, store)
-        if checkpoint:
-            job.state = checkpoints.read(checkpoint, job.model, job.optimizers, job.average)
-        run.truncate_logs(job.state.step)
-        run.event("resume", step=job.state.step)
-        note(f"resuming {run.path} at step {job.state.step}")
+            given, _ = _settle(given.model_copy(update={"train": kept}), world)
+            changed_recipe(recipe, given, accept_changes, path)
+        recipe, store = _settle(given or recipe, world)
+        job = build_job(recipe, store, world=world)
+        take_up(job, run, {"data": store.fingerprint})
+        if given is not None and world.first:
+            write_atomic(path / "recipe.yaml", config.dump(job.recipe))
         return _train(job, run)
     finally:
         run.close()
@@ -71,7 +70,7 @@ def dry_run(recipe_path: Path, overrides: tuple[str, ...]) -> None:
     job = build_job(recipe, store)
     print(config.dump(job.recipe))
     note("\n".join(describe(job, store)))
-    speed = loop.probe_speed(job)
+    speed = probe_speed(job, 5.0, time.perf_counter)
     job_steps, train = job.horizon.steps, job.recipe.train
     if job_steps is not None:
         took = job_steps * train.batch / speed
@@ -123,8 +122,9 @@ def _prompt(job: Job) -> str:
 # ---------------------------------------------------------------- what a run is made of
 
 
-def _settle(recipe: Recipe) -> tuple[Recipe, TokenStore]:
+def _settle(recipe: Recipe, world: World = ALONE) -> tuple[Recipe, TokenStore]:
     """Tokens on disk, and the sizes that follow from them."""
-    store = open_tokens(recipe.data, recipe.tokenizer, recipe.model.family)
+    with world.first_alone():
+        store = open_tokens(recipe.data, recipe.tokenizer, recipe.model.family)
     model = fit_vocabulary(recipe.model, load_tokenizer(store.tokenizer_path))
     return recipe.model_copy(update={"model": model}), store

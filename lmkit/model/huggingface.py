@@ -16,9 +16,11 @@ from lmkit.errors import ModelError, did_you_mean
 from lmkit.families import FAMILIES, Family
 from lmkit.files import write_json
 from lmkit.model.config_json import config_from_hf, config_to_hf
+from lmkit.model.sharding import fill, whole
 from lmkit.model.transformer import Transformer
 
 WEIGHTS = "model.safetensors"
+MOST_LAYERS, MOST_CONTEXT = 10_000, 2**22
 # Left by older versions beside the weights: masks, tables and counters that every loader makes anew, and a bias that
 # T5's cross-attention never used.
 IGNORED = re.compile(
@@ -73,10 +75,11 @@ def to_hf(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     c, names = model.config, names_of(model.config)
     for name, p in _tensors(model):
         theirs = _theirs(names, name)
-        parts = p.detach().split(model.row_blocks(name)) if len(theirs) > 1 else (p.detach(),)
-        for full, part in zip(theirs, parts, strict=True):
-            part = part.t() if c.family == "gpt2" and TRANSPOSED.search(full) else part
-            yield full, part.clone(memory_format=torch.contiguous_format)  # a view would drag its whole storage along
+        full = whole(p.detach(), model.moved_rows.get(name))
+        parts = full.split(model.row_blocks(name)) if len(theirs) > 1 else (full,)
+        for other, part in zip(theirs, parts, strict=True):
+            part = part.t() if c.family == "gpt2" and TRANSPOSED.search(other) else part
+            yield other, part.clone(memory_format=torch.contiguous_format)  # a view would drag its whole storage along
 
 
 def _bare(family: Family, name: str, prefix: str | None) -> str:
@@ -110,15 +113,26 @@ def from_hf(model: Transformer, tensors: dict[str, Tensor], where: str) -> None:
         if got != tuple(p.shape):
             problems.append(f"{' + '.join(wanted[name])}: shape {got}, the model has {tuple(p.shape)}")
             continue
-        p.copy_(torch.cat(parts) if len(parts) > 1 else parts[0])
+        if wrong := [f"{w}: {no}" for w, part in zip(wanted[name], parts, strict=True) if (no := _unfit(part))]:
+            problems += wrong
+            continue
+        fill(p, torch.cat(parts) if len(parts) > 1 else parts[0], model.moved_rows.get(name))
     left = sorted(set(theirs) - {w for group in wanted.values() for w in group})
     pooler = tuple(bare(module) + "." for module in family.heads["none"].modules.values())
     if unused := [k for k in left if pooler and k.startswith(pooler)]:
         note(f"{where}: {len(unused)} tensors of a pooler that this model's head does not use are left out")
     problems += [f"left over {k}" for k in left if k not in unused]
     if problems:
-        more = f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise ModelError(f"{where}: the tensors do not fit a {c.family} model:\n  " + "\n  ".join(problems[:20]) + more)
+        more = [f"... {len(problems) - 20} more ..."] if len(problems) > 20 else []
+        shown = [*problems[:10], *more, *problems[max(10, len(problems) - 10) :]]  # what is missing, what is left over
+        raise ModelError(f"{where}: the tensors do not fit a {c.family} model:\n  " + "\n  ".join(shown))
+
+
+def _unfit(weights: Tensor) -> str:
+    """Why these numbers are no weights; "" if they are."""
+    if not weights.is_floating_point():
+        return f"{weights.dtype}, the model has floating-point numbers"
+    return "" if all(bound.isfinite() for bound in weights.aminmax()) else "holds numbers that are not finite (NaN)"
 
 
 def _merge_copies(c: ModelConfig, theirs: dict[str, Tensor], wanted: set[str]) -> list[str]:
@@ -142,7 +156,10 @@ def head_of(h: dict[str, Any], tensors: set[str]) -> str:
     if family is None:
         return "lm"  # `config_from_hf` says what is wrong
     has = lambda spec: any(t.startswith(f"{m}.") for m in spec.modules.values() if m for t in tensors)
-    named = (h.get("architectures") or [None])[0]
+    listed = h.get("architectures") or [None]
+    if not isinstance(listed, list) or not isinstance(listed[0], str | None):
+        raise ModelError(f"config.json: architectures: {listed!r} is no list of names of classes")
+    named = listed[0]
     classes = {spec.cls: kind for kind, spec in family.heads.items()}
     if named is None:
         return next(
@@ -162,13 +179,18 @@ def head_of(h: dict[str, Any], tensors: set[str]) -> str:
 
 def save_folder(model: Transformer, folder: Path, special: dict[str, Any], dtype: torch.dtype | None = None) -> None:
     """config.json, generation_config.json and safetensors (sharded above 5 GB), as transformers loads them."""
+    tensors = {k: v.to(dtype) if dtype else v for k, v in to_hf(model)}
+    write_folder(model.config, tensors, folder, special)
+
+
+def write_folder(c: ModelConfig, tensors: dict[str, Tensor], folder: Path, special: dict[str, Any]) -> None:
+    """The same of tensors that are at hand under their Hugging Face names."""
     from huggingface_hub import save_torch_state_dict
 
-    tensors = {k: v.to(dtype) if dtype else v for k, v in to_hf(model)}
     kind = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-    config = config_to_hf(model.config, special, kind)
+    config = config_to_hf(c, special, kind)
     write_json(folder / "config.json", config)
-    if model.decoder is not None:
+    if c.stacks != "encoder":
         ids = {k: v for k, v in config.items() if k.endswith("_token_id") and v is not None}
         write_json(folder / "generation_config.json", {"_from_model_config": True, **ids})
     save_torch_state_dict(tensors, folder, metadata={"format": "pt"})
@@ -180,19 +202,42 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text())
     except FileNotFoundError:
         raise ModelError(f"{folder}: no config.json, so this is not a model folder") from None
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise ModelError(f"{path}: cannot be read as JSON: {e}") from None
     if not isinstance(config, dict):
         raise ModelError(f"{path}: not a JSON object")
+    if config.get("quantization_config"):
+        raise ModelError(f"{path}: quantized weights (quantization_config) are not supported\n  → get the full ones")
     return config
 
 
 def load_folder(folder: Path, allow_pickle: bool = False) -> Transformer:
     """The model in a Hugging Face folder, in float32. Pickled weights are refused unless the user says so."""
     h, tensors = read_config(folder), read_tensors(folder, allow_pickle)
-    model = Transformer(config_from_hf(h, head_of(h, set(tensors))))
+    config = config_from_hf(h, head_of(h, set(tensors)))
+    check_sizes(config, tensors, str(folder))
+    if "auto_map" in h:
+        note(f"{folder}: the model's own code (auto_map) is not run; lmkit's {config.family} reads the weights")
+    model = Transformer(config)
     from_hf(model, tensors, str(folder))
     return model.eval()
+
+
+def check_sizes(c: ModelConfig, tensors: dict[str, Tensor], where: str) -> None:
+    """What config.json claims is not allocated before the weights bear it out. Raises ModelError."""
+    own = c.layer_groups * c.group_layers or c.num_layers
+    if max(own, c.num_decoder_layers) > len(tensors) or c.num_layers > MOST_LAYERS:
+        raise ModelError(f"{where}: config.json says {c.num_layers:,} layers, the weights are {len(tensors):,} tensors")
+    if c.context > MOST_CONTEXT and c.positions in ("rope", "sinusoidal"):  # a table that no file holds
+        raise ModelError(f"{where}: config.json says a context of {c.context:,}\n  allowed: up to {MOST_CONTEXT:,}")
+    try:
+        with torch.device("meta"):
+            claimed = sum(p.numel() for p in Transformer(c).parameters())
+    except (RuntimeError, TypeError, OverflowError) as e:
+        raise ModelError(f"{where}: config.json describes an impossible model: {e}") from None
+    held = sum(t.numel() for t in tensors.values())
+    if claimed > 2 * held:  # T5 v1.1 may leave out one of two tables
+        raise ModelError(f"{where}: config.json describes {claimed:,} parameters, the weights are {held:,} numbers")
 
 
 def read_tensors(folder: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
@@ -204,9 +249,9 @@ def read_tensors(folder: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
     if index.exists():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as e:
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError, OSError) as e:
             raise ModelError(f"{index}: damaged: {e}") from None
-        if outside := [n for n in names if Path(n).name != n]:
+        if outside := [n for n in names if not isinstance(n, str) or Path(n).name != n]:
             raise ModelError(f"{index}: points outside its folder: {outside[0]!r}")
     tensors: dict[str, Tensor] = {}
     for name in names:
@@ -215,9 +260,12 @@ def read_tensors(folder: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
                 return _pickled(folder, allow_pickle)
             raise ModelError(f"{folder}: shard {name} is missing")
         try:
-            tensors |= load_file(folder / name)
-        except (SafetensorError, OSError, ValueError) as e:
+            shard = load_file(folder / name)
+        except (SafetensorError, OSError, ValueError, KeyError) as e:
             raise ModelError(f"{folder / name}: damaged or not safetensors: {e}") from None
+        if twice := tensors.keys() & shard:
+            raise ModelError(f"{folder / name}: {sorted(twice)[0]} is in another shard too")
+        tensors |= shard
     return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
 
@@ -235,8 +283,10 @@ def _pickled(folder: Path, allowed: bool) -> dict[str, Tensor]:
         try:
             tensors |= torch.load(path, map_location="cpu", weights_only=True)
         except Exception as e:  # torch raises many types for a hostile or damaged pickle
-            raise ModelError(f"{path}: refused: {str(e).splitlines()[0]}") from None
-    return {k: v.float() for k, v in tensors.items()}
+            raise ModelError(f"{path}: refused: {(str(e) or type(e).__name__).splitlines()[0]}") from None
+    if odd := [k for k, v in tensors.items() if not isinstance(k, str) or not isinstance(v, Tensor)]:
+        raise ModelError(f"{found[0]}: {odd[0]!r} is no tensor: this is no file of weights alone")
+    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
 
 @torch.no_grad()

@@ -123,6 +123,13 @@ class Attention(nn.Module):
         if c.qk_norm != "none":
             self.q_norm = RMSNorm(c.head_dim, c.norm_eps, c.norm_gain)
             self.k_norm = RMSNorm(c.head_dim, c.norm_eps, c.norm_gain)
+        self.own_heads = slice(None)
+
+    def keep_heads(self, share: int, of: int) -> None:
+        """Tensor parallelism: compute share number `share` of `of` equal ones; the projections hold no more."""
+        self.num_heads, self.num_kv_heads = self.num_heads // of, self.num_kv_heads // of
+        self.widths = [width // of for width in self.widths]
+        self.own_heads = slice(share * self.num_heads, (share + 1) * self.num_heads)
 
     def forward(self, x: Tensor, mask: Tensor | None, rope: Tensor | None, cache: Cache | None = None) -> Tensor:
         """x: (B, T, D). mask: bool, True where a query may look, or scores to add, broadcastable to (B, H, T, S); None:
@@ -137,6 +144,8 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if cache is not None:
             k, v = cache.append(k, v)
+        if mask is not None and mask.size(1) > 1:
+            mask = mask[:, self.own_heads]
         dropout = self.dropout if self.training else 0.0
         learns = mask is not None and mask.requires_grad and mask.dtype == q.dtype and q.device.type == "cpu"
         if mask is not None and learns and not dropout and self.scale == 1.0:

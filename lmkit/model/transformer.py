@@ -139,6 +139,7 @@ class Transformer(nn.Module):
     def __init__(self, c: ModelConfig):
         super().__init__()
         self.config = c
+        self.moved_rows: dict[str, Tensor] = {}  # where rows of a parameter stood before tensor parallelism moved them
         self.embedding = nn.Embedding(c.vocab_size, c.embedding_size or c.hidden_size)
         self.encoder = None if c.stacks == "decoder" else Stack(c, causal=False)
         both = c.stacks == "encoder_decoder"

@@ -1,11 +1,14 @@
 """What a checkpoint of a training run holds beside the model, and how it comes back: no pickle anywhere.
 
 `model.safetensors` is the model to use. With an average of the weights (EMA) switched on that is the average, and
-`training/weights.safetensors` holds the weights that training goes on from.
+`training/weights.safetensors` holds the weights that training goes on from. Moments stand in
+`training/optimizer.safetensors`; of a model whose weights are shared out (FSDP2) in `training/shards/`, where each
+process writes its own, in the layout of torch.distributed.checkpoint, which any number of processes can read.
 """
 
 import json
 import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,13 +22,17 @@ from torch.optim import Optimizer
 from lmkit.downstream import LoraConfig
 from lmkit.errors import ModelError
 from lmkit.files import write_json
-from lmkit.model.huggingface import from_hf, read_tensors, save_folder
+from lmkit.model.huggingface import from_hf, read_tensors, to_hf, write_folder
 from lmkit.model.lora import adapter_tensors, load_adapter_tensors, merged
-from lmkit.model.peft_format import save_adapter
+from lmkit.model.peft_format import adapter_writer
+from lmkit.model.sharding import fill, local, whole
 from lmkit.model.transformer import Transformer
+from lmkit.training import shards
 from lmkit.training.optimizers import load_state_tensors, state_tensors
 
 ADAPTER = "training/adapter.safetensors"
+SHARDS = "training/shards"
+Piece = Callable[[Path], None]  # writes a part of a checkpoint into its folder
 
 
 @dataclass
@@ -39,18 +46,23 @@ class State:
     reserve: float = 0.0  # seconds kept free at the end of a time budget for the last evaluation and save
     skipped: int = 0  # steps whose loss or gradient was not finite
     skipped_in_a_row: int = 0
+    spikes: int = 0  # steps whose loss or gradient was far above those before
+    losses: list[float] = field(default_factory=list)  # of the last steps, by which spikes are judged
+    norms: list[float] = field(default_factory=list)
+    passed_over: list[int] = field(default_factory=list)  # global batches left out after a rollback
+    rollbacks: int = 0
     best: dict[str, float] | None = None  # step and scores of the best evaluation
     evaluations_since_best: int = 0
     scaler: dict[str, Any] = field(default_factory=dict)  # fp16 loss scale
 
 
 class Average:
-    """Exponential moving average of the weights (Polyak & Juditsky 1992)."""
+    """Exponential moving average of the weights (Polyak & Juditsky 1992); of shards, where they are shared out."""
 
     def __init__(self, model: Transformer, decay: float):
         self.decay = decay
-        self.params: list[Tensor] = list(model.parameters())
-        self.weights = [p.detach().clone() for p in self.params]
+        self.params: list[Tensor] = [local(p.detach()) for p in model.parameters()]
+        self.weights = [p.clone() for p in self.params]
 
     @torch.no_grad()
     def update(self) -> None:
@@ -60,7 +72,7 @@ class Average:
     def swap(self) -> None:
         """Exchange the average and the weights in the model; a second call undoes it."""
         for p, average in zip(self.params, self.weights, strict=True):
-            kept = p.detach().clone()
+            kept = p.clone()
             p.copy_(average)
             average.copy_(kept)
 
@@ -73,41 +85,58 @@ class Adapter:
     base: str
 
 
-def write(
-    folder: Path, model: Transformer, optimizers: list[Optimizer], state: State, average: Average | None,
-    tokenizer: Path, special: dict[str, Any], adapter: Adapter | None = None,
-) -> None:  # fmt: skip
-    """Fill `folder`, which `Run.save` then makes visible at once."""
+@torch.no_grad()
+def snapshot(
+    model: Transformer, optimizers: list[Optimizer], state: State, average: Average | None, tokenizer: Path,
+    special: dict[str, Any], adapter: Adapter | None = None, copy: bool = False,
+) -> tuple[list[Piece], dict[str, Tensor]]:  # fmt: skip
+    """What to write, and of a model that is shared out the tensors that `shards.save` is to write; all its processes
+    must call together. copy: training goes on before all is written."""
+    own: Callable[[Tensor], Tensor] = lambda t: t.detach().clone() if copy else t.detach()
+    pieces: list[Piece] = []
+    moved = model.moved_rows
     if average:
-        save_file({n: p.detach() for n, p in model.named_parameters()}, folder / "training/weights.safetensors")
+        raw = {n: whole(own(p), moved.get(n)) for n, p in model.named_parameters()}
+        pieces.append(lambda folder: save_file(raw, folder / "training/weights.safetensors"))
         average.swap()
-    write_model(folder, model, tokenizer, special, adapter)
+    pieces.append(model_piece(model, tokenizer, special, adapter))
     if average:
         average.swap()
     if adapter:
-        save_file(adapter_tensors(model), folder / ADAPTER)
+        adapted = {n: own(t) for n, t in adapter_tensors(model).items()}
+        pieces.append(lambda folder: save_file(adapted, folder / ADAPTER))
     names: dict[Tensor, str] = {p: n for n, p in model.named_parameters()}
-    tensors = {k: v.detach().contiguous() for k, v in state_tensors(optimizers, names).items()}
-    save_file(tensors, folder / "training/optimizer.safetensors")
-    write_json(folder / "training/state.json", asdict(state))
+    facts = asdict(state)  # a copy, down to the lists
+    pieces.append(lambda folder: write_json(folder / "training/state.json", facts))
+    held = {k: own(v) for k, v in state_tensors(optimizers, names).items()}
+    if shards.shared(model) and not moved:
+        return pieces, held
+    moments = {k: whole(v, moved.get(k.split("::")[0]) if v.dim() else None).contiguous() for k, v in held.items()}
+    pieces.append(lambda folder: save_file(moments, folder / "training/optimizer.safetensors"))
+    return pieces, {}
 
 
-def write_model(
-    folder: Path, model: Transformer, tokenizer: Path, special: dict[str, Any], adapter: Adapter | None = None
-) -> None:
+def model_piece(model: Transformer, tokenizer: Path, special: dict[str, Any], adapter: Adapter | None = None) -> Piece:
     """The Hugging Face folder: model and tokenizer; of an adapter that is not to be merged PEFT's."""
+    save: Piece
     if adapter and not adapter.config.merge:
-        save_adapter(model, adapter.config, folder, adapter.base, special)
+        save = adapter_writer(model, adapter.config, adapter.base, special)
     else:
         with merged(model) if adapter else nullcontext():
-            save_folder(model, folder, special)
-    for file in tokenizer.iterdir():
-        shutil.copyfile(file, folder / file.name)
+            tensors = dict(to_hf(model))
+        save = lambda folder: write_folder(model.config, tensors, folder, special)
+
+    def write(folder: Path) -> None:
+        save(folder)
+        for file in tokenizer.iterdir():
+            shutil.copyfile(file, folder / file.name)
+
+    return write
 
 
 @torch.no_grad()
 def read(folder: Path, model: Transformer, optimizers: list[Optimizer], average: Average | None) -> State:
-    """The inverse of `write`, in place. Raises ModelError when the folder holds another kind of run."""
+    """The inverse of writing a `snapshot`, in place. Raises ModelError when the folder holds another kind of run."""
     if (folder / ADAPTER).is_file():
         load_adapter_tensors(model, load_file(folder / ADAPTER))
     else:
@@ -116,14 +145,18 @@ def read(folder: Path, model: Transformer, optimizers: list[Optimizer], average:
     if raw.exists() != (average is not None):
         raise ModelError(f"{folder}: train.ema was {'on' if raw.exists() else 'off'} when this checkpoint was written")
     if average:
-        for mine, p in zip(average.weights, model.parameters(), strict=True):
+        for mine, p in zip(average.weights, average.params, strict=True):
             mine.copy_(p)
         weights = load_file(raw)
         for n, p in model.named_parameters():
-            p.copy_(weights[n])
-    names: dict[Tensor, str] = {p: n for n, p in model.named_parameters()}
+            fill(p, weights[n], model.moved_rows.get(n))
+    named: dict[str, Tensor] = dict(model.named_parameters())
     try:
-        load_state_tensors(optimizers, names, load_file(folder / "training/optimizer.safetensors"))
+        if (folder / SHARDS).is_dir():
+            load_state_tensors(optimizers, named, shards.load(folder / SHARDS, named), model.moved_rows)
+        else:
+            moments = load_file(folder / "training/optimizer.safetensors")
+            load_state_tensors(optimizers, named, moments, model.moved_rows)
     except KeyError as e:
         raise ModelError(f"{folder}: optimizer state of an unknown parameter {e}") from None
     return State(**json.loads((folder / "training/state.json").read_text()))

@@ -13,13 +13,14 @@ from lmkit.objectives import default_task
 from lmkit.recipe import DataConfig, EvaluateConfig, ModelSection, Recipe, TokenizerConfig, TrainConfig
 from lmkit.runs import model_folder
 from lmkit.training.checkpoints import Adapter
+from lmkit.training.distributed import World
 from lmkit.training.job import Job, build_job
 from lmkit.units import split_quantity
 
 MOST_TOKENS = 1024  # of a row, unless `data.max_length` says otherwise
 
 
-def build_continued(recipe: FinetuneRecipe) -> tuple[Job, TokenStore]:
+def build_continued(recipe: FinetuneRecipe, world: World) -> tuple[Job, TokenStore]:
     """Raises ModelError for a model that predicts no words, and what `build_job` raises."""
     assert isinstance(recipe.model, str), "`task: lm` from scratch is `lmkit pretrain`"
     origin = model_folder(recipe.model)
@@ -36,7 +37,8 @@ def build_continued(recipe: FinetuneRecipe) -> tuple[Job, TokenStore]:
         train=recipe.data.train, validation=recipe.data.validation, text=recipe.data.text or "text",
         separator=recipe.data.separator,
     )  # fmt: skip
-    store = open_tokens(data, TokenizerConfig(path=str(origin)), c.family)
+    with world.first_alone():
+        store = open_tokens(data, TokenizerConfig(path=str(origin)), c.family)
     pretraining = _as_pretraining(recipe, ModelSection(**c.model_dump()), data)
     adapter = None
     if recipe.lora:
@@ -44,7 +46,7 @@ def build_continued(recipe: FinetuneRecipe) -> tuple[Job, TokenStore]:
         adapter = Adapter(recipe.lora, str(origin))
     if recipe.freeze:
         freeze(model, recipe.freeze)
-    job = build_job(pretraining, store, model.train())
+    job = build_job(pretraining, store, model.train(), world)
     job.adapter, job.patience = adapter, recipe.train.patience
     # the run is one of fine-tuning: its recipe is what it was asked for, with what was settled on the way
     settled = recipe.train.model_copy(update={k: getattr(job.recipe.train, k) for k in ("micro_batch", "compile")})
@@ -67,5 +69,6 @@ def _as_pretraining(recipe: FinetuneRecipe, model: ModelSection, data: DataConfi
         schedule=recipe.schedule,
         train=train,
         checkpoint=recipe.checkpoint,
+        parallel=recipe.parallel,
         evaluate=EvaluateConfig(every=recipe.evaluate.every),
     )

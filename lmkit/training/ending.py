@@ -4,23 +4,30 @@ from lmkit.display import note
 from lmkit.errors import STOPPED_RESUMABLE
 from lmkit.runs import Run
 from lmkit.training import checkpoints, loop
+from lmkit.training.guard import Rollback
 from lmkit.training.job import Job
 
 
 def run_to_end(job: Job, run: Run, verb: str) -> int | None:
     """Train. Returns an exit code where there is nothing left to do, None where training ended and its end is to be
     told, by now or before a kill kept it from being told. verb: the command that resumes it."""
-    if job.state.step and loop.finished(job):
+    if job.state.step and loop.is_over(job):
         if run.read_status().get("state") != "done":
             return None
         print(f"{run.path} is done: step {job.state.step}, nothing left to train")
         return 0
     run.status("running", step=job.state.step)
-    try:
-        ended = loop.train(job, run)
-    except BaseException as e:
-        run.status("failed" if isinstance(e, Exception) else "interrupted", step=job.state.step, reason=str(e)[:500])
-        raise
+    ended = None
+    while ended is None:
+        try:
+            ended = loop.train(job, run)
+        except Rollback as bad:
+            _go_back(job, run, bad)
+        except BaseException as e:
+            run.status(
+                "failed" if isinstance(e, Exception) else "interrupted", step=job.state.step, reason=str(e)[:500]
+            )
+            raise
     if ended == "done":
         return None
     run.status("stopped", reason=ended, **job.progress)
@@ -28,15 +35,29 @@ def run_to_end(job: Job, run: Run, verb: str) -> int | None:
     return STOPPED_RESUMABLE
 
 
+def _go_back(job: Job, run: Run, bad: Rollback) -> None:
+    """To the newest checkpoint, from which the bad batches will be passed over."""
+    passed_over, rollbacks = sorted({*job.state.passed_over, *bad.batches}), job.state.rollbacks + 1
+    folder = job.world.agree(run.newest_whole(note) if job.world.first else None)
+    assert folder is not None, "agreed on by all"
+    job.state = checkpoints.read(folder, job.model, job.optimizers, job.average)
+    job.state.passed_over, job.state.rollbacks = passed_over, rollbacks
+    run.truncate_logs(job.state.step)
+    run.event("rollback", from_step=bad.step, to_step=job.state.step, batches=bad.batches)
+    note(f"step {bad.step} went wrong: back to step {job.state.step}, and past its batch from there (events.jsonl)")
+
+
 def keep_average(job: Job, run: Run) -> None:
     """The mean of the last checkpoints, kept as one more if it scores better than the best."""
-    folders = run.steps()[-job.recipe.checkpoint.average :]
+    folders = job.world.agree(run.steps()[-job.recipe.checkpoint.average :])
     checkpoints.average_models(folders, job.model)
     scores = job.score()
     note(f"average of the last {len(folders)} checkpoints: {job.metric} {scores[job.metric]:.4f}")
     if job.state.best is not None and job.better(scores):
         folder = run.path / "average"
-        folder.mkdir(exist_ok=True)
-        checkpoints.write_model(folder, job.model, job.tokenizer, job.special)
+        write = checkpoints.model_piece(job.model, job.tokenizer, job.special)
+        if job.world.first:
+            folder.mkdir(exist_ok=True)
+            write(folder)
         run.mark_best(folder)
         job.state.best = {"step": job.state.step} | scores

@@ -26,6 +26,7 @@ from lmkit.tasks.build import Work
 from lmkit.text.tokenizer import Tokenizer, load_tokenizer
 from lmkit.text.training import train_tokenizer
 from lmkit.training.checkpoints import Adapter
+from lmkit.training.distributed import ALONE, World
 from lmkit.training.job import Job, assemble, describe_machine, describe_model, fit_vocabulary, held_out_scores
 from lmkit.units import show_count
 
@@ -71,8 +72,10 @@ def render(example: dict[str, Any], tokenizer: Tokenizer, most: int = 60) -> str
     return repr(out)
 
 
-def build_finetuning(recipe: FinetuneRecipe, train: Table, held_out: Table, folder: Path) -> Finetuning:
-    """folder: of the run, where the tokenizer is kept. Raises UserError, DataError and ModelError."""
+def build_finetuning(
+    recipe: FinetuneRecipe, train: Table, held_out: Table, folder: Path, world: World = ALONE
+) -> Finetuning:
+    """folder: where the tokenizer is kept, in `tokenizer`. Raises UserError, DataError and ModelError."""
     source, tokenizer = _start(recipe, train, folder)
     before = source.config if source else fit_vocabulary(_section(recipe), tokenizer)
     setup = solver_for(recipe.task, train, tokenizer, before, recipe.data.max_length, folder / "tokenizer")
@@ -94,18 +97,22 @@ def build_finetuning(recipe: FinetuneRecipe, train: Table, held_out: Table, fold
         lr = default_lr(recipe, model.config.hidden_size)
         recipe = recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"lr": lr})})
     job = assemble(
-        recipe, model, work, _batch_rows(recipe.train.batch, mean, len(rows), setup.packed), folder / "tokenizer", False
-    )
+        recipe, model, work, _batch_rows(recipe.train.batch, mean, len(rows), setup.packed), folder / "tokenizer",
+        static=False, world=world,
+    )  # fmt: skip
     job.special |= setup.config_keys
     if setup.head == "sequence" and job.special["pad_token_id"] is None:  # by it transformers finds a row's last token
         job.special["pad_token_id"] = job.special["eos_token_id"]
     job.adapter = adapter
     job.metric, job.higher, job.patience = f"val_{solver.metric}", setup.higher, recipe.train.patience
 
+    def solved() -> dict[str, float]:
+        outputs = solver.outputs(job.model, some, held, quick=True)
+        return {f"val_{k}": e.value for k, e in solver.scores(some, outputs, False).items()}
+
     def score() -> dict[str, float]:
         scores = held_out_scores(job, len(held)) if solver.likelihood else {}
-        outputs = solver.outputs(job.model, some, held, quick=True)
-        return scores | {f"val_{k}": e.value for k, e in solver.scores(some, outputs, False).items()}
+        return scores | job.parallel.by_first(solved)
 
     job.score = score
     cut = len({e["row"] for e in rows if e["cut"]})

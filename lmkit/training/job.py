@@ -20,10 +20,12 @@ from lmkit.generation.prompts import masked_ids, source_ids
 from lmkit.model.initial import init_weights
 from lmkit.model.loss import CHUNK
 from lmkit.model.transformer import Transformer
+from lmkit.order import nth_left
 from lmkit.recipe import ModelSection, Recipe
 from lmkit.tasks.build import Work, build_task
 from lmkit.text.tokenizer import Tokenizer, load_tokenizer
 from lmkit.training.checkpoints import Adapter, Average, State
+from lmkit.training.distributed import ALONE, Parallel, World
 from lmkit.training.optimizers import build_optimizers
 from lmkit.training.precision import autocast, choose_compile, choose_device, choose_precision
 from lmkit.training.schedules import Horizon, horizon
@@ -39,6 +41,7 @@ class Job:
 
     recipe: Recipe | FinetuneRecipe
     model: Transformer
+    parallel: Parallel  # the same on all processes of the run
     work: Work  # the task, its rows and those held out
     horizon: Horizon
     batch_rows: int  # examples an optimizer step
@@ -55,6 +58,15 @@ class Job:
     sample: Callable[[], str] | None = None  # a text by the model as it is
     adapter: Adapter | None = None  # what is trained, instead of all weights
     state: State = field(default_factory=State)
+    world: World = ALONE
+
+    def batch_of(self, step: int) -> int:
+        """Which global batch step `step` (from 0) reads."""
+        return nth_left(step, self.state.passed_over)
+
+    def use_micro_batch(self, tokens: int) -> None:
+        train = self.recipe.train.model_copy(update={"micro_batch": tokens})
+        self.recipe = self.recipe.model_copy(update={"train": train})
 
     @property
     def progress(self) -> dict[str, Any]:
@@ -71,7 +83,7 @@ class Job:
         return best is None or (new > best[self.metric] if self.higher else new < best[self.metric])
 
 
-def build_job(recipe: Recipe, store: TokenStore, model: Transformer | None = None) -> Job:
+def build_job(recipe: Recipe, store: TokenStore, model: Transformer | None = None, world: World = ALONE) -> Job:
     """model: trained before; None: a new one. Raises DataError where the text is shorter than one batch, UserError for
     what this machine cannot do."""
     train, context = recipe.train, recipe.model.context
@@ -82,10 +94,11 @@ def build_job(recipe: Recipe, store: TokenStore, model: Transformer | None = Non
     if model is None:
         model = Transformer(recipe.model)
         init_weights(model, train.seed)
-    job = assemble(recipe, model, work, batch_rows, store.tokenizer_path, static=recipe.model.causal)
+    job = assemble(recipe, model, work, batch_rows, store.tokenizer_path, static=recipe.model.causal, world=world)
     limit = min(len(work.held_out), math.ceil(recipe.evaluate.tokens / work.row_tokens))
     job.score = lambda: held_out_scores(job, limit)
-    job.sample = _sampler(recipe, model, tokenizer)
+    if recipe.parallel.tensor == 1:
+        job.sample = _sampler(job, recipe, tokenizer)
     if not len(work.held_out):
         held = store.split("validation").num_tokens
         note(
@@ -114,13 +127,20 @@ def fit_vocabulary(model: ModelSection, tokenizer: Tokenizer) -> ModelSection:
 
 
 def assemble(
-    recipe: Recipe | FinetuneRecipe, model: Transformer, work: Work, batch_rows: int, tokenizer: Path, static: bool
-) -> Job:
+    recipe: Recipe | FinetuneRecipe, model: Transformer, work: Work, batch_rows: int, tokenizer: Path, static: bool,
+    world: World,
+) -> Job:  # fmt: skip
     """A job for this model, moved to its device. static: rows are of one length, which compilation wants. Raises
-    UserError for what this machine cannot do."""
+    UserError for what this machine, or this number of processes, cannot do."""
     train, c = recipe.train, model.config
     device = choose_device(train.device)
     precision = choose_precision(train.precision, device)
+    if batch_rows < world.data_size:
+        raise UserError(
+            f"train.batch is {batch_rows} rows a step, fewer than the {world.data_size} processes that share them\n"
+            "  → a larger train.batch, or fewer processes"
+        )
+    _check_shared(recipe, world, precision)
     if precision == "fp16" and c.positions == "relative":
         raise UserError("train.precision fp16 overflows in T5, whose attention scores nothing scales\n  → bf16 or fp32")
     batch_tokens = train.batch if isinstance(train.batch, int) else round(batch_rows * work.row_tokens)
@@ -134,28 +154,42 @@ def assemble(
         stack.recompute = train.recompute
         for block in stack.blocks if compiled else ():
             block.compile()
+    parallel = Parallel(model, world, recipe.parallel, precision)
     resolved = train.model_copy(update={"micro_batch": micro, "compile": "on" if compiled else "off"})
     words = load_tokenizer(tokenizer)
     roles = ["bos", "eos", "pad", *(r for r in ("cls", "sep") if getattr(words, f"{r}_id") is not None)]
     return Job(
-        recipe=recipe.model_copy(update={"train": resolved}), model=model, work=work, horizon=ends,
+        recipe=recipe.model_copy(update={"train": resolved}), model=model, parallel=parallel, work=work, horizon=ends,
         batch_rows=batch_rows, device=device, precision=precision,
-        optimizers=build_optimizers(model, recipe.optimizer),
+        optimizers=build_optimizers(model, recipe.optimizer, world.spread),
         average=Average(model, train.ema) if train.ema else None, tokenizer=tokenizer,
-        special={f"{role}_token_id": getattr(words, f"{role}_id") for role in roles}, score=dict,
+        special={f"{role}_token_id": getattr(words, f"{role}_id") for role in roles}, score=dict, world=world,
     )  # fmt: skip
 
 
 def held_out_scores(job: Job, limit: int) -> dict[str, float]:
     """Loss and what follows from it, on the first `limit` held-out rows."""
     with autocast(job.precision, job.device):
-        return validate(job.model, job.work, limit, job.recipe.train.micro_batch, job.device)
+        return validate(job.parallel, job.work, limit, job.recipe.train.micro_batch, job.device)
 
 
-def _sampler(recipe: Recipe, model: Transformer, tokenizer: Tokenizer) -> Callable[[], str] | None:
+def _check_shared(recipe: Recipe | FinetuneRecipe, world: World, precision: str) -> None:
+    if not world.sharded:
+        return
+    if precision == "fp16":
+        raise UserError(
+            "train.precision fp16 has a scale for each process, which shards cannot share\n  → bf16 or fp32"
+        )
+    if recipe.optimizer.name == "adafactor":
+        raise UserError(
+            "optimizer.name adafactor needs whole matrices, and parallel shares them out\n  → muon or adamw"
+        )
+
+
+def _sampler(job: Job, recipe: Recipe, tokenizer: Tokenizer) -> Callable[[], str] | None:
     """What the model makes of `evaluate.sample`: continued, filled in, or written anew. Raises UserError for a prompt
     longer than the context."""
-    evaluate, c, seed = recipe.evaluate, recipe.model, recipe.train.seed
+    evaluate, c, seed, model = recipe.evaluate, recipe.model, recipe.train.seed, job.model
     prompt, most = evaluate.sample, evaluate.sample_tokens
     if prompt is None or not (prompt or c.causal):
         return None
@@ -171,7 +205,7 @@ def _sampler(recipe: Recipe, model: Transformer, tokenizer: Tokenizer) -> Callab
         if mask not in prompt:
             raise UserError(f"evaluate.sample has no {mask} to fill in\n  → write one, or evaluate.sample=null")
         write = lambda: sample_fill(model, tokenizer, prompt)
-    return lambda: " ".join(write().split())
+    return lambda: job.parallel.by_first(lambda: " ".join(write().split()))
 
 
 def _check_enough(work: Work, batch_rows: int, store: TokenStore, recipe: Recipe) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmkit.model.sharding import fill, like, local, whole
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # the quintic of Jordan et al.: steep at 0, singular values end in 0.7..1.2
 ITERATIONS = 5
 
@@ -28,16 +30,28 @@ def orthogonalize(m: Tensor) -> Tensor:
     return (x if wide else x.mT).to(m.dtype)
 
 
+Spread = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
+
+
+def alone(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`function` of x (n, ...), by this process."""
+    return function(x)
+
+
 class Muon(torch.optim.Optimizer):
     """params: matrices. row_blocks: parameter -> heights of the matrices stacked in it (fused projections), which are
-    orthogonalised one by one. The step is lr * sqrt(max(1, rows / columns)); weight decay is decoupled."""
+    orthogonalised one by one. The step is lr * sqrt(max(1, rows / columns)); weight decay is decoupled.
+
+    Matrices of which each process holds a part are brought together for it, and `spread` has every process
+    orthogonalise a share of them. moved_rows: parameter -> where its rows stood before tensor parallelism."""
 
     def __init__(
         self, params: Any, lr: float, momentum: float = 0.95, weight_decay: float = 0.0,
-        row_blocks: Mapping[Any, list[int]] | None = None,
+        row_blocks: Mapping[Any, list[int]] | None = None, moved_rows: Mapping[Any, Tensor] | None = None,
+        spread: Spread = alone,
     ):  # fmt: skip
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self.row_blocks = dict(row_blocks or {})
+        self.row_blocks, self.moved_rows, self.spread = dict(row_blocks or {}), dict(moved_rows or {}), spread
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -45,23 +59,28 @@ class Muon(torch.optim.Optimizer):
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
                 continue
-            grads = [p.grad for p in params]
             for p in params:
                 if "momentum" not in self.state[p]:
                     self.state[p]["momentum"] = torch.zeros_like(p)
-            buffers = [self.state[p]["momentum"] for p in params]
+            grads, weights = [local(p.grad) for p in params], [local(p) for p in params]
+            buffers = [local(self.state[p]["momentum"]) for p in params]
             torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
             updates = list(torch._foreach_lerp(grads, buffers, group["momentum"]))  # Nesterov
             self._orthogonalize_all(params, updates)
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(params, updates, alpha=-group["lr"])
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(weights, updates, alpha=-group["lr"])
 
     def _orthogonalize_all(self, params: list[Tensor], updates: list[Tensor]) -> None:
-        """In place, all matrices of one shape as one batch."""
+        """In place, all matrices of one shape as one batch. updates: what this process holds of them."""
+        shared = [like(p, u) for p, u in zip(params, updates, strict=True)]
+        wholes = [whole(u, self.moved_rows.get(p)) for p, u in zip(params, shared, strict=True)]
         by_shape: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
-        for p, update in zip(params, updates, strict=True):
+        for p, update in zip(params, wholes, strict=True):
             for part in update.split(self.row_blocks.get(p, [p.size(0)])):
                 by_shape[part.size(0), part.size(1)].append(part)
         for (rows, columns), parts in by_shape.items():
-            scaled = orthogonalize(torch.stack(parts)) * max(1.0, rows / columns) ** 0.5
+            scaled = self.spread(orthogonalize, torch.stack(parts)) * max(1.0, rows / columns) ** 0.5
             torch._foreach_copy_(parts, list(scaled.unbind()))
+        for p, update, full in zip(params, shared, wholes, strict=True):
+            if update is not full:
+                fill(update, full, self.moved_rows.get(p))

@@ -6,18 +6,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lmkit.errors import UserError
+from lmkit.model.sharding import fill
 from lmkit.model.transformer import Transformer
 from lmkit.recipe import OptimizerConfig
-from lmkit.training.muon import Muon
+from lmkit.training.muon import Muon, Spread, alone
 from lmkit.training.scaled_adamw import ScaledAdamW
 
 
-def build_optimizers(model: Transformer, c: OptimizerConfig) -> list[Optimizer]:
+def build_optimizers(model: Transformer, c: OptimizerConfig, spread: Spread = alone) -> list[Optimizer]:
     """Muon takes the matrices inside blocks and AdamW the rest; any other optimizer takes everything that is not
-    frozen. Decay applies to matrices only. Each group carries `peak_lr`, which the schedule multiplies."""
+    frozen. Decay applies to matrices only. Each group carries `peak_lr`, which the schedule multiplies. spread: how
+    several processes share Muon's work."""
     named: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
     for rule in c.groups:
         if not any(re.search(rule.match, n) for n in named):
@@ -29,7 +32,9 @@ def build_optimizers(model: Transformer, c: OptimizerConfig) -> list[Optimizer]:
     if c.name == "muon":
         rows = {p: model.row_blocks(n) for n, p in named.items() if n in matrices}
         muon = [(n, c.lr, c.weight_decay) for n in matrices]
-        built.append(Muon(_groups(named, muon, c), lr=0.0, momentum=c.momentum, row_blocks=rows))
+        moved = {named[n]: r for n, r in model.moved_rows.items() if n in matrices}
+        groups = _groups(named, muon, c)
+        built.append(Muon(groups, lr=0.0, momentum=c.momentum, row_blocks=rows, moved_rows=moved, spread=spread))
         rest = [(n, c.embedding_lr if n.startswith("embedding") else c.head_lr, 0.0) for n in named.keys() - matrices]
         built.append(_adamw(_groups(named, rest, c), c))
     else:
@@ -44,15 +49,16 @@ def _groups(
     named: dict[str, Tensor], wanted: Iterable[tuple[str, float | None, float]], c: OptimizerConfig
 ) -> list[dict]:
     """Parameters of equal (learning rate, weight decay) together, after the recipe's own `groups` rules."""
-    together: dict[tuple[float, float], list[Tensor]] = {}
+    together: dict[tuple[float, float, Any], list[Tensor]] = {}
     for name, lr, decay in sorted(wanted):
         assert lr is not None, "the learning rates are filled in when the recipe is resolved"
         for rule in c.groups:
             if re.search(rule.match, name):
                 lr = lr * rule.lr_scale
                 decay = decay if rule.weight_decay is None else rule.weight_decay
-        together.setdefault((lr, decay), []).append(named[name])
-    return [{"params": p, "lr": lr, "peak_lr": lr, "weight_decay": decay} for (lr, decay), p in together.items()]
+        mesh = getattr(named[name], "device_mesh", None)  # torch's fused steps take tensors of one mesh
+        together.setdefault((lr, decay, mesh), []).append(named[name])
+    return [{"params": p, "lr": lr, "peak_lr": lr, "weight_decay": decay} for (lr, decay, _), p in together.items()]
 
 
 def _adamw(groups: list[dict], c: OptimizerConfig) -> Optimizer:
@@ -93,18 +99,21 @@ def state_tensors(optimizers: list[Optimizer], names: dict[Tensor, str]) -> dict
     }
 
 
-def load_state_tensors(optimizers: list[Optimizer], names: dict[Tensor, str], tensors: dict[str, Tensor]) -> None:
-    """The inverse of `state_tensors`, onto the parameters' devices. Raises KeyError for tensors of no parameter."""
-    by_name: dict[str, tuple[Optimizer, Tensor]] = {
-        names[p]: (o, p) for o in optimizers for g in o.param_groups for p in g["params"]
-    }
+def load_state_tensors(
+    optimizers: list[Optimizer], named: dict[str, Tensor], tensors: dict[str, Tensor], moved: dict[str, Tensor]
+) -> None:
+    """The inverse of `state_tensors`, onto the parameters' devices and shards. moved: as `Transformer.moved_rows`.
+    Raises KeyError for tensors of no parameter."""
+    owner = {id(p): o for o in optimizers for g in o.param_groups for p in g["params"]}
     for full, value in tensors.items():
         name, key = full.split("::")
-        optimizer, p = by_name[name]
+        p = named[name]
+        optimizer = owner[id(p)]
         state: dict[str, Any] = optimizer.state[p]
-        state[key] = value.to(p.device if value.dim() else "cpu" if not _on_device(optimizer) else p.device)
-
-
-def _on_device(optimizer: Optimizer) -> bool:
-    """Fused optimizers keep their step counter beside the parameters, others on the CPU."""
-    return bool(optimizer.param_groups[0].get("fused"))
+        if key == "step":  # beside the parameters for fused optimizers, on the CPU for others
+            state[key] = value.reshape(()).to(p.device if optimizer.param_groups[0].get("fused") else "cpu")
+        elif isinstance(value, DTensor) or value.shape != p.shape:
+            state[key] = value.to(p.device)
+        else:
+            state[key] = torch.zeros_like(p, dtype=value.dtype)
+            fill(state[key], value, moved.get(name))

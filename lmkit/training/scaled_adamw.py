@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from lmkit.model.sharding import local, whole
+
 SMALLEST = 1e-3  # a tensor of zeros must be able to leave zero (Shazeer & Stern 2018, algorithm 4)
 
 
@@ -27,8 +29,8 @@ class ScaledAdamW(torch.optim.Optimizer):
                 if not self.state[p]:
                     self.state[p]["step"] = torch.zeros(())
                     self.state[p]["exp_avg"], self.state[p]["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
-            grads, states = [p.grad for p in params], [self.state[p] for p in params]
-            first, second = [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
+            grads, states = [local(p.grad) for p in params], [self.state[p] for p in params]
+            first, second = ([local(s[key]) for s in states] for key in ("exp_avg", "exp_avg_sq"))
             torch._foreach_lerp_(first, grads, 1 - beta1)
             torch._foreach_mul_(second, beta2)
             torch._foreach_addcmul_(second, grads, grads, 1 - beta2)
@@ -36,7 +38,8 @@ class ScaledAdamW(torch.optim.Optimizer):
             for p, state, m, root in zip(params, states, first, roots, strict=True):
                 state["step"] += 1
                 n = float(state["step"])
-                size = p.norm() / p.numel() ** 0.5  # stays on the device: no wait
+                size = whole(p.norm()) / p.numel() ** 0.5  # stays on the device: no wait
+                mine = local(p)
                 root.div_((1 - beta2**n) ** 0.5).add_(group["eps"])
-                update = (m / (1 - beta1**n)).div_(root).add_(p, alpha=group["weight_decay"])
-                p.sub_(update * (group["lr"] * size.clamp(min=SMALLEST)))
+                update = (m / (1 - beta1**n)).div_(root).add_(mine, alpha=group["weight_decay"])
+                mine.sub_(update * (group["lr"] * size.clamp(min=SMALLEST)))

@@ -1,4 +1,4 @@
-"""Asked to stop: finish the step, save, leave. Asked twice: stop at once."""
+"""Asked to stop: finish the step, save, leave. A second Ctrl-C: stop at once."""
 
 import signal
 from types import FrameType
@@ -24,7 +24,8 @@ class StopFlag:
             signal.signal(s, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked is not None:
+        if self.asked == "SIGINT" == signal.Signals(number).name:
             raise KeyboardInterrupt
-        self.asked = signal.Signals(number).name
-        note(f"{self.asked}: finishing this step, then saving; once more stops at once without saving")
+        if self.asked is None:  # a launcher passes on what its processes got from the terminal themselves
+            self.asked = signal.Signals(number).name
+            note(f"{self.asked}: finishing this step, then saving; a second Ctrl-C stops at once without saving")

@@ -14,8 +14,9 @@ from lmkit.errors import DataError, ModelError, UserError
 from lmkit.order import rng_for
 from lmkit.presets import expand
 from lmkit.recipe import Recipe
-from lmkit.training import checkpoints, loop
+from lmkit.training import checkpoints, step
 from lmkit.training.job import build_job
+from lmkit.training.step import read_share
 
 SENTENCES = [
     "the cat sat on a mat.",
@@ -81,7 +82,7 @@ def test_crashed_and_resumed_equals_straight(folder, monkeypatch, name):
     """With dropout on; the crash is in the second micro-batch of step 5."""
     path = recipe(name)
     assert pretrain.start(path, (), Path("straight")) == 0
-    real, seen = loop.autocast, [0]
+    real, seen = step.autocast, [0]
 
     def crash(*settings):
         seen[0] += 1
@@ -90,7 +91,7 @@ def test_crashed_and_resumed_equals_straight(folder, monkeypatch, name):
         return real(*settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "autocast", crash)
+        patch.setattr(step, "autocast", crash)
         with pytest.raises(KeyboardInterrupt):
             pretrain.start(path, (), Path("crashed"))
     assert 0 < len(rows("crashed")) < 8
@@ -148,7 +149,7 @@ def test_micro_batches_change_no_gradient(folder, name):
         tree["model"] |= {"dropout": 0, "attention_dropout": 0, "activation_dropout": 0}
         settled, store = pretrain._settle(config.build(Recipe, tree, lines, expand))
         job = build_job(settled, store)
-        batches = loop.micro_batches(job, 0)
+        batches = read_share(job, 0).batches
         counts = {k: sum(b.counts[k] for b in batches) for k in batches[0].counts}
         job.model.eval()
         for batch in batches:
@@ -194,11 +195,11 @@ def built(name: str, *overrides: str):
 
 
 def test_rows_without_padding_take_the_path_without_a_mask(folder):
-    batch = loop.micro_batches(built("masked_lm"), 0)[0]
+    batch = read_share(built("masked_lm"), 0).batches[0]
     assert batch.keep is None and batch.segments is None
     masked = {int((row >= 0).sum()) for row in batch.labels}
     assert masked <= {5, 6}  # 20% of 32, whole words: at most 6
-    pairs = loop.micro_batches(built("seq2seq"), 0)
+    pairs = read_share(built("seq2seq"), 0).batches
     assert [b.tokens.size(1) for b in pairs] == sorted((b.tokens.size(1) for b in pairs), reverse=True)
 
 
@@ -271,7 +272,7 @@ def test_too_little_held_out_text_is_said(folder, capsys):
 
 def test_span_corruption_fills_the_context_exactly(folder):
     job = built("span_corruption")
-    batch = loop.micro_batches(job, 0)[0]
+    batch = read_share(job, 0).batches[0]
     assert batch.tokens.size(1) == 32 and batch.keep is None  # no padding at all
     sentinel = job.work.task.make.sentinels
     assert (batch.tokens == sentinel[0]).sum(1).tolist() == [1] * len(batch.tokens)

@@ -45,7 +45,7 @@ def test_state_survives_a_round_trip_bit_for_bit(name):
     saved = {k: v.clone() for k, v in state_tensors(optimizers, {p: n for n, p in straight.named_parameters()}).items()}
     resumed, fresh = make(**settings)
     resumed.load_state_dict(straight.state_dict())
-    load_state_tensors(fresh, {p: n for n, p in resumed.named_parameters()}, saved)
+    load_state_tensors(fresh, dict(resumed.named_parameters()), saved, {})
     for model, opts in ((straight, optimizers), (resumed, fresh)):
         step(model, opts)
     assert saved

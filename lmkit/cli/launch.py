@@ -1,0 +1,92 @@
+"""`--processes N`: torch's elastic launcher starts this command N times on this machine, and watches."""
+
+import json
+import logging
+import os
+import sys
+import uuid
+from pathlib import Path
+
+from lmkit.errors import STOPPED_RESUMABLE, ProcessFailed, UserError
+from lmkit.runs import fresh_path, link_latest
+
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+GRACE = 600  # seconds to finish a step and save, once asked to stop
+
+
+def here(processes: int | None) -> bool:
+    """Whether this process is to start the others. Raises UserError where torchrun has started it already."""
+    if processes is not None and "RANK" in os.environ:
+        raise UserError("--processes starts processes, and torchrun has started them\n  → leave out one of the two")
+    return processes is not None and processes > 1
+
+
+def command(
+    verb: str, processes: int | None, max_restarts: int, out: Path | None, resume: Path | None, name: str | None
+) -> int:
+    """This very command in `processes` processes that agree on the run directory. Returns the exit code."""
+    assert processes is not None
+    path = resume or fresh_path(out, name or "run", verb)
+    arguments = [*_without(sys.argv[1:], "--processes", "--max-restarts")]
+    named = [] if out or resume else ["--out", str(path)]
+    return run([*arguments, *named], processes, max_restarts, path, verb, link=bool(named))
+
+
+def _without(arguments: list[str], *options: str) -> list[str]:
+    """The command line without these options and their values."""
+    kept, skip = list[str](), False
+    for argument in arguments:
+        if not skip and not argument.startswith(tuple(f"{o}=" for o in options)) and argument not in options:
+            kept.append(argument)
+        skip = argument in options
+    return kept
+
+
+def run(arguments: list[str], processes: int, max_restarts: int, path: Path, verb: str, link: bool) -> int:
+    """Returns the exit code. arguments: of `lmkit` for each process, which name the run directory `path`.
+
+    A process that fails ends the others, and with `max_restarts` all start again from the last checkpoint. Raises
+    ProcessFailed, which names it, where that does not help."""
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it is said below, once
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    if link:
+        link_latest(path)
+    launch = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0", max_restarts=max_restarts, monitor_interval=0.2, signals_to_handle=SIGNALS,
+        shutdown_timeout=GRACE,
+    )  # fmt: skip
+    before = _status(path)
+    try:
+        elastic_launch(launch, sys.executable)("-m", "lmkit", *arguments)
+    except SignalException as e:
+        if _status(path) == before or _status(path).get("state") != "stopped":
+            raise ProcessFailed(f"stopped by {e.sigval.name} before a checkpoint could be written") from None
+        return STOPPED_RESUMABLE
+    except ChildFailedError as e:
+        rank, failure = e.get_first_failure()
+        if failure.exitcode == STOPPED_RESUMABLE:
+            return STOPPED_RESUMABLE
+        if failure.exitcode > 0:  # it has said why
+            return failure.exitcode
+        more = f", also after {max_restarts} restarts" if max_restarts else ""
+        raise ProcessFailed(
+            f"process {rank} (pid {failure.pid}) was killed by {failure.signal_name()}{more}; the others were stopped\n"
+            f"  → lmkit {verb} --resume {path} --processes {processes}"
+        ) from None
+    return 0
+
+
+def restarted(out: Path | None) -> Path | None:
+    """The run that goes on, in a process that was started again; None at the first start."""
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return out if again and out is not None and (out / "recipe.yaml").exists() else None
+
+
+def _status(path: Path) -> dict:
+    file = path / "status.json"
+    return json.loads(file.read_text()) if file.exists() else {}

@@ -1,0 +1,86 @@
+"""A bad number never reaches the weights, and a spike does not go unseen.
+
+A spike is a loss or gradient norm six standard deviations above the mean of the last 128 steps: the rule of OLMo-core's
+SkipStepOptimizer.
+"""
+
+import math
+from statistics import fmean, stdev
+from typing import Any
+
+from lmkit.batch import Batch
+from lmkit.errors import Diverged
+from lmkit.runs import Run
+from lmkit.training.checkpoints import State
+from lmkit.training.job import Job
+
+WINDOW, ENOUGH, SIGMAS = 128, 32, 6.0
+SKIPS_IN_A_ROW = 3
+ROLLBACKS = 3
+KEPT_STILL = ("loss scale", "not finite", "skipped spike", "rolled back")  # steps in which nothing moves
+
+
+class Rollback(Exception):
+    """Go back to the last checkpoint, and pass over these batches from there on."""
+
+    def __init__(self, step: int, batches: list[int]):
+        super().__init__(step)
+        self.step, self.batches = step, batches
+
+
+def judge(state: State, loss: float, norm: float, policy: str, scaled: bool) -> str | None:
+    """What is wrong with a step: `loss scale` (fp16: too high, and lowered now; no fault of the data), `not finite`,
+    `skipped spike` or `rolled back` by `policy`, `spike` where it only is to be told; None: nothing."""
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        return "loss scale" if scaled and math.isfinite(loss) else "not finite"
+    spike = _far_above(state.losses, loss) or _far_above(state.norms, norm)
+    for values, value in ((state.losses, loss), (state.norms, norm)):
+        values.append(value)
+        del values[:-WINDOW]
+    return {"log": "spike", "skip": "skipped spike", "rollback": "rolled back"}[policy] if spike else None
+
+
+def _far_above(values: list[float], value: float) -> bool:
+    return len(values) >= ENOUGH and value > fmean(values) + SIGMAS * stdev(values)
+
+
+def count(job: Job, run: Run, row: dict[str, Any], batches: list[Batch]) -> None:
+    """Record what `judge` found. Raises Rollback where the recipe says so, Diverged after three steps in a row without
+    a finite loss, or after three rollbacks."""
+    state, policy = job.state, job.recipe.train.spikes
+    reason = row.get("skipped") or ("spike" if "spike" in row else None)
+    if reason in (None, "loss scale"):
+        state.skipped_in_a_row = 0 if reason is None else state.skipped_in_a_row
+        return
+    documents = sorted({d for b in batches for d in b.documents})
+    kind = "spike" if reason == "spike" else "skipped"
+    run.event(kind, reason=reason, step=row["step"], loss=row["loss"], grad_norm=row["grad_norm"], documents=documents)
+    state.spikes += reason != "not finite"
+    if reason == "spike":
+        return
+    state.skipped, state.skipped_in_a_row = state.skipped + 1, state.skipped_in_a_row + (reason == "not finite")
+    if reason == "rolled back":
+        _roll_back(job, run, row["step"], 1)
+    if state.skipped_in_a_row < SKIPS_IN_A_ROW:
+        return
+    if policy == "rollback":
+        _roll_back(job, run, row["step"], SKIPS_IN_A_ROW)
+    _give_up(job, run, f"loss or gradient was not finite in {SKIPS_IN_A_ROW} steps in a row, up to {row['step']}")
+
+
+def _roll_back(job: Job, run: Run, step: int, batches: int) -> None:
+    if job.state.rollbacks == ROLLBACKS:
+        _give_up(job, run, f"it was rolled back {ROLLBACKS} times, and step {step} is bad again")
+    if not run.steps():
+        _give_up(job, run, f"step {step} is bad, and there is no checkpoint yet to go back to")
+    raise Rollback(step, [job.batch_of(s) for s in range(step - batches, step)])
+
+
+def _give_up(job: Job, run: Run, why: str) -> None:
+    newest = run.steps()
+    kept = f"kept: {newest[-1]}" if newest else "no checkpoint had been written yet"
+    raise Diverged(
+        f"training diverged: {why}\n  {kept}\n"
+        f"  the documents of those batches stand in {run.path / 'events.jsonl'}\n"
+        f"  → a lower optimizer.lr (now {job.recipe.optimizer.lr:.3g}) or train.clip=1 usually helps"
+    )

@@ -1,0 +1,36 @@
+"""Training state of a model of which every process holds a part, through torch.distributed.checkpoint (DCP): each
+process writes its own in safetensors, and any number of them, one too, can read it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.tensor import DTensor
+
+from lmkit.model.transformer import Transformer
+
+
+def shared(model: Transformer) -> bool:
+    return any(isinstance(p, DTensor) for p in model.parameters())
+
+
+def save(folder: Path, tensors: dict[str, Tensor], group: Any) -> None:
+    """All processes must call together, on a file system they share. group: theirs. Raises OSError."""
+    lined = {k: v if v.dim() else v.reshape(1) for k, v in tensors.items()}  # DCP's format has no scalars
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    dcp.save(lined, storage_writer=writer, process_group=group)
+
+
+def load(folder: Path, named: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Moments (`parameter::key`), shared out like their parameters. Raises KeyError for those of no parameter."""
+    reader = HuggingFaceStorageReader(str(folder))
+    tensors: dict[str, Tensor] = {}
+    for key, facts in reader.read_metadata().state_dict_metadata.items():
+        p = named[key.split("::")[0]]
+        alike = facts.size == p.shape  # type: ignore[union-attr]
+        tensors[key] = torch.zeros_like(p.detach()) if alike else torch.zeros(facts.size)  # type: ignore[union-attr]
+    dcp.load(tensors, storage_reader=reader)
+    return tensors

@@ -1,0 +1,154 @@
+"""One optimizer step: a global batch, its gradient, and whether the weights may move by it."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmkit.batch import Batch
+from lmkit.errors import OutOfMemory
+from lmkit.order import OVERHEAD, batch_rows, by_length, nth_left, rng_for
+from lmkit.training import guard
+from lmkit.training.distributed import gradient_norm, scale_gradients
+from lmkit.training.job import Job
+from lmkit.training.precision import autocast
+
+GPU_OVERHEAD = 8192  # tokens' worth of time it takes to start the kernels of one micro-batch; an estimate
+
+
+@dataclass(frozen=True)
+class Share:
+    """What this process reads of a global batch, and what the whole batch counts."""
+
+    batches: list[Batch]  # rows of like length together
+    counts: dict[str, int]  # of the loss terms, over all processes once `agreed`
+    tokens: int  # as `train.batch` counts them
+
+    def numbers(self) -> list[float]:
+        """What is to be added up over the processes."""
+        return [*self.counts.values(), self.tokens]
+
+    def agreed(self, totals: list[float]) -> "Share":
+        *counts, tokens = (int(n) for n in totals)
+        return Share(self.batches, dict(zip(self.counts, counts, strict=True)), tokens)
+
+
+def read_share(job: Job, step: int) -> Share:
+    """The micro-batches of step `step` that are this process's. Rows are dealt out in turn."""
+    seed, task, rows, world = job.recipe.train.seed, job.work.task, job.work.rows, job.world
+    places = batch_rows(nth_left(step, job.state.passed_over), job.batch_rows, len(rows), seed)
+    mine = places[world.data_rank :: world.data_size]
+    examples = [task.prepare(rows[i], rng_for(seed, epoch, i)) for epoch, i in mine]
+    overhead = OVERHEAD if job.device.type == "cpu" else GPU_OVERHEAD
+    groups = by_length(examples, task.length, job.recipe.train.micro_batch, overhead)
+    batches = [task.collate(group) for group in groups]
+    counts = {k: sum(b.counts[k] for b in batches) for k in batches[0].counts}
+    return Share(batches, counts, sum(b.num_tokens for b in batches))
+
+
+def train_step(
+    job: Job, rate: float, share: Share, scaler: torch.amp.GradScaler, asked: bool = False
+) -> tuple[dict[str, Any], bool]:
+    """Returns the step's metrics, and whether any process was `asked` to stop. `skipped`, where loss or gradient was
+    not finite, or a spike that is to be skipped: then nothing moved."""
+    _seed(job)
+    got, asked = _gradient(job, share, scaler, asked)
+    for optimizer in job.optimizers:
+        scaler.unscale_(optimizer)
+    grads = [p.grad for p in job.model.parameters() if p.grad is not None]
+    norm = gradient_norm(grads)
+    # one wait for the device
+    values = torch.stack([*got.values(), norm.float()]).tolist()
+    row = _row(dict(zip(got, values, strict=False)), values[-1]) | {"tokens": share.tokens}
+    reason = guard.judge(job.state, values[0], values[-1], job.recipe.train.spikes, scaler.is_enabled())
+    if reason not in guard.KEPT_STILL and job.recipe.train.clip is not None:
+        scale_gradients(grads, job.recipe.train.clip, norm)
+    for optimizer in job.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * rate
+        if reason not in guard.KEPT_STILL:
+            scaler.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
+    scaler.update()
+    if reason not in guard.KEPT_STILL and job.average:
+        job.average.update()
+    return row | ({"skipped": reason} if reason in guard.KEPT_STILL else {"spike": True} if reason else {}), asked
+
+
+def _seed(job: Job) -> None:
+    """Dropout follows from (seed, step, share of the data)."""
+    seed = job.recipe.train.seed * 1_000_003 + job.state.step + job.world.data_rank * 7_368_787
+    torch.default_generator.manual_seed(seed)
+    if job.device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif job.device.type == "mps":
+        torch.mps.manual_seed(seed)
+
+
+def _gradient(job: Job, share: Share, scaler: torch.amp.GradScaler, asked: bool) -> tuple[dict[str, Tensor], bool]:
+    """Sums over the whole batch, `loss` first, () each, and whether any process was asked to stop. The gradient is left
+    on the parameters, of the mean over the batch. Raises OutOfMemory."""
+    sums: dict[str, Tensor] = {}
+    task, world = job.work.task, job.world
+    try:
+        for i, batch in enumerate(share.batches):
+            with job.parallel.accumulating(last=i == len(share.batches) - 1):
+                with autocast(job.precision, job.device):
+                    loss = job.parallel.loss(task, batch.to(job.device))
+                # one division by the count of the whole batch: the size of micro-batches cannot change the gradient
+                mean = lambda term, k: term / max(share.counts[k], 1)
+                total = torch.stack([mean(term, k) for k, term in loss.sums.items()]).sum()
+                # several processes: what they add up is divided by how many they are
+                scaler.scale(total * world.data_size).backward()
+            shown = {f"{k} loss": mean(v, k) for k, v in loss.nats.items()}
+            shown |= {f"{k} accuracy": mean(v, k) for k, v in loss.hits.items()}
+            for k, v in {"loss": total.detach(), **shown}.items():
+                sums[k] = sums[k] + v.float() if k in sums else v.float()
+        job.parallel.finish_gradient()
+    except (RuntimeError, MemoryError) as e:
+        if not out_of_memory(e):
+            raise
+        raise OutOfMemory(str(e)) from None
+    if world.size == 1:
+        return sums, asked
+    added = world.total_tensor(torch.stack([*sums.values(), sums["loss"].new_tensor(float(asked))]))
+    return dict(zip(sums, added.unbind(), strict=False)), bool(added[-1].item())
+
+
+def out_of_memory(e: BaseException) -> bool:
+    """Whether this is how torch or Python say that memory is not enough."""
+    return isinstance(e, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(e)
+
+
+def _row(got: dict[str, float], norm: float) -> dict[str, Any]:
+    """A row of metrics.jsonl. got: the loss, and `TERM loss` and `TERM accuracy` for each of its terms."""
+    main = next(k for k in got if " " in k).partition(" ")[0]  # a task's first term: words, or what it labels
+    row = {"loss": got["loss"]}
+    if f"{main} accuracy" in got:
+        row["accuracy"] = got[f"{main} accuracy"]
+    row["grad_norm"] = norm
+    if got[f"{main} loss"] != got["loss"]:  # other terms, or smoothed labels: what one word costs, for itself
+        row[f"{main}_loss"] = got[f"{main} loss"]
+    row |= {k.replace(" ", "_"): v for k, v in got.items() if " " in k and not k.startswith(f"{main} ")}
+    return {k: v if math.isfinite(v) else None for k, v in row.items()}  # JSON has no NaN
+
+
+def probe_speed(job: Job, seconds: float, clock: Any) -> float:
+    """Tokens a second of forward and backward, after one to warm up. Gradients are dropped; nothing moves."""
+    batch = read_share(job, 0).batches[0].to(job.device)
+    job.model.train()
+    best, deadline = math.inf, clock() + seconds
+    for attempt in range(8):
+        began = clock()
+        with autocast(job.precision, job.device):
+            torch.stack(list(job.parallel.loss(job.work.task, batch).sums.values())).sum().backward()
+        if job.device.type == "cuda":
+            torch.cuda.synchronize()
+        if attempt:
+            best = min(best, clock() - began)
+        if attempt >= 2 and clock() > deadline:
+            break
+    job.model.zero_grad(set_to_none=True)
+    return batch.num_tokens / best
