@@ -10,17 +10,14 @@ metrics.jsonl holds only what is a pure function of (recipe, step); what the clo
 import fcntl
 import json
 import os
-import platform
 import shutil
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
+from lmkit.environment import environment
 from lmkit.errors import ModelError, RunInUse, StorageError, UserError
 from lmkit.files import fsync_directory, sha256, write_atomic, write_json
 
@@ -251,24 +248,3 @@ def find_run(path: Path | str) -> Path:
     if not (path / "recipe.yaml").exists():
         raise UserError(f"{path}: not a run directory (no recipe.yaml)\n  → `lmkit runs` lists runs")
     return path
-
-
-def environment() -> dict[str, Any]:
-    """What it takes to understand a result later. No environment variables: they may hold secrets."""
-    packages = ("lmkit", "torch", "numpy", "tokenizers", "safetensors")
-    here = Path(__file__).parent
-    git = lambda *args: subprocess.run(["git", "-C", str(here), *args], capture_output=True, text=True).stdout.strip()
-    commit = git("rev-parse", "HEAD") if shutil.which("git") else ""
-    return {
-        "command": sys.argv, "python": platform.python_version(), "system": platform.platform(),
-        "cores": os.cpu_count(),
-        "versions": {p: _version(p) for p in packages}, "git": commit or None,
-        "git_dirty": bool(git("status", "--porcelain")) if commit else None,
-    }  # fmt: skip
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from lmkit import config
+from lmkit.data.inventory import of_model, of_store, of_tables
 from lmkit.data.palette import as_texts, fit_palette, holds_images, load_palette
 from lmkit.data.splitting import limit, split
 from lmkit.data.table_report import report
@@ -120,12 +121,21 @@ def _run(recipe: FinetuneRecipe, path: Path, link: bool = False, goes_on: bool =
         if holds_images(train):
             train, held_out = _pictures(recipe, train, held_out, kept / "tokenizer")
         f = build_finetuning(recipe, train, held_out, kept, world)
-        (take_up if goes_on else begin)(f.job, run, {"data": f.train.fingerprint, "held_out": f.held_out.fingerprint})
+        facts = {"data": f.train.fingerprint, "held_out": f.held_out.fingerprint} | _base(recipe)
+        if goes_on:
+            take_up(f.job, run, facts)
+        else:
+            begin(f.job, run, facts, lambda: of_tables(recipe))
         task = f.job.recipe.task.name
         note("\n".join([*report(f.train, f.held_out, task, f.lengths, f.max_length), *describe(f), *f.rendered()]))
         return _train(f, run)
     finally:
         run.close()
+
+
+def _base(recipe: FinetuneRecipe) -> dict[str, str]:
+    """Fingerprint of the weights under adapters, which checkpoints do not hold."""
+    return {"model": ", ".join(str(entry["sha256"]) for entry in of_model(recipe))} if recipe.lora else {}
 
 
 def _copy_of_tokenizer(path: Path) -> Path:
@@ -157,7 +167,11 @@ def _pictures(recipe: FinetuneRecipe, train: Table, held_out: Table, folder: Pat
 def _continue(recipe: FinetuneRecipe, run: Run, goes_on: bool, world: World) -> int:
     """`task: lm`. What the model knew before is said beside what it knows after."""
     job, store = build_continued(recipe, world)
-    (take_up if goes_on else begin)(job, run, {"data": store.fingerprint})
+    facts = {"data": store.fingerprint} | _base(recipe)
+    if goes_on:
+        take_up(job, run, facts)
+    else:
+        begin(job, run, facts, lambda: of_store(store, recipe.data.train) + of_model(recipe))
     note("\n".join(describe_text(job, store)))
     before = job.score() if len(job.work.held_out) and not job.state.step else None
     began = time.monotonic()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lmkit import config
 from lmkit.data.cache import open_tokens
+from lmkit.data.inventory import of_store
 from lmkit.data.store import TokenStore
 from lmkit.display import note
 from lmkit.files import write_atomic
@@ -31,7 +32,7 @@ def start(recipe_path: Path, overrides: tuple[str, ...], out: Path | None) -> in
         run.link_latest()
     try:
         job = build_job(recipe, store, world=world)
-        begin(job, run, {"data": store.fingerprint})
+        begin(job, run, {"data": store.fingerprint}, lambda: of_store(store, recipe.data.train))
         note("\n".join(describe(job, store)))
         return _train(job, run)
     finally:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from lmkit import config as recipes
+from lmkit.data.inventory import of_tables
 from lmkit.data.knowledge import ANSWERS, KnowledgeBase, candidate
 from lmkit.data.knowledge_lookup import SLOT, Matcher, Option, tokens
 from lmkit.data.splitting import limit, split
@@ -56,7 +57,8 @@ def start(recipe: FinetuneRecipe, path: Path, link: bool) -> int:
         try:
             if link:
                 run.link_latest()
-            run.begin(recipes.dump(recipe), {"data": train.fingerprint, "held_out": held_out.fingerprint})
+            facts = {"data": train.fingerprint, "held_out": held_out.fingerprint, "kb": kb.fingerprint}
+            run.begin(recipes.dump(recipe), facts | {"seed": recipe.train.seed, "files": of_tables(recipe)})
             solver = fit(kb, train, task, reader, loaded.model)
             _link_model(loaded.folder, run)
             levels, matcher = solver.levels._asdict(), solver.matcher.as_json()

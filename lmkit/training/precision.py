@@ -2,6 +2,7 @@
 
 import shutil
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
@@ -21,6 +22,15 @@ def choose_device(name: str) -> torch.device:
     if name == "mps" and not torch.backends.mps.is_available():
         raise UserError("train.device is mps, but torch sees no Apple GPU\n  → train.device=auto")
     return torch.device(name)
+
+
+def torch_environment() -> dict[str, Any]:
+    """What a run keeps of how torch sees this machine."""
+    return {
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "cuda": torch.version.cuda,
+    }
 
 
 def choose_precision(name: str, device: torch.device) -> str:

@@ -1,19 +1,23 @@
 """How a run begins, or goes on where it was."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from lmkit import config
+from lmkit.data.inventory import Entry
 from lmkit.display import note
+from lmkit.environment import read_environment
 from lmkit.errors import ModelError, UserError
 from lmkit.finetune_recipe import FinetuneRecipe
 from lmkit.recipe import Recipe
 from lmkit.runs import Follower, Run
+from lmkit.text.tokenizer import load_tokenizer
 from lmkit.training import checkpoints
 from lmkit.training.distributed import World, join
 from lmkit.training.job import Job
-from lmkit.training.precision import choose_device
+from lmkit.training.precision import choose_device, torch_environment
 
 HARMLESS = ("evaluate.sample", "evaluate.sample_tokens", "checkpoint.keep", "checkpoint.background", "train.device",
             "train.micro_batch", "train.compile", "train.recompute", "parallel.")  # fmt: skip
@@ -31,10 +35,15 @@ def open_run(path: Path, world: World) -> Run:
         return Run(path) if world.first else Follower(path)
 
 
-def begin(job: Job, run: Run, facts: dict[str, str]) -> None:
-    """A new run. facts: fingerprints of what it reads. Raises UserError where processes were given different things."""
+def begin(job: Job, run: Run, facts: dict[str, str], files: Callable[[], list[Entry]]) -> None:
+    """A new run. facts: fingerprints of what it reads; files: lists them with checksums, for `lmkit runs reproduce`.
+    Raises UserError where processes were given different things."""
     job.world.check_same(recipe=config.dump(job.recipe), **facts)
-    run.begin(config.dump(job.recipe), facts | {"processes": job.world.size})
+    if job.world.first:
+        made_of = {"tokenizer": load_tokenizer(job.tokenizer).fingerprint} | facts
+        place = {"processes": job.world.size, "device": str(job.device), "precision": job.precision}
+        more = {"seed": job.recipe.train.seed} | made_of | place | torch_environment() | {"files": files()}
+        run.begin(config.dump(job.recipe), more)
     run.event("start", parameters=sum(job.model.num_parameters().values()))
 
 
@@ -43,8 +52,8 @@ def take_up(job: Job, run: Run, facts: dict[str, str]) -> None:
     checkpoint is whole."""
     world = job.world
     world.check_same(recipe=config.dump(job.recipe), **facts)
-    before = config.parse_yaml((run.path / "environment.json").read_text(), "environment.json")
-    if changed := [key for key, value in facts.items() if before.get(key) != value]:
+    before = read_environment(run.path)
+    if changed := [key for key, value in facts.items() if before.get(key, value) != value]:
         names = " and the ".join(changed).replace("data", "training data or its tokenizer")
         raise ModelError(
             f"{run.path}: the {names} changed since this run began\n  → restore the files, or start a new run"

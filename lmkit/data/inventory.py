@@ -1,0 +1,98 @@
+"""The files that a run reads: listed with their checksums when it begins, and compared when it is to be repeated."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lmkit.data.formats import list_sources
+from lmkit.data.inputs import Pairing, list_inputs
+from lmkit.data.store import TokenStore, is_store
+from lmkit.errors import DataError
+from lmkit.files import sha256
+from lmkit.finetune_recipe import FinetuneRecipe
+from lmkit.recipe import Recipe
+from lmkit.runs import model_folder
+
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+Entry = dict[str, Any]  # path, bytes, sha256; of a token store its fingerprint stands for a checksum
+
+
+def of_store(store: TokenStore, data_train: str | list[str]) -> list[Entry]:
+    """Of pretraining: the files its tokens were made of, or the store itself where the recipe names it."""
+    if data_train in (str(store.path), [str(store.path)]):
+        return [_entry(str(store.path))]
+    return [{"path": i["name"], "bytes": i["size"], "sha256": i["sha256"]} for i in store.manifest["inputs"]]
+
+
+def of_tables(recipe: FinetuneRecipe) -> list[Entry]:
+    """Of fine-tuning: its tables, and the model it starts from. Raises DataError where nothing is found."""
+    return [_entry(name) for name in sources(recipe)] + of_model(recipe)
+
+
+def of_model(recipe: FinetuneRecipe) -> list[Entry]:
+    """The weights that fine-tuning starts from; of a new model none."""
+    if not isinstance(recipe.model, str):
+        return []
+    folder = model_folder(recipe.model)
+    return [_entry(str(file)) for pattern in WEIGHTS for file in sorted(folder.glob(pattern))]
+
+
+def sources(recipe: Recipe | FinetuneRecipe) -> list[str]:
+    """Names of files, token stores and hub datasets, as they are found now. Raises DataError where there are none."""
+    data = recipe.data
+    named = [data.train] if isinstance(data.validation, float | int) else [data.train, data.validation]
+    return [name for part in named for name in _found([part] if isinstance(part, str) else part, recipe)]
+
+
+def changed(before: list[Entry], recipe: Recipe | FinetuneRecipe) -> list[str]:
+    """What is not as it was, a line each."""
+    told = []
+    for entry in before:
+        name, path = entry["path"], Path(entry["path"])
+        if name.startswith("hub:"):
+            told.append(f"{name}: on the hub, not compared")
+        elif not path.exists():
+            told.append(f"{name}: missing")
+        elif (now := _entry(name, size_alone=entry["bytes"])) != entry:
+            sizes = f"{entry['bytes']:,} bytes, now {now['bytes']:,}" if now["bytes"] != entry["bytes"] else "same size"
+            told.append(f"{name}: its content changed ({sizes})")
+    try:
+        new = sorted(set(sources(recipe)) - {entry["path"] for entry in before})
+    except DataError:
+        new = []  # said above
+    return told + [f"{name}: new, and the recipe's data takes it in" for name in new if before]
+
+
+def _found(patterns: list[str], recipe: Recipe | FinetuneRecipe) -> list[str]:
+    data = recipe.data
+    if len(patterns) == 1 and is_store(patterns[0]):
+        return patterns
+    if isinstance(recipe, FinetuneRecipe) and recipe.task.name != "lm":
+        items = [source.item for source in list_sources(patterns, recipe.task.name, recipe.data, labelled=True)]
+    else:
+        pairing = Pairing(str(data.text), data.target) if data.target is not None else None
+        items = list_inputs(patterns, pairing)
+    return [name for item in items for file in item.files for name in _inside(file.name)]
+
+
+def _inside(name: str) -> list[str]:
+    """The file itself, or all files of a folder of labels."""
+    if name.startswith("hub:") or not os.path.isdir(name):
+        return [name]
+    return sorted(os.path.join(here, file) for here, _, files in os.walk(name, followlinks=True) for file in files)
+
+
+def _entry(name: str, size_alone: int | None = None) -> Entry:
+    """size_alone: the only size that makes a checksum worth the reading."""
+    path = Path(name)
+    if name.startswith("hub:"):
+        return {"path": name, "bytes": None, "sha256": None}
+    if path.is_dir():
+        store = TokenStore(path)
+        size = sum(f.stat().st_size for f in path.glob("*.tokens"))
+        return {"path": name, "bytes": size, "sha256": store.fingerprint}
+    try:
+        size = path.stat().st_size
+        return {"path": name, "bytes": size, "sha256": sha256(path) if size_alone in (None, size) else None}
+    except OSError:  # counted where it is read
+        return {"path": name, "bytes": None, "sha256": None}
