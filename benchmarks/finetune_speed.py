@@ -29,6 +29,7 @@ def lmkit_run(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
     from lmkit.runs import Run
     from lmkit.training import loop
     from lmkit.training.finetune import build_finetuning
+    from lmkit.training.signals import StopFlag
 
     changes = (
         "task.name=classify", f"model={args.model}", f"data.train={args.data}", f"data.validation={args.test}",
@@ -41,7 +42,8 @@ def lmkit_run(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
     score, f.job.score = f.job.score, lambda: {f.job.metric: 0.0}
     run = Run(Path(scratch) / "run")
     began = time.perf_counter()
-    loop.train(f.job, run)
+    with StopFlag() as stop:
+        loop.train(f.job, run, stop)
     seconds = time.perf_counter() - began
     del score
     outputs = f.solver.outputs(f.job.model, test, f.solver.examples(test))

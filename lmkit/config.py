@@ -158,7 +158,12 @@ def build(schema: type[T], tree: dict, lines: dict[str, str], expand: Any = None
 
 def dump(config: BaseModel) -> str:
     """The resolved recipe as YAML: what a run stores, and what reads back to an equal object."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    return yaml.safe_dump(as_tree(config), sort_keys=False, allow_unicode=True, width=120)
+
+
+def as_tree(config: BaseModel) -> dict[str, Any]:
+    """Plain values under the names of a recipe."""
+    return config.model_dump(mode="json", by_alias=True)
 
 
 def differences(old: Any, new: Any, at: str = "") -> list[str]:
@@ -171,11 +176,16 @@ def differences(old: Any, new: Any, at: str = "") -> list[str]:
 def keys(schema: type[BaseModel], at: str = "") -> dict[str, Any]:
     """Every dotted key a recipe may hold -> its pydantic field."""
     found: dict[str, Any] = {}
-    for name, field in schema.model_fields.items():
+    for name, field in fields(schema).items():
         found[f"{at}{name}"] = field
         for inner in sections_of(field.annotation):
             found |= keys(inner, f"{at}{name}.")
     return found
+
+
+def fields(schema: type[BaseModel]) -> dict[str, Any]:
+    """By the names of a recipe; one of them, `async`, Python keeps for itself."""
+    return {field.alias or name: field for name, field in schema.model_fields.items()}
 
 
 def sections_of(hint: Any) -> list[type[BaseModel]]:
@@ -192,7 +202,7 @@ def _chosen(sections: list[type[BaseModel]], value: dict) -> type[BaseModel] | N
 
 
 def _unknown_keys(schema: type[BaseModel], tree: Any, lines: dict[str, str], at: str = "") -> typing.Iterator[str]:
-    known = {f"{at}{name}": field for name, field in schema.model_fields.items()}
+    known = {f"{at}{name}": field for name, field in fields(schema).items()}
     everywhere = keys(schema, at)
     for name, value in tree.items():
         key = f"{at}{name}"

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,15 @@ def write_json(path: Path, value: Any) -> None:
 def sha256(path: Path) -> str:
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def disk_error(e: BaseException) -> OSError | None:
+    """What the disk said, if that is what `e` is. safetensors and tokenizers, which are Rust, wrap it in types of their
+    own."""
+    if isinstance(e, OSError):
+        return e
+    code = re.search(r"\(os error (\d+)\)", str(e))
+    return OSError(int(code[1]), os.strerror(int(code[1]))) if code else None
 
 
 def fsync_directory(path: Path) -> None:

@@ -164,7 +164,9 @@ class CheckpointConfig(Section):
         "10%", description="Steps, or a share of the horizon, between checkpoints."
     )
     keep: Count = Field(2, ge=1, description="Newest checkpoints kept; the best one is always kept.")
-    background: bool = Field(False, description="Write them while training goes on; costs a copy of all that is saved.")
+    asynchronous: bool = Field(
+        False, alias="async", description="Write them while training goes on; costs a copy of all that is saved."
+    )
     average: Count = Field(0, ge=0, description="At the end, also average the weights of the last N checkpoints.")
 
 

@@ -8,106 +8,170 @@ metrics.jsonl holds only what is a pure function of (recipe, step); what the clo
 """
 
 import fcntl
+import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from lmkit.environment import environment
 from lmkit.errors import ModelError, RunInUse, StorageError, UserError
-from lmkit.files import fsync_directory, sha256, write_atomic, write_json
+from lmkit.files import disk_error, fsync_directory, sha256, write_atomic, write_json
 
 MANIFEST = "training/manifest.json"
+OWN = re.compile(r"step-\d{8,}")  # checkpoints; whatever else lies beside them is somebody else's
 ADAPTER_CONFIG = "adapter_config.json"  # in a folder that holds an adapter instead of a whole model, as PEFT keeps it
 
 
 class Run:
-    """Opens or creates; holds a lock for life. Raises RunInUse, StorageError."""
+    """Opens or creates; holds a lock for life, which the system frees when the process ends, however it ends.
+
+    killed: the process that had the run before and did not close it. Raises RunInUse, StorageError."""
 
     def __init__(self, path: Path):
         self.path, self.checkpoints = path, path / "checkpoints"
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._lock = (path / "lock").open("a+")
-        except OSError as e:
-            raise StorageError(f"{path}: cannot write a run here: {e.strerror}") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
             self._lock.seek(0)
-            owner = self._lock.read().strip() or "another process"
+            self.killed = self._lock.read().strip()
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock.truncate(0)
+            self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+            self._lock.flush()
+        except BlockingIOError:
+            owner = self.killed or "another process"
             raise RunInUse(
                 f"{path}: in use by {owner}\n  → wait for it, or name another run directory with --out"
             ) from None
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._lock.flush()
-        for half in [*self.checkpoints.glob("*.part"), *self.checkpoints.glob("*.old")]:
-            shutil.rmtree(half)
+        except OSError as e:
+            raise StorageError(
+                f"{path}: cannot write a run here: {e.strerror}\n  → --out names another place"
+            ) from None
+        for half in self.checkpoints.iterdir():
+            if OWN.fullmatch(half.stem) and half.suffix in (".part", ".old"):
+                shutil.rmtree(half)
 
     def close(self) -> None:
-        self._lock.close()
+        """A directory in which no run began is left as it was found."""
+        with suppress(StorageError, OSError):
+            self.check()
+            self._lock.truncate(0)
+            if not (self.path / "recipe.yaml").exists():
+                (self.path / "lock").unlink()
+                self.checkpoints.rmdir()
+                self.path.rmdir()
+        with suppress(OSError):
+            self._lock.close()
+
+    def check(self) -> None:
+        """Raises StorageError where the directory is gone or is another one now: nothing is made anew in silence, and
+        nothing written into another's."""
+        try:
+            same = os.path.samestat(os.stat(self.path / "lock"), os.fstat(self._lock.fileno()))
+        except (FileNotFoundError, NotADirectoryError):
+            same = False
+        if not same:
+            raise StorageError(
+                f"{self.path}: deleted or replaced while the run went on; nothing more can be saved\n"
+                "  → put the directory back and --resume, or start again"
+            )
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        self.check()
+        try:
+            yield
+        except OSError as e:
+            raise StorageError(f"{self.path / name}: cannot be written: {e.strerror}") from None
 
     # ---- identity
 
     def begin(self, recipe_yaml: str, facts: dict[str, Any]) -> None:
-        write_atomic(self.path / "recipe.yaml", recipe_yaml)
-        write_json(self.path / "environment.json", environment() | facts)
+        with self._writing("recipe.yaml"):
+            write_json(self.path / "environment.json", environment() | facts)
+            write_atomic(self.path / "recipe.yaml", recipe_yaml)  # last: from here on there is a run to resume
 
     def status(self, state: str, **facts: Any) -> None:
         """state: running, done, stopped, diverged or failed."""
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        write_json(self.path / "status.json", {"state": state, "pid": os.getpid(), "time": now, **facts})
+        with self._writing("status.json"):
+            write_json(self.path / "status.json", {"state": state, "pid": os.getpid(), "time": now, **facts})
 
     def read_status(self) -> dict[str, Any]:
-        path = self.path / "status.json"
-        return json.loads(path.read_text()) if path.exists() else {}
+        """Empty where there is none, or none that can be read: nothing depends on it but what people are told."""
+        try:
+            return dict(json.loads((self.path / "status.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return {}
 
     # ---- checkpoints
 
     def save(self, step: int, write: Callable[[Path], None], keep: int, best: bool) -> Path:
         """A checkpoint exists under its name if and only if it is whole: `write` fills a `.part` folder, a manifest of
         sizes and checksums comes last, everything is flushed, then one rename."""
-        final, part = self.checkpoints / f"step-{step:08d}", self.part(step)
+        final, part = self.checkpoint(step), self.part(step)
+        self.check()
         shutil.rmtree(part, ignore_errors=True)
         try:
-            (part / "training").mkdir(parents=True)
+            part.mkdir()
+            (part / "training").mkdir()
             write(part)
             files = sorted(f for f in part.rglob("*") if f.is_file())
             facts = {str(f.relative_to(part)): {"bytes": f.stat().st_size, "sha256": sha256(f)} for f in files}
-            write_json(part / MANIFEST, {"step": step, "files": facts})
+            write_json(part / MANIFEST, {"step": step, "files": facts, "sha256": _checksum(facts)})
             for f in files:
                 with f.open("rb") as handle:
                     os.fsync(handle.fileno())
-            for folder in (part / "training", part):
+            for folder in {f.parent for f in files} | {part / "training", part}:
                 fsync_directory(folder)
             if final.exists():
                 final.rename(final.with_name(final.name + ".old"))
             part.rename(final)
             fsync_directory(self.checkpoints)
-        except OSError as e:
+            shutil.rmtree(final.with_name(final.name + ".old"), ignore_errors=True)
+            self._point("latest", final)
+            if best:
+                self._point("best", final)
+            self._retire(keep)
+        except Exception as e:
             shutil.rmtree(part, ignore_errors=True)
-            raise StorageError(f"{final}: the checkpoint could not be written: {e.strerror or e}") from None
-        shutil.rmtree(final.with_name(final.name + ".old"), ignore_errors=True)
-        self._point("latest", final)
-        if best:
-            self._point("best", final)
-        self._retire(keep)
+            problem = disk_error(e)
+            if problem is None:
+                raise
+            where = f" ({problem.filename})" if problem.filename else ""
+            raise StorageError(f"{final}: the checkpoint could not be written: {problem.strerror}{where}") from None
         return final
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:08d}"
 
     def part(self, step: int) -> Path:
         """Where checkpoint `step` is put together."""
-        return self.checkpoints / f"step-{step:08d}.part"
+        return self.checkpoint(step).with_suffix(".part")
 
     def _point(self, name: str, target: Path) -> None:
         _symlink(self.path / name, target.relative_to(self.path))
 
     def mark_best(self, checkpoint: Path) -> None:
-        self._point("best", checkpoint)
+        with self._writing("best"):
+            self._point("best", checkpoint)
+
+    def point_again(self, newest: Path, best: int | None) -> None:
+        """`latest`, and `best` of step `best`, as they stood when `newest` was written: a kill may have come before
+        they were set, and what they name may be damaged."""
+        with self._writing("latest"):
+            self._point("latest", newest)
+            if best is not None and self.checkpoint(best).is_dir():
+                self._point("best", self.checkpoint(best))
+            elif not (self.path / "best").exists():
+                (self.path / "best").unlink(missing_ok=True)
 
     def link_latest(self) -> None:
         link_latest(self.path)
@@ -123,17 +187,43 @@ class Run:
 
     def steps(self) -> list[Path]:
         """Checkpoint folders, oldest first."""
-        return sorted(p for p in self.checkpoints.glob("step-*") if p.suffix not in (".part", ".old"))
+        return sorted(p for p in self.checkpoints.glob("step-*") if OWN.fullmatch(p.name) and p.is_dir())
 
-    def newest_whole(self, told: Callable[[str], None]) -> Path:
-        """The newest checkpoint whose every byte matches its manifest; damaged ones are named through `told`.
+    def newest_whole(self, told: Callable[[str], None]) -> Path | None:
+        """The newest checkpoint whose every byte matches its manifest; None where none was ever written. Damaged ones
+        are named through `told` and put aside, so that none of them is counted as kept.
+
         Raises ModelError when none is left: a resume never restarts from nothing."""
+        damaged: list[Path] = []
         for checkpoint in reversed(self.steps()):
             problem = damage(checkpoint)
             if problem is None:
+                for bad in damaged:
+                    self._put_aside(bad)
                 return checkpoint
             told(f"{checkpoint.name} is damaged ({problem}); trying the one before")
-        raise ModelError(f"{self.path}: no whole checkpoint to resume from\n  → start again with another --out")
+            self.event("damaged", checkpoint=checkpoint.name, problem=problem)
+            damaged.append(checkpoint)
+        if damaged or os.path.lexists(self.path / "latest"):  # written with the first checkpoint
+            raise ModelError(f"{self.path}: no whole checkpoint to resume from\n  → start again with another --out")
+        return None
+
+    def _put_aside(self, checkpoint: Path) -> None:
+        aside = checkpoint.with_suffix(".damaged")
+        with self._writing(aside.name):
+            shutil.rmtree(aside, ignore_errors=True)
+            checkpoint.rename(aside)
+
+    def drop_damaged(self, step: int, told: Callable[[str], None]) -> bool:
+        """Whether the checkpoint of this step, if there is one, was damaged; then it is put aside."""
+        checkpoint = self.checkpoint(step)
+        problem = damage(checkpoint) if checkpoint.is_dir() else None
+        if problem is None:
+            return False
+        told(f"{checkpoint.name}, the best so far, is damaged ({problem}); the next evaluation chooses the best anew")
+        self.event("damaged", checkpoint=checkpoint.name, problem=problem)
+        self._put_aside(checkpoint)
+        return True
 
     # ---- metrics
 
@@ -141,14 +231,15 @@ class Run:
         """Drop the rows of steps that are about to be trained again, and a torn last line."""
         for name in ("metrics.jsonl", "timing.jsonl"):
             kept = [row for row in read_jsonl(self.path / name) if row["step"] <= step]
-            write_atomic(self.path / name, "".join(json.dumps(row) + "\n" for row in kept))
+            with self._writing(name):
+                write_atomic(self.path / name, "".join(json.dumps(row) + "\n" for row in kept))
 
     def open_log(self, name: str) -> IO[str]:
         return (self.path / name).open("a", buffering=1)
 
     def event(self, kind: str, **facts: Any) -> None:
         """Append to events.jsonl: starts, resumes, skipped steps, fallbacks."""
-        with self.open_log("events.jsonl") as f:
+        with self._writing("events.jsonl"), self.open_log("events.jsonl") as f:
             f.write(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": kind, **facts}) + "\n")
 
 
@@ -156,9 +247,11 @@ class Follower(Run):
     """What all processes of a run but the first see of it: they read it and write nothing."""
 
     def __init__(self, path: Path):
-        self.path, self.checkpoints = path, path / "checkpoints"
+        self.path, self.checkpoints, self.killed = path, path / "checkpoints", ""
 
     def close(self) -> None: ...
+
+    def check(self) -> None: ...
 
     def begin(self, recipe_yaml: str, facts: dict[str, Any]) -> None: ...
 
@@ -167,6 +260,8 @@ class Follower(Run):
     def event(self, kind: str, **facts: Any) -> None: ...
 
     def mark_best(self, checkpoint: Path) -> None: ...
+
+    def point_again(self, newest: Path, best: int | None) -> None: ...
 
     def link_latest(self) -> None: ...
 
@@ -189,32 +284,47 @@ def _symlink(link: Path, target: Path) -> None:
     part.replace(link)
 
 
-def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint by its manifest; None if it is whole."""
+def damage(checkpoint: Path, only: str = "") -> str | None:
+    """What is wrong with a checkpoint by its manifest, or with those of its files whose names end in `only`; None if it
+    is whole."""
     try:
-        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError):
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        files = dict(manifest["files"])
+        if manifest["sha256"] != _checksum(files):
+            return "its manifest does not match its own checksum"
+    except (OSError, ValueError, KeyError, TypeError):
         return "its manifest is missing or unreadable"
     for name, facts in files.items():
         path = checkpoint / name
+        if not name.endswith(only):
+            continue
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != facts["bytes"]:
             return f"{name} has {path.stat().st_size} bytes instead of {facts['bytes']}"
-        if sha256(path) != facts["sha256"]:
-            return f"{name} does not match its checksum"
+        try:
+            if sha256(path) != facts["sha256"]:
+                return f"{name} does not match its checksum"
+        except OSError as e:
+            return f"{name} cannot be read: {e.strerror}"
     return None
 
 
+def _checksum(files: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a log; a torn last line, as a crash leaves it, is passed over."""
+    """Rows of a log, up to a line that a crash left torn or, after a power cut, empty."""
     if not path.exists():
         return
-    with path.open() as f:
+    with path.open(errors="replace") as f:
         for line in f:
-            if not line.endswith("\n"):
+            try:
+                row = json.loads(line if line.endswith("\n") else "")
+            except ValueError:
                 return
-            yield json.loads(line)
+            yield row
 
 
 def model_folder(path: Path | str) -> Path:

@@ -26,13 +26,13 @@ def start(recipe_path: Path, overrides: tuple[str, ...], out: Path | None) -> in
     recipe = config.load(Recipe, recipe_path, overrides, expand)
     world = meet(recipe)
     path = world.agree(fresh_path(out, recipe_path.stem, "pretrain"))
-    recipe, store = _settle(recipe, world)
-    run = open_run(path, world)
-    if out is None:
-        run.link_latest()
+    run = open_run(path, world)  # first: nothing is computed for a place that cannot be written to
     try:
+        recipe, store = _settle(recipe, world)
         job = build_job(recipe, store, world=world)
         begin(job, run, {"data": store.fingerprint}, lambda: of_store(store, recipe.data.train))
+        if out is None:
+            run.link_latest()
         note("\n".join(describe(job, store)))
         return _train(job, run)
     finally:
@@ -57,9 +57,10 @@ def resume(path: Path, given: Recipe | None = None, accept_changes: bool = False
             changed_recipe(recipe, given, accept_changes, path)
         recipe, store = _settle(given or recipe, world)
         job = build_job(recipe, store, world=world)
+        resolved = config.dump(job.recipe)
         take_up(job, run, {"data": store.fingerprint})
         if given is not None and world.first:
-            write_atomic(path / "recipe.yaml", config.dump(job.recipe))
+            write_atomic(path / "recipe.yaml", resolved)
         return _train(job, run)
     finally:
         run.close()

@@ -18,6 +18,7 @@ from lmkit.files import write_json
 from lmkit.model.config_json import config_from_hf, config_to_hf
 from lmkit.model.sharding import fill, whole
 from lmkit.model.transformer import Transformer
+from lmkit.runs import MANIFEST, damage
 
 WEIGHTS = "model.safetensors"
 MOST_LAYERS, MOST_CONTEXT = 10_000, 2**22
@@ -213,7 +214,14 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def load_folder(folder: Path, allow_pickle: bool = False) -> Transformer:
     """The model in a Hugging Face folder, in float32. Pickled weights are refused unless the user says so."""
-    h, tensors = read_config(folder), read_tensors(folder, allow_pickle)
+    h = read_config(folder)
+    if (folder / MANIFEST).exists() and (problem := damage(folder, only=".safetensors")):
+        beside = folder.resolve().parent
+        whole_ones = sorted(p.name for p in beside.glob("step-*") if p.is_dir() and not damage(p))
+        raise ModelError(
+            f"{folder} is damaged: {problem}\n  → whole are: {', '.join(whole_ones) or 'none'}, in {beside}"
+        )
+    tensors = read_tensors(folder, allow_pickle)
     config = config_from_hf(h, head_of(h, set(tensors)))
     check_sizes(config, tensors, str(folder))
     if "auto_map" in h:

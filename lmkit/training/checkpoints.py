@@ -8,8 +8,8 @@ process writes its own, in the layout of torch.distributed.checkpoint, which any
 
 import json
 import shutil
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,8 @@ class State:
     best: dict[str, float] | None = None  # step and scores of the best evaluation
     evaluations_since_best: int = 0
     scaler: dict[str, Any] = field(default_factory=dict)  # fp16 loss scale
+    # where memory was not enough: the micro-batch of the recipe, and the smaller one that is used since
+    micro_batch: list[int] | None = None
 
 
 class Average:
@@ -70,11 +72,22 @@ class Average:
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange the average and the weights in the model; a second call undoes it."""
+        """Exchange the average and the weights in the model; a second call undoes it. All the memory it takes it takes
+        at once, so that it is done whole or not at all."""
+        spare = torch.empty_like(max(self.params, key=torch.numel)).flatten()
         for p, average in zip(self.params, self.weights, strict=True):
-            kept = p.clone()
+            kept = spare[: p.numel()].view_as(p).copy_(p)
             p.copy_(average)
             average.copy_(kept)
+
+    @contextmanager
+    def as_model(self) -> Iterator[None]:
+        """The model is the average meanwhile."""
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()
 
 
 @dataclass(frozen=True)
@@ -98,10 +111,8 @@ def snapshot(
     if average:
         raw = {n: whole(own(p), moved.get(n)) for n, p in model.named_parameters()}
         pieces.append(lambda folder: save_file(raw, folder / "training/weights.safetensors"))
-        average.swap()
-    pieces.append(model_piece(model, tokenizer, special, adapter))
-    if average:
-        average.swap()
+    with average.as_model() if average else nullcontext():
+        pieces.append(model_piece(model, tokenizer, special, adapter))
     if adapter:
         adapted = {n: own(t) for n, t in adapter_tensors(model).items()}
         pieces.append(lambda folder: save_file(adapted, folder / ADAPTER))
@@ -159,7 +170,10 @@ def read(folder: Path, model: Transformer, optimizers: list[Optimizer], average:
             load_state_tensors(optimizers, named, moments, model.moved_rows)
     except KeyError as e:
         raise ModelError(f"{folder}: optimizer state of an unknown parameter {e}") from None
-    return State(**json.loads((folder / "training/state.json").read_text()))
+    try:
+        return State(**json.loads((folder / "training/state.json").read_text()))
+    except TypeError as e:
+        raise ModelError(f"{folder}: written by another version of lmkit: {e}") from None
 
 
 def average_models(folders: list[Path], model: Transformer) -> None:

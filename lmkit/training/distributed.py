@@ -66,6 +66,14 @@ class World:
         dist.all_reduce(values)
         return values
 
+    def most(self, n: int) -> int:
+        """The largest that any process has."""
+        if self.size == 1:
+            return n
+        largest = torch.tensor(n)
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return int(largest)
+
     def agree(self, value: T) -> T:
         """What rank 0 says."""
         if self.size == 1:

@@ -1,11 +1,14 @@
 """How a run ends: trained, stopped with a checkpoint, or by an error; its status says which."""
 
+from contextlib import suppress
+
 from lmkit.display import note
-from lmkit.errors import STOPPED_RESUMABLE
+from lmkit.errors import STOPPED_RESUMABLE, StorageError
 from lmkit.runs import Run
 from lmkit.training import checkpoints, loop
-from lmkit.training.guard import Rollback
+from lmkit.training.guard import Rollback, give_up
 from lmkit.training.job import Job
+from lmkit.training.signals import StopFlag
 
 
 def run_to_end(job: Job, run: Run, verb: str) -> int | None:
@@ -17,17 +20,20 @@ def run_to_end(job: Job, run: Run, verb: str) -> int | None:
         print(f"{run.path} is done: step {job.state.step}, nothing left to train")
         return 0
     run.status("running", step=job.state.step)
-    ended = None
-    while ended is None:
-        try:
-            ended = loop.train(job, run)
-        except Rollback as bad:
-            _go_back(job, run, bad)
-        except BaseException as e:
-            run.status(
-                "failed" if isinstance(e, Exception) else "interrupted", step=job.state.step, reason=str(e)[:500]
-            )
+    try:
+        with StopFlag() as stop:
+            ended = _train(job, run, stop)
+    except BaseException as e:
+        state = "failed" if isinstance(e, Exception) else "interrupted"
+        with suppress(StorageError):  # which may be what went wrong
+            run.status(state, step=job.state.step, reason=str(e)[:500])
+        if not isinstance(e, OSError) or isinstance(e, BrokenPipeError):
             raise
+        run.check()
+        raise StorageError(
+            f"{e.filename or run.path}: {e.strerror or e}, at step {job.state.step}\n"
+            f"  → make room, then lmkit {verb} --resume {run.path} goes on from the last checkpoint"
+        ) from None
     if ended == "done":
         return None
     run.status("stopped", reason=ended, **job.progress)
@@ -35,15 +41,27 @@ def run_to_end(job: Job, run: Run, verb: str) -> int | None:
     return STOPPED_RESUMABLE
 
 
+def _train(job: Job, run: Run, stop: StopFlag) -> str:
+    """`loop.train`, again after every rollback."""
+    while True:
+        try:
+            return loop.train(job, run, stop)
+        except Rollback as bad:
+            _go_back(job, run, bad)
+
+
 def _go_back(job: Job, run: Run, bad: Rollback) -> None:
-    """To the newest checkpoint, from which the bad batches will be passed over."""
-    passed_over, rollbacks = sorted({*job.state.passed_over, *bad.batches}), job.state.rollbacks + 1
+    """To the newest checkpoint, from which the bad batches will be passed over, but for those it was taken after.
+    Raises Diverged where there is none yet."""
+    rollbacks = job.state.rollbacks + 1
     folder = job.world.agree(run.newest_whole(note) if job.world.first else None)
-    assert folder is not None, "agreed on by all"
+    if folder is None:
+        give_up(job, run, f"step {bad.step} is bad, and there is no checkpoint yet to go back to")
     job.state = checkpoints.read(folder, job.model, job.optimizers, job.average)
-    job.state.passed_over, job.state.rollbacks = passed_over, rollbacks
+    ahead = [b for b in bad.batches if b >= job.batch_of(job.state.step)]
+    job.state.passed_over, job.state.rollbacks = sorted({*job.state.passed_over, *ahead}), rollbacks
     run.truncate_logs(job.state.step)
-    run.event("rollback", from_step=bad.step, to_step=job.state.step, batches=bad.batches)
+    run.event("rollback", from_step=bad.step, to_step=job.state.step, batches=ahead)
     note(f"step {bad.step} went wrong: back to step {job.state.step}, and past its batch from there (events.jsonl)")
 
 

@@ -6,7 +6,7 @@ SkipStepOptimizer.
 
 import math
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NoReturn
 
 from lmkit.batch import Batch
 from lmkit.errors import Diverged
@@ -49,8 +49,10 @@ def count(job: Job, run: Run, row: dict[str, Any], batches: list[Batch]) -> None
     a finite loss, or after three rollbacks."""
     state, policy = job.state, job.recipe.train.spikes
     reason = row.get("skipped") or ("spike" if "spike" in row else None)
-    if reason in (None, "loss scale"):
-        state.skipped_in_a_row = 0 if reason is None else state.skipped_in_a_row
+    if reason == "loss scale":
+        return
+    state.skipped_in_a_row = state.skipped_in_a_row + 1 if reason == "not finite" else 0
+    if reason is None:
         return
     documents = sorted({d for b in batches for d in b.documents})
     kind = "spike" if reason == "spike" else "skipped"
@@ -58,25 +60,24 @@ def count(job: Job, run: Run, row: dict[str, Any], batches: list[Batch]) -> None
     state.spikes += reason != "not finite"
     if reason == "spike":
         return
-    state.skipped, state.skipped_in_a_row = state.skipped + 1, state.skipped_in_a_row + (reason == "not finite")
+    state.skipped += 1
     if reason == "rolled back":
         _roll_back(job, run, row["step"], 1)
     if state.skipped_in_a_row < SKIPS_IN_A_ROW:
         return
     if policy == "rollback":
         _roll_back(job, run, row["step"], SKIPS_IN_A_ROW)
-    _give_up(job, run, f"loss or gradient was not finite in {SKIPS_IN_A_ROW} steps in a row, up to {row['step']}")
+    give_up(job, run, f"loss or gradient was not finite in {SKIPS_IN_A_ROW} steps in a row, up to {row['step']}")
 
 
 def _roll_back(job: Job, run: Run, step: int, batches: int) -> None:
     if job.state.rollbacks == ROLLBACKS:
-        _give_up(job, run, f"it was rolled back {ROLLBACKS} times, and step {step} is bad again")
-    if not run.steps():
-        _give_up(job, run, f"step {step} is bad, and there is no checkpoint yet to go back to")
+        give_up(job, run, f"it was rolled back {ROLLBACKS} times, and step {step} is bad again")
     raise Rollback(step, [job.batch_of(s) for s in range(step - batches, step)])
 
 
-def _give_up(job: Job, run: Run, why: str) -> None:
+def give_up(job: Job, run: Run, why: str) -> NoReturn:
+    """Raises Diverged."""
     newest = run.steps()
     kept = f"kept: {newest[-1]}" if newest else "no checkpoint had been written yet"
     raise Diverged(

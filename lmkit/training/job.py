@@ -68,6 +68,18 @@ class Job:
         train = self.recipe.train.model_copy(update={"micro_batch": tokens})
         self.recipe = self.recipe.model_copy(update={"train": train})
 
+    def halve_micro_batch(self, why: str) -> bool:
+        """From now on, also where a resume takes the run up from a checkpoint written since. False: it is one token."""
+        micro, before = self.recipe.train.micro_batch, self.state.micro_batch
+        if micro == 1:
+            return False
+        note(f"{why}: micro-batches of {micro // 2:,} tokens from now on")
+        self.use_micro_batch(micro // 2)
+        self.state.micro_batch = [before[0] if before else micro, micro // 2]
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return True
+
     @property
     def progress(self) -> dict[str, Any]:
         """For status.json: how far it is, and its best scores, by which it was chosen first."""

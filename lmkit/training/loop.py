@@ -5,14 +5,16 @@ import math
 import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 
-from lmkit.display import Meter, note
+from lmkit.display import Meter
 from lmkit.errors import OutOfMemory
 from lmkit.runs import Run
 from lmkit.training import guard, step
+from lmkit.training.distributed import World
 from lmkit.training.job import Job
 from lmkit.training.saving import Saver
 from lmkit.training.schedules import multiplier
@@ -21,14 +23,16 @@ from lmkit.training.step import Share
 from lmkit.training.watchdog import Watchdog
 from lmkit.units import show_count, split_quantity
 
+LESS = "train.recompute=true, train.precision=bf16 on a GPU, or a smaller model"
 clock = time.monotonic  # never the time of day, which may jump
 
 
-def train(job: Job, run: Run) -> str:
+def train(job: Job, run: Run, stop: StopFlag) -> str:
     """Train to the horizon, or until asked to stop. Returns `done`, or the name of the signal that stopped it.
 
     Raises Diverged after three steps in a row without a finite loss (the last good checkpoint stays), Rollback where
-    the recipe says so instead, OutOfMemory where one row is too much, StorageError where nothing can be saved."""
+    the recipe says so instead, OutOfMemory where one row is too much, StorageError or OSError where nothing can be
+    saved."""
     state, recipe, world = job.state, job.recipe, job.world
     scaler = torch.amp.GradScaler(job.device.type, enabled=job.precision == "fp16")
     if state.scaler:
@@ -36,23 +40,25 @@ def train(job: Job, run: Run) -> str:
     job.model.train()
     rhythm = Rhythm(job)
     with (
-        StopFlag() as stop, Meter("train", 1.0) as meter, ThreadPoolExecutor(1) as ahead, Saver(job, run) as saver,
+        Meter("train", 1.0) as meter, ThreadPoolExecutor(1) as ahead, Saver(job, run) as saver,
         Watchdog(world, recipe.parallel.patience, run.path) as watchdog,
         run.open_log("metrics.jsonl") as metrics, run.open_log("timing.jsonl") as timing,
     ):  # fmt: skip
         upcoming: Future[Share] = ahead.submit(step.read_share, job, state.step)
         finished = asked = False
-        while not (finished or asked or (stop.asked and world.size == 1)):
-            began, tokens_before = clock(), state.tokens
+        while not (finished or asked):
+            began, tokens_before, micro = clock(), state.tokens, job.recipe.train.micro_batch
             mine, upcoming = upcoming.result(), ahead.submit(step.read_share, job, state.step + 1)
             with watchdog.waiting():
-                share = mine.agreed(world.total(mine.numbers()))
+                share = mine.agreed(world)
             rate = multiplier(recipe.schedule, state.step, min(rhythm.now, 1 - 1e-9))
             row, asked = _step(job, rate, share, scaler, stop.asked is not None)
-            asked = asked or (world.size == 1 and stop.asked is not None)
+            if job.recipe.train.micro_batch != micro:  # what was read ahead is cut for more memory than there is
+                upcoming = ahead.submit(step.read_share, job, state.step + 1)
             state.step, state.tokens = state.step + 1, state.tokens + row["tokens"]
             lr = rate * job.optimizers[0].param_groups[0]["peak_lr"]
             row = {"step": state.step, "lr": lr} | row | {"tokens": state.tokens}
+            run.check()
             guard.count(job, run, row, share.batches)
             state.scaler = scaler.state_dict() if scaler.is_enabled() else {}
             timing.write(json.dumps({"step": state.step, "seconds": round(clock() - began, 4)}) + "\n")
@@ -66,14 +72,21 @@ def train(job: Job, run: Run) -> str:
                     finished = True
             metrics.write(json.dumps(row) + "\n")
             best = state.best is not None and state.best["step"] == state.step
+            asked = asked or _asked_alone(world, stop)
             if finished or asked or best or rhythm.due(recipe.checkpoint.every):
                 metrics.flush()
                 _make_durable(metrics)  # the rows of a checkpoint's steps are as durable as the checkpoint
                 rhythm.progress()  # brings `elapsed` up to date
                 with watchdog.at_work():
                     saver.save(best, last=finished or asked)
+                asked = asked or _asked_alone(world, stop)  # meanwhile
             watchdog.step = state.step
     return "done" if finished else stop.asked or "a signal to another process"
+
+
+def _asked_alone(world: World, stop: StopFlag) -> bool:
+    """Several processes must agree, which they do in the step: the others would wait for this one."""
+    return world.size == 1 and stop.asked is not None
 
 
 def _make_durable(log: Any) -> None:
@@ -88,22 +101,26 @@ def _step(
     while True:
         try:
             return step.train_step(job, rate, share, scaler, asked)
-        except OutOfMemory as e:
+        except step.TooMuchAtOnce as e:
             job.model.zero_grad(set_to_none=True)
             longest = max(b.tokens.size(1) for b in share.batches)
-            micro = job.recipe.train.micro_batch // 2
-            if job.world.size > 1 or max(b.tokens.size(0) for b in share.batches) == 1:
+            alone = max(b.tokens.size(0) for b in share.batches) == 1
+            if job.world.size > 1 or alone or not job.halve_micro_batch(f"out of memory at step {job.state.step + 1}"):
+                half = job.recipe.train.micro_batch // 2
+                smaller = "a smaller model.context" if alone else f"train.micro_batch={half}"
                 raise OutOfMemory(
                     f"memory is not enough for step {job.state.step + 1}, of rows of {longest} tokens: {e}\n"
-                    f"  → train.micro_batch={micro}, train.recompute=true, train.precision=bf16 on a GPU, or a smaller"
-                    " model"
+                    f"  → {smaller}, {LESS}"
                 ) from None
-            note(f"out of memory at step {job.state.step + 1}: micro-batches of {micro:,} tokens from now on")
-            job.use_micro_batch(micro)
-            if job.device.type == "cuda":
-                torch.cuda.empty_cache()
             again = step.read_share(job, job.state.step)
-            share = Share(again.batches, share.counts, share.tokens)
+            share = Share(again.batches, share.counts, share.tokens, again.passes)
+        except (RuntimeError, MemoryError) as e:
+            if not step.out_of_memory(e):
+                raise
+            raise OutOfMemory(
+                f"memory is not enough for the optimizer at step {job.state.step + 1}, whose weights may have moved in"
+                f" part: {e}\n  → optimizer.name=sgd or adafactor keep less of each weight; or {LESS}"
+            ) from None
 
 
 def is_over(job: Job) -> bool:
@@ -148,12 +165,9 @@ def evaluate(job: Job, meter: Meter) -> dict[str, float]:
     if not len(job.work.held_out):
         return {}
     began = clock()
-    if job.average:
-        job.average.swap()
-    scores = job.score()
-    text = job.sample() if job.sample else ""
-    if job.average:
-        job.average.swap()
+    with job.average.as_model() if job.average else nullcontext():
+        scores = _score(job)
+        text = _sample(job) if job.sample else ""
     best = job.better(scores)
     job.state.evaluations_since_best = 0 if best else job.state.evaluations_since_best + 1
     if best:
@@ -167,6 +181,28 @@ def evaluate(job: Job, meter: Meter) -> dict[str, float]:
         meter.line(f"  » {text}")
     job.state.eval_seconds = 1.3 * (clock() - began)
     return scores
+
+
+def _score(job: Job) -> dict[str, float]:
+    """Where memory is not enough, with ever smaller micro-batches. Raises OutOfMemory."""
+    while True:
+        try:
+            return job.score()
+        except (RuntimeError, MemoryError) as e:
+            where = f"out of memory in the evaluation of step {job.state.step}"
+            if not step.out_of_memory(e):
+                raise
+            if job.world.size > 1 or not job.halve_micro_batch(where):
+                raise OutOfMemory(f"{where}: {e}\n  → {LESS}") from None
+
+
+def _sample(job: Job) -> str:
+    try:
+        return job.sample() if job.sample else ""
+    except (RuntimeError, MemoryError) as e:
+        if not step.out_of_memory(e) or job.world.size > 1:
+            raise
+        return f"(no sample: {e})"
 
 
 def _show(meter: Meter, row: dict[str, Any], progress: float, speed: float) -> None:

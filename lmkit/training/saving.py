@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -10,23 +11,26 @@ from typing import Self
 from torch import Tensor
 
 from lmkit.display import note
-from lmkit.errors import StorageError
+from lmkit.errors import OutOfMemory, StorageError, UserError
 from lmkit.runs import Run
 from lmkit.training import checkpoints, shards
 from lmkit.training.checkpoints import SHARDS, Piece
 from lmkit.training.job import Job
+from lmkit.training.step import out_of_memory
 
+LESS = "  → checkpoint.async=false needs no copy of what it writes; a smaller model"
 FAILURES_IN_A_ROW = 3  # after which the run ends: what it goes on computing would be lost
 
 
 class Saver:
-    """Writes a run's checkpoints; with `checkpoint.background` beside training, never two at once. As a context manager
-    it waits for the last one."""
+    """Writes a run's checkpoints; with `checkpoint.async` beside training, never two at once. As a context manager it
+    waits for the last one."""
 
     def __init__(self, job: Job, run: Run):
         self.job, self.run, self.failures = job, run, 0
-        self.thread = ThreadPoolExecutor(1) if job.recipe.checkpoint.background else None
+        self.thread = ThreadPoolExecutor(1) if job.recipe.checkpoint.asynchronous else None
         self.pending: Future[None] | None = None
+        self.best = self.saved_best = job.state.best  # of the checkpoint under way; of the last whole one
 
     def __enter__(self) -> Self:
         return self
@@ -44,10 +48,14 @@ class Saver:
         """Of the job as it is now. Raises StorageError where this is the last one, or three in a row failed."""
         began, job = time.monotonic(), self.job
         self.finish(last)
-        pieces, held = checkpoints.snapshot(
-            job.model, job.optimizers, job.state, job.average, job.tokenizer, job.special, job.adapter,
-            copy=self.thread is not None,
-        )  # fmt: skip
+        self.best = job.state.best
+        try:
+            pieces, held = self._snapshot(copy=self.thread is not None)
+        except (RuntimeError, MemoryError) as e:
+            if not out_of_memory(e):
+                raise
+            self._failed(OutOfMemory(f"memory is not enough to save step {job.state.step}: {e}\n{LESS}"), last)
+            return
         step, progress = job.state.step, job.progress
         if self.thread:
             self.pending = self.thread.submit(self._write, step, pieces, held, best, progress)
@@ -56,6 +64,12 @@ class Saver:
         else:
             self._settle(lambda: self._write(step, pieces, held, best, progress), last)
         job.state.reserve = max(job.state.reserve, job.state.eval_seconds + 1.3 * (time.monotonic() - began))
+
+    def _snapshot(self, copy: bool) -> tuple[list[Piece], dict[str, Tensor]]:
+        job = self.job
+        return checkpoints.snapshot(
+            job.model, job.optimizers, job.state, job.average, job.tokenizer, job.special, job.adapter, copy
+        )
 
     def finish(self, last: bool) -> None:
         """Wait for the checkpoint that is being written. Raises as `save` does."""
@@ -66,13 +80,22 @@ class Saver:
     def _settle(self, write: Callable[[], None], last: bool) -> None:
         try:
             write()
-            self.failures = 0
         except StorageError as e:
-            self.failures += 1
-            if last or self.failures == FAILURES_IN_A_ROW or self.job.world.size > 1:
-                raise
+            self._failed(e, last)
+        else:
+            self.failures, self.saved_best = 0, self.best
+
+    def _failed(self, e: UserError, last: bool) -> None:
+        """Raises `e` where training is not to go on without that checkpoint."""
+        self.failures += 1
+        if self.job.state.best == self.best:
+            self.job.state.best = self.saved_best  # no checkpoint holds a better one
+        if last or self.failures == FAILURES_IN_A_ROW or self.job.world.size > 1:
+            raise e
+        self.run.check()
+        note(f"{e}\n  → training goes on from memory; the previous checkpoint stays, the next one is tried on time")
+        with suppress(StorageError):  # the disk may be full for this too
             self.run.event("not saved", reason=str(e))
-            note(f"{e}\n  → training goes on from memory; the previous checkpoint stays, the next one is tried on time")
 
     def _write(self, step: int, pieces: list[Piece], held: dict[str, Tensor], best: bool, progress: dict) -> None:
         world, job = self.job.world, self.job

@@ -14,12 +14,12 @@ from lmkit.finetune_recipe import FinetuneRecipe
 from lmkit.recipe import Recipe
 from lmkit.runs import Follower, Run
 from lmkit.text.tokenizer import load_tokenizer
-from lmkit.training import checkpoints
+from lmkit.training import checkpoints, loop
 from lmkit.training.distributed import World, join
 from lmkit.training.job import Job
 from lmkit.training.precision import choose_device, torch_environment
 
-HARMLESS = ("evaluate.sample", "evaluate.sample_tokens", "checkpoint.keep", "checkpoint.background", "train.device",
+HARMLESS = ("evaluate.sample", "evaluate.sample_tokens", "checkpoint.keep", "checkpoint.async", "train.device",
             "train.micro_batch", "train.compile", "train.recompute", "parallel.")  # fmt: skip
 
 
@@ -32,7 +32,10 @@ def meet(recipe: Recipe | FinetuneRecipe) -> World:
 def open_run(path: Path, world: World) -> Run:
     """The first process's to write, the others' to read. Raises RunInUse, StorageError."""
     with world.first_alone():
-        return Run(path) if world.first else Follower(path)
+        run = Run(path) if world.first else Follower(path)
+    if run.killed:
+        note(f"{path}: taken over from {run.killed}, which ended without closing it")
+    return run
 
 
 def begin(job: Job, run: Run, facts: dict[str, str], files: Callable[[], list[Entry]]) -> None:
@@ -58,20 +61,33 @@ def take_up(job: Job, run: Run, facts: dict[str, str]) -> None:
         raise ModelError(
             f"{run.path}: the {names} changed since this run began\n  → restore the files, or start a new run"
         )
-    newest = world.agree(run.newest_whole(note) if world.first and run.steps() else None)
+    newest = world.agree(run.newest_whole(note) if world.first else None)
     if newest is None:
         note(f"{run.path}: stopped before its first checkpoint; starting from step 0")
     else:
         job.state = checkpoints.read(newest, job.model, job.optimizers, job.average)
+        if not (loop.is_over(job) and run.read_status().get("state") == "done"):
+            _point_again(job, run, newest)
+    if job.state.micro_batch and job.state.micro_batch[0] == job.recipe.train.micro_batch:
+        job.use_micro_batch(job.state.micro_batch[1])  # memory was not enough for the recipe's
     run.truncate_logs(job.state.step)
-    run.event("resume", step=job.state.step)
+    run.event("resume", step=job.state.step, **({"killed": run.killed} if run.killed else {}))
     note(f"resuming {run.path} at step {job.state.step}")
+
+
+def _point_again(job: Job, run: Run, newest: Path) -> None:
+    """The links of the run, as they stood when the checkpoint it goes on from was written."""
+    state, world = job.state, job.world
+    best = None if state.best is None else int(state.best["step"])
+    if best is not None and best != state.step and world.agree(world.first and run.drop_damaged(best, note)):
+        best = state.best = None
+    run.point_again(newest, best)
 
 
 def changed_recipe(old: Recipe | FinetuneRecipe, new: Recipe | FinetuneRecipe, accept: bool, where: Path) -> None:
     """Say what another recipe would change in a run that goes on. Raises UserError unless that is harmless, or
     accepted."""
-    changes = config.differences(old.model_dump(mode="json"), new.model_dump(mode="json"))
+    changes = config.differences(config.as_tree(old), config.as_tree(new))
     if not changes:
         return
     told = f"{where}: the recipe changed since this run began\n  " + "\n  ".join(changes)

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from lmkit.batch import Batch
-from lmkit.errors import OutOfMemory
 from lmkit.order import OVERHEAD, batch_rows, by_length, nth_left, rng_for
 from lmkit.training import guard
-from lmkit.training.distributed import gradient_norm, scale_gradients
+from lmkit.training.distributed import World, gradient_norm, scale_gradients
 from lmkit.training.job import Job
 from lmkit.training.precision import autocast
 
@@ -25,14 +24,13 @@ class Share:
     batches: list[Batch]  # rows of like length together
     counts: dict[str, int]  # of the loss terms, over all processes once `agreed`
     tokens: int  # as `train.batch` counts them
+    passes: int  # through the model, as many on all processes that shard it; beyond `batches` they count nothing
 
-    def numbers(self) -> list[float]:
-        """What is to be added up over the processes."""
-        return [*self.counts.values(), self.tokens]
-
-    def agreed(self, totals: list[float]) -> "Share":
-        *counts, tokens = (int(n) for n in totals)
-        return Share(self.batches, dict(zip(self.counts, counts, strict=True)), tokens)
+    def agreed(self, world: World) -> "Share":
+        """With the counts of all processes."""
+        *counts, tokens = (int(n) for n in world.total([*self.counts.values(), self.tokens]))
+        passes = world.most(self.passes) if world.sharded else self.passes
+        return Share(self.batches, dict(zip(self.counts, counts, strict=True)), tokens, passes)
 
 
 def read_share(job: Job, step: int) -> Share:
@@ -45,14 +43,18 @@ def read_share(job: Job, step: int) -> Share:
     groups = by_length(examples, task.length, job.recipe.train.micro_batch, overhead)
     batches = [task.collate(group) for group in groups]
     counts = {k: sum(b.counts[k] for b in batches) for k in batches[0].counts}
-    return Share(batches, counts, sum(b.num_tokens for b in batches))
+    return Share(batches, counts, sum(b.num_tokens for b in batches), len(batches))
+
+
+class TooMuchAtOnce(Exception):
+    """Memory was not enough for forward and backward of a micro-batch; weights and moments are as they were."""
 
 
 def train_step(
     job: Job, rate: float, share: Share, scaler: torch.amp.GradScaler, asked: bool = False
 ) -> tuple[dict[str, Any], bool]:
     """Returns the step's metrics, and whether any process was `asked` to stop. `skipped`, where loss or gradient was
-    not finite, or a spike that is to be skipped: then nothing moved."""
+    not finite, or a spike that is to be skipped: then nothing moved. Raises TooMuchAtOnce."""
     _seed(job)
     got, asked = _gradient(job, share, scaler, asked)
     for optimizer in job.optimizers:
@@ -89,16 +91,17 @@ def _seed(job: Job) -> None:
 
 def _gradient(job: Job, share: Share, scaler: torch.amp.GradScaler, asked: bool) -> tuple[dict[str, Tensor], bool]:
     """Sums over the whole batch, `loss` first, () each, and whether any process was asked to stop. The gradient is left
-    on the parameters, of the mean over the batch. Raises OutOfMemory."""
+    on the parameters, of the mean over the batch. Raises TooMuchAtOnce."""
     sums: dict[str, Tensor] = {}
     task, world = job.work.task, job.world
     try:
-        for i, batch in enumerate(share.batches):
-            with job.parallel.accumulating(last=i == len(share.batches) - 1):
+        for i in range(share.passes):
+            weight, batch = float(i < len(share.batches)), share.batches[min(i, len(share.batches) - 1)]
+            with job.parallel.accumulating(last=i == share.passes - 1):
                 with autocast(job.precision, job.device):
                     loss = job.parallel.loss(task, batch.to(job.device))
                 # one division by the count of the whole batch: the size of micro-batches cannot change the gradient
-                mean = lambda term, k: term / max(share.counts[k], 1)
+                mean = lambda term, k, weight=weight: term * (weight / max(share.counts[k], 1))
                 total = torch.stack([mean(term, k) for k, term in loss.sums.items()]).sum()
                 # several processes: what they add up is divided by how many they are
                 scaler.scale(total * world.data_size).backward()
@@ -110,7 +113,7 @@ def _gradient(job: Job, share: Share, scaler: torch.amp.GradScaler, asked: bool)
     except (RuntimeError, MemoryError) as e:
         if not out_of_memory(e):
             raise
-        raise OutOfMemory(str(e)) from None
+        raise TooMuchAtOnce(str(e)) from None
     if world.size == 1:
         return sums, asked
     added = world.total_tensor(torch.stack([*sums.values(), sums["loss"].new_tensor(float(asked))]))
@@ -119,7 +122,8 @@ def _gradient(job: Job, share: Share, scaler: torch.amp.GradScaler, asked: bool)
 
 def out_of_memory(e: BaseException) -> bool:
     """Whether this is how torch or Python say that memory is not enough."""
-    return isinstance(e, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(e)
+    said = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(e, torch.OutOfMemoryError | MemoryError) or any(s in str(e) for s in said)
 
 
 def _row(got: dict[str, float], norm: float) -> dict[str, Any]:
