@@ -125,7 +125,8 @@ class Run:
             write(part)
             files = sorted(f for f in part.rglob("*") if f.is_file())
             facts = {str(f.relative_to(part)): {"bytes": f.stat().st_size, "sha256": sha256(f)} for f in files}
-            write_json(part / MANIFEST, {"step": step, "files": facts, "sha256": _checksum(facts)})
+            manifest = {"step": step, "files": facts}
+            write_json(part / MANIFEST, manifest | {"sha256": _checksum(manifest)})
             for f in files:
                 with f.open("rb") as handle:
                     os.fsync(handle.fileno())
@@ -289,10 +290,10 @@ def damage(checkpoint: Path, only: str = "") -> str | None:
     is whole."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
-        files = dict(manifest["files"])
-        if manifest["sha256"] != _checksum(files):
+        checksum, files = manifest.pop("sha256"), dict(manifest["files"])
+        if checksum != _checksum(manifest):
             return "its manifest does not match its own checksum"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "its manifest is missing or unreadable"
     for name, facts in files.items():
         path = checkpoint / name
@@ -310,8 +311,8 @@ def damage(checkpoint: Path, only: str = "") -> str | None:
     return None
 
 
-def _checksum(files: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+def _checksum(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:

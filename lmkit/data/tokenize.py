@@ -27,7 +27,7 @@ from lmkit.data.shards import Batch, ShardWriter
 from lmkit.data.store import FORMAT, MANIFEST, SPLITS, TokenStore
 from lmkit.display import Meter, note
 from lmkit.errors import DataError, ModelError, StorageError, UserError
-from lmkit.files import fsync_directory, sha256, write_atomic, write_json
+from lmkit.files import disk_error, fsync_directory, sha256, write_atomic, write_json
 from lmkit.recipe import DataConfig, TokenizerConfig
 from lmkit.text.tokenizer import Tokenizer, load_tokenizer, read_object
 from lmkit.text.training import train_tokenizer
@@ -38,6 +38,7 @@ BATCH_BYTES = 1_000_000  # of text sent to an encoder at once
 FEW_FILES = 20  # fewer plain .txt files than this are too few documents to choose among: each gives its end
 SMALL_BYTES = 10_000_000  # of input, for which starting processes does not pay
 MOST_PROCESSES = 16  # of 100 MB at most; more would wait for the reader
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  # or not to be written to
 OWN_FILES = ("plan.json", "unit-*.json", "train-*.*", "validation-*.*", "tokenizer", "card.txt", ".*.part")
 
 
@@ -51,11 +52,12 @@ def tokenize(data: DataConfig, tokenizer: TokenizerConfig, family: str, out: Pat
         out.mkdir(parents=True, exist_ok=True)
         with _locked(out):
             return _Job(data, tokenizer, family, out).run()
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+    except Exception as error:
+        problem = disk_error(error)
+        if problem is None or problem.errno not in FULL:
             raise
         raise StorageError(
-            f"{out}: {error.strerror}\n  → make room or choose another folder, then run again"
+            f"{out}: {problem.strerror}\n  → make room or choose another folder, then run again"
         ) from error
 
 

@@ -3,7 +3,7 @@
 from contextlib import suppress
 
 from lmkit.display import note
-from lmkit.errors import STOPPED_RESUMABLE, StorageError
+from lmkit.errors import STOPPED_RESUMABLE, Diverged, StorageError
 from lmkit.runs import Run
 from lmkit.training import checkpoints, loop
 from lmkit.training.guard import Rollback, give_up
@@ -24,7 +24,7 @@ def run_to_end(job: Job, run: Run, verb: str) -> int | None:
         with StopFlag() as stop:
             ended = _train(job, run, stop)
     except BaseException as e:
-        state = "failed" if isinstance(e, Exception) else "interrupted"
+        state = "diverged" if isinstance(e, Diverged) else "failed" if isinstance(e, Exception) else "interrupted"
         with suppress(StorageError):  # which may be what went wrong
             run.status(state, step=job.state.step, reason=str(e)[:500])
         if not isinstance(e, OSError) or isinstance(e, BrokenPipeError):

@@ -1,0 +1,522 @@
+"""Kills, stops, damage, full disks: what the promises of docs/reliability.md rest on, measured.
+
+    python benchmarks/faults.py [kills stops signals damage numbers disk saving] [--kills 200] [--seed 0]
+
+Runs are tiny (two layers of width 16, dropout on) and each start of one is a process of its own, forked from this one,
+which has loaded torch and computed nothing; a few are real `lmkit` commands. All that is compared is compared byte for
+byte with the run that nothing happened to. `make faults` does all parts, in about 20 minutes on one core.
+"""
+
+import argparse
+import contextlib
+import json
+import mmap
+import os
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from lmkit.builtin import find_recipe
+from lmkit.commands import pretrain
+from lmkit.data import tokenize as tokenizing
+from lmkit.errors import STOPPED_RESUMABLE, UserError
+from lmkit.runs import MANIFEST, Run, damage, read_jsonl
+from lmkit.tasks.causal_lm import CausalLM
+from lmkit.training import loop, step
+
+STEPS = 40
+TASKS = {
+    "causal_lm": "family: gpt2, num_heads: 2, context: 16",
+    "masked_lm": "family: bert, num_heads: 2, context: 16",
+    "span_corruption": "family: t5, num_heads: 2, context: 32",
+}
+WORDS = "the cat sat on a mat and saw one red bird fly over an old hill".split()
+WEIGHTS = ("model.safetensors", "training/weights.safetensors", "training/optimizer.safetensors")
+PHASES = ("starting", "tokenizing", "step", "evaluation", "saving", "linking", "ending")
+shown: list[tuple[str, str]] = []  # what was measured, and the figure
+
+
+def say(what: str, figure: str) -> None:
+    shown.append((what, figure))
+    print(f"  {what:<92} {figure}", flush=True)
+
+
+# ---------------------------------------------------------------- tiny runs, each start in a process of its own
+
+
+def prepare(folder: Path) -> None:
+    lines = [" ".join(WORDS[(i * 7 + j * j) % len(WORDS)] for j in range(3 + i % 9)) for i in range(120)]
+    (folder / "corpus.txt").write_text("\n".join(lines))
+    for task, model in TASKS.items():
+        context = int(model.rpartition(" ")[2])
+        (folder / f"{task}.yaml").write_text(
+            f"model: {{{model}, hidden_size: 16, num_layers: 2, dropout: 0.1, attention_dropout: 0.1}}\n"
+            'tokenizer: {type: bytes}\ndata: {train: corpus.txt, validation: 20%, separator: "\\n"}\n'
+            "optimizer: {lr: 5e-3, name: adamw}\nschedule: {warmup: 2}\nevaluate: {every: 8, sample: null}\n"
+            f"train: {{budget: {STEPS} steps, batch: {8 * context}, micro_batch: {8 * context}, ema: 0.9}}\n"
+            "checkpoint: {every: 5, keep: 3}\n"
+        )
+
+
+def forked(work: Callable[[], int], log: Path | None = None) -> int:
+    """The pid of a process that does this."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    with open(log or os.devnull, "a") as out:
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+        sys.stdout = sys.stderr = out
+        try:
+            code = work()
+        except UserError as e:
+            print(f"lmkit: {e}", flush=True)
+            code = e.exit_code
+        except BaseException:
+            import traceback
+
+            traceback.print_exc(file=out)
+        finally:
+            out.flush()
+            os._exit(code)
+
+
+def ended(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def train(out: Path, task: str, settings: tuple[str, ...] = ()) -> int:
+    """The one command of a run: it starts, or goes on. Every run has its own cache, so that it tokenizes too."""
+    os.environ["LMKIT_CACHE"] = str(out.with_name(out.name + "-cache"))
+    if (out / "recipe.yaml").exists():
+        return pretrain.resume(out)
+    return pretrain.start(Path(f"{task}.yaml"), settings, out)
+
+
+def whole_run(out: Path, task: str, settings: tuple[str, ...] = (), before: Callable[[], None] = lambda: None) -> int:
+    def work() -> int:
+        before()
+        return train(out, task, settings)
+
+    return ended(forked(work, out.with_name(out.name + ".log")))
+
+
+def differs(a: Path, b: Path) -> list[str]:
+    """Of two finished runs: files that are not the same to the byte."""
+    names = [f"checkpoints/step-{STEPS:08d}/{name}" for name in WEIGHTS]
+    apart = [n for n in (*names, "metrics.jsonl") if not same_bytes(a / n, b / n)]
+    links = [link for link in ("best", "latest") if (a / link).resolve().name != (b / link).resolve().name]
+    return apart + links
+
+
+def same_bytes(a: Path, b: Path) -> bool:
+    return (not a.exists() and not b.exists()) or (a.exists() and b.exists() and a.read_bytes() == b.read_bytes())
+
+
+def at(owner: Any, name: str, act: Callable[[int], None]) -> None:
+    """Call `act` with a count, from 1, whenever `owner.name` is called."""
+    real, seen = getattr(owner, name), [0]
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        seen[0] += 1
+        act(seen[0])
+        return real(*args, **kwargs)
+
+    setattr(owner, name, wrapped)
+
+
+# ---------------------------------------------------------------- kill -9
+
+
+def watched(phase: mmap.mmap) -> None:
+    """In the process that is to be killed: what it does stands in shared memory. Saving may go on beside training."""
+
+    def during(owner: Any, name: str, number: int, byte: int = 0) -> None:
+        real = getattr(owner, name)
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            before, phase[byte] = phase[byte], number
+            try:
+                return real(*args, **kwargs)
+            finally:
+                phase[byte] = before
+
+        setattr(owner, name, wrapped)
+
+    during(tokenizing._Job, "run", PHASES.index("tokenizing"))
+    during(loop, "train", PHASES.index("step"))
+    during(loop, "evaluate", PHASES.index("evaluation"))
+    during(Run, "save", PHASES.index("saving"), byte=1)
+    during(Run, "_point", PHASES.index("linking"), byte=1)
+
+
+def kill_at(pid: int, phase: mmap.mmap, aim: str | None, wait: float) -> str | None:
+    """Kill after `wait` seconds, counted from when it does `aim` if that is given. Returns what it did; None where it
+    had ended by itself."""
+    byte = 1 if aim in ("saving", "linking") else 0
+    while aim is not None and phase[byte] != PHASES.index(aim):
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return None
+        time.sleep(0.0001)
+    until = time.monotonic() + wait
+    while time.monotonic() < until:
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return None
+        time.sleep(0.0005)
+    doing = PHASES[phase[1] or phase[0]]
+    os.kill(pid, signal.SIGKILL)
+    return doing
+
+
+def kills(folder: Path, number: int, rng: random.Random) -> None:
+    """In a row: a run is started, killed, resumed, killed again, until it is done; then the next one."""
+    phases: Counter[str] = Counter()
+    corrupt = lost = runs = unequal = halves = 0
+    combinations = [(task, mode) for task in TASKS for mode in ("false", "true")]
+    for i, (task, mode) in enumerate(combinations):
+        straight, settings = folder / f"straight-{task}-{mode}", (f"checkpoint.async={mode}",)
+        began = time.monotonic()
+        assert whole_run(straight, task, settings) == 0
+        usual, done, n = time.monotonic() - began, 0, 0
+        out = folder / f"killed-{task}-{mode}-0"
+        wanted = (number + len(combinations) - 1 - i) // len(combinations)
+        while done < wanted:
+            phase = mmap.mmap(-1, 2)
+
+            def work(out: Path = out, task: str = task, settings: Any = settings, phase: Any = phase) -> int:
+                watched(phase)
+                return train(out, task, settings)
+
+            newest = newest_step(out)
+            pid = forked(work, out.with_name(out.name + ".log"))
+            aim = rng.choice((None, None, None, "tokenizing", "evaluation", "saving", "saving", "linking"))
+            doing = kill_at(pid, phase, aim, rng.uniform(0, 0.8 * usual if aim is None else 0.01))
+            code = ended(pid)
+            resumed = [e["step"] for e in read_jsonl(out / "events.jsonl") if e["event"] == "resume"]
+            if phase[0] >= PHASES.index("step") and newest is not None and resumed:
+                lost += newest - resumed[-1]
+            if doing is not None:
+                done += 1
+                phases[doing] += 1
+                for checkpoint in (out / "checkpoints").glob("step-*"):
+                    halves += checkpoint.suffix in (".part", ".old")
+                    corrupt += not checkpoint.suffix and damage(checkpoint) is not None
+                continue
+            assert code == 0, f"{out}: {code}, see its log"
+            runs, unequal = runs + 1, unequal + bool(differs(straight, out))
+            n += 1
+            out = folder / f"killed-{task}-{mode}-{n}"
+        if newest_step(out) is not None or out.exists():
+            assert whole_run(out, task, settings) == 0
+            runs, unequal = runs + 1, unequal + bool(differs(straight, out))
+    total = sum(phases.values())
+    say("kill -9 survived, {causal, masked, span corruption} x {saving, saving beside training}", f"{total}/{total}")
+    say("  of them while " + ", ".join(f"{k} {v}" for k, v in sorted(phases.items())), "")
+    say(
+        "  checkpoints under their name that are not whole (half-written ones beside them: removed)",
+        f"{corrupt} ({halves})",
+    )
+    say("  steps lost beyond the newest checkpoint", str(lost))
+    say("  runs whose weights, moments, metrics.jsonl or links differ from the uninterrupted run", f"{unequal}/{runs}")
+
+
+def newest_step(out: Path) -> int | None:
+    found = [p for p in (out / "checkpoints").glob("step-*") if not p.suffix]
+    return max((int(p.name[-8:]) for p in found), default=None)
+
+
+def real_kills(folder: Path, number: int, rng: random.Random) -> None:
+    """The installed command, its imports included, killed from outside."""
+    straight, out, settings = (
+        folder / "straight-causal_lm-false",
+        folder / "killed-command",
+        ("checkpoint.async=false",),
+    )
+    if not straight.exists():
+        assert whole_run(straight, "causal_lm", settings) == 0
+    os.environ["LMKIT_CACHE"] = str(folder / "command-cache")
+    for i in range(number + 1):
+        resume = (out / "recipe.yaml").exists()
+        args = ["--resume", str(out)] if resume else ["causal_lm.yaml", *settings, "--out", str(out)]
+        command = [sys.executable, "-m", "lmkit", "pretrain", *args]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        log, rows = out / "metrics.jsonl", rng.randrange((i + 1) * 6)
+        while i < number and process.poll() is None and not (log.exists() and log.read_text().count("\n") > rows):
+            time.sleep(0.002)
+        if i < number:
+            process.kill()
+        process.wait()
+    assert process.returncode == 0
+    say(f"the same of {number} kills of `lmkit pretrain` itself: files that differ", str(len(differs(straight, out))))
+
+
+# ---------------------------------------------------------------- stops
+
+
+def stops(folder: Path) -> None:
+    """A stop after every step of 40, each resumed from the one before."""
+    count, apart = 0, 0
+    for task in TASKS:
+        context = int(TASKS[task].rpartition(" ")[2])
+        for parts in (1, 4):
+            keep = (f"train.micro_batch={8 * context // parts}", "checkpoint.every=1", f"checkpoint.keep={STEPS}")
+            straight, out = folder / f"steps-{task}-{parts}", folder / f"stopped-{task}-{parts}"
+            assert whole_run(straight, task, keep) == 0
+            ask = lambda: at(step, "train_step", lambda n: os.kill(os.getpid(), signal.SIGTERM))
+            for k in range(1, STEPS + 1):
+                code = whole_run(out, task, keep, before=ask)
+                assert code == (STOPPED_RESUMABLE if k < STEPS else 0), (task, parts, k, code)
+                count += 1
+                names = [f"checkpoints/step-{k:08d}/{name}" for name in WEIGHTS]
+                apart += any(not same_bytes(straight / n, out / n) for n in names)
+            apart += bool(differs(straight, out))
+    say("stops, one after each of 40 steps x {causal, masked, span corruption} x {1, 4 micro-batches}", str(count))
+    say("  checkpoints whose weights or moments differ from the uninterrupted run's", str(apart))
+
+
+def signals(folder: Path, rng: random.Random, cycles: int = 20) -> None:
+    straight = folder / "straight-causal_lm-false"
+    if not straight.exists():
+        assert whole_run(straight, "causal_lm", ("checkpoint.async=false",)) == 0
+    stopped, lost, out, n, unequal = 0, 0, folder / "signal-0", 0, 0
+    longest = 0.0
+    while stopped < cycles:
+        phase = mmap.mmap(-1, 2)
+
+        def work(out: Path = out, phase: Any = phase) -> int:
+            watched(phase)
+            return train(out, "causal_lm", ("checkpoint.async=false",))
+
+        pid = forked(work, out.with_name(out.name + ".log"))
+        while phase[0] < PHASES.index("step"):
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.3))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, rng.choice((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)))
+        began = time.monotonic()
+        code = ended(pid)
+        if code == STOPPED_RESUMABLE:
+            stopped, longest = stopped + 1, max(longest, time.monotonic() - began)
+            trained = sum(1 for _ in read_jsonl(out / "metrics.jsonl"))
+            lost += trained - (newest_step(out) or 0)
+        else:
+            assert code == 0, (out, code)
+            unequal, n = unequal + bool(differs(straight, out)), n + 1
+            out = folder / f"signal-{n}"
+    assert whole_run(out, "causal_lm", ("checkpoint.async=false",)) == 0
+    unequal += bool(differs(straight, out))
+    say("SIGTERM, SIGINT, SIGUSR1, SIGHUP -> saved, exit 75 -> resumed: cycles", f"{stopped}")
+    say("  steps lost; runs that differ; longest from signal to exit", f"{lost}; {unequal}/{n + 1}; {longest:.2f} s")
+
+
+# ---------------------------------------------------------------- damage
+
+
+@contextlib.contextmanager
+def damaged(file: Path, how: str, rng: random.Random) -> Iterator[bool]:
+    """A file of a checkpoint is damaged meanwhile. False: its bytes happen to be the same."""
+    before = file.read_bytes()
+    data = bytearray(before)
+    if how == "bit flips":
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    elif how == "truncations":
+        data = data[: rng.randrange(len(data))]
+    else:
+        start = rng.randrange(len(data)) // 4096 * 4096
+        data[start : start + 4096] = bytes(len(data[start : start + 4096]))
+    file.write_bytes(data)
+    yield data != before
+    file.write_bytes(before)
+
+
+def damages(folder: Path, rng: random.Random) -> None:
+    path = folder / "damage"
+    assert whole_run(path, "causal_lm", ("model.hidden_size=64",)) == 0
+    run = Run(path)
+    *_, before, newest = run.steps()
+    files = [newest / name for name in json.loads((newest / MANIFEST).read_text())["files"]] + [newest / MANIFEST]
+    for how, wanted in (("bit flips", 200), ("truncations", 100), ("zeroed pages", 50)):
+        found = tried = 0
+        while tried < wanted:
+            # half of them anywhere in the checkpoint, half in a file that is as likely as any other
+            sizes = [f.stat().st_size for f in files] if tried % 2 else None
+            (file,) = rng.choices(files, sizes)
+            with damaged(file, how, rng) as changed:
+                if not changed:
+                    continue
+                tried += 1
+                chosen = run.newest_whole(lambda _: None)
+                found += chosen == before
+                if (aside := newest.with_suffix(".damaged")).exists():
+                    aside.rename(newest)
+        say(f"{how} in a checkpoint: noticed, and the one before taken", f"{found}/{wanted}")
+    run.close()
+
+
+# ---------------------------------------------------------------- numbers, disks
+
+
+def numbers(folder: Path, rng: random.Random) -> None:
+    """A loss that is NaN in one micro-batch of step k: neither weights nor moments move, and all that is saved is
+    finite."""
+    moved = finite = 0
+    tried = sorted(rng.sample(range(2, STEPS), 10))
+    for k in tried:
+        out = folder / f"nan-{k}"
+
+        def spoil(k: int = k) -> None:
+            real, seen = CausalLM.loss, [0]
+
+            def loss(self: Any, model: Any, batch: Any) -> Any:
+                result = real(self, model, batch)
+                seen[0] += model.training
+                if model.training and (seen[0] + 3) // 4 == k and seen[0] % 4 == 2:
+                    result.sums["tokens"] = result.sums["tokens"] * float("nan")
+                return result
+
+            CausalLM.loss = loss  # type: ignore[method-assign]
+
+        keep = ("checkpoint.every=1", f"checkpoint.keep={STEPS}", "train.micro_batch=32")
+        assert whole_run(out, "causal_lm", keep, before=spoil) == 0
+        rows = {r["step"]: r for r in read_jsonl(out / "metrics.jsonl")}
+        assert [s for s, r in rows.items() if "skipped" in r] == [k]
+        a, b = (out / f"checkpoints/step-{s:08d}" for s in (k - 1, k))
+        moved += any(not same_bytes(a / name, b / name) for name in WEIGHTS)
+        last = [load_file(out / "latest" / name) for name in WEIGHTS]
+        finite += all(bool(torch.isfinite(t).all()) for tensors in last for t in tensors.values())
+    say(f"NaN in one micro-batch of step k, {len(tried)} values of k: weights or moments that moved", f"{moved}")
+    say("  runs that ended with finite weights and moments", f"{finite}/{len(tried)}")
+
+
+def disk(folder: Path) -> None:
+    """A file system of 1 MB that fills up and is freed again."""
+    place, straight = folder / "small", folder / "straight-disk"
+    settings = ("checkpoint.keep=2", "checkpoint.async=false")
+    assert whole_run(straight, "causal_lm", settings) == 0
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True).returncode:
+        say("a full disk: not tried, for it takes the right to mount a file system", "-")
+        return
+
+    def fill(left: int) -> None:
+        room = os.statvfs(place)
+        with contextlib.suppress(OSError), (place / "ballast").open("wb") as f:
+            f.write(bytes(max(0, room.f_bavail * room.f_frsize - left)))
+
+    def between(left: int) -> None:
+        """Full from step 12 to step 27."""
+        at(step, "train_step", lambda n: fill(left) if n == 12 else (place / "ballast").unlink() if n == 27 else None)
+
+    try:
+        out = place / "run"
+        os.symlink(folder / "disk-cache", place / "run-cache")  # tokens lie elsewhere
+        (folder / "disk-cache").mkdir()
+        code = ended(forked(lambda: (between(60_000), train(out, "causal_lm", settings))[1], folder / "disk.log"))
+        missed = sum(e["event"] == "not saved" for e in read_jsonl(out / "events.jsonl"))
+        whole = all(damage(c) is None for c in (out / "checkpoints").iterdir())
+        apart = len(differs(straight, out))
+        say(
+            "a disk full for 15 of 40 steps: exit code; saves missed; files that differ at the end",
+            f"{code}; {missed}; {apart}",
+        )
+        say("  checkpoints whole", "all" if whole else "NOT ALL")
+        shutil.rmtree(out)
+        code = ended(forked(lambda: (between(0), train(out, "causal_lm", settings))[1], folder / "disk.log"))
+        (place / "ballast").unlink(missing_ok=True)
+        again = ended(forked(lambda: train(out, "causal_lm", settings), folder / "disk.log"))
+        say(
+            "no byte left at all: exit code; resumed with room again; files that differ",
+            f"{code}; {again}; {len(differs(straight, out))}",
+        )
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+# ---------------------------------------------------------------- what saving costs
+
+
+def saving(folder: Path, pairs: int, steps: int, every: int) -> None:
+    """Seconds from the first step to the last of the demo's model: without a save, saved beside training, saved
+    between steps. In turns; medians of the ratios of neighbours."""
+    os.environ["LMKIT_CACHE"] = str(folder / "demo-cache")
+    kinds = {"none": ("checkpoint.every=0",), "beside": (f"checkpoint.every={every}", "checkpoint.async=true"),
+             "between": (f"checkpoint.every={every}", "checkpoint.async=false")}  # fmt: skip
+    took: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for i in range(pairs):
+        for kind, settings in kinds.items():
+            marks = folder / f"marks-{kind}-{i}"
+
+            def work(
+                marks: Path = marks, settings: tuple[str, ...] = settings, out: Path = folder / f"{kind}-{i}"
+            ) -> int:
+                with marks.open("w", buffering=1) as f:
+                    at(step, "train_step", lambda n: print(time.monotonic(), file=f))
+                    more = (f"train.budget={steps} steps", "evaluate.every=0", "data.validation=1%")
+                    return pretrain.start(find_recipe("demo", "pretrain"), (*more, *settings), out)
+
+            assert ended(forked(work, folder / "saving.log")) == 0
+            times = [float(line) for line in marks.read_text().split()]
+            took[kind].append(times[-1] - times[2])
+            shutil.rmtree(folder / f"{kind}-{i}")
+    plain = statistics.median(took["none"])
+    where = f"the demo's model, {steps} steps of {plain / (steps - 3):.3f} s, a save every {every} = {every * plain / (steps - 3):.1f} s"
+    for kind, label in (("beside", "checkpoint.async=true"), ("between", "checkpoint.async=false")):
+        ratios = [a / b - 1 for a, b in zip(took[kind], took["none"], strict=True)]
+        spread = ", ".join(f"{r:+.1%}" for r in sorted(ratios))
+        say(f"time that saving adds with {label}: median of {pairs} ({spread})", f"{statistics.median(ratios):+.1%}")
+    say(f"  {where}", f"load {os.getloadavg()[0]:.1f}")
+
+
+PARTS = ("kills", "stops", "signals", "damage", "numbers", "disk", "saving")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", default=PARTS, metavar="part", help="default: all")
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pairs", type=int, default=5, help="of the comparison of saving")
+    parser.add_argument("--steps", type=int, default=90)
+    parser.add_argument("--every", type=int, default=30)
+    args = parser.parse_args()
+    if unknown := set(args.parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    torch.set_num_threads(1)
+    rng, began = random.Random(args.seed), time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        os.chdir(folder)
+        prepare(folder)
+        parts: dict[str, Callable[[], None]] = {
+            "kills": lambda: (kills(folder, args.kills, rng), real_kills(folder, 4, rng))[1],
+            "stops": lambda: stops(folder),
+            "signals": lambda: signals(folder, rng),
+            "damage": lambda: damages(folder, rng),
+            "numbers": lambda: numbers(folder, rng),
+            "disk": lambda: disk(folder),
+            "saving": lambda: saving(folder, args.pairs, args.steps, args.every),
+        }
+        for part in args.parts:
+            print(part, flush=True)
+            parts[part]()
+    print(f"\n{time.monotonic() - began:.0f} s, torch {torch.__version__}, {os.cpu_count()} cores")
+    print("\n| what | measured |\n|---|---|")
+    for what, figure in shown:
+        print(f"| {what.strip()} | {figure} |")
+
+
+if __name__ == "__main__":
+    main()
