@@ -97,9 +97,11 @@ def git_state() -> dict[str, Any]:
     if not root or Path(root).resolve() != PACKAGE.parent.resolve():
         return {"git": None, "git_dirty": None, "git_changes": None}
     code = ("--", "lmkit", "recipes")
-    dirty = bool(_git("status", "--porcelain", *code))
-    changes = hashlib.sha256(_git("diff", "HEAD", *code).encode()).hexdigest() if dirty else None
-    return {"git": _git("rev-parse", "HEAD").strip() or None, "git_dirty": dirty, "git_changes": changes}
+    new = _git("ls-files", "--others", "--exclude-standard", *code).splitlines()
+    changes = [_git("diff", "HEAD", *code), *new, *(_read(str(PACKAGE.parent / name)) for name in new)]
+    dirty = any(changes)
+    digest = hashlib.sha256("\0".join(changes).encode()).hexdigest() if dirty else None
+    return {"git": _git("rev-parse", "HEAD").strip() or None, "git_dirty": dirty, "git_changes": digest}
 
 
 def _git(*arguments: str) -> str:

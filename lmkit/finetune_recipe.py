@@ -5,7 +5,7 @@ The sections it shares with pretraining stand in `lmkit.recipe`, those of the ta
 
 import copy
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -86,6 +86,13 @@ class FinetuneRecipe(Section):
         if isinstance(self.task, AnswerConfig) and not self.task.kb:
             raise ValueError("task.kb is missing: the knowledge base that answers are looked up in (`lmkit kb build`)")
         return self
+
+
+def is_finetuning(tree: dict[str, Any]) -> bool:
+    """Whether a recipe, as written or resolved, is one of fine-tuning: its task has a section there."""
+    task = tree.get("task")
+    name = task.get("name") if isinstance(task, dict) else task
+    return name in {schema.model_fields["name"].default for schema in get_args(get_args(DownstreamConfig)[0])}
 
 
 def flags(task: str | None, model: str | None, data: list[str] | None, validation: str | None) -> list[str]:

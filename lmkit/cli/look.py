@@ -1,23 +1,11 @@
-"""`lmkit runs`, `recipes`: what there is; `plan`: what it would take."""
+"""`lmkit recipes`: what there is; `plan`: what it would take."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lmkit.cli.app import Json, Overrides, app
 from lmkit.errors import UserError
-
-
-@app.command(epilog="Example: lmkit runs runs")
-def runs(
-    folder: Annotated[Path, typer.Argument(help="Where to look.")] = Path("runs"),
-    as_json: Json = False,
-) -> None:
-    """List runs: model, tokens, best score, state."""
-    from lmkit.commands import runs as command
-
-    command.run(folder, as_json)
 
 
 @app.command(epilog="Example: lmkit recipes demo")

@@ -8,7 +8,7 @@ from lmkit.cli.app import app
 from lmkit.errors import INTERRUPTED, UserError
 
 # isort: off
-from lmkit.cli import train, use, kb, look  # noqa: F401 - they add their commands to `app`, in the order of --help
+from lmkit.cli import train, use, kb, runs, look  # noqa: F401 - they add their commands to `app`, in the order of --help
 # isort: on
 
 

@@ -57,8 +57,8 @@ def start(recipe: FinetuneRecipe, path: Path, link: bool) -> int:
         try:
             if link:
                 run.link_latest()
-            facts = {"data": train.fingerprint, "held_out": held_out.fingerprint, "kb": kb.fingerprint}
-            run.begin(recipes.dump(recipe), facts | {"seed": recipe.train.seed, "files": of_tables(recipe)})
+            made_of = {"data": train.fingerprint, "held_out": held_out.fingerprint, "kb": kb.fingerprint}
+            run.begin(recipes.dump(recipe), made_of | {"seed": recipe.train.seed} | {"files": of_tables(recipe)})
             solver = fit(kb, train, task, reader, loaded.model)
             _link_model(loaded.folder, run)
             levels, matcher = solver.levels._asdict(), solver.matcher.as_json()
