@@ -1,0 +1,34 @@
+"""One of several real processes that train together: does every job of a list, in order, as `lmkit` would.
+
+    RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=... python -m tests.distributed.ranks jobs.json
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from lmkit import config
+from lmkit.commands import finetune, pretrain
+from lmkit.finetune_recipe import FinetuneRecipe
+from lmkit.finetune_recipe import expand as expand_finetuning
+
+
+def do(out: str, recipe: str, changes: list[str], verb: str) -> int:
+    if verb == "resume":
+        return pretrain.resume(Path(out))
+    if verb == "finetune":
+        loaded = config.load(FinetuneRecipe, Path(recipe), tuple(changes), expand_finetuning)
+        return finetune.start(loaded, "toy", Path(out))
+    return pretrain.start(Path(recipe), tuple(changes), Path(out))
+
+
+def main() -> None:
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        code = do(**job)
+        if os.environ["RANK"] == "0":
+            Path(job["out"] + ".ended").write_text(str(code))
+
+
+if __name__ == "__main__":
+    main()
