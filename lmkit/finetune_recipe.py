@@ -92,7 +92,7 @@ def is_finetuning(tree: dict[str, Any]) -> bool:
     """Whether a recipe, as written or resolved, is one of fine-tuning: its task has a section there."""
     task = tree.get("task")
     name = task.get("name") if isinstance(task, dict) else task
-    return name in {schema.model_fields["name"].default for schema in get_args(get_args(DownstreamConfig)[0])}
+    return name in [schema.model_fields["name"].default for schema in get_args(get_args(DownstreamConfig)[0])]
 
 
 def flags(task: str | None, model: str | None, data: list[str] | None, validation: str | None) -> list[str]:

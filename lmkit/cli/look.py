@@ -1,4 +1,4 @@
-"""`lmkit recipes`: what there is; `plan`: what it would take."""
+"""`lmkit recipes`: what there is; `plan`: what it would take; `doctor`: whether this machine is fit for it."""
 
 from typing import Annotated
 
@@ -43,3 +43,31 @@ def plan(
 
     path = None if recipe is None else find_recipe(recipe, "pretrain")
     command.run(path, tuple(changes), model, gpus, gpu, gflops, as_json)
+
+
+@app.command(epilog="Example: lmkit doctor")
+def doctor(
+    overrides: Overrides = None,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="RECIPE", help="Instead: prove that a run by this recipe resumes exactly."),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Of that proof; half way the run is killed. Default: 6.", min=2)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Check this machine, and say what to do about what is wrong. Exit code 1: something is.
+
+    With --resume RECIPE [KEY=VALUE]...: train by it for a few steps, straight and again with a kill -9 in between, in a
+    temporary folder, and compare weights, optimizer state and metrics byte for byte. Exit code 1: they differ.
+    """
+    if resume is None:
+        if overrides or steps:
+            raise UserError("KEY=VALUE and --steps belong to a recipe\n  → lmkit doctor --resume RECIPE KEY=VALUE")
+        from lmkit.commands import doctor as command
+
+        raise typer.Exit(command.run(as_json))
+    from lmkit.commands import prove_resume
+
+    raise typer.Exit(prove_resume.run(resume, tuple(overrides or ()), steps or 6, as_json))

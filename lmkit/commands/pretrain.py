@@ -48,19 +48,22 @@ def resume(path: Path, given: Recipe | None = None, accept_changes: bool = False
     world = meet(given or recipe)
     run = open_run(path, world)
     try:
+        changes: list[str] = []
         if given is not None:
             kept = given.train.model_copy(
                 update={k: getattr(given.train, k) or getattr(recipe.train, k) for k in ("micro_batch",)}
                 | ({"compile": recipe.train.compile} if given.train.compile == "auto" else {})
             )
             given, _ = _settle(given.model_copy(update={"train": kept}), world)
-            changed_recipe(recipe, given, accept_changes, path)
+            changes = changed_recipe(recipe, given, accept_changes, path)
         recipe, store = _settle(given or recipe, world)
         job = build_job(recipe, store, world=world)
         resolved = config.dump(job.recipe)
         take_up(job, run, {"data": store.fingerprint})
         if given is not None and world.first:
             write_atomic(path / "recipe.yaml", resolved)
+            if changes:
+                run.event("recipe changed", step=job.state.step, changes=changes)
         return _train(job, run)
     finally:
         run.close()

@@ -16,9 +16,15 @@ def open_tokens(data: DataConfig, tokenizer: TokenizerConfig, family: str) -> To
     sources = [data.train] if isinstance(data.train, str) else data.train
     if len(sources) == 1 and is_store(Path(sources[0])):
         return TokenStore(Path(sources[0]))
-    cache = Path(os.environ.get("LMKIT_CACHE") or os.path.expanduser("~/.cache/lmkit"))
-    if not cache.is_absolute() and not os.environ.get("LMKIT_CACHE"):
-        raise StorageError("there is no home directory for the cache of tokens\n  → set LMKIT_CACHE to a folder")
+    cache = cache_folder()
     identity = config.dump(data) + config.dump(tokenizer) + family
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
     return tokenize(data, tokenizer, family, cache / "tokens" / key)
+
+
+def cache_folder() -> Path:
+    """LMKIT_CACHE, else one in the home directory. Raises StorageError where there is neither."""
+    cache = Path(os.environ.get("LMKIT_CACHE") or os.path.expanduser("~/.cache/lmkit"))
+    if not cache.is_absolute() and not os.environ.get("LMKIT_CACHE"):
+        raise StorageError("there is no home directory for the cache of tokens\n  → set LMKIT_CACHE to a folder")
+    return cache

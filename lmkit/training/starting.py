@@ -84,14 +84,14 @@ def _point_again(job: Job, run: Run, newest: Path) -> None:
     run.point_again(newest, best)
 
 
-def changed_recipe(old: Recipe | FinetuneRecipe, new: Recipe | FinetuneRecipe, accept: bool, where: Path) -> None:
-    """Say what another recipe would change in a run that goes on. Raises UserError unless that is harmless, or
-    accepted."""
+def changed_recipe(old: Recipe | FinetuneRecipe, new: Recipe | FinetuneRecipe, accept: bool, where: Path) -> list[str]:
+    """Say what another recipe would change in a run that goes on; returned, too. Raises UserError unless that is
+    harmless, or accepted."""
     changes = config.differences(config.as_tree(old), config.as_tree(new))
     if not changes:
-        return
+        return changes
     told = f"{where}: the recipe changed since this run began\n  " + "\n  ".join(changes)
     if accept or all(c.startswith(HARMLESS) for c in changes):
         note(told)
-        return
+        return changes
     raise UserError(f"{told}\n  → restore it, start a new run with --out, or --accept-changes")
