@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench faults clean
 
 demo: $(VENV)/installed
 	$(BIN)/lmkit pretrain demo
@@ -13,6 +13,10 @@ demo: $(VENV)/installed
 
 test: $(VENV)/tested
 	$(BIN)/python -m pytest -n 2
+
+# kills, stops, damage, full disks, and what saving costs: about 20 minutes, for docs/reliability.md
+faults: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/faults.py
 
 lint: $(VENV)/tested
 	$(BIN)/ruff format --check .

@@ -21,146 +21,44 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from fault_runs import (
+    PHASES,
+    STEPS,
+    TASKS,
+    WEIGHTS,
+    at,
+    damaged,
+    differs,
+    ended,
+    forked,
+    newest_step,
+    prepare,
+    same_bytes,
+    train,
+    watched,
+    whole_run,
+)  # fmt: skip
 from safetensors.torch import load_file
 
 from lmkit.builtin import find_recipe
 from lmkit.commands import pretrain
-from lmkit.data import tokenize as tokenizing
-from lmkit.errors import STOPPED_RESUMABLE, UserError
+from lmkit.errors import STOPPED_RESUMABLE
 from lmkit.runs import MANIFEST, Run, damage, read_jsonl
 from lmkit.tasks.causal_lm import CausalLM
-from lmkit.training import loop, step
-
-STEPS = 40
-TASKS = {
-    "causal_lm": "family: gpt2, num_heads: 2, context: 16",
-    "masked_lm": "family: bert, num_heads: 2, context: 16",
-    "span_corruption": "family: t5, num_heads: 2, context: 32",
-}
-WORDS = "the cat sat on a mat and saw one red bird fly over an old hill".split()
-WEIGHTS = ("model.safetensors", "training/weights.safetensors", "training/optimizer.safetensors")
-PHASES = ("starting", "tokenizing", "step", "evaluation", "saving", "linking", "ending")
-shown: list[tuple[str, str]] = []  # what was measured, and the figure
+from lmkit.training import step
 
 
 def say(what: str, figure: str) -> None:
-    shown.append((what, figure))
-    print(f"  {what:<92} {figure}", flush=True)
-
-
-# ---------------------------------------------------------------- tiny runs, each start in a process of its own
-
-
-def prepare(folder: Path) -> None:
-    lines = [" ".join(WORDS[(i * 7 + j * j) % len(WORDS)] for j in range(3 + i % 9)) for i in range(120)]
-    (folder / "corpus.txt").write_text("\n".join(lines))
-    for task, model in TASKS.items():
-        context = int(model.rpartition(" ")[2])
-        (folder / f"{task}.yaml").write_text(
-            f"model: {{{model}, hidden_size: 16, num_layers: 2, dropout: 0.1, attention_dropout: 0.1}}\n"
-            'tokenizer: {type: bytes}\ndata: {train: corpus.txt, validation: 20%, separator: "\\n"}\n'
-            "optimizer: {lr: 5e-3, name: adamw}\nschedule: {warmup: 2}\nevaluate: {every: 8, sample: null}\n"
-            f"train: {{budget: {STEPS} steps, batch: {8 * context}, micro_batch: {8 * context}, ema: 0.9}}\n"
-            "checkpoint: {every: 5, keep: 3}\n"
-        )
-
-
-def forked(work: Callable[[], int], log: Path | None = None) -> int:
-    """The pid of a process that does this."""
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    with open(log or os.devnull, "a") as out:
-        os.dup2(out.fileno(), 1)
-        os.dup2(out.fileno(), 2)
-        sys.stdout = sys.stderr = out
-        try:
-            code = work()
-        except UserError as e:
-            print(f"lmkit: {e}", flush=True)
-            code = e.exit_code
-        except BaseException:
-            import traceback
-
-            traceback.print_exc(file=out)
-        finally:
-            out.flush()
-            os._exit(code)
-
-
-def ended(pid: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def train(out: Path, task: str, settings: tuple[str, ...] = ()) -> int:
-    """The one command of a run: it starts, or goes on. Every run has its own cache, so that it tokenizes too."""
-    os.environ["LMKIT_CACHE"] = str(out.with_name(out.name + "-cache"))
-    if (out / "recipe.yaml").exists():
-        return pretrain.resume(out)
-    return pretrain.start(Path(f"{task}.yaml"), settings, out)
-
-
-def whole_run(out: Path, task: str, settings: tuple[str, ...] = (), before: Callable[[], None] = lambda: None) -> int:
-    def work() -> int:
-        before()
-        return train(out, task, settings)
-
-    return ended(forked(work, out.with_name(out.name + ".log")))
-
-
-def differs(a: Path, b: Path) -> list[str]:
-    """Of two finished runs: files that are not the same to the byte."""
-    names = [f"checkpoints/step-{STEPS:08d}/{name}" for name in WEIGHTS]
-    apart = [n for n in (*names, "metrics.jsonl") if not same_bytes(a / n, b / n)]
-    links = [link for link in ("best", "latest") if (a / link).resolve().name != (b / link).resolve().name]
-    return apart + links
-
-
-def same_bytes(a: Path, b: Path) -> bool:
-    return (not a.exists() and not b.exists()) or (a.exists() and b.exists() and a.read_bytes() == b.read_bytes())
-
-
-def at(owner: Any, name: str, act: Callable[[int], None]) -> None:
-    """Call `act` with a count, from 1, whenever `owner.name` is called."""
-    real, seen = getattr(owner, name), [0]
-
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        seen[0] += 1
-        act(seen[0])
-        return real(*args, **kwargs)
-
-    setattr(owner, name, wrapped)
+    """A row of the table that comes out."""
+    print(f"| {what} | {figure} |", flush=True)
 
 
 # ---------------------------------------------------------------- kill -9
-
-
-def watched(phase: mmap.mmap) -> None:
-    """In the process that is to be killed: what it does stands in shared memory. Saving may go on beside training."""
-
-    def during(owner: Any, name: str, number: int, byte: int = 0) -> None:
-        real = getattr(owner, name)
-
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            before, phase[byte] = phase[byte], number
-            try:
-                return real(*args, **kwargs)
-            finally:
-                phase[byte] = before
-
-        setattr(owner, name, wrapped)
-
-    during(tokenizing._Job, "run", PHASES.index("tokenizing"))
-    during(loop, "train", PHASES.index("step"))
-    during(loop, "evaluate", PHASES.index("evaluation"))
-    during(Run, "save", PHASES.index("saving"), byte=1)
-    during(Run, "_point", PHASES.index("linking"), byte=1)
 
 
 def kill_at(pid: int, phase: mmap.mmap, aim: str | None, wait: float) -> str | None:
@@ -182,7 +80,8 @@ def kill_at(pid: int, phase: mmap.mmap, aim: str | None, wait: float) -> str | N
 
 
 def kills(folder: Path, number: int, rng: random.Random) -> None:
-    """In a row: a run is started, killed, resumed, killed again, until it is done; then the next one."""
+    """In a row: a run is started, killed, resumed, killed again, until it is done; then the next one. Aimed at moments
+    that are short, or not at all."""
     phases: Counter[str] = Counter()
     corrupt = lost = runs = unequal = halves = 0
     combinations = [(task, mode) for task in TASKS for mode in ("false", "true")]
@@ -224,18 +123,13 @@ def kills(folder: Path, number: int, rng: random.Random) -> None:
             runs, unequal = runs + 1, unequal + bool(differs(straight, out))
     total = sum(phases.values())
     say("kill -9 survived, {causal, masked, span corruption} x {saving, saving beside training}", f"{total}/{total}")
-    say("  of them while " + ", ".join(f"{k} {v}" for k, v in sorted(phases.items())), "")
+    say("of them while " + ", ".join(f"{k} {v}" for k, v in sorted(phases.items())), "")
     say(
         "  checkpoints under their name that are not whole (half-written ones beside them: removed)",
         f"{corrupt} ({halves})",
     )
-    say("  steps lost beyond the newest checkpoint", str(lost))
-    say("  runs whose weights, moments, metrics.jsonl or links differ from the uninterrupted run", f"{unequal}/{runs}")
-
-
-def newest_step(out: Path) -> int | None:
-    found = [p for p in (out / "checkpoints").glob("step-*") if not p.suffix]
-    return max((int(p.name[-8:]) for p in found), default=None)
+    say("steps lost beyond the newest checkpoint", str(lost))
+    say("runs whose weights, moments, metrics.jsonl or links differ from the uninterrupted run", f"{unequal}/{runs}")
 
 
 def real_kills(folder: Path, number: int, rng: random.Random) -> None:
@@ -284,7 +178,7 @@ def stops(folder: Path) -> None:
                 apart += any(not same_bytes(straight / n, out / n) for n in names)
             apart += bool(differs(straight, out))
     say("stops, one after each of 40 steps x {causal, masked, span corruption} x {1, 4 micro-batches}", str(count))
-    say("  checkpoints whose weights or moments differ from the uninterrupted run's", str(apart))
+    say("checkpoints whose weights or moments differ from the uninterrupted run's", str(apart))
 
 
 def signals(folder: Path, rng: random.Random, cycles: int = 20) -> None:
@@ -319,27 +213,10 @@ def signals(folder: Path, rng: random.Random, cycles: int = 20) -> None:
     assert whole_run(out, "causal_lm", ("checkpoint.async=false",)) == 0
     unequal += bool(differs(straight, out))
     say("SIGTERM, SIGINT, SIGUSR1, SIGHUP -> saved, exit 75 -> resumed: cycles", f"{stopped}")
-    say("  steps lost; runs that differ; longest from signal to exit", f"{lost}; {unequal}/{n + 1}; {longest:.2f} s")
+    say("steps lost; runs that differ; longest from signal to exit", f"{lost}; {unequal}/{n + 1}; {longest:.2f} s")
 
 
 # ---------------------------------------------------------------- damage
-
-
-@contextlib.contextmanager
-def damaged(file: Path, how: str, rng: random.Random) -> Iterator[bool]:
-    """A file of a checkpoint is damaged meanwhile. False: its bytes happen to be the same."""
-    before = file.read_bytes()
-    data = bytearray(before)
-    if how == "bit flips":
-        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-    elif how == "truncations":
-        data = data[: rng.randrange(len(data))]
-    else:
-        start = rng.randrange(len(data)) // 4096 * 4096
-        data[start : start + 4096] = bytes(len(data[start : start + 4096]))
-    file.write_bytes(data)
-    yield data != before
-    file.write_bytes(before)
 
 
 def damages(folder: Path, rng: random.Random) -> None:
@@ -398,43 +275,51 @@ def numbers(folder: Path, rng: random.Random) -> None:
         last = [load_file(out / "latest" / name) for name in WEIGHTS]
         finite += all(bool(torch.isfinite(t).all()) for tensors in last for t in tensors.values())
     say(f"NaN in one micro-batch of step k, {len(tried)} values of k: weights or moments that moved", f"{moved}")
-    say("  runs that ended with finite weights and moments", f"{finite}/{len(tried)}")
+    say("runs that ended with finite weights and moments", f"{finite}/{len(tried)}")
 
 
 def disk(folder: Path) -> None:
-    """A file system of 1 MB that fills up and is freed again."""
+    """A file system of 1.5 MB that fills up and is freed again."""
     place, straight = folder / "small", folder / "straight-disk"
     settings = ("checkpoint.keep=2", "checkpoint.async=false")
     assert whole_run(straight, "causal_lm", settings) == 0
     place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(place)], capture_output=True
+    ).returncode:
         say("a full disk: not tried, for it takes the right to mount a file system", "-")
         return
 
     def fill(left: int) -> None:
+        (place / "ballast").unlink(missing_ok=True)
         room = os.statvfs(place)
         with contextlib.suppress(OSError), (place / "ballast").open("wb") as f:
             f.write(bytes(max(0, room.f_bavail * room.f_frsize - left)))
 
-    def between(left: int) -> None:
-        """Full from step 12 to step 27."""
-        at(step, "train_step", lambda n: fill(left) if n == 12 else (place / "ballast").unlink() if n == 27 else None)
+    def between(left: int, until: int) -> None:
+        """Full from step 12; two checkpoints are due up to step 19."""
+        at(
+            step,
+            "train_step",
+            lambda n: fill(left) if n == 12 else (place / "ballast").unlink() if n == until else None,
+        )
 
     try:
         out = place / "run"
         os.symlink(folder / "disk-cache", place / "run-cache")  # tokens lie elsewhere
         (folder / "disk-cache").mkdir()
-        code = ended(forked(lambda: (between(60_000), train(out, "causal_lm", settings))[1], folder / "disk.log"))
+        code = ended(forked(lambda: (between(60_000, 19), train(out, "causal_lm", settings))[1], folder / "disk.log"))
         missed = sum(e["event"] == "not saved" for e in read_jsonl(out / "events.jsonl"))
         whole = all(damage(c) is None for c in (out / "checkpoints").iterdir())
         apart = len(differs(straight, out))
         say(
-            "a disk full for 15 of 40 steps: exit code; saves missed; files that differ at the end",
+            "a disk full while two checkpoints are due: exit code; saves missed; files that differ at the end",
             f"{code}; {missed}; {apart}",
         )
-        say("  checkpoints whole", "all" if whole else "NOT ALL")
+        say("checkpoints whole", "all" if whole else "NOT ALL")
         shutil.rmtree(out)
-        code = ended(forked(lambda: (between(0), train(out, "causal_lm", settings))[1], folder / "disk.log"))
+        (place / "ballast").unlink(missing_ok=True)
+        code = ended(forked(lambda: (between(0, 99), train(out, "causal_lm", settings))[1], folder / "disk.log"))
         (place / "ballast").unlink(missing_ok=True)
         again = ended(forked(lambda: train(out, "causal_lm", settings), folder / "disk.log"))
         say(
@@ -472,12 +357,13 @@ def saving(folder: Path, pairs: int, steps: int, every: int) -> None:
             took[kind].append(times[-1] - times[2])
             shutil.rmtree(folder / f"{kind}-{i}")
     plain = statistics.median(took["none"])
-    where = f"the demo's model, {steps} steps of {plain / (steps - 3):.3f} s, a save every {every} = {every * plain / (steps - 3):.1f} s"
+    a_step = plain / (steps - 3)
+    where = f"the demo's model, {steps} steps of {a_step:.3f} s, a save every {every} = {every * a_step:.1f} s"
     for kind, label in (("beside", "checkpoint.async=true"), ("between", "checkpoint.async=false")):
         ratios = [a / b - 1 for a, b in zip(took[kind], took["none"], strict=True)]
         spread = ", ".join(f"{r:+.1%}" for r in sorted(ratios))
         say(f"time that saving adds with {label}: median of {pairs} ({spread})", f"{statistics.median(ratios):+.1%}")
-    say(f"  {where}", f"load {os.getloadavg()[0]:.1f}")
+    say(f"{where}", f"load {os.getloadavg()[0]:.1f}")
 
 
 PARTS = ("kills", "stops", "signals", "damage", "numbers", "disk", "saving")
@@ -509,13 +395,10 @@ def main() -> None:
             "disk": lambda: disk(folder),
             "saving": lambda: saving(folder, args.pairs, args.steps, args.every),
         }
+        print(f"python benchmarks/faults.py {' '.join(sys.argv[1:])}\n\n| what | measured |\n|---|---|")
         for part in args.parts:
-            print(part, flush=True)
             parts[part]()
     print(f"\n{time.monotonic() - began:.0f} s, torch {torch.__version__}, {os.cpu_count()} cores")
-    print("\n| what | measured |\n|---|---|")
-    for what, figure in shown:
-        print(f"| {what.strip()} | {figure} |")
 
 
 if __name__ == "__main__":
