@@ -261,7 +261,7 @@ def limits() -> Iterator[Finding]:
         )
     else:
         raised = f"ulimit -n {ENOUGH_FILES}" + (
-            "" if most < 0 or most >= ENOUGH_FILES else f" (an administrator's: {most})"
+            "" if most < 0 or most >= ENOUGH_FILES else f", once the hard limit of {most} is raised"
         )
         yield Finding("files", "wrong" if files < FEW_FILES else "note", f"only {files:,} open files allowed", raised)
     if sys.platform != "linux":
