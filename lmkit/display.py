@@ -12,25 +12,24 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
+from lmkit.errors import CONTROL, say
 from lmkit.units import show_seconds
 
 HUSHED = int(os.environ.get("RANK", "0")) > 0  # not the first of several processes: that one speaks for all
 console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=HUSHED)
-CONTROL = {c: None for c in (*range(0x20), *range(0x7F, 0xA0)) if chr(c) not in "\n\t"}
 PLAIN_INTERVAL = float(os.environ.get("LMKIT_LOG_SECONDS", "10"))
 
 
 def note(text: str) -> None:
     """One permanent line: something inferred, skipped or counted that the user should know."""
     if console.is_terminal:
-        console.print(text, markup=False)
+        console.print(text.translate(CONTROL), markup=False)
     elif not HUSHED:
-        print(text, file=sys.stderr, flush=True)
+        say(text)
 
 
 def write(text: str) -> None:
-    """A result that is being written, to standard output at once. A model must not steer a terminal: control characters
-    could move its cursor or retitle its window."""
+    """A result that is being written, to standard output at once; on a terminal without control characters."""
     sys.stdout.write(text.translate(CONTROL) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
@@ -74,11 +73,11 @@ class Meter:
         elif now - self.last_line >= PLAIN_INTERVAL and not HUSHED:
             self.last_line = now
             stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
-            print(f"{stamp} {self.title} {done / self.total:.0%} {text} eta {eta}", file=sys.stderr, flush=True)
+            say(f"{stamp} {self.title} {done / self.total:.0%} {text} eta {eta}")
 
     def line(self, text: str) -> None:
         """A permanent line above the bar."""
         if console.is_terminal:
-            console.print(text, markup=False)
+            console.print(text.translate(CONTROL), markup=False)
         elif not HUSHED:
-            print(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+            say(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}")

@@ -6,7 +6,9 @@ Exit codes: 0 done, 1 bug, 2 usage or recipe, 3 data, 4 model or checkpoint, 5 r
 130 interrupted without saving.
 """
 
+import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from difflib import get_close_matches
 from typing import ClassVar
 
@@ -49,8 +51,16 @@ class OutOfMemory(UserError):
     exit_code = 9
 
 
+# A model, a file or its name must not steer a terminal: these could move its cursor or retitle its window.
+CONTROL = {c: None for c in (*range(0x20), *range(0x7F, 0xA0)) if chr(c) not in "\n\t"}
 STOPPED_RESUMABLE = 75  # EX_TEMPFAIL: saved, run again with --resume
 INTERRUPTED = 130
+
+
+def say(text: str) -> None:
+    """To whoever reads standard error. That nobody does any more is no reason to end what is going on."""
+    with suppress(OSError):
+        print(text.translate(CONTROL), file=sys.stderr, flush=True)
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:

@@ -1,11 +1,13 @@
 """The `lmkit` command: one call of a command, and the exit code of what went wrong in it."""
 
+import io
 import os
 import sys
 import time
+from contextlib import suppress
 
 from lmkit.cli.app import app
-from lmkit.errors import INTERRUPTED, UserError
+from lmkit.errors import INTERRUPTED, UserError, say
 
 # isort: off
 from lmkit.cli import train, use, kb, runs, look  # noqa: F401 - they add their commands to `app`, in the order of --help
@@ -16,16 +18,33 @@ def main() -> None:
     rank = int(os.environ.get("RANK", "0"))  # torchrun's: what all processes would say the first one says
     if rank:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+    _open_streams()
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # here, where a reader that left is known for what it is
     except UserError as e:
         if rank:  # most often the first one's mistake too, which ends all before this is said again
             time.sleep(2)
-        print(f"lmkit: {e}" if not rank else f"lmkit, process {rank}: {e}", file=sys.stderr)
+        say(f"lmkit: {e}" if not rank else f"lmkit, process {rank}: {e}")
         raise SystemExit(e.exit_code) from None
     except KeyboardInterrupt:
-        print("\nlmkit: interrupted", file=sys.stderr)
+        say("\nlmkit: interrupted")
         raise SystemExit(INTERRUPTED) from None
     except BrokenPipeError:  # the reader left, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with suppress(io.UnsupportedOperation):  # of a stream that is no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
+
+
+def _open_streams() -> None:
+    """Standard streams to write to, whatever this process was given: those that are closed lead nowhere, else the next
+    file that is opened would take their place; what an encoding lacks is spelled out, as on standard error."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: that of this stream
+            os.set_inheritable(nowhere, True)
+            setattr(sys, name, open(nowhere, mode))  # noqa: SIM115 - for as long as the process lives
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")

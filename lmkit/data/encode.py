@@ -133,11 +133,11 @@ def serve(tokenizer: Path, processes: int) -> None:
         try:
             sizes = np.frombuffer(_receive(sys.stdin.buffer), np.int64)
             blob = _receive(sys.stdin.buffer)
-        except EOFError:
-            return
-        ends = np.cumsum(sizes)
-        done = encoder([blob[end - size : end] for end, size in zip(ends, sizes, strict=True)])
-        _send(sys.stdout.buffer, done.ids, done.lengths.tobytes(), bytes([done.differs]))
+            ends = np.cumsum(sizes)
+            done = encoder([blob[end - size : end] for end, size in zip(ends, sizes, strict=True)])
+            _send(sys.stdout.buffer, done.ids, done.lengths.tobytes(), bytes([done.differs]))
+        except (EOFError, BrokenPipeError):  # whoever asked is gone
+            os._exit(0)  # at once: what is left to send has no reader
 
 
 if __name__ == "__main__":

@@ -66,9 +66,12 @@ class Input:
         return suffix if suffix in PACKED else ""
 
     def look(self) -> None:
-        """Note its size and time. Raises DataError for pipes and devices."""
+        """Note its size and time. Raises DataError for pipes and devices, and a name that is no text."""
         try:
+            self.name.encode()
             info = os.stat(self.name)
+        except UnicodeEncodeError as e:
+            raise DataError(f"{os.fsencode(self.name)!r}: the name is not UTF-8\n  → rename the file") from e
         except OSError:  # a broken or circular link, or no permission: counted when it is read
             return
         if not stat.S_ISREG(info.st_mode):

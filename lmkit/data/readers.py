@@ -23,7 +23,7 @@ MAX_CHARS = 1_000_000  # a longer document is cut at a line end: memory stays bo
 MAX_RECORD = 128 * 2**20  # bytes of one line of JSON, characters of one CSV field
 BLOCK = 2**20
 
-EMPTY, UNDECODABLE, BROKEN = "empty documents", "undecodable documents", "broken records"
+EMPTY, UNDECODABLE, BROKEN = "empty documents", "undecodable documents (not UTF-8)", "broken records"
 NO_TEXT, BINARY, UNREADABLE = "records without text", "binary files", "unreadable files"
 OVER_LONG = "over-long documents (split)"
 
@@ -146,12 +146,12 @@ def read_blocks(item: Input) -> Iterator[bytes]:
     for number, block in enumerate(blocks):
         if number == 0 and block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             decode = codecs.getincrementaldecoder("utf-16")("surrogatepass").decode
-        elif number == 0 and b"\0" in block:
+        if decode:
+            block = decode(block).encode(errors="surrogatepass")
+        if number == 0 and b"\0" in block:  # UTF-32 too, whose BOM begins like that of UTF-16
             for _ in blocks:  # the rest is read for its checksum
                 pass
             raise _Binary
-        if decode:
-            block = decode(block).encode(errors="surrogatepass")
         yield block.removeprefix(codecs.BOM_UTF8) if number == 0 else block
     if decode:
         yield decode(b"", final=True).encode(errors="surrogatepass")
@@ -228,17 +228,17 @@ def _txt(item: Input, config: DataConfig, problems: Problems) -> Iterator[Docume
     follows the first line end in the last share of the file is a document of its own, held out."""
     decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
     cutter = _Cutter(config.separator)
-    seen, start = 0, int(item.size * (1 - item.tail))
+    seen, start = 0, int(item.size * (1 - item.tail))  # bytes of the file, which blocks of UTF-16 are not
     for block in read_blocks(item):
         at = 0
-        if item.tail and not cutter.held_out and seen + len(block) > start:
-            at = block.find(b"\n", max(start - seen, 0)) + 1
+        if item.tail and not cutter.held_out and item.done > start:
+            at = block.find(b"\n", max(start - seen, 0) * len(block) // (item.done - seen)) + 1
         if at:
             yield from cutter.feed(decode(block[:at]))
             yield from cutter.finish()
             cutter.held_out = True
         yield from cutter.feed(decode(block[at:]))
-        seen += len(block)
+        seen = item.done
     yield from cutter.feed(decode(b"", final=True))
     yield from cutter.finish()
 
@@ -295,9 +295,9 @@ def json_records(item: Input, problems: Problems) -> Iterator[tuple[int, dict[st
         if line is None or not line.strip():
             continue
         try:
-            record = strict_json.loads(line)
+            record = strict_json.loads(line.rstrip("\r\n"))
         except (ValueError, RecursionError) as e:
-            problems.add(BROKEN, f"{item.name}:{number} ({e})")
+            problems.add(BROKEN, f"{item.name}:{number} ({strict_json.why(e)})")
             continue
         if isinstance(record, dict):
             yield number, record
@@ -326,6 +326,8 @@ def _present(where: str, what: str, config: DataConfig, there: list[str]) -> lis
                 f"{where}: no {what} `{name}`{did_you_mean(name, there[:1000])}\n"
                 f"  → say which one holds the {kind} with data.{key}=NAME"
             )
+        if there.count(name) > 1:
+            raise DataError(f"{where}: {there.count(name)} {what}s are called `{name}`\n  → rename all but one")
     return names
 
 

@@ -9,6 +9,13 @@ def loads(text: str | bytes) -> Any:
     return json.loads(text, object_pairs_hook=_unrepeated)
 
 
+def why(error: Exception) -> str:
+    """What is wrong with a line of JSON."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg}, column {error.colno}"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error).partition(";")[0]
+
+
 def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):

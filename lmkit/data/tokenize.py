@@ -39,6 +39,7 @@ FEW_FILES = 20  # fewer plain .txt files than this are too few documents to choo
 SMALL_BYTES = 10_000_000  # of input, for which starting processes does not pay
 MOST_PROCESSES = 16  # of 100 MB at most; more would wait for the reader
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  # or not to be written to
+NO_FOLDER = (errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)  # but a file, or a name that cannot be
 OWN_FILES = ("plan.json", "unit-*.json", "train-*.*", "validation-*.*", "tokenizer", "card.txt", ".*.part")
 
 
@@ -47,17 +48,18 @@ def tokenize(data: DataConfig, tokenizer: TokenizerConfig, family: str, out: Pat
 
     `family` chooses the control tokens of a tokenizer that is trained here; one from `tokenizer.path` has its own.
     Raises DataError when no text can be read or a split would be empty, ModelError for a tokenizer that cannot be used,
-    UserError when `out` holds something else, StorageError when the disk is full."""
+    UserError when `out` holds something else, StorageError when `out` cannot be made or written, as on a full disk."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         with _locked(out):
             return _Job(data, tokenizer, family, out).run()
     except Exception as error:
         problem = disk_error(error)
-        if problem is None or problem.errno not in FULL:
+        if problem is None or problem.errno not in FULL + NO_FOLDER:
             raise
         raise StorageError(
-            f"{out}: {problem.strerror}\n  → make room or choose another folder, then run again"
+            f"{out}: {problem.strerror}\n"
+            "  → make room, or choose another folder (--out; LMKIT_CACHE for the cache of tokens), then run again"
         ) from error
 
 

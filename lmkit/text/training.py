@@ -1,6 +1,7 @@
 """Training a tokenizer from an iterator of texts. The same texts give the same tokenizer, byte for byte."""
 
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -15,6 +16,11 @@ from lmkit.text.words import SPLIT
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
+
+
+LONGEST = 1000  # characters of a run that is learnt from as one: the trainers' time grows with its square
+LINE = 4000  # characters that sentencepiece sees together: what repeats inside costs it the square
+RUN = re.compile(rf"(?<!\S)\S{{{LONGEST},}}|(?<!\s)\s{{{LONGEST},}}")
 
 
 def train_tokenizer(texts: Iterator[str], config: TokenizerConfig, family: str) -> Tokenizer:
@@ -34,6 +40,7 @@ def train_tokenizer(texts: Iterator[str], config: TokenizerConfig, family: str) 
             f"tokenizer.vocab_size is {config.vocab_size}; {family} needs at least {smallest}: 256 bytes, "
             f"{len(special.tokens)} control tokens and something to learn"
         )
+    texts = _in_short_runs(texts)
     train = {"wordpiece": _wordpiece, "unigram": _sentencepiece, "sentencepiece": _sentencepiece}
     # RoBERTa's positions count from the id of its padding, and its table holds a row for every id below
     first = special.tokens if FAMILIES[family].tokens == "roberta" else []
@@ -46,6 +53,19 @@ def train_tokenizer(texts: Iterator[str], config: TokenizerConfig, family: str) 
     backend.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in special.tokens])
     add_post_processor(backend, special)
     return Tokenizer(backend, special)
+
+
+def _in_short_runs(texts: Iterator[str]) -> Iterator[str]:
+    """The same characters, in more texts where one holds a run without white space, or of it, above LONGEST: a genome
+    in one line, a million empty lines."""
+    for text in texts:
+        done = 0
+        for run in RUN.finditer(text):
+            for end in (*range(run.start() + LONGEST, run.end(), LONGEST), run.end()):
+                yield text[done:end]
+                done = end
+        if done < len(text):
+            yield text[done:]
 
 
 def _byte_level(first: list[str]) -> "Backend":
@@ -105,7 +125,8 @@ def _sentencepiece(texts: Iterator[str], config: TokenizerConfig, special: Speci
     """Every character of the text is kept: no normalisation, no prefix, byte fallback."""
     import sentencepiece
 
-    lines = (line for text in texts for line in text.splitlines() if line.strip() and "\0" not in line)
+    whole = (line for text in texts for line in text.splitlines() if line.strip() and "\0" not in line)
+    lines = (line[i : i + LINE] for line in whole for i in range(0, len(line), LINE))
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

@@ -106,7 +106,7 @@ def test_what_is_left_out_is_counted_with_file_and_line(tmp_path: Path) -> None:
         kind: [p.rpartition("a.jsonl:")[2].split()[0] for p in where] for kind, where in problems.examples.items()
     }
     assert places == {"broken records": ["2", "6"], "records without text": ["3", "4"],
-                      "undecodable documents": ["5", "7"], "empty documents": ["8"]}  # fmt: skip
+                      "undecodable documents (not UTF-8)": ["5", "7"], "empty documents": ["8"]}  # fmt: skip
     (tmp_path / "b.csv").write_text('id,text\n1,good\n2\n3,"a\nb"\n4,x,y\n5,last\n6,"open\n')
     found, problems = read(tmp_path / "b.csv")
     assert [(d.text, d.line) for d in found] == [("good", 2), ("a\nb", 4), ("last", 7)]
@@ -137,7 +137,7 @@ def test_binary_and_invalid_files_are_counted(tmp_path: Path) -> None:
     assert not found
     assert problems.counts == {
         "binary files": 1,
-        "undecodable documents": 2,
+        "undecodable documents (not UTF-8)": 2,
         "empty documents": 2,
         "unreadable files": 2,
     }
