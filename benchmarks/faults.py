@@ -114,7 +114,7 @@ def kills(folder: Path, number: int, rng: random.Random) -> None:
                     halves += checkpoint.suffix in (".part", ".old")
                     corrupt += not checkpoint.suffix and damage(checkpoint) is not None
                 continue
-            assert code == 0, f"{out}: {code}, see its log"
+            assert code == 0, (code, out.with_name(out.name + ".log").read_text()[-2000:])
             runs, unequal = runs + 1, unequal + bool(differs(straight, out))
             n += 1
             out = folder / f"killed-{task}-{mode}-{n}"

@@ -40,7 +40,8 @@ SMALL_BYTES = 10_000_000  # of input, for which starting processes does not pay
 MOST_PROCESSES = 16  # of 100 MB at most; more would wait for the reader
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  # or not to be written to
 NO_FOLDER = (errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)  # but a file, or a name that cannot be
-OWN_FILES = ("plan.json", "unit-*.json", "train-*.*", "validation-*.*", "tokenizer", "card.txt", ".*.part")
+PARTS = ".*.part"
+OWN_FILES = ("unit-*.json", "train-*.*", "validation-*.*", "tokenizer", "card.txt", PARTS, "plan.json")  # as removed
 
 
 def tokenize(data: DataConfig, tokenizer: TokenizerConfig, family: str, out: Path) -> TokenStore:
@@ -144,7 +145,7 @@ class _Job:
 
     def _prepare(self, plan: dict[str, Any]) -> None:
         """A folder that holds finished units of this plan, or nothing."""
-        held = [p for p in self.out.iterdir() if p.name != ".lock"]
+        held = [p for p in self.out.iterdir() if p.name != ".lock" and not p.match(PARTS)]
         if held and not any((self.out / name).is_file() for name in (MANIFEST, "plan.json")):
             raise UserError(f"{self.out} is not empty and not a token store\n  → choose another folder for the tokens")
         if held and read_object(self.out / "plan.json") == plan and not (self.out / MANIFEST).is_file():

@@ -53,13 +53,14 @@ def _train(job: Job, run: Run, stop: StopFlag) -> str:
 def _go_back(job: Job, run: Run, bad: Rollback) -> None:
     """To the newest checkpoint, from which the bad batches will be passed over, but for those it was taken after.
     Raises Diverged where there is none yet."""
-    rollbacks = job.state.rollbacks + 1
+    passed_over, rollbacks = job.state.passed_over, job.state.rollbacks + 1
     folder = job.world.agree(run.newest_whole(note) if job.world.first else None)
     if folder is None:
         give_up(job, run, f"step {bad.step} is bad, and there is no checkpoint yet to go back to")
     job.state = checkpoints.read(folder, job.model, job.optimizers, job.average)
+    job.state.passed_over, job.state.rollbacks = passed_over, rollbacks
     ahead = [b for b in bad.batches if b >= job.batch_of(job.state.step)]
-    job.state.passed_over, job.state.rollbacks = sorted({*job.state.passed_over, *ahead}), rollbacks
+    job.state.passed_over = sorted({*passed_over, *ahead})
     run.truncate_logs(job.state.step)
     run.event("rollback", from_step=bad.step, to_step=job.state.step, batches=ahead)
     note(f"step {bad.step} went wrong: back to step {job.state.step}, and past its batch from there (events.jsonl)")
