@@ -17,7 +17,9 @@ from lmkit.recipe import Recipe
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 GUIDE = (Path(__file__).parent.parent / "docs/finetune.md").read_text()
-SHOWN = [line.partition(" #")[0].strip() for line in re.findall(r"^ {4}(lmkit .*)$", README + GUIDE, re.MULTILINE)]
+REPRODUCE = (Path(__file__).parent.parent / "docs/reproduce.md").read_text()
+LINES = re.findall(r"^ {4}(lmkit .*)$", README + GUIDE + REPRODUCE, re.MULTILINE)
+SHOWN = [line.partition(" #")[0].strip() for line in LINES]
 
 
 def test_the_readme_shows_the_demo_recipe_as_it_is():
@@ -30,7 +32,7 @@ def test_every_command_shown_parses(line):
     """Names, options and arguments exist; recipes with their changes resolve. The life-cycle tests run them."""
     name, *args = shlex.split(line)[1:]
     command = get_command(app).commands[name]
-    if name == "kb":
+    if name == "kb" or (name == "runs" and args):
         name, *args = args
         command = command.commands[name]
     parsed = command.make_context(name, args).params

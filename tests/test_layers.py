@@ -10,6 +10,7 @@ ROOT = Path(lmkit.__file__).parent
 LIGHT = [
     *("errors", "units", "files", "config", "order", "runs", "display", "architecture", "presets", "builtin", "recipe"),
     *("text.special", "text.tokenizer", "text.training", "cli.main", "commands.recipes", "commands.runs"),
+    *("environment", "commands.doctor", "commands.prove_resume", "commands.reproduce", "data.inventory"),
     *("data.readers", "data.store", "data.packing", "data.tokenize", "data.card"),
 ]
 
