@@ -1,12 +1,15 @@
-"""The real command in this process: what a person would type, and what they would see."""
+"""The real command in this process: what a person would type, and what they would see. And a run that nothing happened
+to, for others to be compared with."""
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from lmkit.cli.main import main
+from tests.training.conftest import tiny, write_tiny  # noqa: F401 - a fixture
 
 
 class Shown(NamedTuple):
@@ -29,3 +32,16 @@ def lmkit_(monkeypatch, capfd) -> Callable[..., Shown]:
         return Shown(int(ended.value.code or 0), out, err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def straight(tmp_path_factory) -> Path:
+    """A finished run by the recipe of `tiny`."""
+    from lmkit.commands import pretrain
+
+    folder = tmp_path_factory.mktemp("straight")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LMKIT_CACHE", str(folder / "cache"))
+        patch.chdir(folder)
+        assert pretrain.start(write_tiny(folder), (), Path("run")) == 0
+    return folder / "run"

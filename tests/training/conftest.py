@@ -17,12 +17,17 @@ checkpoint: {every: 3, keep: 3}
 """
 
 
+def write_tiny(folder: Path) -> Path:
+    """A recipe on 120 short documents."""
+    lines = [" ".join(WORDS[(i * 7 + j * j) % len(WORDS)] for j in range(3 + i % 9)) for i in range(120)]
+    (folder / "corpus.txt").write_text("\n".join(lines))
+    (folder / "tiny.yaml").write_text(RECIPE)
+    return folder / "tiny.yaml"
+
+
 @pytest.fixture
 def tiny(tmp_path, monkeypatch) -> Path:
-    """A recipe on 120 short documents, with the token cache inside the test's folder."""
+    """That recipe, with the token cache inside the test's folder."""
     monkeypatch.setenv("LMKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    lines = [" ".join(WORDS[(i * 7 + j * j) % len(WORDS)] for j in range(3 + i % 9)) for i in range(120)]
-    (tmp_path / "corpus.txt").write_text("\n".join(lines))
-    (tmp_path / "tiny.yaml").write_text(RECIPE)
-    return tmp_path / "tiny.yaml"
+    return write_tiny(tmp_path)

@@ -11,38 +11,7 @@ from lmkit.commands import pretrain
 from lmkit.errors import STOPPED_RESUMABLE, Diverged, ModelError, RunInUse, UserError
 from lmkit.runs import Run
 from lmkit.tasks.causal_lm import CausalLM
-
-FILES = ["model.safetensors", "training/weights.safetensors", "training/optimizer.safetensors"]
-
-
-def same(a: Path, b: Path) -> None:
-    for name in FILES:
-        one, two = (run / "checkpoints/step-00000012" / name for run in (a, b))
-        assert one.read_bytes() == two.read_bytes(), name
-    assert (a / "metrics.jsonl").read_bytes() == (b / "metrics.jsonl").read_bytes()
-    assert (a / "best").readlink() == (b / "best").readlink()
-
-
-class Crash(Exception):
-    pass
-
-
-def at_forward(monkeypatch, number: int, act) -> None:
-    """Call `act` before forward pass `number` of training; a step has three (128 tokens in micro-batches of 48)."""
-    real, seen = CausalLM.loss, [0]
-
-    def loss(self, model, batch):
-        if model.training:
-            seen[0] += 1
-            if seen[0] == number:
-                act()
-        return real(self, model, batch)
-
-    monkeypatch.setattr(CausalLM, "loss", loss)
-
-
-def crash():
-    raise Crash
+from tests.training.stopping import Crash, at_forward, crash, same
 
 
 @pytest.mark.parametrize("forward", [2, 10, 14, 30, 36], ids=lambda n: f"step{(n - 1) // 3 + 1}-micro{(n - 1) % 3 + 1}")
@@ -56,7 +25,7 @@ def test_crashed_and_resumed_equals_straight(tiny, monkeypatch, forward):
     same(Path("straight"), Path("crashed"))
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
 def test_a_signal_finishes_the_step_and_saves(tiny, monkeypatch, capsys, name):
     assert pretrain.start(tiny, (), Path("straight")) == 0
     with monkeypatch.context() as patch:
