@@ -7,11 +7,13 @@ import time
 from contextlib import suppress
 
 from lmkit.cli.app import app
-from lmkit.errors import INTERRUPTED, UserError, say
+from lmkit.errors import INTERRUPTED, ProcessFailed, UserError, say
 
 # isort: off
 from lmkit.cli import train, use, kb, runs, look  # noqa: F401 - they add their commands to `app`, in the order of --help
 # isort: on
+
+PATIENCE = 10.0  # seconds in which a launcher stops the other processes of one that failed
 
 
 def main() -> None:
@@ -26,9 +28,15 @@ def main() -> None:
             sys.stdout.flush()  # here, where a reader that left is known for what it is
     except UserError as e:
         if rank:  # most often the first one's mistake too, which ends all before this is said again
-            time.sleep(2)
+            time.sleep(PATIENCE)
         say(f"lmkit: {e}" if not rank else f"lmkit, process {rank}: {e}")
         raise SystemExit(e.exit_code) from None
+    except RuntimeError as e:
+        if not _lost_another(e):
+            raise
+        time.sleep(PATIENCE)  # for the one that ended to be told first
+        say(f"lmkit, process {rank}: lost contact with another process of this run, which ended")
+        raise SystemExit(ProcessFailed.exit_code) from None
     except KeyboardInterrupt:
         say("\nlmkit: interrupted")
         raise SystemExit(INTERRUPTED) from None
@@ -36,6 +44,13 @@ def main() -> None:
         with suppress(io.UnsupportedOperation):  # of a stream that is no file
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
+
+
+def _lost_another(e: RuntimeError) -> bool:
+    """Whether this is how torch.distributed says that a process is gone: gloo by a text alone."""
+    return "WORLD_SIZE" in os.environ and (
+        type(e).__name__.startswith("Dist") or "closed by peer" in str(e) or "reset by peer" in str(e)
+    )
 
 
 def _open_streams() -> None:

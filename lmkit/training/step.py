@@ -133,7 +133,8 @@ def _row(got: dict[str, float], norm: float) -> dict[str, Any]:
     if f"{main} accuracy" in got:
         row["accuracy"] = got[f"{main} accuracy"]
     row["grad_norm"] = norm
-    if got[f"{main} loss"] != got["loss"]:  # other terms, or smoothed labels: what one word costs, for itself
+    if not math.isclose(got[f"{main} loss"], got["loss"], rel_tol=1e-5):  # but for rounding: other terms, or smoothed
+        # labels: what one word costs, for itself
         row[f"{main}_loss"] = got[f"{main} loss"]
     row |= {k.replace(" ", "_"): v for k, v in got.items() if " " in k and not k.startswith(f"{main} ")}
     return {k: v if math.isfinite(v) else None for k, v in row.items()}  # JSON has no NaN

@@ -15,7 +15,7 @@ from typing import Any, Self
 from lmkit.errors import ProcessFailed
 
 BEAT = 1.0  # seconds between signs of life
-SILENT = 10.0  # seconds without one, by which a process is taken for dead or stopped
+SILENT = 10.0  # seconds without one, by which a process is taken for dead or stopped, or half of `patience`
 
 
 class Watchdog:
@@ -85,7 +85,7 @@ class Watchdog:
         return found
 
     def _silent(self, heard: dict[int, tuple[int, float]], rank: int) -> bool:
-        return time.monotonic() - heard[rank][1] > SILENT
+        return time.monotonic() - heard[rank][1] > min(SILENT, self.patience / 2)
 
     def _end(self, others: dict[int, tuple[int, str]], heard: dict[int, tuple[int, float]]) -> None:
         alive = [rank for rank in others if not self._silent(heard, rank)]

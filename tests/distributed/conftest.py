@@ -10,7 +10,24 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-WORDS = ["the", "cat", "sat", "on", "a", "mat.", "and", "saw", "one", "red", "bird!", "fly", "over", "an", "old", "hill."]
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat.",
+    "and",
+    "saw",
+    "one",
+    "red",
+    "bird!",
+    "fly",
+    "over",
+    "an",
+    "old",
+    "hill.",
+]
 
 
 def write_texts() -> None:

@@ -1,6 +1,6 @@
 """One of several real processes that train together: does every job of a list, in order, as `lmkit` would.
 
-    RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=... python -m tests.distributed.ranks jobs.json
+RANK=0 WORLD_SIZE=2 MASTER_ADDR=localhost MASTER_PORT=... python -m tests.distributed.ranks jobs.json
 """
 
 import json

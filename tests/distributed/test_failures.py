@@ -1,0 +1,157 @@
+"""What happens to a job when one of its processes is killed, hangs or is told to stop: through the real command."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lmkit.errors import STOPPED_RESUMABLE, ProcessFailed
+from tests.distributed.conftest import ROOT, free_port, write_texts
+
+pytestmark = pytest.mark.xdist_group("processes")
+
+RECIPE = """
+model: {family: gpt2, hidden_size: 32, num_layers: 2, num_heads: 4, context: 32}
+tokenizer: {type: bytes}
+data: {train: corpus.txt, validation: 20%, separator: "\\n"}
+optimizer: {name: muon, lr: 0.02, embedding_lr: 0.01, head_lr: 0.01}
+train: {budget: 150 steps, batch: 256}
+evaluate: {every: 75, sample: null}
+checkpoint: {every: 15, keep: 99}
+parallel: {patience: 6}
+"""
+FILES = ("model.safetensors", "training/optimizer.safetensors")
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("failures")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LMKIT_CACHE", str(folder / "cache"))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.chdir(folder)
+        write_texts()
+        Path("r.yaml").write_text(RECIPE)
+        yield folder
+
+
+def started(*args: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "lmkit", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def ended(job: subprocess.Popen, within: float = 120) -> tuple[int, str]:
+    """Exit code and what it said on standard error."""
+    try:
+        _, said = job.communicate(timeout=within)
+    finally:
+        job.kill()
+    return job.returncode, said
+
+
+def ranks(job: subprocess.Popen) -> dict[int, int]:
+    """rank -> pid of the processes that a launcher has started."""
+    found = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int(place.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+            variables = place.joinpath("environ").read_bytes().split(b"\0")
+        except (OSError, ValueError):
+            continue
+        if parent == job.pid:
+            found |= {int(v[5:]): int(place.name) for v in variables if v.startswith(b"RANK=")}
+    return found
+
+
+def wait_for_step(run: str, step: int) -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline:
+        path = Path(run, "metrics.jsonl")
+        if path.exists() and path.read_text().count("\n") >= step:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{run} did not reach step {step}")
+
+
+def assert_same(run: str, straight: str) -> None:
+    assert Path(run, "metrics.jsonl").read_bytes() == Path(straight, "metrics.jsonl").read_bytes()
+    for name in FILES:
+        one, other = (Path(r, "checkpoints/step-00000150", name).read_bytes() for r in (run, straight))
+        assert one == other, name
+
+
+@pytest.fixture(scope="module")
+def straight(here) -> str:
+    """By torchrun, as on many machines; all others by --processes."""
+    launched = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}",
+         "-m", "lmkit", "pretrain", "r.yaml", "--out", "straight"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert launched.returncode == 0, launched.stderr
+    assert launched.stdout.count("done in") == 1  # said once, not by every process
+    return "straight"
+
+
+def test_a_killed_process_is_named_and_its_run_goes_on_bit_for_bit(straight):
+    job = started("pretrain", "r.yaml", "--out", "killed", "--processes", "2")
+    wait_for_step("killed", 20)
+    os.kill(ranks(job)[1], signal.SIGKILL)
+    began = time.monotonic()
+    code, said = ended(job)
+    assert code == ProcessFailed.exit_code and time.monotonic() - began < 60
+    assert "process 1 (pid" in said and "SIGKILL" in said and "--resume killed --processes 2" in said
+    assert "Traceback" not in said
+    assert ended(started("pretrain", "--resume", "killed", "--processes", "2"))[0] == 0
+    assert_same("killed", straight)
+
+
+def test_with_max_restarts_it_goes_on_by_itself(straight):
+    job = started("pretrain", "r.yaml", "--out", "restarted", "--processes", "2", "--max-restarts", "1")
+    wait_for_step("restarted", 20)
+    os.kill(ranks(job)[0], signal.SIGKILL)  # the one that writes
+    code, said = ended(job)
+    assert code == 0 and "resuming restarted at step" in said, said
+    assert_same("restarted", straight)
+
+
+def test_a_process_that_hangs_is_named_and_all_end(here):
+    job = started("pretrain", "r.yaml", "--out", "hung", "--processes", "2")
+    wait_for_step("hung", 20)
+    os.kill(ranks(job)[1], signal.SIGSTOP)
+    code, said = ended(job)
+    assert code == ProcessFailed.exit_code, said
+    assert "no step for 6 s" in said and "process 1: " in said and "no sign of life" in said
+    assert "File" in Path("hung/stacks/process-0.txt").read_text()
+
+
+@pytest.mark.parametrize("who", ["all", "one"])
+def test_a_signal_to_the_launcher_or_to_one_process_stops_all_with_a_checkpoint(who, straight):
+    out = f"stopped-{who}"
+    job = started("pretrain", "r.yaml", "--out", out, "--processes", "2")
+    wait_for_step(out, 20)
+    if who == "all":
+        job.send_signal(signal.SIGTERM)
+    else:
+        os.kill(ranks(job)[1], signal.SIGUSR1)
+    code, said = ended(job)
+    assert code == STOPPED_RESUMABLE, said
+    status = json.loads(Path(out, "status.json").read_text())
+    assert status["state"] == "stopped" and status["step"] >= 20
+    if who == "all":
+        assert ended(started("pretrain", "--resume", out, "--processes", "2"))[0] == 0
+        assert_same(out, straight)
+
+
+def test_a_mistake_is_told_once_and_ends_all(here):
+    code, said = ended(started("pretrain", "r.yaml", "data.train=nowhere.txt", "--out", "x", "--processes", "2"))
+    assert code == 3 and said.count("no such file") == 1 and "Traceback" not in said, said
+    code, said = ended(started("pretrain", "r.yaml", "parallel.shards=3", "parallel.data=fsdp", "--processes", "2"))
+    assert code == 2 and said.count("parallel.shards 3 does not divide") == 1, said
