@@ -112,7 +112,7 @@ def compiler() -> Finding:
             command = [found, "-shared", "-fPIC", "-fopenmp", "-I", include, str(source), "-o", f"{folder}/f.so"]
             got = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST)
     except subprocess.TimeoutExpired:
-        return Finding("compile", "note", f"{found} took over {LONGEST} s for five lines; is the machine busy?")
+        return Finding("compile", "note", f"{found} took over {LONGEST} s for three lines; is the machine busy?")
     except OSError as e:
         return Finding("compile", "wrong", f"{found} cannot be run: {e.strerror}", "set TMPDIR to a writable folder")
     if got.returncode == 0:

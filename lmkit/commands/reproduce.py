@@ -38,7 +38,7 @@ class Recipes:
 
 def run(path: Path, as_json: bool) -> None:
     """Prints commands and differences. Raises UserError where there is no run, ModelError where it kept no record."""
-    run = find_run(path)
+    run = _place(find_run(path))
     kept = min([p.parent for p in run.glob("seed-*/environment.json")], default=run)  # several seeds began alike
     before, now = read_environment(kept), _environment_now()
     recipe = _read_recipe(run, before)
@@ -51,7 +51,7 @@ def run(path: Path, as_json: bool) -> None:
         told = {"run": str(run), "commands": commands, "differences": [asdict(d) for d in differences]}
         print(json.dumps(told | {"doubts": doubts, "exact": exact}, ensure_ascii=False))
         return
-    print(f"{run}: {state.get('state', 'unknown')} at step {state.get('step', '?')}\n")
+    print(f"{run}: " + (f"{state['state']} at step {state['step']}" if "step" in state else "several seeds") + "\n")
     print("\n".join(f"  {command}" for command in commands))
     if differences:
         wide = max(len(d.what) for d in differences)
@@ -60,6 +60,12 @@ def run(path: Path, as_json: bool) -> None:
         print("\nThe figures may differ all the same:\n" + "\n".join(f"  {doubt}" for doubt in doubts))
     if exact:
         print("\nNothing differs: metrics.jsonl and weights come out the same, byte for byte.")
+
+
+def _place(run: Path) -> Path:
+    """Where a run lies, whatever links lead there: `latest` will mean another one. From here, where it lies below."""
+    run, here = run.resolve(), Path.cwd()
+    return run.relative_to(here) if here in run.parents else run
 
 
 def _environment_now() -> dict[str, Any]:

@@ -139,6 +139,13 @@ def test_data_that_is_missing_changed_or_new_is_named(tiny, capsys, monkeypatch)
     assert "c.txt" not in out
 
 
+def test_links_are_followed_for_they_will_mean_another_run(run, capsys, monkeypatch):
+    Path("runs/latest").symlink_to("a")
+    assert told(capsys, Path("runs/latest"))["run"] == "runs/a"
+    monkeypatch.chdir("runs/a")
+    assert f"--out {Path.cwd()}-again" in told(capsys, Path("."))["commands"][-1]
+
+
 def test_a_budget_in_time_becomes_the_steps_that_were_taken(run, capsys):
     recipe = run / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("budget: 12 steps", "budget: 3 min"))
