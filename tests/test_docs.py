@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ from lmkit.recipe import Recipe
 README = (Path(__file__).parent.parent / "README.md").read_text()
 GUIDE = (Path(__file__).parent.parent / "docs/finetune.md").read_text()
 REPRODUCE = (Path(__file__).parent.parent / "docs/reproduce.md").read_text()
-LINES = re.findall(r"^ {4}(lmkit .*)$", README + GUIDE + REPRODUCE, re.MULTILINE)
+DISTRIBUTED = (Path(__file__).parent.parent / "docs/distributed.md").read_text()
+LINES = re.findall(r"^ {4}(lmkit .*)$", README + GUIDE + REPRODUCE + DISTRIBUTED, re.MULTILINE)
 SHOWN = [line.partition(" #")[0].strip() for line in LINES]
 
 
@@ -47,6 +49,12 @@ def test_every_command_shown_parses(line):
             named, changes = None, [named, *changes]
         path = find_recipe(named, "finetune") if named else None
         assert isinstance(load(FinetuneRecipe, path, (*said, *changes), expand_finetune), FinetuneRecipe)
+
+
+def test_the_slurm_script_is_one():
+    (script,) = re.findall(r"```bash\n(.*?)```", DISTRIBUTED, re.DOTALL)
+    assert "-m lmkit pretrain $WHAT" in script
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
 
 
 def test_every_key_is_explained():

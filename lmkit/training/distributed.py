@@ -21,7 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from lmkit.batch import Batch, Loss, Task
-from lmkit.errors import UserError
+from lmkit.errors import ProcessFailed, UserError
 from lmkit.model.sharding import local, whole
 from lmkit.model.transformer import Transformer
 from lmkit.recipe import ParallelConfig
@@ -141,17 +141,31 @@ def join(c: ParallelConfig, device: torch.device) -> World:
         return ALONE
     global _STORE
     if not dist.is_initialized():
-        _STORE, rank, size = next(iter(rendezvous("env://")))
+        _STORE, rank, size = _meet()
         if device.type == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=_STORE, rank=rank, world_size=size, timeout=LONGEST_WAIT)
         atexit.register(dist.destroy_process_group)
     rank, (replicas, shards, tensor) = dist.get_rank(), layout(c, size)
+    if c.offload and device.type != "cuda":
+        raise UserError("parallel.offload moves weights from a GPU to main memory; there is no GPU\n  → leave it out")
     if c.data == "ddp" and tensor == 1:
         return World(rank, size, rank, size, store=_STORE)
     mesh = init_device_mesh(device.type, (replicas, shards, tensor), mesh_dim_names=("replicate", "shard", "tensor"))
     return World(rank, size, rank // tensor, size // tensor, mesh, _STORE, dist.new_group(backend="gloo"))
+
+
+def _meet() -> tuple[Any, int, int]:
+    """(store, rank, number of processes). Raises UserError, ProcessFailed."""
+    how = "  → start them by --processes N or torchrun; for one process, unset WORLD_SIZE and RANK"
+    try:
+        return next(iter(rendezvous("env://")))
+    except ValueError as e:
+        raise UserError(f"WORLD_SIZE is set, so this is one of several processes, but not whole: {e}\n{how}") from None
+    except RuntimeError as e:  # torch's DistError
+        place = ":".join(os.environ.get(f"MASTER_{k}", "") for k in ("ADDR", "PORT"))
+        raise ProcessFailed(f"the processes do not meet at {place}: {str(e).splitlines()[0]}\n{how}") from None
 
 
 def layout(c: ParallelConfig, size: int) -> tuple[int, int, int]:

@@ -3,15 +3,19 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from lmkit.errors import STOPPED_RESUMABLE, ProcessFailed
-from tests.distributed.conftest import ROOT, free_port, write_texts
+from lmkit.errors import STOPPED_RESUMABLE, ProcessFailed, UserError
+from lmkit.recipe import ParallelConfig
+from lmkit.training.distributed import join, layout
+from tests.distributed.conftest import ROOT, environment, free_port, write_texts
 
 pytestmark = pytest.mark.xdist_group("processes")
 
@@ -155,3 +159,46 @@ def test_a_mistake_is_told_once_and_ends_all(here):
     assert code == 3 and said.count("no such file") == 1 and "Traceback" not in said, said
     code, said = ended(started("pretrain", "r.yaml", "parallel.shards=3", "parallel.data=fsdp", "--processes", "2"))
     assert code == 2 and said.count("parallel.shards 3 does not divide") == 1, said
+
+
+def test_processes_that_were_given_different_recipes_are_refused(here):
+    """As where one of two machines has another copy of it."""
+    port = free_port()
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-m", "lmkit", "pretrain", "r.yaml", f"train.seed={rank}", "--out", "apart"],
+            env=environment(2, rank, port), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    (code, said), (other, _) = ended(jobs[0]), ended(jobs[1])
+    assert code == other == 2 and "another recipe than rank 0: [1]" in said and "Traceback" not in said, said
+    assert not Path("apart", "recipe.yaml").exists()
+
+
+def test_variables_of_a_launcher_that_is_not_there(monkeypatch):
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"WORLD_SIZE is set.*RANK"):
+        join(ParallelConfig(), torch.device("cpu"))
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        taken.listen()
+        for name, value in (("RANK", 0), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", taken.getsockname()[1])):
+            monkeypatch.setenv(name, str(value))
+        with pytest.raises(ProcessFailed, match="do not meet at localhost"):
+            join(ParallelConfig(), torch.device("cpu"))
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(UserError, match="needs 2 processes"):
+        join(ParallelConfig(tensor=2), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "keys, size, found",
+    [({}, 6, (6, 1, 1)), ({"data": "fsdp"}, 6, (1, 6, 1)), ({"data": "fsdp", "shards": 2, "tensor": 3}, 12, (2, 2, 3))],
+)
+def test_layouts(keys, size, found):
+    assert layout(ParallelConfig(**keys), size) == found
+    with pytest.raises(UserError, match="does not divide"):
+        layout(ParallelConfig(tensor=5), size)
