@@ -70,10 +70,10 @@ def kill_at(pid: int, phase: mmap.mmap, aim: str | None, wait: float) -> str | N
             return None
         time.sleep(0.0001)
     until = time.monotonic() + wait
-    while time.monotonic() < until:
+    while (left := until - time.monotonic()) > 0:
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             return None
-        time.sleep(0.0005)
+        time.sleep(min(left, 0.0005))
     doing = PHASES[phase[1] or phase[0]]
     os.kill(pid, signal.SIGKILL)
     return doing
@@ -102,7 +102,8 @@ def kills(folder: Path, number: int, rng: random.Random) -> None:
             newest = newest_step(out)
             pid = forked(work, out.with_name(out.name + ".log"))
             aim = rng.choice((None, None, None, "tokenizing", "evaluation", "saving", "saving", "linking"))
-            doing = kill_at(pid, phase, aim, rng.uniform(0, 0.8 * usual if aim is None else 0.01))
+            within = {None: 0.8 * usual, "linking": 0.0002}.get(aim, 0.01)
+            doing = kill_at(pid, phase, aim, rng.uniform(0, within))
             code = ended(pid)
             resumed = [e["step"] for e in read_jsonl(out / "events.jsonl") if e["event"] == "resume"]
             if phase[0] >= PHASES.index("step") and newest is not None and resumed:

@@ -17,9 +17,9 @@ from lmkit.commands import pretrain
 from lmkit.errors import ModelError, RunInUse, StorageError
 from lmkit.runs import MANIFEST, Run, damage, read_jsonl
 from lmkit.training import checkpoints
-from tests.training.stopping import LAST, Crash, at_call, at_forward, crash, same
+from tests.training.stopping import LAST, at_call, at_forward, events, same, stopped_at
 
-SAVED = (3, 4, 6, 8, 9, 12)  # steps of `tiny` after which a checkpoint is written; 4, 8 and 12 are the best so far
+# `tiny` writes a checkpoint after steps 3, 4, 6, 8, 9 and 12; 4, 8 and 12 are the best so far
 BESIDE = ["checkpoint.async=false", "checkpoint.async=true"]
 
 
@@ -43,18 +43,6 @@ def full_at(monkeypatch, *steps: int) -> None:
             return real(self, step, *args)
 
     monkeypatch.setattr(Run, "save", save)
-
-
-def events(run: str, kind: str) -> list[dict]:
-    return [e for e in read_jsonl(Path(run, "events.jsonl")) if e["event"] == kind]
-
-
-def stopped_at(monkeypatch, step: int, run: str = "run", *settings: str) -> None:
-    """A run that ended by a crash in this step."""
-    with monkeypatch.context() as patch:
-        at_forward(patch, 3 * step - 2, crash)
-        with pytest.raises(Crash):
-            pretrain.start(Path("tiny.yaml"), settings, Path(run))
 
 
 # ---------------------------------------------------------------- 6, 7, 8: full, or not to be written to

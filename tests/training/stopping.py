@@ -4,6 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from lmkit.commands import pretrain
+from lmkit.runs import read_jsonl
 from lmkit.tasks.causal_lm import CausalLM
 
 LAST = "checkpoints/step-00000012"  # of a run by the recipe of `tiny`
@@ -53,3 +57,19 @@ def at_call(monkeypatch: Any, owner: Any, name: str, number: int, act: Callable[
         return real(*args, **kwargs)
 
     monkeypatch.setattr(owner, name, wrapped)
+
+
+def stopped_at(monkeypatch: Any, step: int, *settings: str) -> None:
+    """A run by the recipe of `tiny`, in `run`, that ended by a crash in this step."""
+    with monkeypatch.context() as patch:
+        at_forward(patch, 3 * step - 2, crash)
+        with pytest.raises(Crash):
+            pretrain.start(Path("tiny.yaml"), settings, Path("run"))
+
+
+def rows(run: str) -> list[dict]:
+    return [*read_jsonl(Path(run, "metrics.jsonl"))]
+
+
+def events(run: str, kind: str) -> list[dict]:
+    return [e for e in read_jsonl(Path(run, "events.jsonl")) if e["event"] == kind]
