@@ -1,6 +1,8 @@
 """The files that a run reads: listed with their checksums when it begins, and compared when it is to be repeated."""
 
 import os
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,8 @@ def sources(recipe: Recipe | FinetuneRecipe) -> list[str]:
     """Names of files, token stores and hub datasets, as they are found now. Raises DataError where there are none."""
     data = recipe.data
     named = [data.train] if isinstance(data.validation, float | int) else [data.train, data.validation]
-    return [name for part in named for name in _found([part] if isinstance(part, str) else part, recipe)]
+    with redirect_stderr(StringIO()):  # notes about files that are left alone come when the others are read
+        return [name for part in named for name in _found([part] if isinstance(part, str) else part, recipe)]
 
 
 def changed(before: list[Entry], recipe: Recipe | FinetuneRecipe) -> list[str]:
