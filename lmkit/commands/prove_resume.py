@@ -22,6 +22,7 @@ from lmkit.units import SECONDS, show_bytes, split_quantity
 
 EVALUATED = 8192  # tokens: enough to see whether evaluating disturbs training
 BY_THE_CLOCK = ("elapsed", "eval_seconds", "reserve")  # seconds in training/state.json, which no two runs share
+SHORT = 80  # characters of a difference worth showing; lists are longer
 CRASHING = "from lmkit.training.crash import kill_in_step; kill_in_step({}); from lmkit.cli.main import main; main()"
 KINDS = {  # of a checkpoint's files, by the end of their names; the first that fits
     "optimizer state": ("training/optimizer.safetensors",),
@@ -176,7 +177,8 @@ def _files(kind: str, names: list[str], one: Path, two: Path) -> Compared:
         if not ((one / name).exists() and (two / name).exists()):
             told.append(f"{name}: only one of them has it")
         elif name.endswith("state.json"):
-            told += [f"{name}: {line}" for line in config.differences(_state(one / name), _state(two / name))]
+            lines = config.differences(_state(one / name), _state(two / name))
+            told += [line if len(line) < SHORT else f"{line.partition(':')[0]}: differ" for line in lines]
         elif (one / name).read_bytes() != (two / name).read_bytes():
             told.append(f"{name}: {_tensors(one / name, two / name) if name.endswith('.safetensors') else 'differs'}")
     size = show_bytes(sum((one / name).stat().st_size for name in names if (one / name).exists()))
