@@ -9,17 +9,17 @@ from torch import Tensor
 
 from lmkit.architecture import ModelConfig
 from lmkit.errors import ModelError, StorageError, UserError
-from lmkit.files import write_json
+from lmkit.files import disk_error, write_json
 from lmkit.generation.batches import Completion, Opening
 from lmkit.generation.engine import complete
 from lmkit.generation.filling import Filled, fill
 from lmkit.generation.prompts import end_ids
 from lmkit.generation.sampling import SamplingConfig
 from lmkit.model.heads import Head
-from lmkit.model.huggingface import load_folder, read_config, save_folder
+from lmkit.model.huggingface import check_whole, load_folder, read_config, save_folder
 from lmkit.model.peft_format import adapted_config, load_adapted
 from lmkit.model.transformer import Transformer
-from lmkit.runs import ADAPTER_CONFIG, model_folder
+from lmkit.runs import ADAPTER_CONFIG, model_folder, reading
 from lmkit.text.tokenizer import Tokenizer, load_tokenizer
 
 OPENING_KEYS = ("decoder_start_token_id", "forced_bos_token_id", "bad_words_ids")
@@ -190,8 +190,10 @@ class Pretrained:
                 write_json(folder / "generation_config.json", self.generation_config)
             if self.tokenizer is not None:
                 self.tokenizer.save(folder, self.config.context)
-        except OSError as e:
-            raise StorageError(f"{folder}: the model could not be written: {e.strerror or e}") from None
+        except Exception as e:
+            if (problem := disk_error(e)) is None:
+                raise
+            raise StorageError(f"{folder}: the model could not be written: {problem.strerror}") from None
 
 
 def load(path: Path | str, allow_pickle: bool = False, device: str = "auto") -> Pretrained:
@@ -200,8 +202,15 @@ def load(path: Path | str, allow_pickle: bool = False, device: str = "auto") -> 
 
     device: as torch names it; auto takes a GPU if one is there. Raises ModelError for a folder that is missing, damaged
     or unsupported, or whose tokenizer is another model's."""
-    folder, base = model_folder(path), None
+    folder = model_folder(path)
+    with reading(folder):
+        return _load(folder, allow_pickle, device)
+
+
+def _load(folder: Path, allow_pickle: bool, device: str) -> Pretrained:
+    base = None
     if (folder / ADAPTER_CONFIG).exists():
+        check_whole(folder)
         model, base = load_adapted(folder, allow_pickle)
     else:
         model = load_folder(folder, allow_pickle)

@@ -178,13 +178,14 @@ class Run:
         link_latest(self.path)
 
     def _retire(self, keep: int) -> None:
-        """Only whole checkpoints, oldest step first; never the best."""
+        """Only whole checkpoints, oldest step first; never the best, nor one that somebody is reading."""
         best = (self.path / "best").resolve()
         for old in self.steps()[:-keep]:
-            if old.resolve() != best:
-                gone = old.with_name(old.name + ".old")
-                old.rename(gone)
-                shutil.rmtree(gone)
+            with _locked(old, fcntl.LOCK_EX | fcntl.LOCK_NB) as ours:
+                if ours and old.resolve() != best:
+                    gone = old.with_name(old.name + ".old")
+                    old.rename(gone)
+                    shutil.rmtree(gone)
 
     def steps(self) -> list[Path]:
         """Checkpoint folders, oldest first."""
@@ -268,6 +269,28 @@ class Follower(Run):
 
     def open_log(self, name: str) -> IO[str]:
         return open(os.devnull, "w")
+
+
+@contextmanager
+def reading(checkpoint: Path) -> Iterator[None]:
+    """Keeps a run that goes on training from retiring a checkpoint while it is read."""
+    with _locked(checkpoint, fcntl.LOCK_SH):
+        yield
+
+
+@contextmanager
+def _locked(folder: Path, how: int) -> Iterator[bool]:
+    """Whether we hold a lock on it; where the file system has none, as if."""
+    fd, ours = os.open(folder, os.O_RDONLY), True
+    try:
+        with suppress(OSError):
+            try:
+                fcntl.flock(fd, how)
+            except BlockingIOError:
+                ours = False
+        yield ours
+    finally:
+        os.close(fd)
 
 
 def link_latest(run: Path) -> None:

@@ -214,14 +214,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def load_folder(folder: Path, allow_pickle: bool = False) -> Transformer:
     """The model in a Hugging Face folder, in float32. Pickled weights are refused unless the user says so."""
-    h = read_config(folder)
-    if (folder / MANIFEST).exists() and (problem := damage(folder, only=".safetensors")):
-        beside = folder.resolve().parent
-        whole_ones = sorted(p.name for p in beside.glob("step-*") if p.is_dir() and not damage(p))
-        raise ModelError(
-            f"{folder} is damaged: {problem}\n  → whole are: {', '.join(whole_ones) or 'none'}, in {beside}"
-        )
-    tensors = read_tensors(folder, allow_pickle)
+    check_whole(folder)
+    h, tensors = read_config(folder), read_tensors(folder, allow_pickle)
     config = config_from_hf(h, head_of(h, set(tensors)))
     check_sizes(config, tensors, str(folder))
     if "auto_map" in h:
@@ -229,6 +223,16 @@ def load_folder(folder: Path, allow_pickle: bool = False) -> Transformer:
     model = Transformer(config)
     from_hf(model, tensors, str(folder))
     return model.eval()
+
+
+def check_whole(folder: Path) -> None:
+    """Raises ModelError for a checkpoint of a run whose weights are not what was written."""
+    if (folder / MANIFEST).exists() and (problem := damage(folder, only=".safetensors")):
+        beside = folder.resolve().parent
+        whole_ones = sorted(p.name for p in beside.glob("step-*") if p.is_dir() and not damage(p))
+        raise ModelError(
+            f"{folder} is damaged: {problem}\n  → whole are: {', '.join(whole_ones) or 'none'}, in {beside}"
+        )
 
 
 def check_sizes(c: ModelConfig, tensors: dict[str, Tensor], where: str) -> None:

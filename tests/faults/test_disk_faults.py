@@ -15,7 +15,7 @@ import pytest
 import lmkit
 from lmkit.commands import pretrain
 from lmkit.errors import ModelError, RunInUse, StorageError
-from lmkit.runs import MANIFEST, Run, damage, read_jsonl
+from lmkit.runs import MANIFEST, Run, damage, read_jsonl, reading
 from lmkit.training import checkpoints
 from tests.training.stopping import LAST, at_call, at_forward, events, same, stopped_at
 
@@ -239,6 +239,14 @@ def test_retention_deletes_only_what_it_owns_and_never_the_best(tiny):
     kept = {p.name for p in Path("run/checkpoints").iterdir()}
     assert kept == {*foreign, *(f"step-{n:08d}" for n in (4, 11, 12))}
     assert Path("run/best").resolve().name == "step-00000004"
+
+
+def test_a_checkpoint_is_not_deleted_while_somebody_reads_it(tiny, monkeypatch):
+    stopped_at(monkeypatch, 5, "checkpoint.keep=1", "evaluate.every=0")
+    with reading(Path("run/latest")):
+        assert pretrain.resume(Path("run")) == 0
+        assert {p.name for p in Path("run/checkpoints").iterdir()} == {"step-00000003", "step-00000012"}
+    assert lmkit.load("run").folder == Path("run/best")
 
 
 # ---------------------------------------------------------------- 11, 12: two of them, and clocks
