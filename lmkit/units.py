@@ -81,3 +81,9 @@ def show_seconds(s: float) -> str:
     """95 -> `1:35`; 4000 -> `1:06:40`."""
     s = max(0, round(s))
     return f"{s // 3600}:{s // 60 % 60:02d}:{s % 60:02d}" if s >= 3600 else f"{s // 60}:{s % 60:02d}"
+
+
+def brief(text: str, most: int = 40) -> str:
+    """A name out of a file, for a message: on one line, without control characters, `most` characters at most."""
+    line = "".join(c if c.isprintable() else " " for c in text)
+    return line if len(line) <= most else f"{line[: most - 1]}…"

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lmkit import config as recipes
@@ -295,7 +296,9 @@ def _show(model: str, data: list[str], report: Report, problems: Problems, as_js
         estimates = {name: estimate._asdict() for name, estimate in report.rows.items()}
         print(json.dumps({"model": model, "data": data} | report.facts | skipped | estimates))
         return
-    table = Table("", "value", f"95% interval over {report.unit}", title=model, caption="\n".join(report.caption))
+    table = Table(
+        "", "value", f"95% interval over {report.unit}", title=escape(model), caption="\n".join(report.caption)
+    )
     for name, (value, low, high) in report.rows.items():
         interval = "undefined" if low is None else f"{low:.4f} to {high:.4f}"
         table.add_row(name.replace("_", " "), f"{value:.4f}", interval)

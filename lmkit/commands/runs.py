@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lmkit.config import parse_yaml
@@ -30,8 +31,8 @@ def run(folder: Path, as_json: bool) -> None:
         tokens = show_count(row["tokens"]) if row["tokens"] is not None else "-"
         name = next((key for key in row["best"] or () if key != "step"), None)
         shown = "-" if name is None else f"{name.removeprefix('val_')} {row['best'][name]:.4f}"
-        table.add_row(row["run"], row["model"], tokens, str(row["step"]), shown, row["state"])
-    Console(soft_wrap=True).print(table if found else f"no runs in {folder}")
+        table.add_row(escape(row["run"]), escape(row["model"]), tokens, str(row["step"]), shown, row["state"])
+    Console(soft_wrap=True).print(table if found else f"no runs in {escape(str(folder))}")
 
 
 def describe(run: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections import Counter
 from lmkit.data.splitting import numbers, same_input
 from lmkit.data.tables import Row, Table, row_bytes
 from lmkit.errors import DataError
+from lmkit.units import brief
 
 SHOWN = 20  # classes listed
 UNEVEN = 3  # times the share a class would have if all were even
@@ -55,11 +56,11 @@ def _classes(train: Table, others: list[Row], task: str, one_class: bool) -> lis
     of = len(train.rows) if several else counts.total()
     if len(counts) < 2 and not one_class and not several:
         raise DataError(
-            f"all rows have the same {'tag' if task == 'tag' else 'label'}: {', '.join(counts) or 'none'}\n"
+            f"all rows have the same {'tag' if task == 'tag' else 'label'}: {brief(next(iter(counts), 'none'))}\n"
             f"  {len(train.rows):,} rows; the first: {train.places[0] if train.places else 'none'}\n"
             "  → take rows of other labels too, or name another column with data.label=COLUMN"
         )
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    ordered = [(brief(label), n) for label, n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
     width = max((len(label) for label, _ in ordered[:SHOWN]), default=0)
     lines = [f"{len(counts):,} {'tags' if task == 'tag' else 'classes'}:"]
     lines += [f"  {label:{width}}  {n:>9,}  {n / of:6.1%}" for label, n in ordered[:SHOWN]]
@@ -71,7 +72,7 @@ def _classes(train: Table, others: list[Row], task: str, one_class: bool) -> lis
         )
     unknown = Counter(label for row in others for label in _labels(row, task) if label not in counts)
     if unknown:
-        named = ", ".join(f"{label} ({n:,})" for label, n in unknown.most_common(SHOWN))
+        named = ", ".join(f"{brief(label)} ({n:,})" for label, n in unknown.most_common(SHOWN))
         more = f" and {len(unknown) - SHOWN:,} more" if len(unknown) > SHOWN else ""
         lines.append(f"{len(unknown):,} labels of the held-out rows are in no training row: {named}{more}")
     return lines

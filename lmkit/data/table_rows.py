@@ -90,9 +90,10 @@ def _label(value: Any) -> str | int | float | list[str] | None:
 
 
 def settle_labels(rows: list[Row]) -> None:
-    """Whole numbers are the names of classes, and become text, unless some number of the table is broken: then all
-    are numbers. (What writes 3.0 as `3` is common; a class called 3.5 is not.)"""
-    broken = any(isinstance(row.get("label"), float) for row in rows)
+    """Whole numbers are the names of classes, and become text, unless some number of a table of numbers is broken: then
+    all are numbers. (What writes 3.0 as `3` is common; a class called 3.5 is not.)"""
+    labels = [row["label"] for row in rows if "label" in row]
+    broken = any(isinstance(v, float) for v in labels) and all(isinstance(v, (int, float)) for v in labels)
     for row in rows:
         if isinstance(label := row.get("label"), int):
             row["label"] = float(label) if broken else str(label)

@@ -13,6 +13,8 @@ Kind = Literal["single", "multi", "regression"]
 STRENGTHS = (1.0, 4.0, 16.0)  # inverse of the regularisation
 HELD_OUT = 0.1  # of the training rows, to choose it
 FEW = 100  # rows that are too few to hold some out
+MOST_CELLS = 20_000_000  # rows times classes, above which logistic regression takes hours
+MOST_WEIGHTS = 10_000_000  # features times classes: of more words the commonest are taken
 MANY = 1000  # rows from which words seen in one text only are left out
 
 
@@ -43,7 +45,7 @@ def tfidf(
     if train_pairs is not None and test_pairs is not None:
         columns.append((train_pairs, test_pairs))
     try:
-        parts = [_features(*column) for column in columns]
+        parts = [_features(*column, MOST_WEIGHTS // classes) for column in columns]
     except ValueError:  # no words, no vocabulary
         return majority(kind, y, len(test_texts), classes)
     x, test = (hstack(part, "csr") for part in zip(*parts, strict=True))
@@ -51,13 +53,13 @@ def tfidf(
     return _fitted(kind, x, y, test, classes, strength)
 
 
-def _features(train: Sequence[str], test: Sequence[str]) -> tuple[Any, Any]:
+def _features(train: Sequence[str], test: Sequence[str], most: int) -> tuple[Any, Any]:
     """Sparse (N, F) and (M, F)."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectoriser = TfidfVectorizer(
         ngram_range=(1, 2), sublinear_tf=True, min_df=2 if len(train) >= MANY else 1, dtype=np.float32,
-        token_pattern=WORD.pattern,
+        token_pattern=WORD.pattern, max_features=most,
     )  # fmt: skip
     return vectoriser.fit_transform(train), vectoriser.transform(test)
 

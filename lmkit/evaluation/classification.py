@@ -8,6 +8,8 @@ import numpy as np
 
 from lmkit.evaluation.intervals import Estimate, resampled
 
+MOST_CELLS = 20_000_000  # rows times classes for which areas under curves are looked for
+RESAMPLED = 2_000_000  # and for which their intervals are
 BINS = 15  # of the expected calibration error, as in Guo et al. 2017
 
 
@@ -44,14 +46,15 @@ def single(
     accuracy; macro_f1, over the classes that are there or predicted; mcc (Gorodkin 2004); ece, the expected
     calibration error: |share right - mean probability| in 15 equal bins of the largest probability, weighted by their
     rows (Guo et al. 2017); auroc: of class 1 where there are two, else the mean of each class against the rest, left
-    out where only one class is there. No interval for ece: resampling adds noise, which only makes it larger."""
+    out where only one class is there, and where rows and classes are too many. No interval for ece: resampling adds
+    noise, which only makes it larger."""
     labels, probabilities = np.asarray(labels, int), np.asarray(probabilities, float)
     rows, classes = probabilities.shape
     top, predicted = probabilities.max(1), probabilities.argmax(1)
     right = predicted == labels
     gaps = np.bincount(np.clip(np.ceil(top * BINS).astype(int) - 1, 0, BINS - 1), right - top, BINS)
     columns = range(1, 2) if classes == 2 else range(classes)
-    areas = [_area(labels == c, probabilities[:, c]) for c in columns]
+    areas = [_area(labels == c, probabilities[:, c]) for c in columns if rows * classes <= MOST_CELLS]
 
     def counted(weights: np.ndarray) -> dict[str, float]:
         hits, there, said = (
@@ -85,7 +88,7 @@ def multi(labels: np.ndarray, probabilities: np.ndarray, intervals: bool = True)
             "exact_match": weights @ exact / weights.sum(),
         }
 
-    areas = [_area(labels[:, c], probabilities[:, c]) for c in range(classes)]
+    areas = [_area(labels[:, c], probabilities[:, c]) for c in range(classes) if rows * classes <= MOST_CELLS]
     return resampled(statistic, rows, intervals) | _auroc(areas, rows, intervals)
 
 
@@ -141,6 +144,7 @@ def _auroc(areas: list[_area], rows: int, intervals: bool) -> dict[str, Estimate
         found = [a for a in (area(weights) for area in areas) if a == a]  # nan is not itself
         return {"auroc": float(np.mean(found)) if found else float("nan")}
 
+    intervals = intervals and rows * len(areas) <= RESAMPLED
     return resampled(statistic, rows, intervals, resamples=1000 if len(areas) == 1 else 200)
 
 

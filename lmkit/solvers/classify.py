@@ -10,6 +10,7 @@ import numpy as np
 from lmkit.architecture import ModelConfig
 from lmkit.batch import Batch
 from lmkit.data.tables import Table
+from lmkit.display import note
 from lmkit.downstream import ClassifyConfig
 from lmkit.errors import DataError
 from lmkit.evaluation import baseline, classification
@@ -19,6 +20,7 @@ from lmkit.solvers.solver import in_batches
 from lmkit.tasks.labelling import Classify, Layout
 from lmkit.text.framing import frame_texts
 from lmkit.text.tokenizer import Tokenizer
+from lmkit.units import brief
 
 Kind = Literal["single", "multi", "regression"]
 PROBLEMS: dict[Kind, str] = {  # as config.json of transformers names them
@@ -30,13 +32,17 @@ MANY = 20  # different fractional numbers as labels make it a regression
 
 def label_kind(table: Table, config: ClassifyConfig) -> Kind:
     """What `task.kind: auto` stands for: several labels where the rows have lists, a number where many different broken
-    ones are met, else a class."""
+    ones are met, else a class. Raises DataError where only some rows have lists."""
     if config.kind != "auto":
         return config.kind
     values = [row["label"] for row in table.rows]
     if all(isinstance(v, list) for v in values):
         return "multi"
-    broken = {str(v) for v in values if not isinstance(v, list) and "." in str(v)}
+    if mixed := next((p for v, p in zip(values, table.places, strict=True) if isinstance(v, list)), None):
+        raise DataError(
+            f"{mixed}: a list of labels, where other rows have one\n  → give every row a list, of one label too"
+        )
+    broken = {str(v) for v in values if "." in str(v)}
     return "regression" if len(broken) > MANY and all(_is_number(v) for v in values) else "single"
 
 
@@ -50,7 +56,10 @@ def labels_of(table: Table, kind: Kind) -> tuple[str, ...]:
         return ("score",)
     names = {name for value in values for name in ([value] if kind == "single" else value)}
     if len(names) < 2 and kind == "single":
-        raise DataError(f"all {len(values):,} rows have the label `{next(iter(names))}`: there is nothing to learn")
+        raise DataError(
+            f"all {len(values):,} rows have the label `{brief(next(iter(names)))}`: there is nothing to learn\n"
+            "  → take rows of other labels too, or name another column with data.label=COLUMN"
+        )
     return tuple(sorted(names, key=lambda n: (not n.isdigit(), int(n) if n.isdigit() else 0, n)))
 
 
@@ -125,8 +134,12 @@ class Classifier:
 
     def _index(self, name: str, place: str) -> int:
         if name not in self.places:
-            known = ", ".join(self.labels[:20])
-            raise DataError(f"{place}: label `{name}` is none of the model's\n  allowed: {known}")
+            known = ", ".join(brief(label) for label in self.labels[:20])
+            more = f" and {len(self.labels) - 20:,} more" if len(self.labels) > 20 else ""
+            raise DataError(
+                f"{place}: label `{brief(name)}` is none of the model's\n  allowed: {known}{more}\n"
+                "  → give some training rows this label, or leave such rows out"
+            )
         return self.places[name]
 
     def outputs(
@@ -178,12 +191,13 @@ class Classifier:
         gold = np.array([self._target(row, place) for row, place in zip(train.rows, train.places, strict=True)])
         gold = gold.astype(bool) if self.kind == "multi" else gold
         classes = len(self.labels)
-        guesses = {
-            "TF-IDF": baseline.tfidf(
-                self.kind, _column(train, "text"), gold, _column(test, "text"), classes, _pairs(train), _pairs(test)
-            ),
-            "commonest": baseline.majority(self.kind, gold, len(test.rows), classes),
-        }  # fmt: skip
+        texts = _column(train, "text"), gold, _column(test, "text"), classes, _pairs(train), _pairs(test)
+        guesses = {}
+        if len(train.rows) * classes <= baseline.MOST_CELLS:
+            guesses["TF-IDF"] = baseline.tfidf(self.kind, *texts)
+        else:
+            note(f"no TF-IDF to compare with: {len(train.rows):,} rows of {classes:,} classes would take it too long")
+        guesses["commonest"] = baseline.majority(self.kind, gold, len(test.rows), classes)
         return {name: self.score(test, p.reshape(len(test.rows), -1), True) for name, p in guesses.items()}
 
 

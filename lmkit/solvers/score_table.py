@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as Grid
 
 from lmkit.data.tables import Table
 from lmkit.evaluation import classification
 from lmkit.evaluation.intervals import Estimate
 from lmkit.solvers.classify import Classifier
+from lmkit.units import brief
 
 PLAIN_WIDTH = 240  # of tables that go to a file: no column is cut
 MOST_CLASSES = 12  # of a confusion matrix, and of a table of classes
@@ -19,7 +21,7 @@ MOST_CLASSES = 12  # of a confusion matrix, and of a table of classes
 
 def score_table(title: str, columns: Mapping[str, Mapping[str, Estimate]], rows: int) -> str:
     """One row a score, one column a system: value and 95% interval."""
-    grid = Grid("", *columns, title=title, caption=f"{rows:,} rows; 95% intervals over rows")
+    grid = Grid("", *map(escape, columns), title=escape(title), caption=f"{rows:,} rows; 95% intervals over rows")
     for name in dict.fromkeys(name for scores in columns.values() for name in scores):
         grid.add_row(name.replace("_", " "), *(_said(scores.get(name)) for scores in columns.values()))
     return _drawn(grid)
@@ -49,9 +51,10 @@ def confusion_table(solver: Classifier, table: Table, outputs: Sequence[np.ndarr
     gold = [solver.places[row["label"]] for row in table.rows]
     predicted = [int(p.argmax()) for p in outputs]
     matrix = classification.confusion(np.array(gold), np.array(predicted), len(solver.labels))
-    grid = Grid("gold \\ predicted", *solver.labels, "precision", "recall", "f1", "rows")
+    names = [escape(brief(label, 20)) for label in solver.labels]
+    grid = Grid("gold \\ predicted", *names, "precision", "recall", "f1", "rows")
     each = classification.per_class(np.array(gold), np.array(predicted), len(solver.labels))
-    for name, counts, c in zip(solver.labels, matrix, each, strict=True):
+    for name, counts, c in zip(names, matrix, each, strict=True):
         grid.add_row(name, *(f"{n:,}" for n in counts), *(f"{x:.3f}" for x in c[:3]), f"{c[3]:,}")
     return _drawn(grid)
 
