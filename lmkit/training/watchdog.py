@@ -19,30 +19,34 @@ SILENT = 10.0  # seconds without one, by which a process is taken for dead or st
 
 
 class Watchdog:
-    """A thread that tells the other processes, through torchrun's store, where this one is. With one process it does
-    nothing.
+    """Tells the other processes, through torchrun's store, where this one is, and hears of them. With one process
+    it does nothing.
 
-    patience: seconds without a step, outside evaluations and saves of any process, after which the run ends."""
+    patience: seconds without a step, outside evaluations and saves of any process, or without a sign of life from
+    another process, after which the run ends."""
 
     def __init__(self, world: Any, patience: float, run: Path):
         self.world, self.patience, self.run = world, patience, run
         self.step, self.phase = 0, "step"
         self.stopping = threading.Event()
-        self.thread: threading.Thread | None = None
+        self.threads: list[threading.Thread] = []
+        self.others: dict[int, tuple[int, str]] = {}  # rank -> step and phase, by its last sign of life
+        self.heard: dict[int, float] = {}  # rank -> when that came
 
     def __enter__(self) -> Self:
         if self.world.size > 1:
             self.store = self.world.store.clone()
-            self.thread = threading.Thread(target=self._watch, daemon=True)
-            self.thread.start()
+            self.threads = [threading.Thread(target=f, daemon=True) for f in (self._exchange, self._watch)]
+            for thread in self.threads:
+                thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stopping.set()
-        if self.thread:
-            self.thread.join()
+        for thread in self.threads:
+            thread.join(2 * BEAT)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -59,41 +63,48 @@ class Watchdog:
         yield
         self.phase = before
 
-    def _watch(self) -> None:
-        seen, since, beats = (-1, ""), time.monotonic(), 0
-        heard: dict[int, tuple[int, float]] = {}  # rank -> its last beat, and when it was new
+    def _exchange(self) -> None:
+        """Signs of life. Where the store's machine is out of reach this waits for it, so another thread watches."""
+        beats, last = 0, dict[int, int]()
         while not self.stopping.wait(BEAT):
             beats += 1
-            self.store.set(f"beat/{self.world.rank}", json.dumps([beats, self.step, self.phase]))
+            try:
+                self.store.set(f"beat/{self.world.rank}", json.dumps([beats, self.step, self.phase]))
+                for rank in range(self.world.size):
+                    if self.store.check([f"beat/{rank}"]):
+                        beat, step, phase = json.loads(self.store.get(f"beat/{rank}"))
+                        self.others[rank] = (step, phase)
+                        if last.get(rank) != beat:
+                            last[rank], self.heard[rank] = beat, time.monotonic()
+            except RuntimeError:  # torch's DistError: the store is gone, and every sign of life with it
+                return
+
+    def _watch(self) -> None:
+        seen, since = (-1, ""), time.monotonic()
+        while not self.stopping.wait(BEAT):
             if (self.step, self.phase) != seen:
                 seen, since = (self.step, self.phase), time.monotonic()
-            others = self._listen(heard)
-            busy = any(phase == "at work" for rank, (_, phase) in others.items() if not self._silent(heard, rank))
+            silence = {rank: time.monotonic() - at for rank, at in list(self.heard.items())}
+            lost = [rank for rank, seconds in silence.items() if seconds > min(SILENT, self.patience / 2)]
+            busy = any(phase == "at work" for rank, (_, phase) in list(self.others.items()) if rank not in lost)
+            if max(silence.values(), default=0.0) > self.patience:
+                self._end(f"no sign of life for {self.patience:.0f} s", silence, lost)
             if self.step and self.phase != "at work" and not busy and time.monotonic() - since > self.patience:
-                self._end(others, heard)
+                self._end(f"no step for {self.patience:.0f} s; step {self.step + 1} hangs", silence, lost)
 
-    def _listen(self, heard: dict[int, tuple[int, float]]) -> dict[int, tuple[int, str]]:
-        """Step and phase of every process that ever gave a sign."""
-        found = {}
-        for rank in range(self.world.size):
-            if not self.store.check([f"beat/{rank}"]):
-                continue
-            beat, step, phase = json.loads(self.store.get(f"beat/{rank}"))
-            if rank not in heard or heard[rank][0] != beat:
-                heard[rank] = (beat, time.monotonic())
-            found[rank] = (step, phase)
-        return found
+    def _place(self, rank: int, silence: dict[int, float], lost: bool) -> str:
+        if rank == self.world.rank:
+            return f"  process {rank}: {self.phase}, after step {self.step}"
+        if rank not in self.others:
+            return f"  process {rank}: no sign of life yet"
+        step, phase = self.others[rank]
+        return f"  process {rank}: {phase}, after step {step}" + f", no sign of life for {silence[rank]:.0f} s" * lost
 
-    def _silent(self, heard: dict[int, tuple[int, float]], rank: int) -> bool:
-        return time.monotonic() - heard[rank][1] > min(SILENT, self.patience / 2)
-
-    def _end(self, others: dict[int, tuple[int, str]], heard: dict[int, tuple[int, float]]) -> None:
-        alive = [rank for rank in others if not self._silent(heard, rank)]
-        if self.world.rank == min(alive):
-            lines = [f"no step for {self.patience:.0f} s; step {self.step + 1} hangs"]
-            for rank, (step, phase) in others.items():
-                sign = "" if rank in alive else f", no sign of life for {time.monotonic() - heard[rank][1]:.0f} s"
-                lines.append(f"  process {rank}: {phase}, after step {step}{sign}")
+    def _end(self, why: str, silence: dict[int, float], lost: list[int]) -> None:
+        """lost: those of which nothing was heard lately; all, where the store is out of reach."""
+        heard = {rank: place for rank, place in self.others.items() if rank not in lost}
+        if self.world.rank <= min(heard, default=self.world.rank):  # the first of those that live
+            lines = [why, *(self._place(rank, silence, rank in lost) for rank in range(self.world.size))]
             lines.append(f"  → what each was doing stands in {self.run / 'stacks'}; go on with --resume {self.run}")
             print("lmkit: " + "\n".join(lines), file=sys.stderr, flush=True)
         folder = self.run / "stacks"

@@ -44,7 +44,12 @@ CASES: dict[str, tuple[str, int, tuple[str, ...], tuple[str, ...]]] = {
     "ddp of four": ("gpt2", 4, (), ()),
     "fsdp": ("gpt2", 2, (FSDP,), ()),
     "fsdp, adamw, clipped": ("llama", 2, (FSDP,), (*ADAMW, "train.clip=0.5")),
-    "fsdp, averaged, recomputed": ("nanochat", 2, (FSDP, "train.recompute=true"), ("train.ema=0.9",)),
+    "fsdp, averaged, recomputed, saved beside training": (
+        "nanochat",
+        2,
+        (FSDP, "train.recompute=true", "checkpoint.async=true"),
+        ("train.ema=0.9",),
+    ),
     "fsdp of four": ("gpt2", 4, (FSDP,), ()),
     "fsdp of four in two copies": ("bert", 4, (FSDP, "parallel.shards=2"), ()),
     "fsdp of tied and shared tables": ("t5", 2, (FSDP,), ()),
@@ -60,7 +65,7 @@ CASES: dict[str, tuple[str, int, tuple[str, ...], tuple[str, ...]]] = {
     },
     "batch that three rows share badly": ("gpt2", 2, (FSDP,), ("train.batch=160", "train.micro_batch=32")),
 }
-RESHARDED = ("fsdp", "fsdp, averaged, recomputed", "fsdp, adagrad")
+RESHARDED = ("fsdp", "fsdp, averaged, recomputed, saved beside training", "fsdp, adagrad")
 
 
 def recipe(model: str) -> str:

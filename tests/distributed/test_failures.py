@@ -128,11 +128,11 @@ def test_with_max_restarts_it_goes_on_by_itself(straight):
 
 def test_a_process_that_hangs_is_named_and_all_end(here):
     job = started("pretrain", "r.yaml", "--out", "hung", "--processes", "2")
-    wait_for_step("hung", 20)
+    wait_for_step("hung", 40)
     os.kill(ranks(job)[1], signal.SIGSTOP)
     code, said = ended(job)
     assert code == ProcessFailed.exit_code, said
-    assert "no step for 6 s" in said and "process 1: " in said and "no sign of life" in said
+    assert "for 6 s" in said and "process 1: " in said and "no sign of life" in said, said
     assert "File" in Path("hung/stacks/process-0.txt").read_text()
 
 
@@ -202,3 +202,42 @@ def test_layouts(keys, size, found):
     assert layout(ParallelConfig(**keys), size) == found
     with pytest.raises(UserError, match="does not divide"):
         layout(ParallelConfig(tensor=5), size)
+
+
+@pytest.fixture
+def two_machines():
+    """Network namespaces with a cable between them: (name, interface, address) of each."""
+    ends = [(f"lmkit{os.getpid()}{x}", f"lm{os.getpid() % 10**6}{x}", f"10.99.0.{n}") for x, n in (("a", 1), ("b", 2))]
+    ip = lambda *args: subprocess.run(["ip", *args], check=True, capture_output=True)
+    try:
+        for name, _, _ in ends:
+            ip("netns", "add", name)
+        ip("link", "add", ends[0][1], "netns", ends[0][0], "type", "veth",
+           "peer", "name", ends[1][1], "netns", ends[1][0])  # fmt: skip
+        for name, interface, address in ends:
+            ip("-n", name, "addr", "add", f"{address}/24", "dev", interface)
+            for link in ("lo", interface):
+                ip("-n", name, "link", "set", link, "up")
+    except (OSError, subprocess.CalledProcessError) as e:
+        pytest.skip(f"no network namespaces here: {e}")
+    yield ends
+    for name, _, _ in ends:
+        ip("netns", "del", name)
+
+
+def test_both_sides_of_a_cut_cable_end_and_say_whom_they_lost(here, two_machines):
+    jobs = [
+        subprocess.Popen(
+            ["ip", "netns", "exec", name, sys.executable, "-m", "lmkit", "pretrain", "r.yaml", "--out", "cut",
+             "train.budget=5000 steps"],
+            env=environment(2, rank, 29511) | {"MASTER_ADDR": two_machines[0][2], "GLOO_SOCKET_IFNAME": interface},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for rank, (name, interface, _) in enumerate(two_machines)
+    ]  # fmt: skip
+    wait_for_step("cut", 40)
+    subprocess.run(["ip", "-n", two_machines[0][0], "link", "set", two_machines[0][1], "down"], check=True)
+    for rank, job in enumerate(jobs):
+        code, said = ended(job)
+        assert code == ProcessFailed.exit_code and "for 6 s" in said, said
+        assert f"process {1 - rank}: " in said and "no sign of life" in said
