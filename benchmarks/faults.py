@@ -108,9 +108,9 @@ def kills(folder: Path, number: int, rng: random.Random) -> None:
             resumed = [e["step"] for e in read_jsonl(out / "events.jsonl") if e["event"] == "resume"]
             if phase[0] >= PHASES.index("step") and newest is not None and resumed:
                 lost += newest - resumed[-1]
-            if doing is not None:
+            if code == -signal.SIGKILL:
                 done += 1
-                phases[doing] += 1
+                phases[str(doing)] += 1
                 for checkpoint in (out / "checkpoints").glob("step-*"):
                     halves += checkpoint.suffix in (".part", ".old")
                     corrupt += not checkpoint.suffix and damage(checkpoint) is not None
@@ -119,14 +119,14 @@ def kills(folder: Path, number: int, rng: random.Random) -> None:
             runs, unequal = runs + 1, unequal + bool(differs(straight, out))
             n += 1
             out = folder / f"killed-{task}-{mode}-{n}"
-        if newest_step(out) is not None or out.exists():
+        if out.exists():
             assert whole_run(out, task, settings) == 0
             runs, unequal = runs + 1, unequal + bool(differs(straight, out))
     total = sum(phases.values())
     say("kill -9 survived, {causal, masked, span corruption} x {saving, saving beside training}", f"{total}/{total}")
     say("of them while " + ", ".join(f"{k} {v}" for k, v in sorted(phases.items())), "")
     say(
-        "  checkpoints under their name that are not whole (half-written ones beside them: removed)",
+        "checkpoints under their name that are not whole (half-written ones beside them: removed)",
         f"{corrupt} ({halves})",
     )
     say("steps lost beyond the newest checkpoint", str(lost))
@@ -183,9 +183,8 @@ def stops(folder: Path) -> None:
 
 
 def signals(folder: Path, rng: random.Random, cycles: int = 20) -> None:
-    straight = folder / "straight-causal_lm-false"
-    if not straight.exists():
-        assert whole_run(straight, "causal_lm", ("checkpoint.async=false",)) == 0
+    straight = folder / "straight-signal"
+    assert whole_run(straight, "causal_lm", ("checkpoint.async=false",)) == 0
     stopped, lost, out, n, unequal = 0, 0, folder / "signal-0", 0, 0
     longest = 0.0
     while stopped < cycles:

@@ -139,7 +139,6 @@ def test_three_in_a_row_end_the_run_with_the_last_good_checkpoint_and_two_do_not
     assert shown.code == 6 and "not finite in 3 steps in a row, up to 11" in shown.err
     assert "kept: run/checkpoints/step-00000009" in shown.err and "optimizer.lr (now" in shown.err
     assert json.loads(Path("run/status.json").read_text())["state"] == "diverged"
-    monkeypatch.undo()
 
 
 @pytest.fixture
