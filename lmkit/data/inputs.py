@@ -188,7 +188,7 @@ def files_of(pattern: str, wanted: Callable[[str], bool], allowed: str) -> list[
     names = glob.glob(pattern, recursive=True)
     if not names:
         parent = Path(pattern)
-        while not parent.is_dir():
+        while not os.path.isdir(parent):  # whose name may be too long to ask for
             parent = parent.parent
         held = sorted(p.name for p in parent.iterdir())
         shown = ", ".join(held[:12]) + (f" and {len(held) - 12} more" if len(held) > 12 else "")
