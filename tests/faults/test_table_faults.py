@@ -1,0 +1,246 @@
+"""Labelled rows, pairs, questions and conversations in any state, through `lmkit finetune`: what cannot be learnt from
+is counted and named with its line, or ends with exit code 3 before any training."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lmkit.data.tables import read_table
+from lmkit.downstream import TableConfig
+from lmkit.evaluation import baseline, classification
+from tests.generation.folders import encoder_folder, llama_folder, seq2seq_folder
+
+WORDS = "the quick brown fox jumps over lazy dog".split()
+RANDOM = random.Random(0)
+TEXTS = [" ".join(RANDOM.choices(WORDS, k=6)) + f" {i}" for i in range(400)]
+CONTEXT = "the quick brown fox jumps over the lazy dog ."
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, Path]:
+    home = tmp_path_factory.mktemp("models")
+    encoder_folder(home / "bert", "bert")
+    llama_folder(home / "llama")
+    seq2seq_folder(home / "bart", "bart")
+    return {"classify": home / "bert", "qa": home / "bert", "tag": home / "bert", "chat": home / "llama",
+            "translate": home / "bart"}  # fmt: skip
+
+
+@pytest.fixture
+def finetune(models, tmp_path, monkeypatch, lmkit_):
+    monkeypatch.chdir(tmp_path)
+
+    def run(task: str, name: str, content: str | bytes, *more: str):
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        quick = ["train.budget=1 steps"]
+        quick += {"chat": [], "classify": ["train.batch=8", "task.baseline=false"]}.get(task, ["train.batch=8"])
+        shown = lmkit_(
+            "finetune", "--task", task, "--model", models[task], "--data", name, "--out", "run", *quick, *more
+        )
+        return shown._replace(err=shown.err.replace(f"{tmp_path}/", ""))
+
+    return run
+
+
+def lines(rows: list[Any]) -> str:
+    return "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+
+
+def labelled(labels: list[Any]) -> str:
+    return lines([{"text": text, "label": label} for text, label in zip(TEXTS, labels, strict=False)])
+
+
+def table(rows: list[str]) -> str:
+    return "text,label\n" + "".join(f"{text},{label}\n" for text, label in zip(TEXTS, rows, strict=False))
+
+
+def questions(*answers: list[dict]) -> str:
+    asked = [
+        {"id": f"q{k}", "question": f"who {k} ?", "answers": a, "is_impossible": not a} for k, a in enumerate(answers)
+    ]
+    return json.dumps(
+        {"data": [{"title": f"t{i}", "paragraphs": [{"context": f"{CONTEXT} {i}", "qas": asked}]} for i in range(20)]}
+    )
+
+
+def at(text: str, start: Any) -> dict:
+    return {"text": text, "answer_start": start}
+
+
+def said(*turns: tuple[str, str]) -> dict:
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+GOOD_CHATS = [said(("user", f"hi {i}"), ("assistant", f"yo {i}")) for i in range(20)]
+AB = ["a", "b"] * 20
+
+# ---------------------------------------------------------------- nothing is learnt
+
+
+REFUSED: dict[str, tuple[str, str, str | bytes, list[str]]] = {
+    "one class": ("classify", "a.jsonl", labelled(["a"] * 40), ["all 36 rows have the label `a`", "data.label=COLUMN"]),
+    "no label": ("classify", "a.jsonl", labelled([None] * 5), ["no row is left", "5 rows without a label: a.jsonl:1"]),
+    "lists and names": ("classify", "a.jsonl", labelled([["a"], "b"] * 20),
+                        [": a list of labels, where other rows have one", "give every row a list"]),
+    "no header": ("classify", "a.csv", "".join(f"{t},{i % 2}\n" for i, t in enumerate(TEXTS[:20])),
+                  ["a.csv: the first row is no header", "put a row with the names of the columns"]),
+    "other columns": ("classify", "a.csv", "id,remark,grade\n1,x,2\n",
+                      ["a.csv: cannot tell which columns to use (columns: id, remark, grade)", "data.text=COLUMN"]),
+    "two labels": ("classify", "a.csv", "text,stars,topic\nx,1,2\n", ["cannot tell which columns", "stars, topic"]),
+    "a column twice": ("classify", "a.csv", "text,label,label\nx,1,2\n", ["2 columns are called `label`", "rename"]),
+    "a million columns": ("classify", "a.csv", ",".join(f"c{i}" for i in range(1_000_000)),
+                          ["cannot tell which columns", "and 999,970 more"]),
+    "only a header": ("classify", "a.csv", "text,label\n", ["no row is left"]),
+    "empty": ("classify", "a.csv", "", ["no row is left"]),
+    "one row": ("classify", "a.jsonl", labelled(["a"]), ["all 1 read the same", "data.validation"]),
+    "all alike": ("classify", "a.jsonl", lines([{"text": "x", "label": x} for x in AB]),
+                  ["cannot hold out rows: all 40 read the same"]),
+    "binary": ("classify", "a.csv", b"text,label\n\0\0", ["1 binary files: a.csv"]),
+    "cut JSON": ("classify", "a.json", '[{"text": "a", ', ["a.json: ", "is the file complete?"]),
+    "deep JSON": ("classify", "a.json", "[" * 100_000, ["a.json: nested too deeply"]),
+    "no list": ("classify", "a.json", '{"a": 1}', ["a.json: cannot read this JSON", "allowed: a list of objects"]),
+    "cut Parquet": ("classify", "a.parquet", b"PAR1....", ["1 unreadable files: a.parquet"]),
+    "other kind": ("classify", "a.docx", b"PK", ["`.docx` is no kind of file that classify reads", "allowed: .csv"]),
+    "archive": ("classify", "a.zip", b"PK", ["`.zip` is no kind of file"]),
+    "words and tags": ("tag", "a.jsonl", lines([{"words": ["a", "b"], "tags": ["O"]}]),
+                       ["a.jsonl:1: 2 words and 1 tags", "give each word one tag"]),
+    "a word without a tag": ("tag", "a.conll", "the O\nfox\n\n", ["a.conll:2: 1 columns, where most lines have 2"]),
+    "one tag": ("tag", "a.conll", "the O\nfox O\n\n" * 20, ["all"]),
+    "answers that are nowhere": ("qa", "a.json", questions([{"text": "cat", "answer_start": 3}]),
+                                 ["no row is left", "20 questions none of whose answers is in the context: a.json:q0"]),
+    "broken questions": ("qa", "a.json",
+                         '{"data": [{"paragraphs": [{"context": 5, "qas": [{}]}]}, {"paragraphs": 7}]}',
+                         ["no row is left", "2 broken records: a.json (article 1: KeyError 'question')"]),
+    "questions": ("classify", "a.json", questions([]), ["a.json holds questions and answers (SQuAD)", "task.name=qa"]),
+    "unknown role": ("chat", "a.jsonl", lines([*GOOD_CHATS, said(("user", "a"), ("narrator", "b"))]),
+                     ["a.jsonl:21: no role is called `narrator`", "allowed: system, user, assistant, tool"]),
+    "no role": ("chat", "a.jsonl", lines([{"messages": [{"content": "a"}]}]), ["a.jsonl:1: no role is called `None`"]),
+    "nobody answers": ("chat", "a.jsonl", lines([said(("user", "hi"))] * 5),
+                       ["no row is left", "5 conversations without answer: a.jsonl:1"]),
+    "no sources": ("translate", "a.csv", "x,y\na,b\n", ["cannot tell which columns", "data.text=COLUMN"]),
+    "empty sides": ("translate", "a.csv", "source,target\na,\n,b\n", ["no row is left", "2 empty texts: a.csv:2"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_tables_that_teach_nothing_are_refused_with_their_line(name, finetune, tmp_path):
+    task, file, content, says = REFUSED[name]
+    shown = finetune(task, file, content)
+    assert shown.code == 3 and all(part in shown.err for part in says), shown.err
+    assert not list(tmp_path.glob("run/checkpoints/*")) and len(shown.err) < 3000
+
+
+def test_parallel_files_of_different_length_are_refused_with_both(finetune, tmp_path):
+    (tmp_path / "a.de").write_text("eins\n")
+    shown = finetune("translate", "a.en", "one\ntwo\n", "data.text=en", "data.target=de")
+    assert shown.code == 3 and "2 lines in a.en" in shown.err and "1 lines in a.de" in shown.err
+    (tmp_path / "a.de").unlink()
+    shown = finetune("translate", "a.en", "one\ntwo\n", "data.text=en", "data.target=de")
+    assert shown.code == 3 and "a.en: the file with its target texts is missing" in shown.err
+
+
+# ---------------------------------------------------------------- what can be learnt is, and the rest is counted
+
+
+TAKEN: dict[str, tuple[str, str, str | bytes, list[str]]] = {
+    "spaces": ("classify", "a.csv", table([" a", "a ", "b"] * 20), ["2 classes:", "a         36", "b         18"]),
+    "case": ("classify", "a.csv", table(["A", "a", "b"] * 20), ["3 classes:"]),
+    "mixed": ("classify", "a.jsonl", labelled([1, "1", True, "x", None] * 16),
+              ["3 classes:", "1         ", "true ", "left out: 16 rows without a label, like a.jsonl:5"]),
+    "numbers and names": ("classify", "a.jsonl", labelled([1, 2.5, "b"] * 20),
+                          ["3 classes:", "  1   ", "  2.5 ", "  b "]),
+    "numbers": ("classify", "a.jsonl", labelled([i / 7 for i in range(60)]), ["labels are numbers from 0 to "]),
+    "no numbers": ("classify", "a.jsonl", labelled(AB) + '{"text": "x", "label": NaN}\n{"text": "x", "label": {}}\n',
+                   ["left out: 2 rows without a label, like a.jsonl:41"]),
+    "uneven": ("classify", "a.csv", table(["usual"] * 399 + ["rare"]), ["classes are uneven", "rare ", "0.3%"]),
+    "markup": ("classify", "a.jsonl", labelled(["[/b]", "[red]x"] * 20), ["[/b] ", "[red]x "]),
+    "controls": ("classify", "a.jsonl", labelled(["\x1b[31mred\x07", "b\nc"] * 20), ["   [31mred ", "b c  "]),
+    "endless names": ("classify", "a.jsonl", labelled(["x" * 50_000, "b"] * 20), ["x" * 39 + "… "]),
+    "doubles": ("classify", "a.jsonl", labelled(AB) * 2 + lines([{"text": TEXTS[0], "label": "b"}]),
+                ["training rows repeat an earlier one", "1 texts have different labels in different training rows"]),
+    "broken lines": ("classify", "a.jsonl", labelled(AB) + '{"text": "a",}\n{"text": 1, "text": 2, "label": 1}\n[1]\n',
+                     ["left out: 3 broken records, like a.jsonl:41 (Expecting property name"]),
+    "broken cells": ("classify", "a.csv", table(AB) + 'x\n1,2,3\n"x"y,a\n',
+                     ["left out: 3 broken records, like a.csv:42 (1 fields under a header of 2)"]),
+    "no text": ("classify", "a.jsonl", labelled(AB) + lines([{"text": " ", "label": 1}, {"text": 5, "label": 1}, {}]),
+                ["left out: 2 empty texts, like a.jsonl:41", "left out: 1 texts that are no text, like a.jsonl:42"]),
+    "half characters": ("classify", "a.jsonl", labelled(AB) + '{"text": "\\ud83d", "label": "a"}\n',
+                        ["left out: 1 undecodable texts, like a.jsonl:41"]),
+    "CRLF and a mark": ("classify", "a.csv", ("\ufeff" + table(AB)).replace("\n", "\r\n"), ["40 rows", "2 classes:"]),
+    "UTF-16": ("classify", "a.csv", table(AB).encode("utf-16"), ["40 rows", "2 classes:"]),
+    "semicolons": ("classify", "a.csv", table(AB).replace(",", ";"), ["40 rows", "2 classes:"]),
+    "answers": ("qa", "a.json", questions([at("brown fox", 11)], [at("cat", 3)], [at("fox", 16), at("cat", 0)], []),
+                ["left out: 40 answers that are not in their context, like a.json:q1",
+                 "left out: 20 questions none of whose answers is in the context, like a.json:q1",
+                 "of the questions have no answer"]),
+    "offsets": ("qa", "a.json", questions([at("fox", -5)], [at("fox", 10**30)], [at("fox", "x")], [{"text": "dog"}]),
+                ["80 rows"]),
+    "no answers": ("qa", "a.json", questions([]), ["of the questions have no answer"]),
+    "chats": ("chat", "a.jsonl",
+              lines([*GOOD_CHATS, said(("user", ""), ("assistant", "d")), said(("user", "c"), ("assistant", " ")),
+                     {"messages": []}, {"messages": "hi"}, {"messages": [["user", "a"]]}, said(("user", "only"))]),
+              ["left out: 2 empty texts, like a.jsonl:21", "left out: 2 conversations without answer, like a.jsonl:23",
+               "left out: 2 conversations that are no lists of messages of text, like a.jsonl:24"]),
+    "two systems": ("chat", "a.jsonl",
+                    lines([said(("system", "a"), ("system", "b"), ("user", "c"), ("assistant", "d"))] * 20),
+                    ["20 rows", "<|im_start|>system\\na<|im_end|>\\n<|im_start|>system\\nb<|im_end|>"]),
+    "the user last": ("chat", "a.jsonl",
+                      lines([said(("user", "c"), ("assistant", "d"), ("user", "e")), *GOOD_CHATS]), ["21 rows"]),
+    "a chat that spells tokens": ("chat", "a.jsonl",
+                                  lines([*GOOD_CHATS, said(("user", "<|im_end|>"), ("assistant", "</s>"))]),
+                                  ["21 rows"]),
+    "pairs": ("translate", "a.csv", "source,target\n" + "".join(f"{t},{t}\n" for t in TEXTS[:20]) + "a," + "b" * 50 + "\n",
+              ["pairs have the same text on both sides", "pairs have one side over 9 times as long"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_what_is_left_out_or_odd_is_counted_before_training(name, finetune, tmp_path):
+    task, file, content, says = TAKEN[name]
+    more = ["data.validation=0"] if name in ("pairs", "doubles", "two systems") else []
+    shown = finetune(task, file, content, *more)
+    assert shown.code == 0, shown.err
+    assert all(part in shown.err + shown.out for part in says), shown.err
+    assert "\x1b" not in shown.err + shown.out and (tmp_path / "run" / "latest").exists()
+
+
+def test_a_label_that_only_the_held_out_rows_have_is_named(finetune, tmp_path):
+    (tmp_path / "v.jsonl").write_text(labelled(["a", "b", "new"]))
+    shown = finetune("classify", "a.jsonl", labelled(AB), "data.validation=v.jsonl")
+    assert shown.code == 3 and "v.jsonl:3: label `new` is none of the model's\n  allowed: a, b\n" in shown.err
+    assert "leave such rows out" in shown.err
+
+
+def test_rows_on_both_sides_are_counted(finetune, tmp_path):
+    (tmp_path / "v.jsonl").write_text(labelled(AB[:4]))
+    shown = finetune("classify", "a.jsonl", labelled(AB), "data.validation=v.jsonl")
+    assert shown.code == 0 and "4 (100.0%) held-out rows stand in the training rows too: their scores" in shown.err
+
+
+def test_ten_thousand_classes_take_bounded_time(finetune, monkeypatch):
+    """A thousand here under limits a hundredth of theirs: areas and TF-IDF, which take rows times classes, are left out."""
+    monkeypatch.setattr(classification, "MOST_CELLS", 200_000)
+    monkeypatch.setattr(baseline, "MOST_CELLS", 200_000)
+    rows = "text,label\n" + "".join(f"the fox {i},class {i // 2}\n" for i in range(2000))
+    shown = finetune("classify", "a.csv", rows, "task.baseline=true")
+    assert shown.code == 0 and "1,000 classes:" in shown.err and "and 980 more" in shown.err
+    assert "no TF-IDF to compare with: 1,000 rows of 1,000 classes" in shown.err
+    assert "accuracy" in shown.out and "auroc" not in shown.out and "TF-IDF" not in shown.out
+
+
+def test_areas_have_intervals_up_to_a_size(monkeypatch):
+    p = np.full((50, 4), 0.25)
+    assert classification.single(np.arange(50) % 4, p)["auroc"].low is not None
+    monkeypatch.setattr(classification, "RESAMPLED", 100)
+    assert classification.single(np.arange(50) % 4, p)["auroc"] == (0.5, None, None)
+
+
+@pytest.mark.parametrize("start", [10, 11, 9, 0, -1, 10**30, "10", None, "x", 1.5])
+def test_an_answer_is_found_where_it_is_nearest_to_its_offset(start, tmp_path):
+    (tmp_path / "a.json").write_text(questions([{"text": "brown", "answer_start": start}]))
+    found = read_table([str(tmp_path / "a.json")], "qa", TableConfig(train="")).rows[0]["answers"]
+    assert found == [{"text": "brown", "start": CONTEXT.index("brown")}]
