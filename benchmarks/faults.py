@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ from lmkit.errors import STOPPED_RESUMABLE
 from lmkit.runs import MANIFEST, Run, damage, read_jsonl
 from lmkit.tasks.causal_lm import CausalLM
 from lmkit.training import step
+from lmkit.training.saving import Saver
 
 
 def say(what: str, figure: str) -> None:
@@ -333,37 +335,42 @@ def disk(folder: Path) -> None:
 # ---------------------------------------------------------------- what saving costs
 
 
-def saving(folder: Path, pairs: int, steps: int, every: int) -> None:
-    """Seconds from the first step to the last of the demo's model: without a save, saved beside training, saved
-    between steps. In turns; medians of the ratios of neighbours."""
+def saving(folder: Path, pairs: int, every: int) -> None:
+    """The demo's model trains; of every two intervals of `every` steps one begins with a save, in turns the first and
+    the second. The ratio of neighbours hardly knows what else the machine does."""
     os.environ["LMKIT_CACHE"] = str(folder / "demo-cache")
-    kinds = {"none": ("checkpoint.every=0",), "beside": (f"checkpoint.every={every}", "checkpoint.async=true"),
-             "between": (f"checkpoint.every={every}", "checkpoint.async=false")}  # fmt: skip
-    took: dict[str, list[float]] = {kind: [] for kind in kinds}
-    for i in range(pairs):
-        for kind, settings in kinds.items():
-            marks = folder / f"marks-{kind}-{i}"
+    for kind in ("true", "false"):
+        marks = folder / f"marks-{kind}"
 
-            def work(
-                marks: Path = marks, settings: tuple[str, ...] = settings, out: Path = folder / f"{kind}-{i}"
-            ) -> int:
-                with marks.open("w", buffering=1) as f:
-                    at(step, "train_step", lambda n: print(time.monotonic(), file=f))
-                    more = (f"train.budget={steps} steps", "evaluate.every=0", "data.validation=1%")
-                    return pretrain.start(find_recipe("demo", "pretrain"), (*more, *settings), out)
+        def work(kind: str = kind, marks: Path = marks) -> int:
+            real, log = Saver.save, marks.open("w", buffering=1)
 
-            assert ended(forked(work, folder / "saving.log")) == 0
-            times = [float(line) for line in marks.read_text().split()]
-            took[kind].append(times[-1] - times[2])
-            shutil.rmtree(folder / f"{kind}-{i}")
-    plain = statistics.median(took["none"])
-    a_step = plain / (steps - 3)
-    where = f"the demo's model, {steps} steps of {a_step:.3f} s, a save every {every} = {every * a_step:.1f} s"
-    for kind, label in (("beside", "checkpoint.async=true"), ("between", "checkpoint.async=false")):
-        ratios = [a / b - 1 for a, b in zip(took[kind], took["none"], strict=True)]
-        spread = ", ".join(f"{r:+.1%}" for r in sorted(ratios))
-        say(f"time that saving adds with {label}: median of {pairs} ({spread})", f"{statistics.median(ratios):+.1%}")
-    say(f"{where}", f"load {os.getloadavg()[0]:.1f}")
+            def save(saver: Saver, best: bool, last: bool) -> None:
+                saver.finish(last=False)  # no save reaches into the next interval
+                print(time.monotonic(), time.process_time(), time.thread_time(), file=log)
+                if saver.job.state.step // every % 4 in (0, 1) or last:  # of intervals 1 2 | 3 4 | 5 6: 1, 4, 5, ...
+                    real(saver, best, last)
+
+            Saver.save = save  # type: ignore[method-assign]
+            steps = every * (2 * pairs + 2)  # the last interval holds the end of the run
+            more = (f"train.budget={steps} steps", "evaluate.every=0", f"checkpoint.every={every}")
+            return pretrain.start(find_recipe("demo", "pretrain"), (*more, f"checkpoint.async={kind}"), folder / kind)
+
+        assert ended(forked(work, folder / "saving.log")) == 0, (folder / "saving.log").read_text()[-2000:]
+        times = [[float(n) for n in line.split()] for line in marks.read_text().splitlines()]
+        took = [[b - a for a, b in zip(*two, strict=True)] for two in pairwise(times)]
+        ratios = []
+        for i in range(pairs):
+            first, second = took[2 * i : 2 * i + 2]
+            with_save, without = (first, second) if i % 2 == 0 else (second, first)
+            ratios.append([a / b - 1 for a, b in zip(with_save, without, strict=True)])
+        a_step = statistics.median(t[0] for t in took) / every
+        label = f"checkpoint.async={kind}, a save every {every} steps = {every * a_step:.1f} s of the demo's model"
+        for which, clock in enumerate(("time", "CPU time of all threads", "CPU time of the thread that trains")):
+            column = sorted(r[which] for r in ratios)
+            spread = ", ".join(f"{r:+.1%}" for r in column)
+            say(f"{label}: {clock} added, median of {pairs} ({spread})", f"{statistics.median(column):+.1%}")
+    say("load of the machine, on its cores", f"{os.getloadavg()[0]:.1f}, on {os.cpu_count()}")
 
 
 PARTS = ("kills", "stops", "signals", "damage", "numbers", "disk", "saving")
@@ -375,8 +382,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pairs", type=int, default=5, help="of the comparison of saving")
-    parser.add_argument("--steps", type=int, default=90)
-    parser.add_argument("--every", type=int, default=30)
+    parser.add_argument("--every", type=int, default=20, help="steps between saves, there")
     args = parser.parse_args()
     if unknown := set(args.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(PARTS)}")
@@ -393,7 +399,7 @@ def main() -> None:
             "damage": lambda: damages(folder, rng),
             "numbers": lambda: numbers(folder, rng),
             "disk": lambda: disk(folder),
-            "saving": lambda: saving(folder, args.pairs, args.steps, args.every),
+            "saving": lambda: saving(folder, args.pairs, args.every),
         }
         print(f"python benchmarks/faults.py {' '.join(sys.argv[1:])}\n\n| what | measured |\n|---|---|")
         for part in args.parts:
