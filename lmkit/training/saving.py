@@ -30,6 +30,7 @@ class Saver:
         self.job, self.run, self.failures = job, run, 0
         self.thread = ThreadPoolExecutor(1) if job.recipe.checkpoint.asynchronous else None
         self.pending: Future[None] | None = None
+        self.took = 0.0  # seconds, the last one
         self.best = self.saved_best = job.state.best  # of the checkpoint under way; of the last whole one
 
     def __enter__(self) -> Self:
@@ -63,7 +64,8 @@ class Saver:
                 self.finish(last)
         else:
             self._settle(lambda: self._write(step, pieces, held, best, progress), last)
-        job.state.reserve = max(job.state.reserve, job.state.eval_seconds + 1.3 * (time.monotonic() - began))
+        took = max(self.took, time.monotonic() - began)  # beside training only a part of it is waited for
+        job.state.reserve = max(job.state.reserve, job.state.eval_seconds + 1.3 * took)
 
     def _snapshot(self, copy: bool) -> tuple[list[Piece], dict[str, Tensor]]:
         job = self.job
@@ -98,7 +100,7 @@ class Saver:
             self.run.event("not saved", reason=str(e))
 
     def _write(self, step: int, pieces: list[Piece], held: dict[str, Tensor], best: bool, progress: dict) -> None:
-        world, job = self.job.world, self.job
+        world, job, began = self.job.world, self.job, time.monotonic()
 
         def write(folder: Path) -> None:
             for piece in pieces:
@@ -113,3 +115,4 @@ class Saver:
         elif held:
             world.wait_to_save()
             shards.save(self.run.part(step) / SHARDS, held, world.saving)
+        self.took = time.monotonic() - began
