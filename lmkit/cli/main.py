@@ -1,18 +1,21 @@
 """The `lmkit` command: one call of a command, and the exit code of what went wrong in it."""
 
+import errno
 import io
 import os
 import sys
 import time
 from contextlib import suppress
+from typing import NoReturn
 
 from lmkit.cli.app import app
-from lmkit.errors import INTERRUPTED, ProcessFailed, UserError, say
+from lmkit.errors import INTERRUPTED, ProcessFailed, StorageError, UserError, say
 
 # isort: off
 from lmkit.cli import train, use, kb, runs, look  # noqa: F401 - they add their commands to `app`, in the order of --help
 # isort: on
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PATIENCE = 10.0  # seconds in which a launcher stops the other processes of one that failed
 
 
@@ -40,10 +43,30 @@ def main() -> None:
     except KeyboardInterrupt:
         say("\nlmkit: interrupted")
         raise SystemExit(INTERRUPTED) from None
-    except BrokenPipeError:  # the reader left, as `| head` does
-        with suppress(io.UnsupportedOperation):  # of a stream that is no file
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
+    except SystemExit as e:
+        if isinstance(e.__context__, BrokenPipeError):  # what Typer makes of that
+            _reader_left()
+        raise
+    except BrokenPipeError:
+        _reader_left()
+    except OSError as e:
+        if e.errno not in FULL:
+            raise
+        _silence()
+        say(f"lmkit: {e.filename or 'standard output'}: {e.strerror}\n  → make room, then run the same command again")
+        raise SystemExit(StorageError.exit_code) from None
+
+
+def _reader_left() -> NoReturn:
+    """As `| head` does."""
+    _silence()
+    raise SystemExit(0) from None
+
+
+def _silence() -> None:
+    """Nothing more goes to standard output, not even what is waiting for it."""
+    with suppress(OSError):  # of a stream that is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # type: ignore[union-attr]
 
 
 def _lost_another(e: RuntimeError) -> bool:

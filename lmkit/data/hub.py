@@ -1,13 +1,18 @@
 """Datasets of the hub by name, streamed: hub:NAME, hub:NAME:CONFIG or hub:NAME:CONFIG:SPLIT (`train` unless said)."""
 
+import os
+import socket
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from lmkit.errors import DataError
 
 
 def hub_records(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """(row, record) in order; classes by their names. Raises DataError when the network, the hub or a file fails."""
+    _find_hub(name)
     from datasets import load_dataset
 
     path, subset, split, *_ = [*name.split(":")[1:], "", ""]
@@ -24,6 +29,20 @@ def hub_records(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
         raise DataError(
             f"{name} failed at row {row}: {e}\n  → check the network and the name: hub:NAME:CONFIG:SPLIT; "
             "then run the same command again"
+        ) from e
+
+
+def _find_hub(name: str) -> None:
+    """Raises DataError at once where there is no network: the library of the hub would try for half a minute."""
+    if os.environ.get("HF_HUB_OFFLINE") or getproxies():
+        return
+    host = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").hostname
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError as e:
+        raise DataError(
+            f"{name}: {host} cannot be found ({e.strerror or e})\n"
+            "  → check the network, or name files on this machine: .jsonl, .csv, .parquet, .txt"
         ) from e
 
 

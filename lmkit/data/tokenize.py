@@ -39,7 +39,6 @@ FEW_FILES = 20  # fewer plain .txt files than this are too few documents to choo
 SMALL_BYTES = 10_000_000  # of input, for which starting processes does not pay
 MOST_PROCESSES = 16  # of 100 MB at most; more would wait for the reader
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  # or not to be written to
-NO_FOLDER = (errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)  # but a file, or a name that cannot be
 PARTS = ".*.part"
 OWN_FILES = ("unit-*.json", "train-*.*", "validation-*.*", "tokenizer", "card.txt", PARTS, "plan.json")  # as removed
 
@@ -52,16 +51,23 @@ def tokenize(data: DataConfig, tokenizer: TokenizerConfig, family: str, out: Pat
     UserError when `out` holds something else, StorageError when `out` cannot be made or written, as on a full disk."""
     try:
         out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(out, error) from error
+    try:
         with _locked(out):
             return _Job(data, tokenizer, family, out).run()
     except Exception as error:
         problem = disk_error(error)
-        if problem is None or problem.errno not in FULL + NO_FOLDER:
+        if problem is None or problem.errno not in FULL:
             raise
-        raise StorageError(
-            f"{out}: {problem.strerror}\n"
-            "  → make room, or choose another folder (--out; LMKIT_CACHE for the cache of tokens), then run again"
-        ) from error
+        raise _unwritable(out, problem) from error
+
+
+def _unwritable(out: Path, problem: OSError) -> StorageError:
+    return StorageError(
+        f"{out}: {problem.strerror}\n"
+        "  → make room, or choose another folder (--out; LMKIT_CACHE for the cache of tokens), then run again"
+    )
 
 
 @contextmanager
