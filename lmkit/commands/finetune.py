@@ -23,7 +23,7 @@ from lmkit.pretrained import load
 from lmkit.runs import Run, find_run, fresh_path, model_folder
 from lmkit.solvers import answering_fit
 from lmkit.solvers.answer_spans import SpanFinder
-from lmkit.solvers.classify import Classifier, label_kind, split_labels
+from lmkit.solvers.classify import SEPARATOR, Classifier, label_kind, split_labels
 from lmkit.solvers.score_table import as_json, confusion_table, score_table, seeds_line
 from lmkit.solvers.trained import FITTED
 from lmkit.text.images import palette_tokenizer
@@ -87,8 +87,8 @@ def tables(recipe: FinetuneRecipe) -> tuple[Table, Table]:
     else:
         held_out = _read(data.validation, recipe)
     if isinstance(recipe.task, ClassifyConfig):
-        kind = label_kind(train, recipe.task)
-        train, held_out = (split_labels(t, kind, data.separator or "|") for t in (train, held_out))
+        kind = label_kind(train, recipe.task, data.separator)
+        train, held_out = (split_labels(t, kind, data.separator or SEPARATOR) for t in (train, held_out))
     if data.limit and data.limit < len(train.rows):
         note(f"data.limit: {data.limit:,} of {len(train.rows):,} training rows, drawn at random")
         train = limit(train, data.limit, seed=0)
@@ -127,7 +127,8 @@ def _run(recipe: FinetuneRecipe, path: Path, link: bool = False, goes_on: bool =
         else:
             begin(f.job, run, facts, lambda: of_tables(recipe))
         task = f.job.recipe.task.name
-        note("\n".join([*report(f.train, f.held_out, task, f.lengths, f.max_length), *describe(f), *f.rendered()]))
+        said = report(f.train, f.held_out, task, f.lengths, f.max_length, f.cut)
+        note("\n".join([*said, *describe(f), *f.rendered()]))
         return _train(f, run)
     finally:
         run.close()

@@ -19,10 +19,12 @@ def report(
     task: str,
     lengths: list[int] | None = None,
     limit: int | None = None,
+    cut: int = 0,
     one_class: bool = False,
 ) -> list[str]:
-    """Rows, classes, `lengths` of the training rows in tokens, of which `limit` are read; rows that are doubled,
-    contradict each other, or stand in both parts; labels that only the held-out part has.
+    """Rows, classes, `lengths` of the training rows in tokens, of which `limit` are read: as they are, or as they were
+    cut, then with how many; rows that are doubled, contradict each other, or stand in both parts; labels that only the
+    held-out part has.
 
     Raises DataError when all rows have one label, unless `one_class` says that this is meant."""
     others = held_out.rows if held_out else []
@@ -34,7 +36,7 @@ def report(
     if task == "translate":
         lines += _sides(train.rows)
     if lengths:
-        lines += _lengths(lengths, limit)
+        lines += _lengths(lengths, limit, len(train.rows), cut)
     return lines + _doubles(train.rows, others, task)
 
 
@@ -87,21 +89,21 @@ def _sides(rows: list[Row]) -> list[str]:
     return lines + ([f"{_share(uneven, len(rows))} pairs have one side over {UNLIKE} times as long"] if uneven else [])
 
 
-def _lengths(lengths: list[int], limit: int | None) -> list[str]:
+def _lengths(lengths: list[int], limit: int | None, rows: int, cut: int) -> list[str]:
     ordered = sorted(lengths)
     median, high = (ordered[int((len(ordered) - 1) * q)] for q in (0.5, 0.95))
     lines = [f"tokens a row: {median:,} (median), {high:,} (95th percentile), {ordered[-1]:,} (longest)"]
-    cut = sum(length > limit for length in lengths) if limit else 0
-    if cut:
-        lines.append(f"{_share(cut, len(lengths))} rows are longer than {limit:,} tokens and are cut")
+    if limit and (cut := max(cut, sum(length > limit for length in lengths))):
+        lines.append(f"{_share(cut, rows)} rows are longer than {limit:,} tokens and are cut")
     return lines
 
 
 def _doubles(rows: list[Row], others: list[Row], task: str) -> list[str]:
     lines = []
-    whole = Counter(row_bytes({k: v for k, v in row.items() if k not in ("id", "title")}) for row in rows)
-    if again := len(rows) - len(whole):
-        lines.append(f"{_share(again, len(rows))} training rows repeat an earlier one")
+    for part, name in ((rows, "training"), (others, "held-out")):
+        whole = {row_bytes({k: v for k, v in row.items() if k not in ("id", "title")}) for row in part}
+        if again := len(part) - len(whole):
+            lines.append(f"{_share(again, len(part))} {name} rows repeat an earlier one")
     answers: dict[bytes, set[bytes]] = {}
     for row in rows:
         answers.setdefault(row_bytes(same_input(row, task)), set()).add(row_bytes(row.get("label")))

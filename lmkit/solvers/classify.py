@@ -27,14 +27,18 @@ PROBLEMS: dict[Kind, str] = {  # as config.json of transformers names them
     "single": "single_label_classification", "multi": "multi_label_classification", "regression": "regression",
 }  # fmt: skip
 METRICS: dict[Kind, str] = {"single": "accuracy", "multi": "micro_f1", "regression": "pearson"}
+SEPARATOR = "|"  # between the labels of one cell, unless `data.separator` says otherwise
 MANY = 20  # different fractional numbers as labels make it a regression
 
 
-def label_kind(table: Table, config: ClassifyConfig) -> Kind:
-    """What `task.kind: auto` stands for: several labels where the rows have lists, a number where many different broken
-    ones are met, else a class. Raises DataError where only some rows have lists."""
+def label_kind(table: Table, config: ClassifyConfig, separator: str | None = None) -> Kind:
+    """What `task.kind: auto` stands for: several labels where the rows have lists or somebody said what is between
+    them, a number where many different broken ones are met, else a class. Raises DataError where only some rows have
+    lists."""
     if config.kind != "auto":
         return config.kind
+    if separator is not None:
+        return "multi"
     values = [row["label"] for row in table.rows]
     if all(isinstance(v, list) for v in values):
         return "multi"
@@ -76,7 +80,7 @@ def _number(value: Any, place: str) -> float:
     return float(value)
 
 
-def split_labels(table: Table, kind: Kind, separator: str = "|") -> Table:
+def split_labels(table: Table, kind: Kind, separator: str = SEPARATOR) -> Table:
     """Labels as `kind` reads them: lists of names for `multi`, a name for `single`."""
 
     def read(row: dict[str, Any]) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from lmkit.errors import ModelError, UserError
 from lmkit.evaluation import paired
 from lmkit.evaluation.intervals import Estimate
 from lmkit.pretrained import Pretrained
-from lmkit.solvers.classify import Classifier, split_labels
+from lmkit.solvers.classify import SEPARATOR, Classifier, split_labels
 from lmkit.solvers.score_table import as_json, confusion_table, score_table
 from lmkit.solvers.solver import Solver
-from lmkit.solvers.trained import trained_solver
+from lmkit.solvers.trained import recipe_of, run_of, trained_solver
 
 
 @dataclass
@@ -49,12 +49,18 @@ def evaluate(model: str, loaded: Pretrained, task: DownstreamConfig, table: Tabl
     """Raises DataError for labels that are none of the model's."""
     solver = trained_solver(model, loaded, task)
     if isinstance(solver, Classifier):
-        table = split_labels(table, solver.kind)
+        table = split_labels(table, solver.kind, _separator(model))
     examples = solver.examples(table)
     if cut := len({e["row"] for e in examples if e["cut"]}):
         note(f"{model}: {cut:,} of {len(table.rows):,} rows are longer than it reads and were cut")
     outputs = solver.outputs(loaded.model, table, examples)
     return Evaluated(model, solver, outputs, solver.scores(table, outputs, True))
+
+
+def _separator(model: str) -> str:
+    """What is between the labels of a row, as the run that learnt them had it."""
+    run = run_of(model)
+    return (recipe_of(run).data.separator if run else None) or SEPARATOR
 
 
 def run(

@@ -104,21 +104,25 @@ def test_the_report_of_classes() -> None:
     train = texts(["a"] * 80 + ["b"] * 15 + ["c"] * 5)
     train.rows[1] = train.rows[0]
     train.rows[2] = train.rows[0] | {"label": "b"}
-    held_out = table([{"text": "text 0", "label": "a"}, {"text": "new", "label": "d"}])
-    assert report(train, held_out, "classify", [10] * 99 + [600], 512) == [
-        "100 rows, and 2 held out",
+    held_out = table([{"text": "text 0", "label": "a"}, {"text": "new", "label": "d"}, {"text": "new", "label": "d"}])
+    assert report(train, held_out, "classify", [10] * 99 + [512], 512, cut=1) == [
+        "100 rows, and 3 held out",
         "3 classes:",
         "  a         79   79.0%",
         "  b         16   16.0%",
         "  c          5    5.0%",
         "classes are uneven: reporting macro-F1 beside accuracy; data balance with task.class_weights=true",
-        "1 labels of the held-out rows are in no training row: d (1)",
-        "tokens a row: 10 (median), 10 (95th percentile), 600 (longest)",
+        "1 labels of the held-out rows are in no training row: d (2)",
+        "tokens a row: 10 (median), 10 (95th percentile), 512 (longest)",
         "1 (1.0%) rows are longer than 512 tokens and are cut",
         "1 (1.0%) training rows repeat an earlier one",
+        "1 (33.3%) held-out rows repeat an earlier one",
         "1 texts have different labels in different training rows",
-        "1 (50.0%) held-out rows stand in the training rows too: their scores flatter",
+        "1 (33.3%) held-out rows stand in the training rows too: their scores flatter",
     ]
+    assert "2 (2.0%) rows are longer than 512 tokens and are cut" in report(
+        train, None, "classify", [10] * 98 + [600] * 2, 512
+    )
     assert report(texts([str(n) for n in range(32)]), None, "classify")[-1] == "  and 12 more"
     assert report(texts([0.5, 1.0]), None, "classify")[1] == "labels are numbers from 0.5 to 1, 0.75 on average"
 

@@ -125,6 +125,21 @@ def test_several_labels_numbers_pairs_and_adapters(tmp_path):
     assert (tmp_path / "adapter/best/adapter_model.safetensors").is_file()
 
 
+def test_labels_in_one_cell_are_cut_where_the_user_says_and_so_when_scored(tmp_path, capsys):
+    data = tmp_path / "cells.csv"
+    cells = ["sport;food", "sport", "food", "food;art"]
+    rows = [f"{cells[i % 4]} {i}{' x' * 80 * (i == 0)},{cells[i % 4]}\n" for i in range(40)]
+    data.write_text("text,label\n" + "".join(rows))
+    scores = run(tmp_path / "run", "task.name=classify", f"data.train={data}", "data.separator=;", *TRAIN,
+                 f"model={{family: bert, {SMALL}}}", "train.budget=1 steps")  # fmt: skip
+    said = capsys.readouterr().err
+    assert "micro_f1" in scores["scores"] and "3 classes:" in said
+    assert "1 (2.8%) rows are longer than 64 tokens and are cut" in said
+    model = str(tmp_path / "run")
+    evaluate.run({model: lmkit.load(model)}, [task_of(model)], [str(data)], {}, True)
+    assert json.loads(capsys.readouterr().out)["models"][model]["micro_f1"]["value"] >= 0
+
+
 def test_tags(tmp_path):
     rng = random.Random(0)
     lines = []
