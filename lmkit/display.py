@@ -16,7 +16,8 @@ from lmkit.errors import CONTROL, say
 from lmkit.units import show_seconds
 
 HUSHED = int(os.environ.get("RANK", "0")) > 0  # not the first of several processes: that one speaks for all
-console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=HUSHED)
+UNKNOWN = None if os.environ.get("TERM") else False  # a terminal that does not say what it can is written to plainly
+console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=HUSHED, force_terminal=UNKNOWN)
 PLAIN_INTERVAL = float(os.environ.get("LMKIT_LOG_SECONDS", "10"))
 
 

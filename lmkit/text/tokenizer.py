@@ -218,7 +218,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     """From a tokenizer.json, a Hugging Face folder (fast or slow), a sentencepiece .model, a run or a token store.
 
     Raises ModelError when there is none, it is damaged, or it cannot be read exactly."""
-    path = Path(os.path.expanduser(path))  # leaves alone what names nobody here
+    path = Path(os.path.expanduser(path)) if isinstance(path, str) else path  # as it was typed, or as it is
     if path.is_file():
         return _from_file(path, None)
     if not path.is_dir():

@@ -14,7 +14,7 @@ from lmkit.downstream import TableConfig
 from lmkit.evaluation import baseline, classification
 from tests.generation.folders import encoder_folder, llama_folder, seq2seq_folder
 
-WORDS = "the quick brown fox jumps over lazy dog".split()
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog"]
 RANDOM = random.Random(0)
 TEXTS = [" ".join(RANDOM.choices(WORDS, k=6)) + f" {i}" for i in range(400)]
 CONTEXT = "the quick brown fox jumps over the lazy dog ."
@@ -193,7 +193,7 @@ TAKEN: dict[str, tuple[str, str, str | bytes, list[str]]] = {
     "a chat that spells tokens": ("chat", "a.jsonl",
                                   lines([*GOOD_CHATS, said(("user", "<|im_end|>"), ("assistant", "</s>"))]),
                                   ["21 rows"]),
-    "pairs": ("translate", "a.csv", "source,target\n" + "".join(f"{t},{t}\n" for t in TEXTS[:20]) + "a," + "b" * 50 + "\n",
+    "pairs": ("translate", "a.csv", "source,target\n" + "".join(f"{t},{t}\n" for t in TEXTS[:20]) + f"a,{'b' * 50}\n",
               ["pairs have the same text on both sides", "pairs have one side over 9 times as long"]),
 }  # fmt: skip
 
@@ -222,7 +222,7 @@ def test_rows_on_both_sides_are_counted(finetune, tmp_path):
 
 
 def test_ten_thousand_classes_take_bounded_time(finetune, monkeypatch):
-    """A thousand here under limits a hundredth of theirs: areas and TF-IDF, which take rows times classes, are left out."""
+    """A thousand here under smaller limits: areas and TF-IDF, which take rows times classes, are left out."""
     monkeypatch.setattr(classification, "MOST_CELLS", 200_000)
     monkeypatch.setattr(baseline, "MOST_CELLS", 200_000)
     rows = "text,label\n" + "".join(f"the fox {i},class {i // 2}\n" for i in range(2000))
