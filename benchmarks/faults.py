@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from fault_runs import (
@@ -335,15 +335,29 @@ def disk(folder: Path) -> None:
 # ---------------------------------------------------------------- what saving costs
 
 
+def timed(name: str, function: Callable[..., Any], log: IO[str]) -> Callable[..., Any]:
+    """Notes the time and the CPU time of this thread that every call takes."""
+
+    def wrapped(*args: Any) -> Any:
+        began, cpu = time.monotonic(), time.thread_time()
+        result = function(*args)
+        print(name, time.monotonic() - began, time.thread_time() - cpu, file=log)
+        return result
+
+    return wrapped
+
+
 def saving(folder: Path, pairs: int, every: int) -> None:
     """The demo's model trains; of every two intervals of `every` steps one begins with a save, in turns the first and
-    the second. The ratio of neighbours hardly knows what else the machine does."""
+    the second. Beside the ratios of neighbours, which scatter on a machine that does other things too: what one save
+    takes of the thread that trains (with checkpoint.async a copy), and of the one that writes."""
     os.environ["LMKIT_CACHE"] = str(folder / "demo-cache")
     for kind in ("true", "false"):
         marks = folder / f"marks-{kind}"
 
         def work(kind: str = kind, marks: Path = marks) -> int:
-            real, log = Saver.save, marks.open("w", buffering=1)
+            log, costs = marks.open("w", buffering=1), marks.with_suffix(".costs").open("w", buffering=1)
+            real, write = timed("save", Saver.save, costs), timed("write", Saver._write, costs)
 
             def save(saver: Saver, best: bool, last: bool) -> None:
                 saver.finish(last=False)  # no save reaches into the next interval
@@ -351,7 +365,7 @@ def saving(folder: Path, pairs: int, every: int) -> None:
                 if saver.job.state.step // every % 4 in (0, 1) or last:  # of intervals 1 2 | 3 4 | 5 6: 1, 4, 5, ...
                     real(saver, best, last)
 
-            Saver.save = save  # type: ignore[method-assign]
+            Saver.save, Saver._write = save, write  # type: ignore[method-assign]
             steps = every * (2 * pairs + 2)  # the last interval holds the end of the run
             more = (f"train.budget={steps} steps", "evaluate.every=0", f"checkpoint.every={every}")
             return pretrain.start(find_recipe("demo", "pretrain"), (*more, f"checkpoint.async={kind}"), folder / kind)
@@ -370,6 +384,15 @@ def saving(folder: Path, pairs: int, every: int) -> None:
             column = sorted(r[which] for r in ratios)
             spread = ", ".join(f"{r:+.1%}" for r in column)
             say(f"{label}: {clock} added, median of {pairs} ({spread})", f"{statistics.median(column):+.1%}")
+        costs = [line.split() for line in marks.with_suffix(".costs").read_text().splitlines()][
+            :-2
+        ]  # the last is waited for
+        for part in ("save", "write"):
+            spent = [statistics.median(float(c[i]) for c in costs if c[0] == part) * 1000 for i in (1, 2)]
+            what = {"save": "a save holds up the thread that trains", "write": "the writing of one takes"}[part]
+            cpu = statistics.median(t[2] for t in took) * 1000
+            say(f"checkpoint.async={kind}: {what}: time; CPU time; of the CPU time of {every} steps",
+                f"{spent[0]:.0f} ms; {spent[1]:.0f} ms; {spent[1] / cpu:.2%}")  # fmt: skip
     say("load of the machine, on its cores", f"{os.getloadavg()[0]:.1f}, on {os.cpu_count()}")
 
 
@@ -382,7 +405,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pairs", type=int, default=5, help="of the comparison of saving")
-    parser.add_argument("--every", type=int, default=20, help="steps between saves, there")
+    parser.add_argument("--every", type=int, default=10, help="steps between saves, there")
     args = parser.parse_args()
     if unknown := set(args.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(PARTS)}")
