@@ -51,6 +51,13 @@ def test_every_command_shown_parses(line):
         assert isinstance(load(FinetuneRecipe, path, (*said, *changes), expand_finetune), FinetuneRecipe)
 
 
+def test_every_test_named_as_evidence_exists():
+    here = Path(__file__).parent
+    named = set(re.findall(r"::(test_\w+)", (here.parent / "docs/reliability.md").read_text()))
+    source = "".join(path.read_text() for path in here.rglob("test_*.py"))
+    assert len(named) > 100 and not [name for name in named if f"def {name}(" not in source]
+
+
 def test_the_slurm_script_is_one():
     (script,) = re.findall(r"```bash\n(.*?)```", DISTRIBUTED, re.DOTALL)
     assert "-m lmkit pretrain $WHAT" in script
