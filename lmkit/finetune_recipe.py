@@ -5,6 +5,7 @@ The sections it shares with pretraining stand in `lmkit.recipe`, those of the ta
 
 import copy
 import json
+import re
 from typing import Annotated, Any, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -98,7 +99,13 @@ def is_finetuning(tree: dict[str, Any]) -> bool:
 def flags(task: str | None, model: str | None, data: list[str] | None, validation: str | None) -> list[str]:
     """What the command line says by options, as changes to a recipe."""
     sources = data[0] if data and len(data) == 1 else data
-    named = {"task.name": task, "model": model, "data.train": sources, "data.validation": validation}
+    share = validation is not None and re.fullmatch(r"[\d.]+", validation)
+    named = {
+        "task.name": task,
+        "model": model,
+        "data.train": sources,
+        "data.validation": float(validation) if share and validation else validation,
+    }
     return [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
 
 

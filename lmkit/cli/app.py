@@ -31,6 +31,7 @@ Pickle = Annotated[
 ]
 Text = Annotated[str, typer.Option("--text", help="Column or key of the text in .jsonl, .csv and .parquet.")]
 Column = Annotated[str | None, typer.Option("--text", help="Column or key of the text; of pairs the sources.")]
+Pair = Annotated[str | None, typer.Option("--pair", help="Column of the second text of a pair.")]
 Label = Annotated[str | None, typer.Option("--label", help="Column or key of the label.")]
 Data = Annotated[list[str], typer.Option("--data", "-d", help="Files, folders or globs. Repeatable.")]
 Target = Annotated[str | None, typer.Option("--target", help="Pairs: column, key or file ending of the target text.")]

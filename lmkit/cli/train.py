@@ -114,6 +114,11 @@ def finetune(
     from lmkit.config import load
     from lmkit.finetune_recipe import FinetuneRecipe, expand, flags
 
+    if path is None and task is None and not any(change.startswith("task") for change in changes):
+        raise UserError(
+            "what is to be learnt is missing\n  allowed: classify, tag, qa, translate, summarize, chat, lm, answer\n"
+            "  → --task classify, or a recipe that has one"
+        )
     said = flags(task, model, data, validation)
     loaded = load(FinetuneRecipe, path, (*said, *changes), expand)  # a mistake ends here, before torch is loaded
     name = path.stem if path else f"{loaded.task.name}-{Path(str(data[0])).name.partition('.')[0] if data else 'run'}"

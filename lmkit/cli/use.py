@@ -6,7 +6,7 @@ from typing import IO, Annotated
 
 import typer
 
-from lmkit.cli.app import Column, Data, Json, Label, Model, Pickle, Separator, Target, app
+from lmkit.cli.app import Column, Data, Json, Label, Model, Pair, Pickle, Separator, Target, app
 from lmkit.errors import DataError, UserError
 
 MOST_BYTES = 2**28
@@ -140,6 +140,7 @@ def evaluate(
         typer.Option("--pll-tokens", min=0, help="Encoders: most tokens of the pseudo-perplexity. Default: 2000."),
     ] = None,
     text: Column = None,
+    pair: Pair = None,
     label: Label = None,
     target: Target = None,
     separator: Separator = None,
@@ -149,7 +150,7 @@ def evaluate(
     """How well a model predicts texts, masked tokens or targets, or solves what it was fine-tuned for."""
     from lmkit.commands import eval as command
 
-    columns = {"text": text, "label": label, "target": target}
+    columns = {"text": text, "pair": pair, "label": label, "target": target}
     command.start(
         models, data, task, columns, as_json, allow_pickle, stride=stride, pll_tokens=pll_tokens, separator=separator
     )
@@ -164,7 +165,7 @@ def predict(
         str | None, typer.Option("--task", help="translate or summarize, for models without a run.")
     ] = None,
     text: Column = None,
-    pair: Annotated[str | None, typer.Option("--pair", help="Column of the second text of a pair.")] = None,
+    pair: Pair = None,
 ) -> None:
     """What a fine-tuned model says of each row, as JSON lines."""
     from lmkit.commands import predict as command

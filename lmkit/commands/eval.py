@@ -86,8 +86,8 @@ def start(
     models: list[str], data: list[str], task: str | None, columns: dict[str, str | None], as_json: bool,
     allow_pickle: bool, **options: Any,
 ) -> None:  # fmt: skip
-    """Scores of one model on what it was made for, or of two side by side. columns: named by the user: text, label,
-    target. options: of `run`, for models that predict words. Raises UserError for options without a use."""
+    """Scores of one model on what it was made for, or of two side by side. columns: named by the user: text, pair,
+    label, target. options: of `run`, for models that predict words. Raises UserError for options without a use."""
     if len(set(models)) != len(models) or len(models) > 2:
         raise UserError(f"{', '.join(models)}: name one model, or two to be compared")
     tasks = [task_of(model, task) for model in models]
@@ -99,8 +99,8 @@ def start(
         return evaluate.run(loaded, solved, data, columns, as_json)
     if len(models) > 1:
         raise UserError("two models are compared on a task they were both fine-tuned for\n  → name one")
-    if columns.get("label") is not None:
-        raise UserError(f"--label: {models[0]} was not fine-tuned for labels\n  → leave it out")
+    if named := [role for role in ("pair", "label") if columns.get(role) is not None]:
+        raise UserError(f"--{named[0]}: {models[0]} was not fine-tuned for labels\n  → leave it out")
     options |= {"text": columns["text"] or "text", "target": columns["target"]}
     return run(models[0], data, as_json=as_json, allow_pickle=allow_pickle, **options)
 

@@ -26,6 +26,7 @@ from lmkit.solvers.answer_spans import SpanFinder
 from lmkit.solvers.classify import SEPARATOR, Classifier, label_kind, split_labels
 from lmkit.solvers.score_table import as_json, confusion_table, score_table, seeds_line
 from lmkit.solvers.trained import FITTED
+from lmkit.solvers.write import Writer
 from lmkit.text.images import palette_tokenizer
 from lmkit.training.continued import build_continued
 from lmkit.training.distributed import World
@@ -220,6 +221,8 @@ def _scores(f: Finetuning, model: Transformer, run: Run) -> None:
     if isinstance(solver, Classifier) and getattr(f.job.recipe.task, "baseline", False):
         columns |= solver.baselines(f.train, table)
     print(score_table(str(run.path), columns, len(table.rows)))
+    if isinstance(solver, Writer):
+        print("\n".join(solver.stated()))
     if isinstance(solver, Classifier) and (matrix := confusion_table(solver, table, outputs)):
         print(matrix)
     if isinstance(solver, SpanFinder) and solver.threshold is not None:

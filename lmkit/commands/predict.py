@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from lmkit.display import note
@@ -22,6 +23,8 @@ def run(model: str, sources: list[str], out: Path | None, columns: dict[str, str
         raise UserError(f"{model}: not fine-tuned for a task\n  → `lmkit generate` continues texts and fills masks")
     solver = trained_solver(model, loaded, chosen)
     table = read_labelled(sources, chosen, columns, False, loaded.folder)
+    unlabelled = [{k: v for k, v in row.items() if k not in ("label", "tags")} for row in table.rows]
+    table = replace(table, rows=unlabelled)  # labels that the model does not have are no hindrance
     examples = solver.examples(table)
     if cut := len({e["row"] for e in examples if e["cut"]}):
         note(f"{cut:,} of {len(table.rows):,} rows are longer than the model reads and were cut")

@@ -58,11 +58,13 @@ def save_adapter(
 def adapter_writer(
     model: Transformer, config: LoraConfig, base: str, special: dict[str, int | None] | None = None
 ) -> Callable[[Path], None]:
-    """Writes the adapters and the head for labels as they are now, as PEFT loads them onto the model `base`, a folder
-    or a name on the hub.
+    """Writes the adapters and the head for labels as they are now, as PEFT loads them onto the model `base`, a run, a
+    folder or a name on the hub.
 
     config.json, which PEFT passes over, says which head the whole has. special: as for `save_folder`; what is not given
     is the base's."""
+    if (Path(base) / "recipe.yaml").is_file():  # a run, which only we can load
+        base = str(model_folder(base))
     names, rank_pattern, alpha_pattern = names_of(model.config), {}, {}
     tensors: dict[str, Tensor] = {}
     for ours, lora in adapters(model).items():

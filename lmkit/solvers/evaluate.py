@@ -1,6 +1,7 @@
 """Fine-tuned models on labelled rows: scores with intervals, and whether one model is better than another."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from lmkit.data.palette import as_texts, holds_images, load_palette
 from lmkit.data.tables import Table, read_table
 from lmkit.display import note
 from lmkit.downstream import DownstreamConfig, TableConfig, TranslateConfig
-from lmkit.errors import ModelError, UserError
+from lmkit.errors import DataError, ModelError, UserError
 from lmkit.evaluation import paired
 from lmkit.evaluation.intervals import Estimate
 from lmkit.pretrained import Pretrained
@@ -20,6 +21,7 @@ from lmkit.solvers.classify import SEPARATOR, Classifier, split_labels
 from lmkit.solvers.score_table import as_json, confusion_table, score_table
 from lmkit.solvers.solver import Solver
 from lmkit.solvers.trained import recipe_of, run_of, trained_solver
+from lmkit.solvers.write import Writer
 
 
 @dataclass
@@ -35,7 +37,10 @@ def read_labelled(
 ) -> Table:
     """The rows, images in the words of the model in `folder`, and notes about what was left out."""
     config = TableConfig(train=sources, **columns)
-    table = read_table(sources, task.name, config, labelled)
+    try:
+        table = read_table(sources, task.name, config, labelled)
+    except (DataError, UserError) as e:  # columns are named by options here
+        raise type(e)(re.sub(r"\bdata\.(text|pair|label|target)(=| )", r"--\1 ", str(e))) from None
     for kind, n in table.problems.counts.items():
         note(f"left out: {n:,} {kind}, like {table.problems.examples[kind][0]}")
     if not holds_images(table):
@@ -83,6 +88,8 @@ def run(
         print(json.dumps(facts))
         return
     print(score_table(", ".join(sources), {e.name: e.scores for e in found}, len(table.rows)))
+    if isinstance(found[0].solver, Writer):
+        print("\n".join(found[0].solver.stated()))
     if len(found) == 1 and isinstance(found[0].solver, Classifier):
         solver = found[0].solver
         if matrix := confusion_table(solver, split_labels(table, solver.kind), found[0].outputs):

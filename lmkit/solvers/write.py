@@ -81,18 +81,18 @@ class Writer:
         return {"tokens": tokens, "labels": labels, "cut": len(read) < len(source) or len(keep) < len(target)}
 
     def outputs(self, model: Transformer, table: Table, examples: Sequence[dict], quick: bool = False) -> list[str]:
-        """quick: greedy, as an evaluation in training does."""
+        """quick: greedy, as an evaluation in training does. What a decoder writes has half of a row at most: the other
+        is its prompt's."""
         c, (before, after) = self.config, self.tokenizer.document_frame
-        room = self.max_length - (0 if self.opening else c.max_new_tokens)
+        most = c.max_new_tokens if self.opening else min(c.max_new_tokens, self.max_length // 2)
+        room = self.max_length - (0 if self.opening else most)
         frame = after if self.opening else []
         if room <= len(before) + len(frame):
-            raise UserError(
-                f"task.max_new_tokens {c.max_new_tokens} leaves no room for a prompt in {self.max_length} tokens"
-            )
+            raise UserError(f"a row of {self.max_length} tokens has no room for a prompt\n  → a larger data.max_length")
         kept = room - len(before) - len(frame)
         sources = [ids[:kept] if self.opening else ids[-kept:] for ids in self._sources(table)]
         prompts = [[*before, *ids, *frame] for ids in sources]
-        config = SamplingConfig(max_tokens=c.max_new_tokens, temperature=0)
+        config = SamplingConfig(max_tokens=most, temperature=0)
         beam = 1 if quick else c.beam
         written = beam_search(model, prompts, config, beam, c.length_penalty, self.eos, self.opening)
         return [self.tokenizer.decode(row.ids).strip() for row in written]
@@ -102,6 +102,15 @@ class Writer:
         if isinstance(self.config, SummarizeConfig):
             return writing.rouge(outputs, references, intervals)
         return writing.score(outputs, references, self.config.tokenize, intervals)[0]
+
+    def stated(self) -> list[str]:
+        """What the scores depend on: sacrebleu's signatures, and how the texts were searched for."""
+        c, penalty = self.config, self.config.length_penalty
+        signatures = {} if isinstance(c, SummarizeConfig) else writing.score(["a"], ["a"], c.tokenize, False)[1]
+        search = (
+            "greedy" if c.beam == 1 else f"beam of {c.beam}, length penalty {penalty.kind}, alpha {penalty.alpha:g}"
+        )
+        return [*(f"{name}  {signature}" for name, signature in signatures.items()), f"written by {search}"]
 
     def per_row(self, table: Table, outputs: Sequence[str]) -> list[float]:
         """Sentence chrF, or ROUGE-L."""

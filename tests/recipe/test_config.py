@@ -7,7 +7,7 @@ import pytest
 from lmkit.builtin import builtin_recipes
 from lmkit.config import build, dump, load, parse_yaml, read_tree
 from lmkit.errors import UserError
-from lmkit.finetune_recipe import FinetuneRecipe
+from lmkit.finetune_recipe import FinetuneRecipe, flags
 from lmkit.finetune_recipe import expand as expand_finetune
 from lmkit.presets import expand
 from lmkit.recipe import Recipe
@@ -97,6 +97,12 @@ def test_override_beats_recipe_beats_base_beats_default(tmp_path):
     (tmp_path / "base.yaml").write_text(GOOD)
     got = recipe(tmp_path, "base: base.yaml\nmodel: {context: 32}\ntrain: {batch: 1280, seed: 3}", "train.seed=4")
     assert (got.model.context, got.model.num_layers, got.train.batch, got.train.seed) == (32, 2, 1280, 4)
+
+
+def test_an_option_for_validation_is_a_share_or_a_file():
+    assert [flags(None, None, None, said) for said in ("0", "0.2", "10%", "dev.csv")] == [
+        ["data.validation=0.0"], ["data.validation=0.2"], ['data.validation="10%"'], ['data.validation="dev.csv"'],
+    ]  # fmt: skip
 
 
 def test_a_path_is_relative_to_where_it_is_written(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import transformers
 import lmkit
 from lmkit import config
 from lmkit.commands import finetune, predict
+from lmkit.errors import DataError
 from lmkit.finetune_recipe import FinetuneRecipe, expand
 from lmkit.solvers import evaluate
 from lmkit.solvers.trained import task_of
@@ -123,6 +124,8 @@ def test_several_labels_numbers_pairs_and_adapters(tmp_path):
     for name, score in scores["scores"].items():  # what is merged rounds differently
         assert same["scores"][name]["value"] == pytest.approx(score["value"], abs=1e-3)
     assert (tmp_path / "adapter/best/adapter_model.safetensors").is_file()
+    base = json.loads((tmp_path / "adapter/best/adapter_config.json").read_text())["base_model_name_or_path"]
+    assert (Path(base) / "config.json").is_file()  # PEFT and transformers cannot load a run
 
 
 def test_labels_in_one_cell_are_cut_where_the_user_says_and_so_when_scored(tmp_path, capsys):
@@ -138,6 +141,14 @@ def test_labels_in_one_cell_are_cut_where_the_user_says_and_so_when_scored(tmp_p
     model = str(tmp_path / "run")
     evaluate.run({model: lmkit.load(model)}, [task_of(model)], [str(data)], {}, True)
     assert json.loads(capsys.readouterr().out)["models"][model]["micro_f1"]["value"] >= 0
+
+    others = tmp_path / "others.csv"
+    others.write_text("text,label\na,unheard\n")
+    predict.run(model, [str(others)], tmp_path / "said.jsonl", {}, None)  # nobody asked for these labels
+    assert len((tmp_path / "said.jsonl").read_text().splitlines()) == 1
+    others.write_text("words,mark\na,sport\n")
+    with pytest.raises(DataError, match="→ --text COLUMN --label COLUMN"):
+        evaluate.run({model: lmkit.load(model)}, [task_of(model)], [str(others)], {}, True)
 
 
 def test_tags(tmp_path):
@@ -203,6 +214,16 @@ def test_translations_by_both_kinds_of_writers(family, tmp_path):
     theirs = lmkit.load(tmp_path / "run/best")
     if family == "transformer":
         assert theirs.generate(["green dog red cat"], temperature=0)[0].text == "grün Hund rot Katze"
+
+
+def test_a_decoder_writes_into_half_of_a_short_row_and_its_scores_say_how(tmp_path, capsys):
+    data = tmp_path / "words.tsv"
+    data.write_text("source\ttarget\n" + "".join(f"cat {i}\tKatze {i}\n" for i in range(40)))
+    run(tmp_path / "run", "task.name=translate", f"data.train={data}", f"model={{family: gpt2, {SMALL}}}", *TRAIN,
+        "tokenizer.type=bpe", "tokenizer.vocab_size=300", "train.budget=1 steps")  # fmt: skip
+    said = capsys.readouterr().out
+    assert "bleu  nrefs:1|case:mixed|eff:no|tok:13a" in said and "chrf  nrefs:1|" in said
+    assert "written by beam of 4, length penalty average, alpha 1" in said
 
 
 def test_a_run_goes_on_bit_for_bit_and_two_models_are_compared(reviews, tmp_path, capsys):
