@@ -14,7 +14,8 @@ def split(table: Table, share: float, seed: int, task: str) -> tuple[Table, Tabl
     """What is trained on, and about `share` of the rows held out; a share of 0 holds out none.
 
     Rows that read alike (`same_input`; for qa all of an article) stay on one side. Of each class about `share` is held
-    out, and at least one group of such rows on either side where it has two. Raises DataError for rows that cannot be
+    out, and at least one group of such rows on either side where it has two; what has the only words of a tag, or the
+    only rows of one of several labels, is trained on. Raises DataError for rows that cannot be
     parted, all alike."""
     if share <= 0:
         return table, _taken(table, [], Problems())
@@ -27,7 +28,8 @@ def split(table: Table, share: float, seed: int, task: str) -> tuple[Table, Tabl
         )
     groups.sort(key=lambda group: _key(seed, table.rows[group[0]], group[0]))
     strata = _strata(table.rows, groups, task).values()
-    held_out = {i for stratum in strata for group in _chosen(stratum, share) for i in group}
+    chosen = [group for stratum in strata for group in _chosen(stratum, share)]
+    held_out = {i for group in _learnable(table.rows, chosen) for i in group}
     held_out = held_out or set(groups[0])  # where every class has one group
     train = [i for i in range(len(table.rows)) if i not in held_out]
     return _taken(table, train, table.problems), _taken(table, sorted(held_out), Problems())
@@ -115,6 +117,24 @@ def _strata(rows: list[Row], groups: list[list[int]], task: str) -> dict[str, li
         rarest = min(labels[group[0]], key=lambda label: (counts[label], label), default="")
         strata.setdefault(rarest, []).append(group)
     return strata
+
+
+def _learnable(rows: list[Row], chosen: list[list[int]]) -> list[list[int]]:
+    """The chosen groups, without those that have a tag, or one of several labels, that no row left to train on has."""
+
+    def names(i: int) -> list[str]:
+        found = rows[i].get("tags", rows[i].get("label"))
+        return found if isinstance(found, list) else []
+
+    held_out = {i for group in chosen for i in group}
+    known = {name for i in range(len(rows)) if i not in held_out for name in names(i)}
+    kept = []
+    for group in chosen:
+        told = {name for i in group for name in names(i)}
+        if told <= known:
+            kept.append(group)
+        known |= told
+    return kept
 
 
 def _chosen(groups: list[list[int]], share: float) -> list[list[int]]:

@@ -50,7 +50,10 @@ class Tagger:
             for word, tag in enumerate(row.get("tags", [])):
                 if tag not in self.places:
                     known = ", ".join(self.labels[:20])
-                    raise DataError(f"{place}: tag `{tag}` is none of the model's\n  allowed: {known}")
+                    raise DataError(
+                        f"{place}: tag `{tag}` is none of the model's\n  allowed: {known}\n"
+                        "  → give some training rows this tag, or leave such rows out"
+                    )
                 if firsts[word] is not None:
                     labels[firsts[word]] = self.places[tag]
             out.append({"tokens": np.array(f.ids), "labels": labels, "firsts": firsts, "row": i, "cut": None in firsts})

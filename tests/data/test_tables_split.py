@@ -92,6 +92,15 @@ def test_no_context_and_no_article_is_on_both_sides() -> None:
         split(table([ask(n, "", "one") for n in range(3)]), 0.1, 0, "qa")
 
 
+def test_what_has_the_only_words_of_a_tag_is_trained_on() -> None:
+    rows = [{"words": [str(n)], "tags": [f"B-{n}" if n % 2 else "O"]} for n in range(40)]
+    train, held_out = parts(table(rows), 0.5, task="tag")
+    assert held_out.rows and {"O"} == {row["tags"][0] for row in held_out.rows}
+    several = [{"text": str(n), "label": ["all", f"only {n}"] if n % 2 else ["all"]} for n in range(40)]
+    train, held_out = parts(table(several), 0.5)
+    assert held_out.rows and all(row["label"] == ["all"] for row in held_out.rows)
+
+
 def test_a_limit_draws_rows_in_their_order() -> None:
     whole = texts(["a"] * 100)
     drawn = [limit(whole, 10, seed).places for seed in (0, 0, 1)]
