@@ -94,7 +94,7 @@ def test_no_context_and_no_article_is_on_both_sides() -> None:
 
 def test_what_has_the_only_words_of_a_tag_is_trained_on() -> None:
     rows = [{"words": [str(n)], "tags": [f"B-{n}" if n % 2 else "O"]} for n in range(40)]
-    train, held_out = parts(table(rows), 0.5, task="tag")
+    _, held_out = parts(table(rows), 0.5, task="tag")
     assert held_out.rows and {"O"} == {row["tags"][0] for row in held_out.rows}
     several = [{"text": str(n), "label": ["all", f"only {n}"] if n % 2 else ["all"]} for n in range(40)]
     _, held_out = parts(table(several), 0.5)
