@@ -6,11 +6,13 @@ Everything here writes to standard error; results (tables, texts, JSON) go to st
 import os
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.text import Text
 
 from lmkit.errors import CONTROL, say
 from lmkit.units import show_seconds
@@ -18,6 +20,7 @@ from lmkit.units import show_seconds
 HUSHED = int(os.environ.get("RANK", "0")) > 0  # not the first of several processes: that one speaks for all
 UNKNOWN = None if os.environ.get("TERM") else False  # a terminal that does not say what it can is written to plainly
 console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=HUSHED, force_terminal=UNKNOWN)
+Piece = tuple[str, bool]  # a part of a text, and whether it is marked
 PLAIN_INTERVAL = float(os.environ.get("LMKIT_LOG_SECONDS", "10"))
 
 
@@ -27,6 +30,14 @@ def note(text: str) -> None:
         console.print(text.translate(CONTROL), markup=False)
     elif not HUSHED:
         say(text)
+
+
+def note_marked(title: str, pieces: Sequence[Piece]) -> None:
+    """A line of which parts are marked: in colour on a terminal that has colours, else in »«."""
+    if console.is_terminal and not console.no_color:
+        console.print(Text.assemble(title, *((text.translate(CONTROL), "bold green" * on) for text, on in pieces)))
+    else:
+        note(title + "".join(f"»{text}«" if on else text for text, on in pieces))
 
 
 def write(text: str) -> None:

@@ -360,6 +360,8 @@ def model_folder(path: Path | str) -> Path:
         beside = sorted(p.name for p in path.parent.glob("*") if p.is_dir()) if path.parent.exists() else []
         here = f"\n  {path.parent}/ holds: {', '.join(beside[:12])}" if beside else ""
         raise ModelError(f"{path}: no such model or run{here}\n  → `lmkit runs` lists runs")
+    if seeds := sorted(p.name for p in path.glob("seed-*")):
+        raise ModelError(f"{path}: a run for each of several seeds\n  → name one: {', '.join(seeds)}")
     raise ModelError(f"{path}: neither a run with a checkpoint nor a model folder (no config.json)")
 
 

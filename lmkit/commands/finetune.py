@@ -13,7 +13,7 @@ from lmkit.data.palette import as_texts, fit_palette, holds_images, load_palette
 from lmkit.data.splitting import limit, split
 from lmkit.data.table_report import report
 from lmkit.data.tables import Table, read_table
-from lmkit.display import note
+from lmkit.display import note, note_marked
 from lmkit.downstream import AnswerConfig, ClassifyConfig, LMConfig
 from lmkit.errors import ModelError
 from lmkit.files import write_atomic, write_json
@@ -23,7 +23,7 @@ from lmkit.pretrained import load
 from lmkit.runs import Run, find_run, fresh_path, model_folder
 from lmkit.solvers import answering_fit
 from lmkit.solvers.answer_spans import SpanFinder
-from lmkit.solvers.classify import SEPARATOR, Classifier, label_kind, split_labels
+from lmkit.solvers.classify import SEPARATOR, Classifier, known_labels, label_kind, split_labels
 from lmkit.solvers.score_table import as_json, confusion_table, score_table, seeds_line
 from lmkit.solvers.trained import FITTED
 from lmkit.solvers.write import Writer
@@ -93,6 +93,8 @@ def tables(recipe: FinetuneRecipe) -> tuple[Table, Table]:
     if data.limit and data.limit < len(train.rows):
         note(f"data.limit: {data.limit:,} of {len(train.rows):,} training rows, drawn at random")
         train = limit(train, data.limit, seed=0)
+    if isinstance(recipe.task, ClassifyConfig) and kind != "regression" and held_out.rows:
+        held_out = known_labels(held_out, train)
     return train, held_out
 
 
@@ -129,7 +131,9 @@ def _run(recipe: FinetuneRecipe, path: Path, link: bool = False, goes_on: bool =
             begin(f.job, run, facts, lambda: of_tables(recipe))
         task = f.job.recipe.task.name
         said = report(f.train, f.held_out, task, f.lengths, f.max_length, f.cut)
-        note("\n".join([*said, *describe(f), *f.rendered()]))
+        note("\n".join([*said, *describe(f)]))
+        for example in f.rendered():
+            note_marked("example  ", example)
         return _train(f, run)
     finally:
         run.close()

@@ -94,6 +94,25 @@ def split_labels(table: Table, kind: Kind, separator: str = SEPARATOR) -> Table:
     return replace(table, rows=[read(row) for row in table.rows])
 
 
+def known_labels(held_out: Table, train: Table) -> Table:
+    """The held-out rows whose labels some training row has; others, which no model could be right on, are counted.
+    Raises DataError where none is left."""
+    names = lambda row: row["label"] if isinstance(row["label"], list) else [row["label"]]
+    known = {name for row in train.rows for name in names(row)}
+    unknown = [[name for name in names(row) if name not in known] for row in held_out.rows]
+    kept = [i for i, found in enumerate(unknown) if not found]
+    if len(kept) == len(held_out.rows):
+        return held_out
+    first = next(i for i, found in enumerate(unknown) if found)
+    example = f"{held_out.places[first]}: `{brief(unknown[first][0])}`"
+    if not kept:
+        raise DataError(
+            f"no held-out row has a label of the training rows, like {example}\n  → the same labels in both"
+        )
+    note(f"left out: {len(unknown) - len(kept):,} held-out rows whose label no training row has, like {example}")
+    return replace(held_out, rows=[held_out.rows[i] for i in kept], places=[held_out.places[i] for i in kept])
+
+
 def class_weights(table: Table, labels: tuple[str, ...]) -> tuple[float, ...]:
     """The inverse of each class's share, 1 on average over rows (scikit-learn's `balanced`)."""
     counts = Counter(row["label"] for row in table.rows)

@@ -13,14 +13,14 @@ from lmkit.data.palette import as_texts, holds_images, load_palette
 from lmkit.data.tables import Table, read_table
 from lmkit.display import note
 from lmkit.downstream import DownstreamConfig, TableConfig, TranslateConfig
-from lmkit.errors import DataError, ModelError, UserError
+from lmkit.errors import ModelError, UserError
 from lmkit.evaluation import paired
 from lmkit.evaluation.intervals import Estimate
 from lmkit.pretrained import Pretrained
 from lmkit.solvers.classify import SEPARATOR, Classifier, split_labels
 from lmkit.solvers.score_table import as_json, confusion_table, score_table
 from lmkit.solvers.solver import Solver
-from lmkit.solvers.trained import recipe_of, run_of, trained_solver
+from lmkit.solvers.trained import columns_of, recipe_of, run_of, trained_solver
 from lmkit.solvers.write import Writer
 
 
@@ -35,12 +35,17 @@ class Evaluated:
 def read_labelled(
     sources: list[str], task: DownstreamConfig, columns: dict[str, str | None], labelled: bool, folder: Path
 ) -> Table:
-    """The rows, images in the words of the model in `folder`, and notes about what was left out."""
-    config = TableConfig(train=sources, **columns)
+    """The rows, images in the words of the model in `folder`, and notes about what was left out. Columns that are not
+    named are those the model's run was given, where these files have them."""
+    named = {role: column for role, column in columns.items() if column is not None}
+    run = run_of(folder)
+    learnt = columns_of(run) if run else {}
     try:
-        table = read_table(sources, task.name, config, labelled)
-    except (DataError, UserError) as e:  # columns are named by options here
-        raise type(e)(re.sub(r"\bdata\.(text|pair|label|target)(=| )", r"--\1 ", str(e))) from None
+        table = _read(sources, task, learnt | named, labelled)
+    except UserError:
+        if not learnt.keys() - named.keys():
+            raise
+        table = _read(sources, task, named, labelled)
     for kind, n in table.problems.counts.items():
         note(f"left out: {n:,} {kind}, like {table.problems.examples[kind][0]}")
     if not holds_images(table):
@@ -48,6 +53,13 @@ def read_labelled(
     if (palette := load_palette(folder)) is None:
         raise ModelError(f"{folder}: reads texts, and the data holds images")
     return as_texts(table, palette)
+
+
+def _read(sources: list[str], task: DownstreamConfig, columns: dict[str, str], labelled: bool) -> Table:
+    try:
+        return read_table(sources, task.name, TableConfig(train=sources, **columns), labelled)
+    except UserError as e:  # columns are named by options here
+        raise type(e)(re.sub(r"\bdata\.(text|pair|label|target)(=| )", r"--\1 ", str(e))) from None
 
 
 def evaluate(model: str, loaded: Pretrained, task: DownstreamConfig, table: Table) -> Evaluated:

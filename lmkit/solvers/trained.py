@@ -54,6 +54,13 @@ def recipe_of(run: Path) -> FinetuneRecipe:
     return recipes.load(FinetuneRecipe, run / "recipe.yaml", expand=expand)
 
 
+def columns_of(run: Path) -> dict[str, str]:
+    """Those its recipe names, by role."""
+    data = recipe_of(run).data
+    named = {"text": data.text, "pair": data.pair, "label": data.label, "target": data.target}
+    return {role: column for role, column in named.items() if column is not None}
+
+
 def fitted(run: Path | None) -> dict[str, Any]:
     path = None if run is None else run / FITTED
     return dict(json.loads(path.read_text())) if path is not None and path.is_file() else {}

@@ -10,14 +10,15 @@ from lmkit import units
 from lmkit.architecture import ModelConfig
 from lmkit.data.splitting import limit
 from lmkit.data.tables import Table
-from lmkit.display import note
+from lmkit.display import Piece, note
 from lmkit.downstream import ChatConfig
 from lmkit.errors import DataError, ModelError, UserError, did_you_mean
 from lmkit.finetune_recipe import FinetuneRecipe, default_lr
-from lmkit.model.huggingface import adopt, load_folder
+from lmkit.model.huggingface import adopt
 from lmkit.model.initial import init_weights
 from lmkit.model.lora import add_lora, freeze
 from lmkit.model.transformer import Transformer
+from lmkit.pretrained import load
 from lmkit.runs import model_folder
 from lmkit.solvers import chat
 from lmkit.solvers.build import Setup, solver_for
@@ -46,30 +47,32 @@ class Finetuning:
     lengths: list[int]  # tokens of the training rows, of chat's conversations
     max_length: int
 
-    def rendered(self, number: int = 2) -> list[str]:
-        """The first examples as the model reads them; what it learns to write is marked."""
-        tokenizer = load_tokenizer(self.job.tokenizer)
-        return [
-            f"example  {render(self.job.work.rows[i], tokenizer)}" for i in range(min(number, len(self.job.work.rows)))
-        ]
+    def rendered(self, number: int = 2) -> list[list[Piece]]:
+        """The first examples as the model reads them."""
+        tokenizer, rows = load_tokenizer(self.job.tokenizer), self.job.work.rows
+        shown = [rows[i] for i in range(min(number, len(rows)))]
+        return [render(e, tokenizer, self.train.rows[e["row"]] if "row" in e else {}) for e in shown]
 
 
-def render(example: dict[str, Any], tokenizer: Tokenizer, most: int = 60) -> str:
-    """An example in one line: at most `most` tokens of what is read, then what is to be said. In a row that holds both,
-    what is learnt stands in »«."""
+def render(example: dict[str, Any], tokenizer: Tokenizer, row: dict[str, Any], most: int = 60) -> list[Piece]:
+    """An example in pieces, each with whether it is learnt: at most `most` tokens of what is read and of what is to be
+    said. row: of the table, where labels have names."""
+    read = lambda ids: repr(tokenizer.decode([int(i) for i in ids], skip_special=False))[1:-1]
+    if "tags" in row:
+        tagged = zip(row["words"][:most], row["tags"], strict=False)
+        return [piece for word, tag in tagged for piece in ((f" {word}/", False), (str(tag), True))]
     if "target" in example:
-        source, target = (tokenizer.decode(example[k][:most]) for k in ("source", "target"))
-        return f"{source!r} → {target!r}"
+        return [(read(example["source"][:most]) + " → ", False), (read(example["target"][:most]), True)]
     tokens = example["tokens"][:most]
     if "labels" not in example or len(example["labels"]) != len(example["tokens"]):
-        answer = example.get("label", example.get("span"))
-        return f"{tokenizer.decode(tokens)!r} → {answer}"
+        answer = row.get("label")
+        if "span" in example:
+            first, last = example["span"]
+            answer = read(example["tokens"][first : last + 1]) if example["inside"][first] else "no answer here"
+        return [(read(tokens) + " → ", False), (str(answer), True)]
     learnt = [i > 0 and example["labels"][i - 1] == token for i, token in enumerate(tokens)]
-    out = ""
-    for marked, group in groupby(range(len(tokens)), key=lambda i: learnt[i]):
-        text = tokenizer.decode([int(tokens[i]) for i in group], skip_special=False)
-        out += f"»{text}«" if marked else text
-    return repr(out)
+    parts = groupby(range(len(tokens)), key=lambda i: learnt[i])
+    return [(read(tokens[i] for i in group), marked) for marked, group in parts]
 
 
 def build_finetuning(
@@ -129,7 +132,7 @@ def _start(recipe: FinetuneRecipe, train: Table, folder: Path) -> tuple[Transfor
     kept = folder / "tokenizer"
     if isinstance(recipe.model, str):
         origin = model_folder(recipe.model)
-        source = load_folder(origin)
+        source = load(origin, device="cpu").model  # with its adapters, if it is a folder of those
         tokenizer = load_tokenizer(origin)
         kept.mkdir(parents=True, exist_ok=True)
         for name in BESIDE:
@@ -178,7 +181,7 @@ def _batch_rows(batch: str, mean_tokens: float, rows: int, packed: bool) -> int:
     """Rows an optimizer step. Raises DataError where there are fewer, unless it was left to us how many there are."""
     number, unit = units.split_quantity(batch)
     wanted = max(1, round(number / mean_tokens)) if unit == "token" else int(number)
-    if wanted > rows and packed:
+    if wanted > rows and (packed or unit == "token"):  # nobody chose how many rows there are
         note(f"train.batch {batch}: all there is, {rows:,} rows of {mean_tokens:,.0f} tokens, is one step")
         return rows
     if wanted > rows:

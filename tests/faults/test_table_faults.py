@@ -3,6 +3,7 @@ is counted and named with its line, or ends with exit code 3 before any training
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -208,11 +209,15 @@ def test_what_is_left_out_or_odd_is_counted_before_training(name, finetune, tmp_
     assert "\x1b" not in shown.err + shown.out and (tmp_path / "run" / "latest").exists()
 
 
-def test_a_label_that_only_the_held_out_rows_have_is_named(finetune, tmp_path):
+def test_a_label_that_only_held_out_rows_have_is_left_out_and_counted(finetune, tmp_path):
     (tmp_path / "v.jsonl").write_text(labelled(["a", "b", "new"]))
     shown = finetune("classify", "a.jsonl", labelled(AB), "data.validation=v.jsonl")
-    assert shown.code == 3 and "v.jsonl:3: label `new` is none of the model's\n  allowed: a, b\n" in shown.err
-    assert "leave such rows out" in shown.err
+    assert shown.code == 0
+    assert "left out: 1 held-out rows whose label no training row has, like v.jsonl:3: `new`" in shown.err
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "v.jsonl").write_text(labelled(["new", "other"]))
+    shown = finetune("classify", "a.jsonl", labelled(AB), "data.validation=v.jsonl")
+    assert shown.code == 3 and "no held-out row has a label of the training rows, like v.jsonl:1: `new`" in shown.err
 
 
 def test_rows_on_both_sides_are_counted(finetune, tmp_path):

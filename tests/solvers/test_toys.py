@@ -1,17 +1,20 @@
 """Each task learns a toy problem to the end through the real command, and transformers loads what it leaves."""
 
 import csv
+import io
 import json
 import random
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from rich.console import Console
 
 import lmkit
-from lmkit import config
+from lmkit import config, display
 from lmkit.commands import finetune, predict
 from lmkit.errors import DataError
 from lmkit.finetune_recipe import FinetuneRecipe, expand
@@ -126,14 +129,19 @@ def test_several_labels_numbers_pairs_and_adapters(tmp_path):
     assert (tmp_path / "adapter/best/adapter_model.safetensors").is_file()
     base = json.loads((tmp_path / "adapter/best/adapter_config.json").read_text())["base_model_name_or_path"]
     assert (Path(base) / "config.json").is_file()  # PEFT and transformers cannot load a run
+    again = run(tmp_path / "again", "task.name=classify", f"model={tmp_path / 'adapter'}", f"data.train={several}",
+                "optimizer.lr=0", "train.budget=1 steps")  # fmt: skip
+    for name, score in same["scores"].items():  # an adapter is taken with the model it changes
+        assert again["scores"][name]["value"] == pytest.approx(score["value"], abs=1e-3)
 
 
 def test_labels_in_one_cell_are_cut_where_the_user_says_and_so_when_scored(tmp_path, capsys):
     data = tmp_path / "cells.csv"
     cells = ["sport;food", "sport", "food", "food;art"]
     rows = [f"{cells[i % 4]} {i}{' x' * 80 * (i == 0)},{cells[i % 4]}\n" for i in range(40)]
-    data.write_text("text,label\n" + "".join(rows))
-    scores = run(tmp_path / "run", "task.name=classify", f"data.train={data}", "data.separator=;", *TRAIN,
+    data.write_text("cell,kinds\n" + "".join(rows))
+    columns = ("data.text=cell", "data.label=kinds")  # which scoring remembers
+    scores = run(tmp_path / "run", "task.name=classify", f"data.train={data}", "data.separator=;", *columns, *TRAIN,
                  f"model={{family: bert, {SMALL}}}", "train.budget=1 steps")  # fmt: skip
     said = capsys.readouterr().err
     assert "micro_f1" in scores["scores"] and "3 classes:" in said
@@ -151,7 +159,7 @@ def test_labels_in_one_cell_are_cut_where_the_user_says_and_so_when_scored(tmp_p
         evaluate.run({model: lmkit.load(model)}, [task_of(model)], [str(others)], {}, True)
 
 
-def test_tags(tmp_path):
+def test_tags(tmp_path, capsys):
     rng = random.Random(0)
     lines = []
     for _ in range(250):
@@ -166,12 +174,13 @@ def test_tags(tmp_path):
     base = (*TRAIN, f"data.train={data}", "task.name=tag", "tokenizer.vocab_size=300", "train.budget=80 steps")
     scores = run(tmp_path / "run", f"model={{family: bert, {SMALL}}}", *base)
     assert scores["scores"]["f1"]["value"] == 1.0
+    assert re.search(r"example   \w+/»(O|B-PER|B-LOC)«", capsys.readouterr().err)
     theirs = transformers.pipeline("token-classification", str(tmp_path / "run/best"), aggregation_strategy="first")
     found = theirs("it was Anne Elliot in Bath")
     assert [(f["entity_group"], f["word"]) for f in found] == [("PER", "Anne Elliot"), ("LOC", "Bath")]
 
 
-def test_answers_in_texts(tmp_path):
+def test_answers_in_texts(tmp_path, capsys):
     rng, rows = random.Random(0), []
     for i in range(400):
         number = str(rng.randint(10, 99))
@@ -185,6 +194,7 @@ def test_answers_in_texts(tmp_path):
     base = ("task.name=qa", "task.overlap=8", "data.max_length=32", f"data.train={data}", *TRAIN)
     scores = run(tmp_path / "run", *base, f"model={{family: bert, {SMALL}}}", "train.budget=200 steps")
     assert scores["scores"]["f1"]["value"] > 0.97, scores["scores"]
+    assert re.search(r"\[SEP\].* → »(\d\d|no answer here)«", capsys.readouterr().err)
     theirs = transformers.pipeline("question-answering", str(tmp_path / "run/best")) if hasattr(
         transformers.pipelines, "QuestionAnsweringPipeline") else None  # fmt: skip
     if theirs is not None:
@@ -259,3 +269,13 @@ def test_several_seeds_go_on_where_a_kill_left_them(reviews, tmp_path, capsys):
     (tmp_path / "run/seed-6/status.json").write_text('{"state": "running"}')  # killed before its scores were kept
     assert finetune.resume(tmp_path / "run") == 0
     assert json.loads((tmp_path / "run/scores.json").read_text())["seeds"] == whole
+
+
+def test_what_is_learnt_is_coloured_on_a_terminal_and_marked_elsewhere(monkeypatch, capsys):
+    pieces = [("a [red] cat → ", False), ("katze", True)]
+    display.note_marked("example  ", pieces)
+    assert capsys.readouterr().err == "example  a [red] cat → »katze«\n"
+    out = io.StringIO()
+    monkeypatch.setattr(display, "console", Console(file=out, force_terminal=True, color_system="standard"))
+    display.note_marked("example  ", pieces)
+    assert "[red] cat → " in out.getvalue() and "\x1b[1;32mkatze\x1b[0m" in out.getvalue()
