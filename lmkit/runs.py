@@ -185,7 +185,7 @@ class Run:
                 if ours and old.resolve() != best:
                     gone = old.with_name(old.name + ".old")
                     old.rename(gone)
-                    shutil.rmtree(gone)
+                    shutil.rmtree(gone, ignore_errors=True)  # the next start sweeps what a reader holds open
 
     def steps(self) -> list[Path]:
         """Checkpoint folders, oldest first."""

@@ -11,6 +11,7 @@ from lmkit.errors import STOPPED_RESUMABLE, ProcessFailed, UserError
 from lmkit.runs import fresh_path, link_latest
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+LAUNCHED = "LMKIT_LAUNCHED"  # set for the processes that `run` starts
 GRACE = 600  # seconds to finish a step and save, once asked to stop
 
 
@@ -60,17 +61,15 @@ def run(arguments: list[str], processes: int, max_restarts: int, path: Path, ver
         rdzv_endpoint="localhost:0", max_restarts=max_restarts, monitor_interval=0.2, signals_to_handle=SIGNALS,
         shutdown_timeout=GRACE,
     )  # fmt: skip
+    os.environ[LAUNCHED] = "1"
     before = _status(path)
     try:
         elastic_launch(launch, sys.executable)("-m", "lmkit", *arguments)
     except SignalException as e:
-        if _status(path) == before or _status(path).get("state") != "stopped":
+        if _status(path) == before or _status(path).get("state") not in ("stopped", "done"):
             raise ProcessFailed(f"stopped by {e.sigval.name} before a checkpoint could be written") from None
-        return STOPPED_RESUMABLE
     except ChildFailedError as e:
         rank, failure = e.get_first_failure()
-        if failure.exitcode == STOPPED_RESUMABLE:
-            return STOPPED_RESUMABLE
         if failure.exitcode > 0:  # it has said why
             return failure.exitcode
         more = f", also after {max_restarts} restarts" if max_restarts else ""
@@ -78,7 +77,12 @@ def run(arguments: list[str], processes: int, max_restarts: int, path: Path, ver
             f"process {rank} (pid {failure.pid}) was killed by {failure.signal_name()}{more}; the others were stopped\n"
             f"  → lmkit {verb} --resume {path} --processes {processes}"
         ) from None
-    return 0
+    return STOPPED_RESUMABLE if _status(path).get("state") == "stopped" else 0
+
+
+def exit_code(code: int) -> int:
+    """Of a process: where `run` has started it, having stopped as it was asked to is no failure to start again."""
+    return 0 if code == STOPPED_RESUMABLE and LAUNCHED in os.environ else code
 
 
 def restarted(out: Path | None) -> Path | None:
@@ -88,5 +92,6 @@ def restarted(out: Path | None) -> Path | None:
 
 
 def _status(path: Path) -> dict:
-    file = path / "status.json"
-    return json.loads(file.read_text()) if file.exists() else {}
+    """Of the run, or of the last one of several seeds."""
+    files = [file for file in (path / "status.json", *path.glob("seed-*/status.json")) if file.exists()]
+    return json.loads(max(files, key=lambda f: f.stat().st_mtime_ns).read_text()) if files else {}

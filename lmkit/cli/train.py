@@ -69,14 +69,14 @@ def pretrain(
     from lmkit.commands import pretrain as command
 
     if again := launch.restarted(out):
-        raise typer.Exit(command.resume(again))
+        raise typer.Exit(launch.exit_code(command.resume(again)))
     if resume is not None:
-        raise typer.Exit(command.resume(resume, given, accept_changes))
+        raise typer.Exit(launch.exit_code(command.resume(resume, given, accept_changes)))
     assert path is not None
     if dry_run:
         command.dry_run(path, changes)
     else:
-        raise typer.Exit(command.start(path, changes, out))
+        raise typer.Exit(launch.exit_code(command.start(path, changes, out)))
 
 
 @app.command(epilog="Example: lmkit finetune --task classify --model runs/bert-tiny --data reviews.csv")
@@ -104,7 +104,7 @@ def finetune(
             raise typer.Exit(launch.command("finetune", processes, max_restarts, out, resume, None))
         from lmkit.commands import finetune as command
 
-        raise typer.Exit(command.resume(resume))
+        raise typer.Exit(launch.exit_code(command.resume(resume)))
     from lmkit.builtin import find_recipe
 
     changes = list(overrides or ())
@@ -127,5 +127,5 @@ def finetune(
     from lmkit.commands import finetune as command
 
     if again := launch.restarted(out):
-        raise typer.Exit(command.resume(again))
-    raise typer.Exit(command.start(loaded, name, out))
+        raise typer.Exit(launch.exit_code(command.resume(again)))
+    raise typer.Exit(launch.exit_code(command.start(loaded, name, out)))

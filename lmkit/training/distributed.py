@@ -52,6 +52,10 @@ class World:
         """Whether no process holds the whole model."""
         return self.mesh is not None
 
+    @property
+    def shares_matrices(self) -> bool:
+        return self.mesh is not None and self.mesh["tensor"].size() > 1
+
     def total(self, values: Sequence[float]) -> list[float]:
         """Sums over the shares of the data, equal on all processes; a wait for all of them."""
         return list(values) if self.size == 1 else self._add_up(torch.tensor(values, dtype=torch.float64)).tolist()
@@ -199,7 +203,7 @@ class Parallel:
         self.model, self.world, self.module = model, world, nn.Module()
         scored = Scored(model)
         if world.mesh is not None:
-            if world.mesh["tensor"].size() > 1:
+            if world.shares_matrices:
                 split_matrices(model, world.mesh["tensor"])
             _shard(scored, world.mesh, c, precision)
             self.module = scored
@@ -224,7 +228,7 @@ class Parallel:
 
     def finish_gradient(self) -> None:
         """Add up what every process that shares matrices saw of a few parameters that they do not share."""
-        if self.world.mesh is None or self.world.mesh["tensor"].size() == 1:
+        if self.world.mesh is None or not self.world.shares_matrices:
             return
         group = self.world.mesh.get_group("tensor")
         for name, p in self.model.named_parameters():

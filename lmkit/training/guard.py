@@ -28,11 +28,11 @@ class Rollback(Exception):
         self.step, self.batches = step, batches
 
 
-def judge(state: State, loss: float, norm: float, policy: str, scaled: bool) -> str | None:
-    """What is wrong with a step: `loss scale` (fp16: too high, and lowered now; no fault of the data), `not finite`,
+def judge(state: State, loss: float, norm: float, policy: str, can_fall: bool) -> str | None:
+    """What is wrong with a step: `loss scale` (fp16: too high, and lowered now, if it `can_fall`), `not finite`,
     `skipped spike` or `rolled back` by `policy`, `spike` where it only is to be told; None: nothing."""
     if not (math.isfinite(loss) and math.isfinite(norm)):
-        return "loss scale" if scaled and math.isfinite(loss) else "not finite"
+        return "loss scale" if can_fall and math.isfinite(loss) else "not finite"
     spike = _far_above(state.losses, loss) or _far_above(state.norms, norm)
     for values, value in ((state.losses, loss), (state.norms, norm)):
         values.append(value)

@@ -157,7 +157,7 @@ def assemble(
         raise UserError("train.precision fp16 overflows in T5, whose attention scores nothing scales\n  → bf16 or fp32")
     batch_tokens = train.batch if isinstance(train.batch, int) else round(batch_rows * work.row_tokens)
     ends = horizon(train.budget, batch_tokens, batch_rows, len(work.rows))
-    most = _most_tokens(c, device)
+    most = -world.most(-_most_tokens(c, device))  # the least of all processes': they go by one recipe
     whole = isinstance(recipe, Recipe)  # pretraining fills its rows; those of fine-tuning have lengths of their own
     micro = train.micro_batch or (_whole_rows(c.context, batch_rows, most) if whole else max(most, c.context))
     model.to(device)

@@ -79,7 +79,9 @@ def train(job: Job, run: Run, stop: StopFlag) -> str:
                 rhythm.progress()  # brings `elapsed` up to date
                 with watchdog.at_work():
                     saver.save(best, last=finished or asked)
-                asked = asked or _asked_alone(world, stop)  # meanwhile
+                    if finished or asked:
+                        world.wait()  # for the first, whose checkpoint it is: a process that left gives no sign of life
+                asked = asked or (_asked_alone(world, stop) and not saver.failures)  # meanwhile
             watchdog.step = state.step
     return "done" if finished else stop.asked or "a signal to another process"
 

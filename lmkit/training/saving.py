@@ -41,6 +41,10 @@ class Saver:
     ) -> None:
         try:
             self.finish(last=error is None)
+        except UserError as e:
+            if error is None:
+                raise
+            note(str(e))  # beside what ends the run, not in its place
         finally:
             if self.thread:
                 self.thread.shutdown()
@@ -48,7 +52,7 @@ class Saver:
     def save(self, best: bool, last: bool) -> None:
         """Of the job as it is now. Raises StorageError where this is the last one, or three in a row failed."""
         began, job = time.monotonic(), self.job
-        self.finish(last)
+        self.finish(last=False)  # of the checkpoint before this one
         self.best = job.state.best
         try:
             pieces, held = self._snapshot(copy=self.thread is not None)
@@ -111,7 +115,8 @@ class Saver:
 
         if world.first:
             self.run.save(step, write, job.recipe.checkpoint.keep, best)
-            self.run.status("running", **progress)
+            with suppress(StorageError):  # the checkpoint is there
+                self.run.status("running", **progress)
         elif held:
             world.wait_to_save()
             shards.save(self.run.part(step) / SHARDS, held, world.saving)

@@ -8,8 +8,11 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
+from lmkit.errors import StorageError
+from lmkit.files import disk_error
 from lmkit.model.transformer import Transformer
 
 
@@ -18,10 +21,17 @@ def shared(model: Transformer) -> bool:
 
 
 def save(folder: Path, tensors: dict[str, Tensor], group: Any) -> None:
-    """All processes must call together, on a file system they share. group: theirs. Raises OSError."""
+    """All processes must call together, on a file system they share. group: theirs. Raises StorageError on all."""
     lined = {k: v if v.dim() else v.reshape(1) for k, v in tensors.items()}  # DCP's format has no scalars
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    dcp.save(lined, storage_writer=writer, process_group=group)
+    try:
+        dcp.save(lined, storage_writer=writer, process_group=group)
+    except CheckpointException as e:  # which is no Exception to Python
+        errors = [error for error, _ in e.failures.values()]
+        problem = next(filter(None, map(disk_error, errors)), None)
+        if problem is None:
+            raise RuntimeError(str(e)) from None
+        raise StorageError(f"{folder}: the checkpoint could not be written: {problem.strerror}") from None
 
 
 def load(folder: Path, named: dict[str, Tensor]) -> dict[str, Tensor]:

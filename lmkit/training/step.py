@@ -62,9 +62,10 @@ def train_step(
     grads = [p.grad for p in job.model.parameters() if p.grad is not None]
     norm = gradient_norm(grads)
     # one wait for the device
-    values = torch.stack([*got.values(), norm.float()]).tolist()
+    values = torch.stack([*got.values(), norm.float().to(job.device)]).tolist()  # offloaded gradients are elsewhere
     row = _row(dict(zip(got, values, strict=False)), values[-1]) | {"tokens": share.tokens}
-    reason = guard.judge(job.state, values[0], values[-1], job.recipe.train.spikes, scaler.is_enabled())
+    can_fall = scaler.is_enabled() and not math.isfinite(values[-1]) and scaler.get_scale() >= 1
+    reason = guard.judge(job.state, values[0], values[-1], job.recipe.train.spikes, can_fall)
     if reason not in guard.KEPT_STILL and job.recipe.train.clip is not None:
         scale_gradients(grads, job.recipe.train.clip, norm)
     for optimizer in job.optimizers:
@@ -117,7 +118,8 @@ def _gradient(job: Job, share: Share, scaler: torch.amp.GradScaler, asked: bool)
     if world.size == 1:
         return sums, asked
     added = world.total_tensor(torch.stack([*sums.values(), sums["loss"].new_tensor(float(asked))]))
-    return dict(zip(sums, added.unbind(), strict=False)), bool(added[-1].item())
+    heard = world.most(int(asked)) if world.shares_matrices else added[-1].item()  # which leaves some processes out
+    return dict(zip(sums, added.unbind(), strict=False)), bool(heard)
 
 
 def out_of_memory(e: BaseException) -> bool:

@@ -14,7 +14,7 @@ import pytest
 
 import lmkit
 from lmkit.commands import pretrain
-from lmkit.errors import ModelError, RunInUse, StorageError
+from lmkit.errors import STOPPED_RESUMABLE, ModelError, RunInUse, StorageError
 from lmkit.runs import MANIFEST, Run, damage, read_jsonl, reading
 from lmkit.training import checkpoints
 from tests.training.stopping import LAST, at_call, at_forward, events, same, stopped_at
@@ -77,6 +77,22 @@ def test_three_saves_in_a_row_that_fail_end_the_run_resumably(tiny, straight, mo
         full_at(patch, 6, 8, 9)
         with pytest.raises(StorageError, match="step-00000009"):
             pretrain.start(tiny, (beside,), Path("run"))
+    assert pretrain.resume(Path("run")) == 0
+    same(straight, "run")
+
+
+def test_the_last_checkpoint_is_tried_though_the_one_before_failed(tiny, straight, monkeypatch):
+    """Written beside training, that is known only when the last one is due."""
+    full_at(monkeypatch, 9)
+    assert pretrain.start(tiny, ("checkpoint.async=true",), Path("run")) == 0
+    same(straight, "run")
+
+
+def test_asked_to_stop_in_a_save_that_fails_it_saves_the_next_step(tiny, straight, monkeypatch):
+    full_at(monkeypatch, 6)
+    at_call(monkeypatch, Run, "save", 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert pretrain.start(tiny, ("checkpoint.async=false",), Path("run")) == STOPPED_RESUMABLE
+    assert Path("run/latest").resolve().name == "step-00000007"
     assert pretrain.resume(Path("run")) == 0
     same(straight, "run")
 

@@ -15,7 +15,7 @@ from lmkit.errors import Diverged, UserError
 from lmkit.model.loss import IGNORE
 from lmkit.runs import damage
 from lmkit.tasks.causal_lm import CausalLM
-from lmkit.training import checkpoints, guard, step
+from lmkit.training import checkpoints, guard, job, step
 from tests.training.stopping import FILES, Crash, at_call, crash, events, rows, same, stopped_at
 
 STEADY = ("model.dropout=0", "model.attention_dropout=0")  # dropout is drawn for each micro-batch
@@ -139,6 +139,21 @@ def test_three_in_a_row_end_the_run_with_the_last_good_checkpoint_and_two_do_not
     assert shown.code == 6 and "not finite in 3 steps in a row, up to 11" in shown.err
     assert "kept: run/checkpoints/step-00000009" in shown.err and "optimizer.lr (now" in shown.err
     assert json.loads(Path("run/status.json").read_text())["state"] == "diverged"
+
+
+def test_gradients_that_no_loss_scale_mends_end_the_run(tiny, monkeypatch, lmkit_):
+    """In fp16 they are first taken for a scale too high, which falls from 65,536 and ends below 1."""
+    real = CausalLM.loss
+
+    def loss(self, model, batch):
+        result = real(self, model, batch)
+        result.sums["tokens"] = WRONG["gradient"](result.sums["tokens"], model)
+        return result
+
+    monkeypatch.setattr(CausalLM, "loss", loss)
+    monkeypatch.setattr(job, "choose_precision", lambda *_: "fp16")  # which no recipe has on a CPU
+    shown = lmkit_("pretrain", tiny, "train.budget=60 steps", "evaluate.every=0", "checkpoint.every=0", "--out", "run")
+    assert shown.code == 6 and "not finite in 3 steps in a row, up to 20" in shown.err
 
 
 @pytest.fixture
