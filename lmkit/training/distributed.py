@@ -164,12 +164,15 @@ def _meet() -> tuple[Any, int, int]:
     """(store, rank, number of processes). Raises UserError, ProcessFailed."""
     how = "  → start them by --processes N or torchrun; for one process, unset WORLD_SIZE and RANK"
     try:
-        return next(iter(rendezvous("env://")))
+        store, rank, size = next(iter(rendezvous("env://")))
     except ValueError as e:
         raise UserError(f"WORLD_SIZE is set, so this is one of several processes, but not whole: {e}\n{how}") from None
     except RuntimeError as e:  # torch's DistError
         place = ":".join(os.environ.get(f"MASTER_{k}", "") for k in ("ADDR", "PORT"))
         raise ProcessFailed(f"the processes do not meet at {place}: {str(e).splitlines()[0]}\n{how}") from None
+    # a restart has the launcher's store of before, with addresses of processes that are gone
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"attempt {attempt}", store), rank, size
 
 
 def layout(c: ParallelConfig, size: int) -> tuple[int, int, int]:
