@@ -12,7 +12,7 @@ demo: $(VENV)/installed
 	$(BIN)/lmkit generate runs/latest/best "It was a fine morning, and" --max-tokens 120 --temperature 0.5 --seed 1
 
 test: $(VENV)/tested
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # kills, stops, damage, full disks, and what saving costs: about 20 minutes, for docs/reliability.md
 faults: $(VENV)/installed

@@ -16,8 +16,6 @@ from lmkit.recipe import Recipe
 from tests.distributed.conftest import run_world
 from tests.distributed.ranks import do
 
-pytestmark = pytest.mark.xdist_group("processes")
-
 SIZES = "hidden_size: 32, num_layers: 2, num_heads: 4, context: 32"
 DRY = f"{SIZES}, dropout: 0, attention_dropout: 0"  # dropout follows from the share of the data that a process reads
 MODELS = {

@@ -17,8 +17,6 @@ from lmkit.recipe import ParallelConfig
 from lmkit.training.distributed import join, layout
 from tests.distributed.conftest import ROOT, environment, free_port, write_texts
 
-pytestmark = pytest.mark.xdist_group("processes")
-
 RECIPE = """
 model: {family: gpt2, hidden_size: 32, num_layers: 2, num_heads: 4, context: 32}
 tokenizer: {type: bytes}

@@ -17,8 +17,6 @@ import transformers
 import lmkit
 from lmkit.builtin import recipes_folder
 
-pytestmark = pytest.mark.xdist_group("life cycle")
-
 COMMANDS = ["tokenize", "pretrain", "generate", "eval", "runs", "recipes"]
 FAMILIES = ["gpt2", "llama", "nanochat"]
 
