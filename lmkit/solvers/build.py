@@ -78,4 +78,4 @@ def solver_for(
         template = find_template([kept] if kept else [], "auto" if kept else task.template, tokenizer)
         learner = chat.ChatLearner(Chat(tokenizer, template), length)
         return Setup(learner, "lm", "words", length, higher=False, packed=True)
-    raise NotImplementedError(task.name)
+    raise AssertionError(task.name)
