@@ -306,9 +306,9 @@ def _symlink(link: Path, target: Path) -> None:
     part.replace(link)
 
 
-def damage(checkpoint: Path, only: str = "") -> str | None:
-    """What is wrong with a checkpoint by its manifest, or with those of its files whose names end in `only`; None if it
-    is whole."""
+def damage(checkpoint: Path, to_use: bool = False) -> str | None:
+    """What is wrong with a checkpoint by its manifest; None if it is whole. to_use: with the model's weights alone, for
+    those who do not train on."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
         checksum, files = manifest.pop("sha256"), dict(manifest["files"])
@@ -318,7 +318,7 @@ def damage(checkpoint: Path, only: str = "") -> str | None:
         return "its manifest is missing or unreadable"
     for name, facts in files.items():
         path = checkpoint / name
-        if not name.endswith(only):
+        if to_use and ("/" in name or not name.endswith(".safetensors")):
             continue
         if not path.is_file():
             return f"{name} is missing"

@@ -49,14 +49,14 @@ def resume(path: Path, given: Recipe | None = None, accept_changes: bool = False
     run = open_run(path, world)
     try:
         changes: list[str] = []
-        if given is not None:
-            kept = given.train.model_copy(
-                update={k: getattr(given.train, k) or getattr(recipe.train, k) for k in ("micro_batch",)}
-                | ({"compile": recipe.train.compile} if given.train.compile == "auto" else {})
-            )
-            given, _ = _settle(given.model_copy(update={"train": kept}), world)
-            changes = changed_recipe(recipe, given, accept_changes, path)
+        if given is not None:  # what it leaves open stays as it was chosen
+            left = {"micro_batch": 0, "compile": "auto"}
+            same = {k: getattr(recipe.train, k) for k, v in left.items() if getattr(given.train, k) == v}
+            given = given.model_copy(update={"train": given.train.model_copy(update=same)})
+        before = recipe
         recipe, store = _settle(given or recipe, world)
+        if given is not None:
+            changes = changed_recipe(before, recipe, accept_changes, path)
         job = build_job(recipe, store, world=world)
         resolved = config.dump(job.recipe)
         take_up(job, run, {"data": store.fingerprint})

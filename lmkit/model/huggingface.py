@@ -227,7 +227,7 @@ def load_folder(folder: Path, allow_pickle: bool = False) -> Transformer:
 
 def check_whole(folder: Path) -> None:
     """Raises ModelError for a checkpoint of a run whose weights are not what was written."""
-    if (folder / MANIFEST).exists() and (problem := damage(folder, only=".safetensors")):
+    if (folder / MANIFEST).exists() and (problem := damage(folder, to_use=True)):
         beside = folder.resolve().parent
         whole_ones = sorted(p.name for p in beside.glob("step-*") if p.is_dir() and not damage(p))
         raise ModelError(

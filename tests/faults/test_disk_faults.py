@@ -232,6 +232,8 @@ def test_a_best_checkpoint_that_is_damaged_is_refused_by_its_users_and_chosen_an
 ):
     stopped_at(monkeypatch, 11)
     assert Path("run/best").resolve().name == "step-00000008"
+    flip(Path("run/best/training/optimizer.safetensors"))
+    lmkit.load("run")  # which is nothing to those who only use the model
     flip(Path("run/best/model.safetensors"))
     with pytest.raises(ModelError, match=r"run/best is damaged: model\.safetensors .*\n.*step-00000009"):
         lmkit.load("run")
