@@ -202,6 +202,8 @@ def speed() -> Iterator[Finding]:
     """Matrix products, measured: the best of a few."""
     import torch
 
+    from lmkit.training.precision import multiplies_bf16
+
     def measured(n: int, device: str, dtype: torch.dtype, finish: Callable[[], None]) -> float:
         a, times = torch.ones(n, n, device=device, dtype=dtype), []
         for _ in range(8):
@@ -211,7 +213,10 @@ def speed() -> Iterator[Finding]:
             times.append(time.perf_counter() - began)
         return 2 * n**3 / min(times)
 
-    shown = f"{measured(1024, 'cpu', torch.float32, lambda: None) / 1e9:,.0f} GFLOP/s fp32 in matrix products"
+    shown = f"{measured(1024, 'cpu', torch.float32, lambda: None) / 1e9:,.0f} GFLOP/s fp32"
+    if multiplies_bf16(torch.device("cpu")):
+        shown += f", {measured(1024, 'cpu', torch.bfloat16, lambda: None) / 1e9:,.0f} bf16"
+    shown += " in matrix products"
     try:
         if torch.cuda.is_available():
             precise = torch.cuda.is_bf16_supported(including_emulation=False)

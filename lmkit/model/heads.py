@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from lmkit.architecture import ModelConfig
 from lmkit.families import HeadSpec
-from lmkit.model.layers import ACTIVATIONS, make_norm
+from lmkit.model.layers import ACTIVATIONS, Dropout, make_norm
 from lmkit.model.loss import IGNORE, Scores, head_loss
 
 
@@ -64,7 +64,7 @@ class TaskHead(nn.Module):
         super().__init__()
         self.pool = {"cls": "first"}.get(c.pooling, c.pooling) if spec.pool == "pooling" else spec.pool
         rate = c.dropout if c.head_dropout is None else c.head_dropout
-        self.dropout = nn.Dropout(rate)
+        self.dropout = Dropout(rate)
         self.dense = nn.Linear(c.hidden_size, c.hidden_size, bias=spec.bias) if "dense" in spec.modules else None
         self.activation = torch.tanh if spec.activation == "tanh" else ACTIVATIONS[spec.activation]
         self.norm = make_norm(c, c.hidden_size) if "norm" in spec.modules else nn.Identity()

@@ -5,7 +5,9 @@ Under torch.compile the first two trace through to the same fused kernels as bef
 
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -37,41 +39,102 @@ class _SquaredReLU(torch.autograd.Function):
         return (grads[0] * positive).mul_(2)
 
 
-class _BiasedAttention(torch.autograd.Function):
+class _Dropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, rate: float) -> Tensor:
+        bits = _random_bits(x.shape)
+        ctx.save_for_backward(bits)
+        ctx.rate = rate
+        return _kept(bits, rate, x.dtype).mul_(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (bits,) = ctx.saved_tensors
+        return _kept(bits, ctx.rate, grads[0].dtype).mul_(grads[0]), None
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rate: float, factor: float, rows: int
+    ) -> Tensor:
         out = q.new_empty(q.size(0), q.size(2), q.size(1), v.size(3)).transpose(1, 2)
-        probs = q.new_empty(*q.shape[:3], k.size(2))
-        for i, p in enumerate(probs):  # a row at a time: its scores stay in the cache
-            torch.baddbmm(bias[i % bias.size(0)], q[i], k[i].mT, out=p)
+        probs, bits = q.new_empty(*q.shape[:3], k.size(2)), []
+        for i in range(0, len(q), rows):
+            at = slice(i, i + rows)
+            p = probs[at].flatten(0, 1)
+            torch.bmm((q[at] * factor if factor != 1 else q[at]).flatten(0, 1), k[at].flatten(0, 1).mT, out=p)
+            if bias is not None:
+                probs[at].add_(bias if len(bias) == 1 else bias[at])
             torch.softmax(p, -1, out=p)
-            out[i] = torch.bmm(p, v[i])
-        ctx.save_for_backward(q, k, v, probs, out)
-        ctx.rows = bias.size(0)
+            if rate:
+                bits.append(_random_bits(p.shape))
+                p = _kept(bits[-1], rate, p.dtype).mul_(p)
+            out[at] = torch.bmm(p, v[at].flatten(0, 1)).unflatten(0, (-1, q.size(1)))
+        ctx.save_for_backward(q, k, v, probs, out, *bits)
+        ctx.bias = (bias.shape, bias.dtype) if bias is not None and bias.requires_grad else None
+        ctx.rate, ctx.factor, ctx.rows = rate, factor, rows
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        q, k, v, probs, out = ctx.saved_tensors
+        q, k, v, probs, out, *bits = ctx.saved_tensors
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        d_bias = probs.new_zeros(ctx.rows, *probs.shape[1:])
+        d_bias = None if ctx.bias is None else probs.new_zeros(ctx.bias[0])
         inner = (grads[0] * out).sum(-1, keepdim=True)
-        d = torch.empty_like(probs[0])
-        for i, p in enumerate(probs):
-            dv[i] = torch.bmm(p.mT, grads[0][i])
-            torch.bmm(grads[0][i], v[i].mT, out=d)
-            d.sub_(inner[i]).mul_(p)
-            d_bias[i % ctx.rows] += d
-            dq[i], dk[i] = torch.bmm(d, k[i]), torch.bmm(d.mT, q[i])
-        return dq, dk, dv, d_bias
+        for n, i in enumerate(range(0, len(q), ctx.rows)):
+            at = slice(i, i + ctx.rows)
+            flat = lambda x, at=at: x[at].flatten(0, 1)
+            whole = lambda x: x.unflatten(0, (-1, q.size(1)))
+            p, g = flat(probs), flat(grads[0])
+            dropped = _kept(bits[n], ctx.rate, p.dtype).mul_(p) if bits else p
+            dv[at] = whole(torch.bmm(dropped.mT, g))
+            d = torch.bmm(g, flat(v).mT).mul_(dropped).addcmul_(p, flat(inner), value=-1)
+            if d_bias is not None:
+                part = d_bias if len(d_bias) == 1 else d_bias[at]
+                part.add_(whole(d).sum_to_size(part.shape))
+            dq[at], dk[at] = whole(torch.bmm(d, flat(k))), whole(torch.bmm(d.mT, flat(q)))
+        if ctx.factor != 1:
+            dq.mul_(ctx.factor), dk.mul_(ctx.factor)
+        return dq, dk, dv, None if d_bias is None else d_bias.to(ctx.bias[1]), None, None, None
+
+
+def _random_bits(shape: torch.Size) -> Tensor:
+    """int16, from torch's generator by one number. torch's own dropout draws a number for each value from a generator
+    that is not parallel: a quarter of a training step."""
+    seed, count = int(torch.randint(2**63 - 1, ())), shape.numel()
+    return torch.from_numpy(np.random.SFC64(seed).random_raw(-(-count // 4)).view(np.int16)[:count]).view(shape)
+
+
+def _kept(bits: Tensor, rate: float, dtype: torch.dtype) -> Tensor:
+    """0 for a share `rate`, to 16 bits, and 1 / (1 - rate) for the others."""
+    threshold = round(rate * 2**16)
+    keep = torch.ge(bits, threshold - 2**15, out=torch.empty(bits.shape, dtype=dtype))  # bool is much slower to make
+    return keep.mul_(2**16 / (2**16 - threshold))
+
+
+def dropout(x: Tensor, rate: float) -> Tensor:
+    """Zeros for a share `rate` of x, the rest divided by 1 - rate (Srivastava et al. 2014). While training."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or round(rate * 2**16) == 2**16:
+        return F.dropout(x, rate)
+    return _Dropout.apply(x, rate)
+
+
+IN_CACHE = 2**18  # scores that are worked on at a time: 1 MB
 
 
 @torch.compiler.disable
-def biased_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """softmax(q @ k.T + bias) @ v for a bias that learns, which torch's fast attention does not differentiate.
+def cpu_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rate: float, factor: float) -> Tensor:
+    """dropout(softmax(q @ k.T * factor + bias)) @ v on a CPU, for what torch's fast attention there does not do: drop
+    out, or differentiate the bias. A few rows at a time: their scores stay in the cache.
 
-    q: (B, H, T, E); k, v: (B, H, S, E); bias: (1 or B, H, T, S), all float32 -> (B, H, T, E)."""
-    return _BiasedAttention.apply(q, k, v, bias)
+    q: (B, H, T, E); k, v: (B, H, S, E), of one number format; bias: bool, True where a query may look, or scores to
+    add, (1 or B, 1 or H, 1 or T, S); rate: of dropout -> (B, H, T, E)."""
+    if bias is not None and bias.dtype == torch.bool:
+        bias = torch.zeros_like(bias, dtype=q.dtype).masked_fill_(~bias, torch.finfo(q.dtype).min)
+    rows = max(1, IN_CACHE // (q.size(1) * q.size(2) * k.size(2)))
+    with torch.autocast("cpu", enabled=False):
+        return _Attention.apply(q, k, v, bias, rate, factor, rows)
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmkit.architecture import ModelConfig, RopeScaling
-from lmkit.model.kernels import biased_attention, rms_norm, squared_relu
+from lmkit.model.kernels import cpu_attention, dropout, rms_norm, squared_relu
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -110,6 +110,31 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
+class Dropout(nn.Module):
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dropout(x, self.rate) if self.training and self.rate else x
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, rate: float, scale: float | None
+) -> Tensor:
+    """q: (B, H, T, E); k, v: (B, K, S, E); mask: see Attention -> (B, H, T, E). rate: of dropout on the weights."""
+    grouped = q.size(1) != k.size(1)
+    learns = mask is not None and mask.requires_grad
+    tracing = torch.compiler.is_compiling() and not learns
+    if q.device.type == "cpu" and (rate or learns) and not grouped and not tracing:
+        if causal:
+            mask = torch.ones(q.size(2), k.size(2), dtype=torch.bool).tril_()[None, None]
+        return cpu_attention(q, k, v, mask, rate, q.size(-1) ** -0.5 if scale is None else scale)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=rate, is_causal=causal, scale=scale, enable_gqa=grouped
+    )
+
+
 class Attention(nn.Module):
     """Self-attention, key/value heads grouped. One projection holds the rows [queries; keys; values]."""
 
@@ -146,14 +171,8 @@ class Attention(nn.Module):
             k, v = cache.append(k, v)
         if mask is not None and mask.size(1) > 1:
             mask = mask[:, self.own_heads]
-        dropout = self.dropout if self.training else 0.0
-        learns = mask is not None and mask.requires_grad and mask.dtype == q.dtype and q.device.type == "cpu"
-        if mask is not None and learns and not dropout and self.scale == 1.0:
-            return self.output(biased_attention(q, k, v, mask).transpose(1, 2).flatten(2))
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=self.causal and mask is None and q.size(2) > 1, scale=self.scale,
-            dropout_p=dropout, enable_gqa=self.num_heads != self.num_kv_heads,
-        )  # fmt: skip
+        causal = self.causal and mask is None and q.size(2) > 1
+        y = attend(q, k, v, mask, causal, self.dropout if self.training else 0.0, self.scale)
         return self.output(y.transpose(1, 2).flatten(2))
 
 
@@ -175,10 +194,8 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
         """x: (B, T, D); mask: (B, 1, 1, S) bool, True on the source's real tokens; None: all are."""
-        y = F.scaled_dot_product_attention(
-            split_heads(self.query(x), self.num_heads), *memory, attn_mask=mask, scale=self.scale,
-            dropout_p=self.dropout if self.training else 0.0,
-        )  # fmt: skip
+        q, dropped = split_heads(self.query(x), self.num_heads), self.dropout if self.training else 0.0
+        y = attend(q, *memory, mask, False, dropped, self.scale)
         return self.output(y.transpose(1, 2).flatten(2))
 
 
@@ -189,7 +206,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.gated, self.activation = c.gated, ACTIVATIONS[c.activation]
         self.up = nn.Linear(c.hidden_size, c.intermediate_size * (2 if c.gated else 1), bias=c.mlp_bias)
-        self.dropout = nn.Dropout(c.activation_dropout)
+        self.dropout = Dropout(c.activation_dropout)
         self.down = nn.Linear(c.intermediate_size, c.hidden_size, bias=c.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -211,7 +228,7 @@ class Block(nn.Module):
         if cross:
             self.cross_norm, self.cross = make_norm(c, c.hidden_size), CrossAttention(c)
         self.mlp_norm, self.mlp = make_norm(c, c.hidden_size), FeedForward(c)
-        self.dropout = nn.Dropout(c.dropout)
+        self.dropout = Dropout(c.dropout)
 
     def forward(
         self,

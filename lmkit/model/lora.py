@@ -18,6 +18,7 @@ from lmkit.downstream import LoraConfig
 from lmkit.errors import ModelError, UserError, did_you_mean
 from lmkit.model.heads import TaskHead
 from lmkit.model.huggingface import names_of
+from lmkit.model.layers import Dropout
 from lmkit.model.transformer import Transformer
 
 ADDED = re.compile(r"\.(lora_a|lora_b\.\d+|magnitude\.\d+)$")  # names of the parameters of adapters
@@ -40,7 +41,7 @@ class LoraLinear(nn.Module):
         """parts: from the first row to the last. The change is zero until `reset` and training, or a file, fill it."""
         super().__init__()
         weight = base.weight.detach()
-        self.base, self.parts, self.dropout = base, parts, dropout
+        self.base, self.parts, self.dropout = base, parts, Dropout(dropout)
         self.ranks = [part.rank for part in parts]
         self.lora_a = nn.Parameter(weight.new_zeros(sum(self.ranks), base.in_features))  # of all parts, stacked
         self.lora_b = nn.ParameterList(
@@ -83,7 +84,7 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in) -> (..., out)."""
-        low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_a) * self.scale  # (..., ranks)
+        low = F.linear(self.dropout(x), self.lora_a) * self.scale  # (..., ranks)
         parts = zip(low.split(self.ranks, dim=-1), self.lora_b, strict=True)
         change = torch.cat([F.linear(h, b) for h, b in parts], dim=-1)  # (..., out); zeros where the rank is 0
         if self.magnitude is None:

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lmkit.architecture import ModelConfig
 from lmkit.model.heads import Head, TaskHead
-from lmkit.model.layers import Block, Cache, make_norm, relative_bucket, rope_table, sinusoids
+from lmkit.model.layers import Block, Cache, Dropout, make_norm, relative_bucket, rope_table, sinusoids
 from lmkit.model.loss import Scores
 
 Memory = Tensor | list[tuple[Tensor, Tensor]]  # an encoder's states (B, S, D), or keys and values of each block
@@ -29,7 +29,7 @@ class Inputs(nn.Module):
             self.register_buffer("places", sinusoids(rows, width), persistent=False)
         self.segment = nn.Embedding(c.type_vocab_size, width) if c.type_vocab_size else None
         self.norm = make_norm(c, width) if c.embedding_norm else nn.Identity()
-        self.dropout = nn.Dropout(c.dropout)
+        self.dropout = Dropout(c.dropout)
         projected = width != c.hidden_size or c.layer_groups
         self.projection = nn.Linear(width, c.hidden_size) if projected else nn.Identity()
 

@@ -214,6 +214,7 @@ class Parallel:
             self.module = DistributedDataParallel(scored, forward_sync_buffers=False)
         else:
             self.module = scored
+            model.embedding.sparse = model.embedding.weight.device.type == "cpu"
 
     def loss(self, task: Task, batch: Batch) -> Loss:
         return Loss(*self.module(task, batch))
@@ -228,6 +229,18 @@ class Parallel:
         if isinstance(self.module, FSDPModule):
             self.module.set_requires_gradient_sync(last)
         yield
+
+    def start_gradient(self) -> None:
+        """A pass moves few rows of the token embedding, yet makes a gradient of all of them: on a CPU up to a third of
+        a short step. There each pass adds its rows to one gradient that stays in place."""
+        weight = self.model.embedding.weight
+        if self.model.embedding.sparse and weight.requires_grad:
+            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad.zero_()
+
+    def clear_gradient(self) -> None:
+        for p in self.model.parameters():
+            if p is not self.model.embedding.weight or not self.model.embedding.sparse:
+                p.grad = None
 
     def finish_gradient(self) -> None:
         """Add up what every process that shares matrices saw of a few parameters that they do not share."""

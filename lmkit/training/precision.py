@@ -46,10 +46,21 @@ def choose_precision(name: str, device: torch.device) -> str:
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether this is a CPU whose matrix products are faster in bf16 than in fp32."""
+    able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return any(able.get(name) for name in ("avx512_bf16", "amx_bf16"))
+
+
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+def keeping_casts(precision: str, device: torch.device) -> AbstractContextManager:
+    """Around several passes with the same weights: autocast casts each of them once, not once a pass."""
+    return nullcontext() if precision == "fp32" else torch.autocast(device.type, enabled=False)
 
 
 def choose_compile(train: TrainConfig, device: torch.device, expected_seconds: float, causal: bool) -> bool:

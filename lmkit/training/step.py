@@ -12,7 +12,7 @@ from lmkit.order import OVERHEAD, batch_rows, by_length, nth_left, rng_for
 from lmkit.training import guard
 from lmkit.training.distributed import World, gradient_norm, scale_gradients
 from lmkit.training.job import Job
-from lmkit.training.precision import autocast
+from lmkit.training.precision import autocast, keeping_casts
 
 GPU_OVERHEAD = 8192  # tokens' worth of time it takes to start the kernels of one micro-batch; an estimate
 
@@ -73,7 +73,7 @@ def train_step(
             group["lr"] = group["peak_lr"] * rate
         if reason not in guard.KEPT_STILL:
             scaler.step(optimizer)
-        optimizer.zero_grad(set_to_none=True)
+    job.parallel.clear_gradient()
     scaler.update()
     if reason not in guard.KEPT_STILL and job.average:
         job.average.update()
@@ -96,20 +96,22 @@ def _gradient(job: Job, share: Share, scaler: torch.amp.GradScaler, asked: bool)
     sums: dict[str, Tensor] = {}
     task, world = job.work.task, job.world
     try:
-        for i in range(share.passes):
-            weight, batch = float(i < len(share.batches)), share.batches[min(i, len(share.batches) - 1)]
-            with job.parallel.accumulating(last=i == share.passes - 1):
-                with autocast(job.precision, job.device):
-                    loss = job.parallel.loss(task, batch.to(job.device))
-                # one division by the count of the whole batch: the size of micro-batches cannot change the gradient
-                mean = lambda term, k, weight=weight: term * (weight / max(share.counts[k], 1))
-                total = torch.stack([mean(term, k) for k, term in loss.sums.items()]).sum()
-                # several processes: what they add up is divided by how many they are
-                scaler.scale(total * world.data_size).backward()
-            shown = {f"{k} loss": mean(v, k) for k, v in loss.nats.items()}
-            shown |= {f"{k} accuracy": mean(v, k) for k, v in loss.hits.items()}
-            for k, v in {"loss": total.detach(), **shown}.items():
-                sums[k] = sums[k] + v.float() if k in sums else v.float()
+        job.parallel.start_gradient()
+        with keeping_casts(job.precision, job.device):
+            for i in range(share.passes):
+                weight, batch = float(i < len(share.batches)), share.batches[min(i, len(share.batches) - 1)]
+                with job.parallel.accumulating(last=i == share.passes - 1):
+                    with autocast(job.precision, job.device):
+                        loss = job.parallel.loss(task, batch.to(job.device))
+                    # one division by the count of the whole batch: the size of micro-batches cannot change the gradient
+                    mean = lambda term, k, weight=weight: term * (weight / max(share.counts[k], 1))
+                    total = torch.stack([mean(term, k) for k, term in loss.sums.items()]).sum()
+                    # several processes: what they add up is divided by how many they are
+                    scaler.scale(total * world.data_size).backward()
+                shown = {f"{k} loss": mean(v, k) for k, v in loss.nats.items()}
+                shown |= {f"{k} accuracy": mean(v, k) for k, v in loss.hits.items()}
+                for k, v in {"loss": total.detach(), **shown}.items():
+                    sums[k] = sums[k] + v.float() if k in sums else v.float()
         job.parallel.finish_gradient()
     except (RuntimeError, MemoryError) as e:
         if not out_of_memory(e):

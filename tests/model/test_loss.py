@@ -1,8 +1,11 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from lmkit.model.kernels import biased_attention, rms_norm, squared_relu
+from lmkit.model import kernels
+from lmkit.model.kernels import cpu_attention, dropout, rms_norm, squared_relu
 from lmkit.model.loss import IGNORE, head_loss
 
 
@@ -70,17 +73,65 @@ def test_kernels_and_their_gradients_equal_torch(own, theirs):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-def test_attention_with_a_learned_bias_equals_torch(rows):
+@pytest.mark.parametrize("rate", [0.0, 0.4])
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+@pytest.mark.parametrize(("rows", "in_cache"), [(1, 2**18), (3, 2**18), (1, 1), (3, 1)])
+def test_attention_of_the_cpu_equals_torch(rows, in_cache, scale, rate, monkeypatch):
+    """With dropout, torch is given what was kept: values that name the key make it visible."""
+    monkeypatch.setattr(kernels, "IN_CACHE", in_cache)
     torch.manual_seed(0)
     parts = [torch.randn(3, 5, 2, 8).transpose(1, 2), torch.randn(3, 2, 7, 8), torch.randn(3, 2, 7, 8)]
     bias = torch.randn(rows, 2, 5, 7).masked_fill(torch.rand(rows, 1, 5, 7) < 0.2, float("-inf"))
     bias[..., 0] = 0.5
     g, results = torch.randn(3, 2, 5, 8), []
-    for f in (biased_attention, lambda q, k, v, b: F.scaled_dot_product_attention(q, k, v, b, scale=1.0)):
+    torch.manual_seed(1)
+    seen = cpu_attention(*parts[:2], torch.eye(7).expand(3, 2, 7, 7), bias, rate, scale)  # (3, 2, 5, 7): the weights
+    kept = (seen > 0).float() / (1 - round(rate * 2**16) / 2**16)
+    assert not rate or 0.25 < (seen == 0)[(bias > -math.inf).expand_as(seen)].float().mean() < 0.5
+
+    def ours(q, k, v, b):
+        torch.manual_seed(1)
+        return cpu_attention(q, k, v, b, rate, scale)
+
+    def theirs(q, k, v, b):
+        return (torch.softmax(q @ k.mT * scale + b, -1) * kept) @ v
+
+    for f in (ours, theirs):
         leaves = [t.clone().requires_grad_() for t in (*parts, bias)]
         y = f(*leaves)
         y.backward(g)
         results.append((y, *(leaf.grad for leaf in leaves)))
     for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+    if not rate:
+        want = F.scaled_dot_product_attention(*parts, bias, scale=scale)
+        torch.testing.assert_close(results[0][0], want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 5, 7), (3, 1, 1, 7), (3, 1, 5, 7)])
+def test_attention_of_the_cpu_reads_masks_as_torch_does(shape):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 5, 8), torch.randn(3, 2, 7, 8), torch.randn(3, 2, 7, 8)
+    mask = torch.rand(shape) < 0.6
+    mask[..., 0] = True
+    want = F.scaled_dot_product_attention(q, k, v, mask)
+    torch.testing.assert_close(cpu_attention(q, k, v, mask, 0.0, 8**-0.5), want, rtol=1e-5, atol=1e-6)
+
+
+def test_dropout_keeps_what_it_should_and_says_so_to_its_gradient():
+    """Both kernels: the share, the mean, independence of neighbours; the gradient goes where the value came from."""
+    torch.manual_seed(0)
+    x = torch.full((200, 1001), 2.0, requires_grad=True)
+    y = dropout(x, 0.1)
+    y.sum().backward()
+    dropped = (y == 0).double()
+    assert abs(dropped.mean() - 0.1) < 4 * (0.09 / x.numel()) ** 0.5
+    assert torch.equal(y.detach() / 2, x.grad)
+    assert set(x.grad.unique().tolist()) == {0.0, y.max().item() / 2}
+    assert y.max().item() == pytest.approx(2 / 0.9, rel=1e-4)
+    for lag in range(1, 9):  # 1-3: out of one draw of 64 bits
+        both = (dropped.flatten()[lag:] * dropped.flatten()[:-lag]).mean()
+        assert abs(both - 0.01) < 5 * (0.0099 / x.numel()) ** 0.5
+    torch.manual_seed(0)
+    assert torch.equal(dropout(x, 0.1), y)
+    assert torch.equal(dropout(x, 0.0), x)
