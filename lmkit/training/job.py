@@ -88,11 +88,13 @@ class Job:
         return {"step": s.step, "tokens": s.tokens, "best": best, "skipped": s.skipped}
 
     def better(self, scores: dict[str, float]) -> bool:
-        """Whether these are the best scores so far."""
+        """Whether these are the best scores so far; of two that are equal, the lower loss."""
         new, best = scores.get(self.metric, math.nan), self.state.best
         if not math.isfinite(new):
             return False
-        return best is None or (new > best[self.metric] if self.higher else new < best[self.metric])
+        if best is None or new == best[self.metric]:
+            return best is None or scores.get("val_loss", math.inf) < best.get("val_loss", math.inf)
+        return new > best[self.metric] if self.higher else new < best[self.metric]
 
 
 def build_job(recipe: Recipe, store: TokenStore, model: Transformer | None = None, world: World = ALONE) -> Job:

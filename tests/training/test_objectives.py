@@ -1,6 +1,7 @@
 """Every objective through the real loop: it learns, a crash changes nothing, and transformers reads what it leaves."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,7 @@ def test_micro_batches_change_no_gradient(folder, name):
         batches = read_share(job, 0).batches
         counts = {k: sum(b.counts[k] for b in batches) for k in batches[0].counts}
         job.model.eval()
+        job.parallel.start_gradient()
         for batch in batches:
             for key, term in job.work.task.loss(job.model, batch).sums.items():
                 (term / counts[key]).backward(retain_graph=True)
@@ -161,6 +163,31 @@ def test_micro_batches_change_no_gradient(folder, name):
         assert (a is None) == (b is None)
         if a is not None:
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["masked_lm", "span_corruption"])  # a head tied to the embedding, and one apart
+def test_what_saves_time_in_a_step_changes_no_gradient(folder, name, precision, monkeypatch):
+    """Of the second step: what the first one left in memory is not in it."""
+    tree, lines = config.read_tree(recipe(name))
+    tree["train"] |= {"micro_batch": 128, "precision": precision}
+    settled, store = pretrain._settle(config.build(Recipe, tree, lines, expand))
+    job = build_job(settled, store)
+    off, grads = torch.amp.GradScaler(enabled=False), []
+    for plain in (False, True):
+        if plain:
+            monkeypatch.setattr(step, "keeping_casts", lambda *_: nullcontext())
+            assert job.model.embedding.sparse
+            job.model.embedding.sparse = False
+        for number in (0, 1):
+            job.parallel.clear_gradient()
+            torch.manual_seed(number)
+            share = read_share(job, number)
+            step._gradient(job, share, off, False)
+        assert share.passes > 1
+        grads.append([p.grad.clone() for p in job.model.parameters() if p.grad is not None])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["masked_lm", "span_corruption", "denoising", "seq2seq", "sentence_order"])

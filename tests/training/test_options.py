@@ -1,8 +1,10 @@
 """Options that change speed, memory or what is kept, seen from the outside of a run."""
 
 import json
+import math
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from lmkit.commands import pretrain
 from lmkit.model.initial import init_weights
 from lmkit.model.transformer import Transformer
 from lmkit.tasks.collating import within
+from lmkit.training.job import Job
 
 
 def rows(run: str) -> list[dict]:
@@ -97,3 +100,13 @@ def test_precisions_train_to_nearly_the_same_loss(tiny, precision):
     assert pretrain.start(tiny, (f"train.precision={precision}", "model.dropout=0"), Path(precision)) == 0
     final = rows(precision)[-1]["loss"]
     assert final < 0.9 * rows(precision)[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "better"),
+    [((0.8, 0.1), False), ((0.9, 0.5), False), ((0.9, 0.4), True), ((0.91, 9.0), True), ((math.nan, 0.1), False)],
+)
+def test_the_best_is_by_the_metric_and_among_equals_by_loss(scores, better):
+    best = {"step": 3, "val_accuracy": 0.9, "val_loss": 0.5}
+    job = SimpleNamespace(metric="val_accuracy", higher=True, state=SimpleNamespace(best=best))
+    assert Job.better(job, dict(zip(("val_accuracy", "val_loss"), scores, strict=True))) == better
