@@ -63,10 +63,13 @@ class _Attention(torch.autograd.Function):
         for i in range(0, len(q), rows):
             at = slice(i, i + rows)
             p = probs[at].flatten(0, 1)
-            torch.bmm((q[at] * factor if factor != 1 else q[at]).flatten(0, 1), k[at].flatten(0, 1).mT, out=p)
+            scores = p if p.dtype == torch.float32 else torch.empty(p.shape)  # a 9 in bf16 is off by up to 0.03
+            torch.bmm(q[at].flatten(0, 1).float().mul(factor), k[at].flatten(0, 1).float().mT, out=scores)
             if bias is not None:
-                probs[at].add_(bias if len(bias) == 1 else bias[at])
-            torch.softmax(p, -1, out=p)
+                scores.unflatten(0, (-1, q.size(1))).add_(bias if len(bias) == 1 else bias[at])
+            torch.softmax(scores, -1, out=scores)
+            if scores is not p:
+                p.copy_(scores)
             if rate:
                 bits.append(_random_bits(p.shape))
                 p = _kept(bits[-1], rate, p.dtype).mul_(p)
@@ -80,8 +83,8 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         q, k, v, probs, out, *bits = ctx.saved_tensors
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        d_bias = None if ctx.bias is None else probs.new_zeros(ctx.bias[0])
-        inner = (grads[0] * out).sum(-1, keepdim=True)
+        d_bias = None if ctx.bias is None else torch.zeros(ctx.bias[0])
+        inner = (grads[0].float() * out).sum(-1, keepdim=True).to(q.dtype)
         for n, i in enumerate(range(0, len(q), ctx.rows)):
             at = slice(i, i + ctx.rows)
             flat = lambda x, at=at: x[at].flatten(0, 1)
@@ -131,7 +134,7 @@ def cpu_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rate: fl
     q: (B, H, T, E); k, v: (B, H, S, E), of one number format; bias: bool, True where a query may look, or scores to
     add, (1 or B, 1 or H, 1 or T, S); rate: of dropout -> (B, H, T, E)."""
     if bias is not None and bias.dtype == torch.bool:
-        bias = torch.zeros_like(bias, dtype=q.dtype).masked_fill_(~bias, torch.finfo(q.dtype).min)
+        bias = torch.zeros(bias.shape).masked_fill_(~bias, torch.finfo(torch.float32).min)
     rows = max(1, IN_CACHE // (q.size(1) * q.size(2) * k.size(2)))
     with torch.autocast("cpu", enabled=False):
         return _Attention.apply(q, k, v, bias, rate, factor, rows)

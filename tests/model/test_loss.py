@@ -118,6 +118,23 @@ def test_attention_of_the_cpu_reads_masks_as_torch_does(shape):
     torch.testing.assert_close(cpu_attention(q, k, v, mask, 0.0, 8**-0.5), want, rtol=1e-5, atol=1e-6)
 
 
+def test_attention_of_the_cpu_in_bf16_scores_in_float32():
+    """Scores of 20 and more: rounded to bf16 they would be off by a tenth, and so would the weights."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(3, 2, 9, 16).bfloat16() for _ in range(3))
+    bias = torch.randn(1, 2, 9, 9)
+    leaves = [t.clone().requires_grad_() for t in (q, k, v, bias)]
+    got = cpu_attention(*leaves, 0.0, 2.0)
+    got.sum().backward()
+    full = [t.float().requires_grad_() for t in (q, k, v, bias)]
+    want = F.scaled_dot_product_attention(*full, scale=2.0)
+    want.sum().backward()
+    assert got.dtype == torch.bfloat16 and (q.float() @ k.float().mT * 2).abs().max() > 20
+    torch.testing.assert_close(got.float(), want, rtol=0.01, atol=0.02)
+    for a, b in zip(leaves, full, strict=True):
+        assert (a.grad.float() - b.grad).norm() < 0.02 * b.grad.norm()
+
+
 def test_dropout_keeps_what_it_should_and_says_so_to_its_gradient():
     """Both kernels: the share, the mean, independence of neighbours; the gradient goes where the value came from."""
     torch.manual_seed(0)
