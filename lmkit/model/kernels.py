@@ -64,9 +64,13 @@ class _Attention(torch.autograd.Function):
             at = slice(i, i + rows)
             p = probs[at].flatten(0, 1)
             scores = p if p.dtype == torch.float32 else torch.empty(p.shape)  # a 9 in bf16 is off by up to 0.03
-            torch.bmm(q[at].flatten(0, 1).float().mul(factor), k[at].flatten(0, 1).float().mT, out=scores)
-            if bias is not None:
-                scores.unflatten(0, (-1, q.size(1))).add_(bias if len(bias) == 1 else bias[at])
+            asked, keys = q[at].flatten(0, 1).float(), k[at].flatten(0, 1).float().mT
+            asked = asked if factor == 1 else asked * factor
+            if bias is None:
+                torch.bmm(asked, keys, out=scores)
+            else:
+                added = (bias if len(bias) == 1 else bias[at]).expand_as(probs[at]).flatten(0, 1)
+                torch.baddbmm(added, asked, keys, out=scores)
             torch.softmax(scores, -1, out=scores)
             if scores is not p:
                 p.copy_(scores)
@@ -90,9 +94,10 @@ class _Attention(torch.autograd.Function):
             flat = lambda x, at=at: x[at].flatten(0, 1)
             whole = lambda x: x.unflatten(0, (-1, q.size(1)))
             p, g = flat(probs), flat(grads[0])
-            dropped = _kept(bits[n], ctx.rate, p.dtype).mul_(p) if bits else p
-            dv[at] = whole(torch.bmm(dropped.mT, g))
-            d = torch.bmm(g, flat(v).mT).mul_(dropped).addcmul_(p, flat(inner), value=-1)
+            keep = _kept(bits[n], ctx.rate, p.dtype) if bits else None
+            d = torch.bmm(g, flat(v).mT)
+            d = (d if keep is None else d.mul_(keep)).sub_(flat(inner)).mul_(p)
+            dv[at] = whole(torch.bmm((p if keep is None else keep.mul_(p)).mT, g))
             if d_bias is not None:
                 part = d_bias if len(d_bias) == 1 else d_bias[at]
                 part.add_(whole(d).sum_to_size(part.shape))

@@ -27,7 +27,14 @@ from lmkit.text.tokenizer import Tokenizer, load_tokenizer
 from lmkit.training.checkpoints import Adapter, Average, State
 from lmkit.training.distributed import ALONE, Parallel, World
 from lmkit.training.optimizers import build_optimizers
-from lmkit.training.precision import autocast, choose_compile, choose_device, choose_precision, multiplies_bf16
+from lmkit.training.precision import (
+    BF16_REPAYS_FROM,
+    autocast,
+    choose_compile,
+    choose_device,
+    choose_precision,
+    multiplies_bf16,
+)
 from lmkit.training.schedules import Horizon, horizon
 from lmkit.training.validation import validate
 from lmkit.units import show_bytes, show_count
@@ -296,7 +303,8 @@ def describe_model(job: Job) -> str:
 
 def describe_machine(job: Job, micro_batches: int) -> str:
     train = job.recipe.train
-    unused = train.precision == "auto" and job.precision == "fp32" and multiplies_bf16(job.device)
+    wide = job.model.config.hidden_size >= BF16_REPAYS_FROM
+    unused = train.precision == "auto" and job.precision == "fp32" and wide and multiplies_bf16(job.device)
     faster = " (train.precision=bf16 is faster here)" if unused else ""
     return (
         f"machine  {job.device} · {job.precision}{faster} · micro-batch {train.micro_batch:,} tokens × {micro_batches}"
