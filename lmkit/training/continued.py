@@ -4,6 +4,7 @@ from typing import Any
 
 from lmkit.data.cache import open_tokens
 from lmkit.data.store import TokenStore
+from lmkit.display import note
 from lmkit.errors import ModelError
 from lmkit.finetune_recipe import FinetuneRecipe, default_lr
 from lmkit.model.heads import Head
@@ -26,8 +27,12 @@ def build_continued(recipe: FinetuneRecipe, world: World) -> tuple[Job, TokenSto
     origin = model_folder(recipe.model)
     model = load_folder(origin)
     c = model.config
-    if not isinstance(model.head, Head) or c.head == "pairs":
-        raise ModelError(f"{origin} is a {c.spec.cls}: it has no head for words alone to go on with")
+    if not isinstance(model.head, Head):
+        raise ModelError(f"{origin} is a {c.spec.cls}: it has no head for words to go on with")
+    if c.head == "pairs":
+        note(f"{origin} is a {c.spec.cls}: its head for pairs of texts is left out, words alone are learnt")
+        c = c.model_copy(update={"head": "lm"})
+        model.config, model.pairs = c, None
     if default_task(c.family) == "seq2seq":
         raise ModelError(f"{origin}: a {c.family} learns from pairs of texts\n  → --task translate or summarize")
     if recipe.optimizer.lr is None:
