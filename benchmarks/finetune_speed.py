@@ -34,7 +34,8 @@ def lmkit_run(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
     changes = (
         "task.name=classify", f"model={args.model}", f"data.train={args.data}", f"data.validation={args.test}",
         f"data.limit={args.rows}", "train.budget=1 epoch", "train.batch=32 rows", f"optimizer.lr={args.lr}",
-        "evaluate.every=0", "checkpoint.every=0", f"data.max_length={args.length}", "evaluate.rows=1",
+        f"train.precision={args.precision}", "evaluate.every=0", "checkpoint.every=0",
+        f"data.max_length={args.length}", "evaluate.rows=1",
     )  # fmt: skip
     recipe = config.load(FinetuneRecipe, None, changes, expand)
     train, test = tables(recipe)
@@ -74,6 +75,7 @@ def trainer_run(args: argparse.Namespace, scratch: str, group: bool) -> dict[str
         output_dir=scratch, num_train_epochs=1, per_device_train_batch_size=32, per_device_eval_batch_size=32,
         learning_rate=args.lr, warmup_steps=0.06, weight_decay=0.01, lr_scheduler_type="linear", report_to="none",
         save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=True, seed=0,
+        bf16=args.precision == "bf16",
         train_sampling_strategy="group_by_length" if group else "random",
     )  # fmt: skip
     trainer = transformers.Trainer(
@@ -95,6 +97,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1600)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--lr", type=float, default=6e-5)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--contender", choices=CONTENDERS)
     args = parser.parse_args()
@@ -104,7 +107,7 @@ def main() -> None:
                    else trainer_run(args, scratch, "group" in args.contender))  # fmt: skip
         print(json.dumps(got))
         return
-    print(f"{args.rows:,} rows of {args.data}, at most {args.length} tokens; {load()}")
+    print(f"{args.rows:,} rows of {args.data}, at most {args.length} tokens; {args.precision}; {load()}")
     best: dict[str, dict[str, Any]] = {}
     for _ in range(args.rounds):
         for name in CONTENDERS:
