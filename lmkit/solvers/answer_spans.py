@@ -90,7 +90,7 @@ class SpanFinder:
             return list(self.task.logits(model, batch).cpu().numpy())
 
         best: list[Answer | None] = [None] * len(table.rows)
-        for e, logits in zip(at, in_batches(model, self.task, examples, compute), strict=True):
+        for e, logits in zip(at, in_batches(model, self.task, examples, compute, quick), strict=True):
             found = best_span(logits[: len(e["tokens"])], e["inside"], self.config.max_answer)
             row = table.rows[e["row"]]
             start, end = int(e["offsets"][found.first, 0]), int(e["offsets"][found.last, 1])

@@ -113,7 +113,7 @@ class ChatLearner:
             return label_scores(model, states, batch.labels)
 
         sums = np.zeros((len(table.rows), 3))
-        found = in_batches(model, self.task, examples, compute)
+        found = in_batches(model, self.task, examples, compute, quick)
         for example, (nats, hits) in zip(examples, found, strict=True):
             rows = np.array(example["documents"])[example["segments"][example["labels"] != UNSCORED]]
             np.add.at(sums, rows, np.stack([nats, hits, np.ones(len(nats))], 1))

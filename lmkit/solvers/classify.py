@@ -178,7 +178,7 @@ class Classifier:
                 logits = logits.sigmoid()
             return logits.cpu().numpy()
 
-        return in_batches(model, self.task, examples, compute)
+        return in_batches(model, self.task, examples, compute, quick)
 
     def scores(self, table: Table, outputs: Sequence[np.ndarray], intervals: bool) -> dict[str, Estimate]:
         return self.score(table, np.stack(outputs), intervals)

@@ -1,12 +1,14 @@
 """What every task of fine-tuning can do with a table of labelled rows: make examples, predict, score."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol, TypeVar
 
 import torch
 
 from lmkit.batch import Batch, Task
 from lmkit.data.tables import Table
+from lmkit.display import Meter
 from lmkit.evaluation.intervals import Estimate
 from lmkit.model.transformer import Transformer
 from lmkit.order import by_length
@@ -49,17 +51,22 @@ class Solver(Protocol):
 
 @torch.no_grad()
 def in_batches(
-    model: Transformer, task: Task, examples: Sequence[dict], compute: Callable[[Batch], Iterable[T]]
+    model: Transformer, task: Task, examples: Sequence[dict], compute: Callable[[Batch], Iterable[T]], quick: bool
 ) -> list[T]:
-    """`compute` of every example, in order; rows of like length go through the model together, in eval mode."""
+    """`compute` of every example, in order; rows of like length go through the model together, in eval mode. Progress
+    is shown unless `quick`, in the midst of training, which has its own."""
     device = model.embedding.weight.device
     found: dict[int, T] = {}
-    numbered = list(range(len(examples)))
-    with model.evaluating():
-        for group in by_length(numbered, lambda i: task.length(examples[i]), BATCH_TOKENS):
+    lengths = [task.length(example) for example in examples]
+    done, meter = 0, Meter("scoring", sum(lengths))
+    with model.evaluating(), nullcontext() if quick else meter:
+        for group in by_length(range(len(examples)), lengths.__getitem__, BATCH_TOKENS):
             batch = task.collate([examples[i] for i in group]).to(device)
             found |= zip(group, compute(batch), strict=True)
-    return [found[i] for i in numbered]
+            done += sum(lengths[i] for i in group)
+            if not quick:
+                meter.update(done, f"{len(found):,} of {len(examples):,}")
+    return [found[i] for i in range(len(examples))]
 
 
 def layout(model: Any, tokenizer: Tokenizer, start: int | None) -> Layout:

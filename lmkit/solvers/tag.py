@@ -67,7 +67,7 @@ class Tagger:
         def compute(batch: Batch) -> list[np.ndarray]:
             return list(self.layout.logits(model, batch).argmax(-1).cpu().numpy())
 
-        best = in_batches(model, self.task, examples, compute)
+        best = in_batches(model, self.task, examples, compute, quick)
         return [
             [self.labels[0 if at is None else row[at]] for at in e["firsts"]]
             for e, row in zip(examples, best, strict=True)

@@ -86,6 +86,16 @@ def test_every_family_learns_to_classify_and_loads_in_transformers(family, revie
                                wanted.softmax(-1), atol=2e-5)  # fmt: skip
 
 
+def test_scoring_many_rows_shows_how_far_it_is(reviews, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(display, "PLAIN_INTERVAL", -1.0)
+    model = f"model={{family: bert, {SMALL}}}"
+    scores = run(tmp_path / "run", model, "task.name=classify", f"data.train={reviews}", "data.text=body",
+                 "data.label=stars", *TRAIN, "train.budget=2 steps")  # fmt: skip
+    assert scores["rows"] == 30
+    said = [line for line in capsys.readouterr().err.splitlines() if " scoring " in line]
+    assert re.search(r" scoring 100% 30 of 30 eta 0", said[-1]) and len(said) < 30
+
+
 def test_several_labels_numbers_pairs_and_adapters(tmp_path):
     rng = random.Random(0)
     topics = {"sport": "ball", "food": "soup", "art": "paint"}
