@@ -238,6 +238,7 @@ class Parallel:
             weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad.zero_()
 
     def clear_gradient(self) -> None:
+        """After a step. What stays in place is cleared by the next `start_gradient`."""
         for p in self.model.parameters():
             if p is not self.model.embedding.weight or not self.model.embedding.sparse:
                 p.grad = None

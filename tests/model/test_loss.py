@@ -136,7 +136,7 @@ def test_attention_of_the_cpu_in_bf16_scores_in_float32():
 
 
 def test_dropout_keeps_what_it_should_and_says_so_to_its_gradient():
-    """Both kernels: the share, the mean, independence of neighbours; the gradient goes where the value came from."""
+    """The share, the scale, independence of neighbours; the gradient goes where the value came from."""
     torch.manual_seed(0)
     x = torch.full((200, 1001), 2.0, requires_grad=True)
     y = dropout(x, 0.1)
