@@ -62,8 +62,8 @@ class Task(Protocol):
         """Of the row a prepared example becomes."""
         ...
 
-    def collate(self, examples: list[dict]) -> Batch:
-        """Pads and counts."""
+    def collate(self, examples: list[dict], multiple: int = 1) -> Batch:
+        """Pads, rows of lengths of their own to a `multiple` of tokens, and counts."""
         ...
 
     def loss(self, model: Any, batch: Batch) -> Loss:

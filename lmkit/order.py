@@ -51,6 +51,10 @@ def rng_for(seed: int, epoch: int, index: int) -> np.random.Generator:
     return np.random.default_rng((seed, epoch, index))
 
 
+def rounded_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
 def by_length(
     items: Iterable[T], length: Callable[[T], int], batch_tokens: int, overhead: int = OVERHEAD
 ) -> Iterator[list[T]]:

@@ -23,7 +23,7 @@ class CausalLM:
     def length(self, example: dict) -> int:
         return len(example["tokens"])
 
-    def collate(self, examples: list[dict]) -> Batch:
+    def collate(self, examples: list[dict], multiple: int = 1) -> Batch:
         tokens, labels = (torch.from_numpy(np.stack([e[k] for e in examples])) for k in ("tokens", "labels"))
         scored = int((labels != IGNORE).sum())
         segments = positions = None
@@ -52,9 +52,9 @@ class PromptedLM:
     def length(self, example: dict) -> int:
         return len(example["tokens"])
 
-    def collate(self, examples: list[dict]) -> Batch:
-        tokens = padded([e["tokens"] for e in examples], self.pad)
-        labels = padded([e["labels"] for e in examples], IGNORE)
+    def collate(self, examples: list[dict], multiple: int = 1) -> Batch:
+        tokens = padded([e["tokens"] for e in examples], self.pad, multiple)
+        labels = padded([e["labels"] for e in examples], IGNORE, multiple)
         documents = tuple(int(d) for e in examples for d in e["documents"])
         read = sum(len(e["tokens"]) for e in examples)
         return Batch({"tokens": int((labels != IGNORE).sum())}, tokens, labels, read, documents=documents)

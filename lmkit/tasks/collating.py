@@ -6,6 +6,7 @@ from torch import Tensor
 
 from lmkit.batch import Loss
 from lmkit.model.loss import Scores
+from lmkit.order import rounded_up
 
 
 def words(scores: Scores) -> Loss:
@@ -13,19 +14,19 @@ def words(scores: Scores) -> Loss:
     return Loss({"tokens": scores.loss}, {"tokens": scores.hits}, {"tokens": scores.nats})
 
 
-def padded(rows: list[np.ndarray], fill: int) -> Tensor:
-    """(B, longest) int64, filled up on the right."""
-    out = np.full((len(rows), max(map(len, rows))), fill, np.int64)
+def padded(rows: list[np.ndarray], fill: int, multiple: int = 1) -> Tensor:
+    """(B, T) int64, filled up on the right to the longest row, and on to a `multiple` of tokens."""
+    out = np.full((len(rows), rounded_up(max(map(len, rows)), multiple)), fill, np.int64)
     for i, row in enumerate(rows):
         out[i, : len(row)] = row
     return torch.from_numpy(out)
 
 
-def kept(rows: list[np.ndarray]) -> Tensor | None:
-    """(B, longest) bool, True on what `padded` did not add; None where nothing was: the fast attention kernel runs."""
+def kept(rows: list[np.ndarray], multiple: int = 1) -> Tensor | None:
+    """(B, T) bool, True on what `padded` did not add; None where nothing was: the fast attention kernel runs."""
     lengths = torch.tensor([len(row) for row in rows])
-    longest = int(lengths.max())
-    return None if bool((lengths == longest).all()) else torch.arange(longest) < lengths[:, None]
+    width = rounded_up(int(lengths.max()), multiple)
+    return None if bool((lengths == width).all()) else torch.arange(width) < lengths[:, None]
 
 
 def within(rows: list[np.ndarray]) -> tuple[Tensor, Tensor]:

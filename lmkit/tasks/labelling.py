@@ -25,18 +25,19 @@ class Layout:
     causal: bool = False  # a decoder alone: no token sees the padding behind it
     start: int | None = None  # what a decoder beside an encoder begins with, before the text once more
 
-    def inputs(self, examples: list[dict]) -> dict[str, Any]:
+    def inputs(self, examples: list[dict], multiple: int) -> dict[str, Any]:
         """The fields of `Batch` that do not depend on the labels. Examples hold `tokens`, and `types` for pairs."""
         rows = [e["tokens"] for e in examples]
-        tokens = padded(rows, self.pad)
-        types = padded([e["types"] for e in examples], 0) if self.typed and "types" in examples[0] else None
+        tokens = padded(rows, self.pad, multiple)
+        typed = self.typed and "types" in examples[0]
+        types = padded([e["types"] for e in examples], 0, multiple) if typed else None
         shifted = None
         if self.start is not None:
             shifted = torch.cat((torch.full_like(tokens[:, :1], self.start), tokens[:, :-1]), 1)
         lengths = [len(row) for row in rows]
         return {
-            "tokens": tokens, "num_tokens": sum(lengths), "keep": kept(rows), "types": types, "targets": shifted,
-            "at": torch.tensor(lengths) - 1, "documents": tuple(e["row"] for e in examples),
+            "tokens": tokens, "num_tokens": sum(lengths), "keep": kept(rows, multiple), "types": types,
+            "targets": shifted, "at": torch.tensor(lengths) - 1, "documents": tuple(e["row"] for e in examples),
         }  # fmt: skip
 
     def logits(self, model: Transformer, batch: Batch) -> Tensor:
@@ -67,10 +68,10 @@ class Classify(_Framed):
     weights: tuple[float, ...] = ()  # of the classes, 1 on average over rows; (): all 1
     smoothing: float = 0.0
 
-    def collate(self, examples: list[dict]) -> Batch:
+    def collate(self, examples: list[dict], multiple: int = 1) -> Batch:
         dtype = torch.int64 if self.kind == "single" else torch.float32
         labels = torch.tensor(np.array([e["label"] for e in examples]), dtype=dtype)
-        return Batch(counts={"rows": len(examples)}, labels=labels, **self.layout.inputs(examples))
+        return Batch(counts={"rows": len(examples)}, labels=labels, **self.layout.inputs(examples, multiple))
 
     def loss(self, model: Transformer, batch: Batch) -> Loss:
         logits, labels = self.layout.logits(model, batch), batch.labels
@@ -100,10 +101,10 @@ class Tag(_Framed):
 
     layout: Layout
 
-    def collate(self, examples: list[dict]) -> Batch:
-        labels = padded([e["labels"] for e in examples], IGNORE)
+    def collate(self, examples: list[dict], multiple: int = 1) -> Batch:
+        labels = padded([e["labels"] for e in examples], IGNORE, multiple)
         counts = {"words": int((labels != IGNORE).sum())}
-        return Batch(counts=counts, labels=labels, **self.layout.inputs(examples))
+        return Batch(counts=counts, labels=labels, **self.layout.inputs(examples, multiple))
 
     def loss(self, model: Transformer, batch: Batch) -> Loss:
         logits, labels = self.layout.logits(model, batch).flatten(0, 1), batch.labels.flatten()
@@ -121,9 +122,9 @@ class Span(_Framed):
 
     layout: Layout
 
-    def collate(self, examples: list[dict]) -> Batch:
+    def collate(self, examples: list[dict], multiple: int = 1) -> Batch:
         labels = torch.tensor([e["span"] for e in examples])  # (B, 2)
-        return Batch(counts={"windows": len(examples)}, labels=labels, **self.layout.inputs(examples))
+        return Batch(counts={"windows": len(examples)}, labels=labels, **self.layout.inputs(examples, multiple))
 
     def logits(self, model: Transformer, batch: Batch) -> Tensor:
         """(B, T, 2), -inf on padding."""

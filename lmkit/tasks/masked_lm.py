@@ -72,18 +72,20 @@ class MaskedLM:
     def length(self, example: dict) -> int:
         return len(example["tokens"])
 
-    def collate(self, examples: list[dict]) -> Batch:
+    def collate(self, examples: list[dict], multiple: int = 1) -> Batch:
         rows, labels = [e["tokens"] for e in examples], [e["labels"] for e in examples]
         counts = {"tokens": sum(int((row != IGNORE).sum()) for row in labels)}
         more: dict[str, torch.Tensor] = {}
         if self.document_masking:
+            multiple = 1  # full rows, none longer than another
             more["segments"], more["positions"] = within([e["segments"] for e in examples])
         if self.chunks is not None:
             counts["pairs"] = len(examples)
-            more["types"] = padded([e["types"] for e in examples], 0)
+            more["types"] = padded([e["types"] for e in examples], 0, multiple)
             more["pair_labels"] = torch.tensor([e["label"] for e in examples])
         return Batch(
-            counts, padded(rows, self.vocabulary.pad), padded(labels, IGNORE), sum(map(len, rows)), kept(rows),
+            counts, padded(rows, self.vocabulary.pad, multiple), padded(labels, IGNORE, multiple),
+            sum(map(len, rows)), kept(rows, multiple),
             documents=tuple(int(d) for e in examples for d in e["documents"]), **more,
         )  # fmt: skip
 

@@ -86,17 +86,17 @@ class Seq2Seq:
     def length(self, example: dict) -> int:
         return max(len(example["source"]), len(example["target"]))
 
-    def collate(self, examples: list[dict]) -> Batch:
+    def collate(self, examples: list[dict], multiple: int = 1) -> Batch:
         sources, targets = [e["source"] for e in examples], [e["target"] for e in examples]
-        labels = padded(targets, IGNORE)
+        labels = padded(targets, IGNORE, multiple)
         # labels pass for tokens where they are real; where they are not, no label sees them
         read = torch.cat((torch.full_like(labels[:, :1], self.start), labels[:, :-1]), 1).where(
             labels != IGNORE, self.pad
         )
         return Batch(
-            {"tokens": sum(map(len, targets))}, padded(sources, self.pad), labels,
-            self.row_tokens * len(examples) if self.row_tokens else sum(map(len, sources + targets)), kept(sources),
-            targets=read,
+            {"tokens": sum(map(len, targets))}, padded(sources, self.pad, multiple), labels,
+            self.row_tokens * len(examples) if self.row_tokens else sum(map(len, sources + targets)),
+            kept(sources, multiple), targets=read,
             documents=tuple(int(d) for e in examples for d in e["documents"]),
         )  # fmt: skip
 

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from lmkit.batch import Batch
-from lmkit.order import OVERHEAD, batch_rows, by_length, nth_left, rng_for
+from lmkit.order import OVERHEAD, batch_rows, by_length, nth_left, rng_for, rounded_up
 from lmkit.training import guard
 from lmkit.training.distributed import World, gradient_norm, scale_gradients
 from lmkit.training.job import Job
 from lmkit.training.precision import autocast, keeping_casts
 
 GPU_OVERHEAD = 8192  # tokens' worth of time it takes to start the kernels of one micro-batch; an estimate
+BF16_OVERHEAD = 128  # the same on a CPU in bf16, where tokens are cheaper and oneDNN's kernels dearer to make
+BF16_MULTIPLE = 16  # ... one for every shape: rows whose lengths are multiples of it share them (docs/decisions.md)
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,21 @@ def read_share(job: Job, step: int) -> Share:
     places = batch_rows(nth_left(step, job.state.passed_over), job.batch_rows, len(rows), seed)
     mine = places[world.data_rank :: world.data_size]
     examples = [task.prepare(rows[i], rng_for(seed, epoch, i)) for epoch, i in mine]
-    overhead = OVERHEAD if job.device.type == "cpu" else GPU_OVERHEAD
-    groups = by_length(examples, task.length, job.recipe.train.micro_batch, overhead)
-    batches = [task.collate(group) for group in groups]
+    overhead, multiple = passes_cost(job.device, job.precision, job.model.config.context)
+    length = lambda example: rounded_up(task.length(example), multiple)
+    groups = by_length(examples, length, job.recipe.train.micro_batch, overhead)
+    batches = [task.collate(group, multiple) for group in groups]
     counts = {k: sum(b.counts[k] for b in batches) for k in batches[0].counts}
     return Share(batches, counts, sum(b.num_tokens for b in batches), len(batches))
+
+
+def passes_cost(device: torch.device, precision: str, context: int) -> tuple[int, int]:
+    """What a pass costs whatever is in it, in tokens, and of how many tokens the lengths of its rows are multiples."""
+    if device.type != "cpu":
+        return GPU_OVERHEAD, 1
+    if precision == "fp32":
+        return OVERHEAD, 1
+    return BF16_OVERHEAD, 1 if context % BF16_MULTIPLE else BF16_MULTIPLE  # no row becomes longer than the context
 
 
 class TooMuchAtOnce(Exception):

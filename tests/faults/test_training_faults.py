@@ -212,7 +212,7 @@ def test_what_stays_bad_ends_after_three_rollbacks(tiny, monkeypatch, quick_to_j
 def test_a_micro_batch_without_a_scored_token_adds_nothing(tiny, monkeypatch, empty):
     real, seen = CausalLM.collate, [0]
 
-    def collate(self, examples):
+    def collate(self, examples, multiple=1):
         batch = real(self, examples)
         seen[0] += 1
         if seen[0] not in empty:

@@ -17,7 +17,7 @@ from lmkit.presets import expand
 from lmkit.recipe import Recipe
 from lmkit.training import checkpoints, step
 from lmkit.training.job import build_job
-from lmkit.training.step import read_share
+from lmkit.training.step import passes_cost, read_share
 
 SENTENCES = [
     "the cat sat on a mat.",
@@ -141,10 +141,12 @@ def made(run: str):
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_micro_batches_change_no_gradient(folder, name):
-    """Sums over the whole batch, divided once: rows of different lengths and counts weigh what they should."""
+def test_micro_batches_change_no_gradient(folder, name, monkeypatch):
+    """Sums over the whole batch, divided once: rows of different lengths and counts weigh what they should. Nor does
+    padding, of which a step in bf16 has more on a CPU."""
     grads = []
-    for micro in (256, 128):
+    for micro, multiple in ((256, 1), (128, 1), (128, 16)):
+        monkeypatch.setattr(step, "passes_cost", lambda *_, multiple=multiple: (64, multiple))
         tree, lines = config.read_tree(recipe(name))
         tree["train"]["micro_batch"] = micro
         tree["model"] |= {"dropout": 0, "attention_dropout": 0, "activation_dropout": 0}
@@ -158,11 +160,18 @@ def test_micro_batches_change_no_gradient(folder, name):
             for key, term in job.work.task.loss(job.model, batch).sums.items():
                 (term / counts[key]).backward(retain_graph=True)
         grads.append([p.grad for p in job.model.parameters()])
-    assert len(batches) > 1
-    for a, b in zip(*grads, strict=True):
-        assert (a is None) == (b is None)
+    assert len(batches) > 1 and not batches[0].tokens.size(1) % 16
+    for a, b, c in zip(*grads, strict=True):
+        assert (a is None) == (b is None) == (c is None)
         if a is not None:
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(a, c, rtol=1e-4, atol=1e-6)
+
+
+def test_rows_never_become_longer_than_the_context():
+    assert passes_cost(torch.device("cpu"), "bf16", 512)[1] == 16
+    assert passes_cost(torch.device("cpu"), "bf16", 197)[1] == 1
+    assert passes_cost(torch.device("cpu"), "fp32", 512)[1] == 1
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
