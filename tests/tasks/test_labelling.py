@@ -35,9 +35,8 @@ def test_rows_padded_to_a_multiple_cost_the_same(family, head):
     model = Transformer(config).eval()
     init_weights(model)
     layout = Layout(0, typed=family == "bert", causal=family == "gpt2", start=2 if family == "bart" else None)
-    task = {"sequence": Classify(layout, "single"), "token": Tag(layout), "span": Span(layout), "lm": PromptedLM(0)}[
-        head
-    ]
+    tasks = {"sequence": Classify(layout, "single"), "token": Tag(layout), "span": Span(layout), "lm": PromptedLM(0)}
+    task = tasks[head]
     rows = [
         {"tokens": np.arange(n) + 3, "types": np.arange(n) % 2, "row": n, "documents": (n,)} | label(head, n)
         for n in LENGTHS
