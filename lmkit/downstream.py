@@ -16,6 +16,9 @@ class ClassifyConfig(Section):
     )
     class_weights: bool = Field(False, description="Weigh each class by the inverse of its share of the rows.")
     label_smoothing: Share = Field(0.0, ge=0, lt=1, description="Share of a label given to all other classes.")
+    cut: Literal["end", "middle"] = Field(
+        "end", description="Where texts longer than data.max_length are cut; middle: a quarter of them before it stays."
+    )
     baseline: bool = Field(True, description="Also train TF-IDF with logistic regression and print its scores.")
     metric: Literal["accuracy", "macro_f1", "mcc", "auroc", "pearson", "spearman", "micro_f1", ""] = Field(
         "", description="Score that decides which checkpoint is best; by default accuracy, micro_f1 or pearson."

@@ -58,7 +58,9 @@ def solver_for(
         kind = label_kind(train, task)
         labels = labels_of(train, kind)
         weights = class_weights(train, labels) if task.class_weights and kind == "single" else ()
-        solver = Classifier(tokenizer, frame, kind, labels, length, weights, task.label_smoothing, task.metric)
+        solver = Classifier(
+            tokenizer, frame, kind, labels, length, weights, task.label_smoothing, task.metric, task.cut == "middle"
+        )
         return Setup(solver, "sequence", "labels of texts", length, labels, {"problem_type": PROBLEMS[kind]})
     if isinstance(task, TranslateConfig | SummarizeConfig):
         if model.stacks == "encoder":

@@ -12,7 +12,7 @@ from lmkit.batch import Batch
 from lmkit.data.tables import Table
 from lmkit.display import note
 from lmkit.downstream import ClassifyConfig
-from lmkit.errors import DataError
+from lmkit.errors import DataError, UserError
 from lmkit.evaluation import baseline, classification
 from lmkit.evaluation.intervals import Estimate, means
 from lmkit.model.transformer import Transformer
@@ -129,6 +129,7 @@ class Classifier:
     weights: tuple[float, ...] = ()
     smoothing: float = 0.0
     metric: str = ""
+    middle: bool = False  # is what is cut out of longer texts, not their end
     likelihood: bool = False  # scores have the loss
 
     def __post_init__(self) -> None:
@@ -138,7 +139,12 @@ class Classifier:
 
     def examples(self, table: Table) -> list[dict[str, Any]]:
         pairs = [row["pair"] for row in table.rows] if table.rows and "pair" in table.rows[0] else None
-        framed = frame_texts(self.tokenizer, [row["text"] for row in table.rows], pairs, self.max_length)
+        if self.middle and pairs:
+            raise UserError("task.cut=middle is for texts alone, and these rows have pairs of them\n  → task.cut=end")
+        most = 0 if self.middle else self.max_length
+        framed = frame_texts(self.tokenizer, [row["text"] for row in table.rows], pairs, most)
+        if self.middle:
+            framed = [f.without_middle(self.max_length) for f in framed]
         out = []
         for i, (row, f, place) in enumerate(zip(table.rows, framed, table.places, strict=True)):
             example = {"tokens": np.array(f.ids), "row": i, "cut": f.cut, "label": self._target(row, place)}

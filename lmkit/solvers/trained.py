@@ -88,8 +88,9 @@ def trained_solver(model: str | Path, loaded: Pretrained, task: DownstreamConfig
     frame = layout(c, tokenizer, loaded.decoder_start if c.stacks == "encoder_decoder" else None)
     if isinstance(task, ClassifyConfig):
         return Classifier(
-            tokenizer, frame, kind_of(read_config(loaded.folder), c), c.labels, length, metric=task.metric
-        )
+            tokenizer, frame, kind_of(read_config(loaded.folder), c), c.labels, length, metric=task.metric,
+            middle=task.cut == "middle",
+        )  # fmt: skip
     if isinstance(task, TagConfig):
         return Tagger(tokenizer, frame, c.labels, length)
     if isinstance(task, QAConfig):

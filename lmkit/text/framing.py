@@ -16,6 +16,21 @@ class Framed(NamedTuple):
     texts: list[int | None]  # 0, 1: the text each token is of; None for control tokens
     cut: bool  # it was longer
 
+    def without_middle(self, length: int) -> "Framed":
+        """Cut to `length` tokens of which the text's own are a quarter from its beginning and the rest from its end:
+        of the ways to shorten that Sun et al. 2019 (5.3.1) compare, the best on long reviews and news."""
+        if len(self.ids) <= length:
+            return self
+        before = next((i for i, text in enumerate(self.texts) if text is not None), 0)
+        control = self.texts.count(None)
+        begin = before + (length - control) // 4
+        end = len(self.ids) - (length - begin)
+        ids, types, offsets, texts, _ = self
+        return Framed(
+            ids[:begin] + ids[end:], types[:begin] + types[end:], offsets[:begin] + offsets[end:],
+            texts[:begin] + texts[end:], True,
+        )  # fmt: skip
+
 
 def frame_texts(
     tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 0
