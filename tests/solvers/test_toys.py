@@ -16,7 +16,7 @@ from rich.console import Console
 import lmkit
 from lmkit import config, display
 from lmkit.commands import finetune, predict
-from lmkit.errors import DataError
+from lmkit.errors import DataError, UserError
 from lmkit.finetune_recipe import FinetuneRecipe, expand
 from lmkit.solvers import evaluate
 from lmkit.solvers.trained import task_of
@@ -84,6 +84,25 @@ def test_every_family_learns_to_classify_and_loads_in_transformers(family, revie
     assert [row["label"] for row in said] == ["good", "bad"]
     np.testing.assert_allclose([[row["scores"][k] for k in ("bad", "good")] for row in said],
                                wanted.softmax(-1), atol=2e-5)  # fmt: skip
+
+
+def test_cut_in_the_middle_long_texts_are_known_by_their_end(tmp_path, capsys):
+    rng, path = random.Random(0), tmp_path / "long.csv"
+    rows = [(" ".join(rng.choices(NOISE, k=60)), rng.choice(["good", "bad"])) for _ in range(300)]
+    path.write_text("text,label\n" + "".join(f"{text} {label},{label}\n" for text, label in rows))
+    base = ("task.name=classify", f"data.train={path}", f"model={{family: bert, {SMALL}}}", *TRAIN,
+            "data.max_length=24")  # fmt: skip
+    scores = run(tmp_path / "run", *base, "task.cut=middle")
+    assert scores["scores"]["accuracy"]["value"] == 1.0
+    model = str(tmp_path / "run")
+    capsys.readouterr()
+    evaluate.run({model: lmkit.load(model)}, [task_of(model)], [str(path)], {}, True)
+    assert json.loads(capsys.readouterr().out)["models"][model]["accuracy"]["value"] == 1.0
+
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("sentence1,sentence2,label\n" + "".join(f"{text},{text},{label}\n" for text, label in rows))
+    with pytest.raises(UserError, match="pairs"):
+        run(tmp_path / "pairs", *base, f"data.train={pairs}", "task.cut=middle")
 
 
 def test_scoring_many_rows_shows_how_far_it_is(reviews, tmp_path, capsys, monkeypatch):

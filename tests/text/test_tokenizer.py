@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from lmkit.errors import ModelError, UserError
 from lmkit.recipe import TokenizerConfig
+from lmkit.text.framing import frame_texts
 from lmkit.text.special import SPECIAL
 from lmkit.text.tokenizer import Tokenizer, load_tokenizer
 from lmkit.text.training import train_tokenizer
@@ -160,6 +161,19 @@ def test_a_unigram_file_of_another_tool_gives_no_control_token_for_text(tmp_path
     ids = tokenizer.encode("a </s>b</s> c")
     assert tokenizer.eos_id == 1 and not {0, 1} & set(ids)
     assert tokenizer.decode(ids) == "a </s>b</s> c"
+
+
+def test_cut_in_the_middle_a_text_keeps_its_ends(tmp_path: Path) -> None:
+    tokenizer = trained("wordpiece", "bert")
+    tokenizer.save(tmp_path)
+    reference = AutoTokenizer.from_pretrained(tmp_path)
+    texts = ["the of and model token über naïve 12 1234 don't " * 3, "of the model"]
+    long, short = (f.without_middle(32) for f in frame_texts(tokenizer, texts))
+    ids = reference(texts[0]).input_ids
+    assert long.ids == ids[:8] + ids[-24:] and len(ids) > 32 and long.cut  # 1 + 7 of 30, then 23 + 1
+    assert long.offsets[8] == frame_texts(tokenizer, texts)[0].offsets[-24]
+    assert len(long.types) == len(long.texts) == 32 and not short.cut
+    assert short.ids == reference(texts[1]).input_ids
 
 
 def test_half_a_surrogate_pair_is_a_user_error() -> None:
