@@ -360,9 +360,14 @@ def model_folder(path: Path | str) -> Path:
         beside = sorted(p.name for p in path.parent.glob("*") if p.is_dir()) if path.parent.exists() else []
         here = f"\n  {path.parent}/ holds: {', '.join(beside[:12])}" if beside else ""
         raise ModelError(f"{path}: no such model or run{here}\n  → `lmkit runs` lists runs")
-    if seeds := sorted(p.name for p in path.glob("seed-*")):
-        raise ModelError(f"{path}: a run for each of several seeds\n  → name one: {', '.join(seeds)}")
+    if seeds := seeds_of(path):
+        raise ModelError(f"{path}: a run for each of several seeds\n  → name one: {', '.join(p.name for p in seeds)}")
     raise ModelError(f"{path}: neither a run with a checkpoint nor a model folder (no config.json)")
+
+
+def seeds_of(path: Path | str) -> list[Path]:
+    """The run of each seed, where `path` holds several."""
+    return sorted(Path(path).glob("seed-*"), key=lambda p: int(p.name[5:]) if p.name[5:].isdigit() else -1)
 
 
 def fresh_path(out: Path | None, name: str, verb: str) -> Path:

@@ -38,7 +38,7 @@ from lmkit.presets import expand
 from lmkit.pretrained import Pretrained, load
 from lmkit.recipe import DataConfig, Recipe
 from lmkit.solvers import evaluate
-from lmkit.solvers.trained import task_of
+from lmkit.solvers.trained import load_all, task_of
 
 PLL_TOKENS = 2000  # each costs a forward pass
 NOT_COMPARABLE = "the scores do not compare with those of other tokenizers"
@@ -95,7 +95,7 @@ def start(
     if len(solved) == len(models):
         if idle := [f"--{k.replace('_', '-')}" for k, v in options.items() if v is not None]:
             raise UserError(f"{', '.join(idle)}: {models[0]} was fine-tuned to {solved[0].name}\n  → leave it out")
-        loaded = {model: load(model, allow_pickle) for model in models}
+        loaded = {model: load_all(model, t, allow_pickle) for model, t in zip(models, solved, strict=True)}
         return evaluate.run(loaded, solved, data, columns, as_json)
     if len(models) > 1:
         raise UserError("two models are compared on a task they were both fine-tuned for\n  → name one")

@@ -17,6 +17,7 @@ from lmkit.errors import ModelError, UserError
 from lmkit.evaluation import paired
 from lmkit.evaluation.intervals import Estimate
 from lmkit.pretrained import Pretrained
+from lmkit.runs import seeds_of
 from lmkit.solvers.classify import SEPARATOR, Classifier, split_labels
 from lmkit.solvers.score_table import as_json, confusion_table, score_table
 from lmkit.solvers.solver import Solver
@@ -30,6 +31,10 @@ class Evaluated:
     solver: Solver
     outputs: list[Any]
     scores: dict[str, Estimate]
+    seeds: dict[str, dict[str, Estimate]]  # the scores of each alone, where several answer together
+
+    def columns(self) -> dict[str, dict[str, Estimate]]:
+        return self.seeds | {self.name: self.scores}
 
 
 def read_labelled(
@@ -62,16 +67,25 @@ def _read(sources: list[str], task: DownstreamConfig, columns: dict[str, str], l
         raise type(e)(re.sub(r"\bdata\.(text|pair|label|target)(=| )", r"--\1 ", str(e))) from None
 
 
-def evaluate(model: str, loaded: Pretrained, task: DownstreamConfig, table: Table) -> Evaluated:
-    """Raises DataError for labels that are none of the model's."""
-    solver = trained_solver(model, loaded, task)
+def together(outputs: Sequence[list[Any]]) -> list[Any]:
+    """Of one model, or the mean of the probabilities of several: an ensemble (Lakshminarayanan et al. 2017)."""
+    return outputs[0] if len(outputs) == 1 else list(np.mean(outputs, axis=0))
+
+
+def evaluate(model: str, loaded: Sequence[Pretrained], task: DownstreamConfig, table: Table) -> Evaluated:
+    """loaded: one, or those of several seeds. Raises DataError for labels that are none of the model's."""
+    solver = trained_solver(model, loaded[0], task)
     if isinstance(solver, Classifier):
         table = split_labels(table, solver.kind, _separator(model))
     examples = solver.examples(table)
     if cut := len({e["row"] for e in examples if e["cut"]}):
         note(f"{model}: {cut:,} of {len(table.rows):,} rows are longer than it reads and were cut")
-    outputs = solver.outputs(loaded.model, table, examples)
-    return Evaluated(model, solver, outputs, solver.scores(table, outputs, True))
+    each = [solver.outputs(one.model, table, examples) for one in loaded]
+    seeds = {}
+    if len(each) > 1:
+        seeds = {str(p): solver.scores(table, o, True) for p, o in zip(seeds_of(model), each, strict=True)}
+    outputs = together(each)
+    return Evaluated(model, solver, outputs, solver.scores(table, outputs, True), seeds)
 
 
 def _separator(model: str) -> str:
@@ -81,25 +95,26 @@ def _separator(model: str) -> str:
 
 
 def run(
-    models: dict[str, Pretrained], tasks: Sequence[DownstreamConfig], sources: list[str],
+    models: dict[str, list[Pretrained]], tasks: Sequence[DownstreamConfig], sources: list[str],
     columns: dict[str, str | None], as_lines: bool,
 ) -> None:  # fmt: skip
     """Print a table, or one JSON object; of two models also whether their difference is evidence."""
     if len({task.name for task in tasks}) > 1:
         raise UserError(f"these models solve different tasks: {', '.join(task.name for task in tasks)}")
     task = tasks[0]
-    table = read_labelled(sources, task, columns, True, next(iter(models.values())).folder)
+    table = read_labelled(sources, task, columns, True, next(iter(models.values()))[0].folder)
     found = [evaluate(name, loaded, t, table) for (name, loaded), t in zip(models.items(), tasks, strict=True)]
     compared = compare(found[0], found[1], task, table) if len(found) == 2 else None
     if as_lines:
         facts: dict[str, Any] = {"task": task.name, "data": sources, "rows": len(table.rows)}
         facts["skipped"] = table.problems.counts
-        facts["models"] = {e.name: as_json(e.scores) for e in found}
+        facts["models"] = {name: as_json(scores) for e in found for name, scores in e.columns().items()}
         if compared:
             facts["comparison"] = {"difference": compared.difference._asdict(), "p": compared.p, "test": compared.test}
         print(json.dumps(facts))
         return
-    print(score_table(", ".join(sources), {e.name: e.scores for e in found}, len(table.rows)))
+    columns_shown = {name: scores for e in found for name, scores in e.columns().items()}
+    print(score_table(", ".join(sources), columns_shown, len(table.rows)))
     if isinstance(found[0].solver, Writer):
         print("\n".join(found[0].solver.stated()))
     if len(found) == 1 and isinstance(found[0].solver, Classifier):

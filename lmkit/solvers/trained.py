@@ -18,8 +18,8 @@ from lmkit.downstream import (
 from lmkit.errors import UserError
 from lmkit.finetune_recipe import FinetuneRecipe, expand
 from lmkit.model.huggingface import head_of, read_config
-from lmkit.pretrained import Pretrained
-from lmkit.runs import model_folder
+from lmkit.pretrained import Pretrained, load
+from lmkit.runs import model_folder, seeds_of
 from lmkit.solvers import chat
 from lmkit.solvers.answer_spans import SpanFinder
 from lmkit.solvers.answering import open_answering
@@ -69,7 +69,8 @@ def fitted(run: Path | None) -> dict[str, Any]:
 def task_of(model: str | Path, named: str | None = None) -> DownstreamConfig | None:
     """named: the user's word for it. None where the model solves no task of fine-tuning. Raises UserError for a task
     the model's head is not for."""
-    run, config = run_of(model), read_config(model_folder(model))
+    seeds = seeds_of(model)
+    run, config = run_of(model), read_config(model_folder(seeds[0] if seeds else model))
     head = head_of(config, set())
     task = recipe_of(run).task if run else BY_HEAD.get(head)
     if named is None or (task is not None and task.name == named):
@@ -78,6 +79,18 @@ def task_of(model: str | Path, named: str | None = None) -> DownstreamConfig | N
         return BY_NAME[named]
     can = task.name if task else "translate or summarize" if head == "lm" else "nothing of this kind"
     raise UserError(f"{model} ({', '.join(config.get('architectures') or [])}) does not {named}\n  it does {can}")
+
+
+def load_all(model: str, task: DownstreamConfig, allow_pickle: bool = False) -> list[Pretrained]:
+    """The model, or that of each seed of a run, to be asked together. Raises UserError where what they say has no
+    mean."""
+    seeds = seeds_of(model)
+    if seeds and not isinstance(task, ClassifyConfig):
+        names = ", ".join(p.name for p in seeds)
+        raise UserError(
+            f"{model}: a run for each of several seeds; only classify takes their mean\n  → name one: {names}"
+        )
+    return [load(folder, allow_pickle) for folder in seeds or [Path(model)]]
 
 
 def trained_solver(model: str | Path, loaded: Pretrained, task: DownstreamConfig) -> Solver:

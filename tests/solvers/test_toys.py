@@ -16,6 +16,7 @@ from rich.console import Console
 import lmkit
 from lmkit import config, display
 from lmkit.commands import finetune, predict
+from lmkit.commands.eval import start
 from lmkit.errors import DataError, UserError
 from lmkit.finetune_recipe import FinetuneRecipe, expand
 from lmkit.solvers import evaluate
@@ -96,7 +97,7 @@ def test_cut_in_the_middle_long_texts_are_known_by_their_end(tmp_path, capsys):
     assert scores["scores"]["accuracy"]["value"] == 1.0
     model = str(tmp_path / "run")
     capsys.readouterr()
-    evaluate.run({model: lmkit.load(model)}, [task_of(model)], [str(path)], {}, True)
+    evaluate.run({model: [lmkit.load(model)]}, [task_of(model)], [str(path)], {}, True)
     assert json.loads(capsys.readouterr().out)["models"][model]["accuracy"]["value"] == 1.0
 
     pairs = tmp_path / "pairs.csv"
@@ -176,7 +177,7 @@ def test_labels_in_one_cell_are_cut_where_the_user_says_and_so_when_scored(tmp_p
     assert "micro_f1" in scores["scores"] and "3 classes:" in said
     assert "1 (2.8%) rows are longer than 64 tokens and are cut" in said
     model = str(tmp_path / "run")
-    evaluate.run({model: lmkit.load(model)}, [task_of(model)], [str(data)], {}, True)
+    evaluate.run({model: [lmkit.load(model)]}, [task_of(model)], [str(data)], {}, True)
     assert json.loads(capsys.readouterr().out)["models"][model]["micro_f1"]["value"] >= 0
 
     others = tmp_path / "others.csv"
@@ -185,7 +186,7 @@ def test_labels_in_one_cell_are_cut_where_the_user_says_and_so_when_scored(tmp_p
     assert len((tmp_path / "said.jsonl").read_text().splitlines()) == 1
     others.write_text("words,mark\na,sport\n")
     with pytest.raises(DataError, match="→ --text COLUMN --label COLUMN"):
-        evaluate.run({model: lmkit.load(model)}, [task_of(model)], [str(others)], {}, True)
+        evaluate.run({model: [lmkit.load(model)]}, [task_of(model)], [str(others)], {}, True)
 
 
 def test_tags(tmp_path, capsys):
@@ -280,7 +281,7 @@ def test_a_run_goes_on_bit_for_bit_and_two_models_are_compared(reviews, tmp_path
         assert whole.read_bytes() == half.read_bytes()
     run(tmp_path / "other", *base, "train.seed=1")
     capsys.readouterr()
-    models = {str(tmp_path / name): lmkit.load(tmp_path / name) for name in ("whole", "other")}
+    models = {str(tmp_path / name): [lmkit.load(tmp_path / name)] for name in ("whole", "other")}
     tasks = [task_of(name) for name in models]
     evaluate.run(models, tasks, [str(reviews)], {"text": "body", "label": "stars"}, True)
     told = json.loads(capsys.readouterr().out)
@@ -298,6 +299,29 @@ def test_several_seeds_go_on_where_a_kill_left_them(reviews, tmp_path, capsys):
     (tmp_path / "run/seed-6/status.json").write_text('{"state": "running"}')  # killed before its scores were kept
     assert finetune.resume(tmp_path / "run") == 0
     assert json.loads((tmp_path / "run/scores.json").read_text())["seeds"] == whole
+
+
+def test_several_seeds_answer_together_by_the_mean_of_their_probabilities(reviews, tmp_path, capsys):
+    columns = ("data.text=body", "data.label=stars")
+    model = str(tmp_path / "run")
+    run(tmp_path / "run", "task.name=classify", f"model={{family: bert, {SMALL}}}", f"data.train={reviews}", *columns,
+        *TRAIN, "train.budget=4 steps", "seeds=2", "task.baseline=false")  # fmt: skip
+    said = {}
+    for name in ("run", "run/seed-0", "run/seed-1"):
+        predict.run(str(tmp_path / name), [str(reviews)], tmp_path / "said.jsonl", {}, None)
+        lines = (tmp_path / "said.jsonl").read_text().splitlines()
+        said[name] = np.array([json.loads(line)["scores"]["good"] for line in lines])
+    assert not np.allclose(said["run/seed-0"], said["run/seed-1"], atol=1e-3)
+    np.testing.assert_allclose(said["run"], (said["run/seed-0"] + said["run/seed-1"]) / 2, atol=2e-6)
+
+    capsys.readouterr()
+    start(models=[model], data=[str(reviews)], task=None, columns={}, as_json=True, allow_pickle=False)
+    scores = json.loads(capsys.readouterr().out)["models"]
+    gold = np.array([row["stars"] == "good" for row in csv.DictReader(reviews.open())])
+    wanted = {model: said["run"], f"{model}/seed-0": said["run/seed-0"], f"{model}/seed-1": said["run/seed-1"]}
+    assert {k: v["accuracy"]["value"] for k, v in scores.items()} == {
+        k: pytest.approx(float(((p > 0.5) == gold).mean())) for k, p in wanted.items()
+    }
 
 
 def test_what_is_learnt_is_coloured_on_a_terminal_and_marked_elsewhere(monkeypatch, capsys):
