@@ -104,13 +104,6 @@ class Run:
         with self._writing("status.json"):
             write_json(self.path / "status.json", {"state": state, "pid": os.getpid(), "time": now, **facts})
 
-    def read_status(self) -> dict[str, Any]:
-        """Empty where there is none, or none that can be read: nothing depends on it but what people are told."""
-        try:
-            return dict(json.loads((self.path / "status.json").read_text()))
-        except (OSError, ValueError, TypeError):
-            return {}
-
     # ---- checkpoints
 
     def save(self, step: int, write: Callable[[Path], None], keep: int, best: bool) -> Path:
@@ -365,9 +358,20 @@ def model_folder(path: Path | str) -> Path:
     raise ModelError(f"{path}: neither a run with a checkpoint nor a model folder (no config.json)")
 
 
+def read_status(path: Path) -> dict[str, Any]:
+    """Empty where there is none, or none that can be read: nothing depends on it but what people are told."""
+    try:
+        return dict(json.loads((path / "status.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
 def seeds_of(path: Path | str) -> list[Path]:
-    """The run of each seed, where `path` holds several."""
-    return sorted(Path(path).glob("seed-*"), key=lambda p: int(p.name[5:]) if p.name[5:].isdigit() else -1)
+    """The run of each seed, where `path` holds such runs and is none itself."""
+    path = Path(path)
+    if (path / "latest").exists() or not (path / "recipe.yaml").exists():
+        return []
+    return sorted(path.glob("seed-*"), key=lambda p: (len(p.name), p.name))
 
 
 def fresh_path(out: Path | None, name: str, verb: str) -> Path:

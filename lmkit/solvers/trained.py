@@ -19,7 +19,7 @@ from lmkit.errors import UserError
 from lmkit.finetune_recipe import FinetuneRecipe, expand
 from lmkit.model.huggingface import head_of, read_config
 from lmkit.pretrained import Pretrained, load
-from lmkit.runs import model_folder, seeds_of
+from lmkit.runs import model_folder, read_status, seeds_of
 from lmkit.solvers import chat
 from lmkit.solvers.answer_spans import SpanFinder
 from lmkit.solvers.answering import open_answering
@@ -83,12 +83,17 @@ def task_of(model: str | Path, named: str | None = None) -> DownstreamConfig | N
 
 def load_all(model: str, task: DownstreamConfig, allow_pickle: bool = False) -> list[Pretrained]:
     """The model, or that of each seed of a run, to be asked together. Raises UserError where what they say has no
-    mean."""
+    mean, or some are still to be trained."""
     seeds = seeds_of(model)
+    names = ", ".join(p.name for p in seeds)
     if seeds and not isinstance(task, ClassifyConfig):
-        names = ", ".join(p.name for p in seeds)
         raise UserError(
             f"{model}: a run for each of several seeds; only classify takes their mean\n  → name one: {names}"
+        )
+    done = sum(read_status(p).get("state") == "done" for p in seeds)
+    if seeds and done < (wanted := recipe_of(Path(model)).seeds):
+        raise UserError(
+            f"{model}: {done} of {wanted} seeds are trained\n  → lmkit finetune --resume {model}, or name one: {names}"
         )
     return [load(folder, allow_pickle) for folder in seeds or [Path(model)]]
 

@@ -4,7 +4,7 @@ from contextlib import suppress
 
 from lmkit.display import note
 from lmkit.errors import STOPPED_RESUMABLE, Diverged, StorageError
-from lmkit.runs import Run
+from lmkit.runs import Run, read_status
 from lmkit.training import checkpoints, loop
 from lmkit.training.guard import Rollback, give_up
 from lmkit.training.job import Job
@@ -15,7 +15,7 @@ def run_to_end(job: Job, run: Run, verb: str) -> int | None:
     """Train. Returns an exit code where there is nothing left to do, None where training ended and its end is to be
     told, by now or before a kill kept it from being told. verb: the command that resumes it."""
     if job.state.step and loop.is_over(job):
-        if run.read_status().get("state") != "done":
+        if read_status(run.path).get("state") != "done":
             return None
         print(f"{run.path} is done: step {job.state.step}, nothing left to train")
         return 0

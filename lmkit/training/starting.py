@@ -12,7 +12,7 @@ from lmkit.environment import read_environment
 from lmkit.errors import ModelError, UserError
 from lmkit.finetune_recipe import FinetuneRecipe
 from lmkit.recipe import Recipe
-from lmkit.runs import Follower, Run
+from lmkit.runs import Follower, Run, read_status
 from lmkit.text.tokenizer import load_tokenizer
 from lmkit.training import checkpoints, loop
 from lmkit.training.distributed import World, join
@@ -66,7 +66,7 @@ def take_up(job: Job, run: Run, facts: dict[str, str]) -> None:
         note(f"{run.path}: stopped before its first checkpoint; starting from step 0")
     else:
         job.state = checkpoints.read(newest, job.model, job.optimizers, job.average)
-        if not (loop.is_over(job) and run.read_status().get("state") == "done"):
+        if not (loop.is_over(job) and read_status(run.path).get("state") == "done"):
             _point_again(job, run, newest)
     if job.state.micro_batch and job.state.micro_batch[0] == job.recipe.train.micro_batch:
         job.use_micro_batch(job.state.micro_batch[1])  # memory was not enough for the recipe's

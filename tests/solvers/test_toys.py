@@ -322,6 +322,9 @@ def test_several_seeds_answer_together_by_the_mean_of_their_probabilities(review
     assert {k: v["accuracy"]["value"] for k, v in scores.items()} == {
         k: pytest.approx(float(((p > 0.5) == gold).mean())) for k, p in wanted.items()
     }
+    (tmp_path / "run/seed-1/status.json").write_text('{"state": "stopped"}')
+    with pytest.raises(UserError, match="1 of 2 seeds are trained"):
+        predict.run(model, [str(reviews)], None, {}, None)
 
 
 def test_what_is_learnt_is_coloured_on_a_terminal_and_marked_elsewhere(monkeypatch, capsys):
