@@ -17,7 +17,7 @@ class ClassifyConfig(Section):
     class_weights: bool = Field(False, description="Weigh each class by the inverse of its share of the rows.")
     label_smoothing: Share = Field(0.0, ge=0, lt=1, description="Share of a label given to all other classes.")
     cut: Literal["end", "middle"] = Field(
-        "end", description="Where texts longer than data.max_length are cut; middle: a quarter of them before it stays."
+        "end", description="Where texts above data.max_length are cut; middle: the first quarter and the end stay."
     )
     baseline: bool = Field(True, description="Also train TF-IDF with logistic regression and print its scores.")
     metric: Literal["accuracy", "macro_f1", "mcc", "auroc", "pearson", "spearman", "micro_f1", ""] = Field(
