@@ -59,8 +59,9 @@ def solver_for(
         labels = labels_of(train, kind)
         weights = class_weights(train, labels) if task.class_weights and kind == "single" else ()
         solver = Classifier(
-            tokenizer, frame, kind, labels, length, weights, task.label_smoothing, task.metric, task.cut == "middle"
-        )
+            tokenizer, frame, kind, labels, length, weights, task.label_smoothing, task.metric,
+            middle=task.cut == "middle",
+        )  # fmt: skip
         return Setup(solver, "sequence", "labels of texts", length, labels, {"problem_type": PROBLEMS[kind]})
     if isinstance(task, TranslateConfig | SummarizeConfig):
         if model.stacks == "encoder":

@@ -81,9 +81,7 @@ def evaluate(model: str, loaded: Sequence[Pretrained], task: DownstreamConfig, t
     if cut := len({e["row"] for e in examples if e["cut"]}):
         note(f"{model}: {cut:,} of {len(table.rows):,} rows are longer than it reads and were cut")
     each = [solver.outputs(one.model, table, examples) for one in loaded]
-    seeds = {}
-    if len(each) > 1:
-        seeds = {str(p): solver.scores(table, o, True) for p, o in zip(seeds_of(model), each, strict=True)}
+    seeds = {str(p): solver.scores(table, o, True) for p, o in zip(seeds_of(model), each, strict=False)}
     outputs = together(each)
     return Evaluated(model, solver, outputs, solver.scores(table, outputs, True), seeds)
 
@@ -104,17 +102,17 @@ def run(
     task = tasks[0]
     table = read_labelled(sources, task, columns, True, next(iter(models.values()))[0].folder)
     found = [evaluate(name, loaded, t, table) for (name, loaded), t in zip(models.items(), tasks, strict=True)]
+    systems = {name: scores for e in found for name, scores in e.columns().items()}
     compared = compare(found[0], found[1], task, table) if len(found) == 2 else None
     if as_lines:
         facts: dict[str, Any] = {"task": task.name, "data": sources, "rows": len(table.rows)}
         facts["skipped"] = table.problems.counts
-        facts["models"] = {name: as_json(scores) for e in found for name, scores in e.columns().items()}
+        facts["models"] = {name: as_json(scores) for name, scores in systems.items()}
         if compared:
             facts["comparison"] = {"difference": compared.difference._asdict(), "p": compared.p, "test": compared.test}
         print(json.dumps(facts))
         return
-    columns_shown = {name: scores for e in found for name, scores in e.columns().items()}
-    print(score_table(", ".join(sources), columns_shown, len(table.rows)))
+    print(score_table(", ".join(sources), systems, len(table.rows)))
     if isinstance(found[0].solver, Writer):
         print("\n".join(found[0].solver.stated()))
     if len(found) == 1 and isinstance(found[0].solver, Classifier):

@@ -85,17 +85,19 @@ def load_all(model: str, task: DownstreamConfig, allow_pickle: bool = False) -> 
     """The model, or that of each seed of a run, to be asked together. Raises UserError where what they say has no
     mean, or some are still to be trained."""
     seeds = seeds_of(model)
+    if not seeds:
+        return [load(model, allow_pickle)]
     names = ", ".join(p.name for p in seeds)
-    if seeds and not isinstance(task, ClassifyConfig):
+    if not isinstance(task, ClassifyConfig):
         raise UserError(
             f"{model}: a run for each of several seeds; only classify takes their mean\n  → name one: {names}"
         )
     done = sum(read_status(p).get("state") == "done" for p in seeds)
-    if seeds and done < (wanted := recipe_of(Path(model)).seeds):
+    if done < (wanted := recipe_of(Path(model)).seeds):
         raise UserError(
             f"{model}: {done} of {wanted} seeds are trained\n  → lmkit finetune --resume {model}, or name one: {names}"
         )
-    return [load(folder, allow_pickle) for folder in seeds or [Path(model)]]
+    return [load(folder, allow_pickle) for folder in seeds]
 
 
 def trained_solver(model: str | Path, loaded: Pretrained, task: DownstreamConfig) -> Solver:
