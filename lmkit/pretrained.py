@@ -20,7 +20,8 @@ from lmkit.model.huggingface import check_whole, load_folder, read_config, save_
 from lmkit.model.peft_format import adapted_config, load_adapted
 from lmkit.model.transformer import Transformer
 from lmkit.runs import ADAPTER_CONFIG, model_folder, reading
-from lmkit.text.tokenizer import Tokenizer, load_tokenizer
+from lmkit.text.tokenizer import Tokenizer
+from lmkit.text.tokenizer_files import load_tokenizer
 
 OPENING_KEYS = ("decoder_start_token_id", "forced_bos_token_id", "bad_words_ids")
 HEADS = {
@@ -189,7 +190,7 @@ class Pretrained:
             if self.generation_config:
                 write_json(folder / "generation_config.json", self.generation_config)
             if self.tokenizer is not None:
-                self.tokenizer.save(folder, self.config.context)
+                self.tokenizer.save(folder, self.config.context, self.config.type_vocab_size > 1)
         except Exception as e:
             if (problem := disk_error(e)) is None:
                 raise

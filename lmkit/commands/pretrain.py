@@ -12,7 +12,7 @@ from lmkit.files import write_atomic
 from lmkit.presets import expand
 from lmkit.recipe import Recipe
 from lmkit.runs import Run, find_run, fresh_path
-from lmkit.text.tokenizer import load_tokenizer
+from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.training.distributed import ALONE, World
 from lmkit.training.ending import keep_average, run_to_end
 from lmkit.training.job import Job, build_job, describe, fit_vocabulary

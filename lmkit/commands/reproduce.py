@@ -13,7 +13,7 @@ from lmkit.errors import UserError
 from lmkit.finetune_recipe import FinetuneRecipe, is_finetuning
 from lmkit.recipe import Recipe
 from lmkit.runs import find_run, read_jsonl
-from lmkit.text.tokenizer import load_tokenizer
+from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.units import SECONDS, split_quantity
 
 MACHINE = ("cpu", "cores", "gpus", "cuda")

@@ -13,7 +13,7 @@ from typing import IO, Self
 import numpy as np
 
 import lmkit
-from lmkit.text.tokenizer import load_tokenizer
+from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.text.words import WordEncoder
 
 CHECKED_CHARS = 20_000  # of the first document of every batch, its beginning is decoded again and compared

@@ -20,7 +20,7 @@ import numpy as np
 
 from lmkit.errors import DataError
 from lmkit.files import sha256
-from lmkit.text.tokenizer import load_tokenizer
+from lmkit.text.tokenizer_files import load_tokenizer
 
 FORMAT = 1
 MANIFEST = "manifest.json"

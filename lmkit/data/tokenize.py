@@ -29,7 +29,8 @@ from lmkit.display import Meter, note
 from lmkit.errors import DataError, ModelError, StorageError, UserError
 from lmkit.files import disk_error, fsync_directory, sha256, write_atomic, write_json
 from lmkit.recipe import DataConfig, TokenizerConfig
-from lmkit.text.tokenizer import Tokenizer, load_tokenizer, read_object
+from lmkit.text.tokenizer import Tokenizer, read_object
+from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.text.training import train_tokenizer
 from lmkit.text.words import id_type
 

@@ -162,7 +162,7 @@ def with_tokens(tokenizer: Tokenizer, tokens: Sequence[str]) -> Tokenizer:
 
     backend = Backend.from_str(json.dumps(tokenizer.definition))
     backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in tokens])
-    changed = Tokenizer(backend, tokenizer.special)
+    changed = Tokenizer(backend, tokenizer.special, tokenizer.settings)
     new = [i for token in tokens if tokenizer.token_id(token) is None and (i := changed.token_id(token)) is not None]
     if any(i < tokenizer.vocab_size for i in new):
         raise ModelError(f"the tokenizer cannot take new tokens ({', '.join(tokens)}): its ids have holes")

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from lmkit.errors import UserError
-from lmkit.text.sentencepiece import SPACE
 from lmkit.text.tokenizer import Tokenizer, byte_alphabet
+from lmkit.text.tokenizer_classes import SPACE
 
 # Thai to Lao, Burmese, Khmer, kana, Han: text without spaces, where every character counts as a word (BERT does so for
 # Han). Otherwise a whole line would be one word, longer than anything that is ever masked.

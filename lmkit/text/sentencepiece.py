@@ -2,17 +2,17 @@
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lmkit.errors import ModelError
 from lmkit.text.special import cuts_inside
+from lmkit.text.tokenizer_classes import SPACE, Vocabulary
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
-SPACE = "▁"
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # piece types of sentencepiece_model.proto
 SAMPLE = [
     "Hello world, tokenization!",
@@ -38,17 +38,27 @@ class Spec:
     escape_whitespaces: bool = True
 
 
-def convert(model: bytes, name: str) -> "Backend":
-    """`model` is the content of a .model file, `name` what to call it in an error.
+def read_model(model: bytes, name: str) -> Spec:
+    """What decides ids. `model` is the content of a .model file, `name` what to call it in an error.
 
-    Raises ModelError when it is damaged, or when the conversion and the sentencepiece library disagree on a sample."""
+    Raises ModelError for a damaged one."""
     import sentencepiece
 
     try:
-        library = sentencepiece.SentencePieceProcessor(model_proto=model)
-        spec = _read(model)
+        sentencepiece.SentencePieceProcessor(model_proto=model)
+        return _read(model)
     except Exception as error:  # the library raises RuntimeError, damaged bytes any of several
         raise ModelError(f"{name} is not a sentencepiece model: {error}") from error
+
+
+def as_library(model: bytes, name: str) -> "Backend":
+    """A tokenizer that gives the ids of the sentencepiece library.
+
+    Raises ModelError for a damaged model, and when the two disagree on a sample."""
+    import sentencepiece
+
+    spec = read_model(model, name)
+    library = sentencepiece.SentencePieceProcessor(model_proto=model)
     if spec.model_type not in (1, 2) or not spec.escape_whitespaces:
         raise ModelError(f"{name}: only sentencepiece models of type unigram and bpe can be read")
     backend = _build(spec)
@@ -64,6 +74,21 @@ def convert(model: bytes, name: str) -> "Backend":
                 "  → convert it to a tokenizer.json with the software it came from"
             )
     return backend
+
+
+def vocabulary_of(spec: Spec, kind: str, settings: Mapping[str, Any]) -> Vocabulary:
+    """What a tokenizer class takes from a model file; T5's sentinels stand behind its pieces, the last one first.
+
+    kind: Unigram or BPE, as the class reads it. Raises ModelError for a model of the other kind."""
+    if spec.model_type != (1 if kind == "Unigram" else 2):
+        raise ModelError(f"its sentencepiece model is no {kind} model, as its tokenizer_class reads")
+    if kind == "BPE":
+        ids = {text: i for i, (text, _, _) in enumerate(spec.pieces)}
+        return Vocabulary(ids, merges=_merges(spec), settings=settings)
+    scored = [(text, float(f"{score:.9g}")) for text, score, _ in spec.pieces]
+    if "T5" in str(settings.get("tokenizer_class", "T5")):
+        scored += [(f"<extra_id_{i}>", 0.0) for i in reversed(range(int(settings.get("extra_ids", 100))))]
+    return Vocabulary(scored=scored, charsmap=spec.charsmap, settings=settings)
 
 
 def _build(spec: Spec) -> "Backend":

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import os
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,23 +19,31 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
 ROLES = [f.name for f in fields(Special) if f.name != "extra"]
-# What a role's token is called when a lone tokenizer.json does not say; the first that exists wins.
-USUAL_NAMES = {
-    "bos": ("<s>", "<|bos|>", "<bos>", "<|begin_of_text|>", "<|endoftext|>"),
-    "eos": ("</s>", "<|bos|>", "<eos>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>"),
-    "pad": ("<pad>", "[PAD]", "<|pad|>"),
-    "unk": ("<unk>", "[UNK]"),
-    "mask": ("<mask>", "[MASK]"),
-    "cls": ("[CLS]",),
-    "sep": ("[SEP]",),
+
+# What `clean_up_tokenization_spaces` makes of a decoded text, in this order; transformers leaves BPE out, as we do.
+CLEANED = {" .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'"} | {
+    f" {end}": end for end in ("n't", "'m", "'s", "'ve", "'re")
 }
+PAIR_INPUTS = ["input_ids", "token_type_ids", "attention_mask"]  # what a model with segments reads
+# Settings that `save` writes anew, or that speak of files which a saved folder does not hold.
+REWRITTEN = (
+    "added_tokens_decoder",
+    "chat_template",
+    "auto_map",
+    "name_or_path",
+    "tokenizer_file",
+    "vocab_file",
+    "backend",
+)
 
 
 class Tokenizer:
     """Text to ids and back. Text that spells a control token stays ordinary text; only ids make control tokens. For the
     tokens that stand for gaps there is `with_gaps`."""
 
-    def __init__(self, backend: "Backend", special: Special):
+    def __init__(self, backend: "Backend", special: Special, settings: Mapping[str, Any] | None = None):
+        """settings: the tokenizer_config.json of the folder it was read from, of which `save` keeps what it can."""
+        self.settings = dict(settings or {})
         backend.encode_special_tokens = True
         backend.no_truncation()  # files from sentence encoders carry both, and would cut or pad without a word
         backend.no_padding()
@@ -114,7 +122,9 @@ class Tokenizer:
         added = {token["content"]: token for token in self.definition["added_tokens"]}
         added |= {token: {"id": i, "content": token} | plain for token, i in self.gaps.items()}
         changed = self.definition | {"added_tokens": sorted(added.values(), key=lambda token: token["id"])}
-        return Tokenizer(Backend.from_str(json.dumps(changed)), replace(self.special, mask=None, extra=()))
+        return Tokenizer(
+            Backend.from_str(json.dumps(changed)), replace(self.special, mask=None, extra=()), self.settings
+        )
 
     @property
     def document_frame(self) -> tuple[list[int], list[int]]:
@@ -142,7 +152,11 @@ class Tokenizer:
         return 0 if self.unk_id is None else int(np.count_nonzero(np.asarray(ids) == self.unk_id))
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        return self.backend.decode(list(ids), skip_special_tokens=skip_special)
+        text = self.backend.decode(list(ids), skip_special_tokens=skip_special)
+        if self.settings.get("clean_up_tokenization_spaces") and self.definition["model"]["type"] != "BPE":
+            for spaced, clean in CLEANED.items():
+                text = text.replace(spaced, clean)
+        return text
 
     @cached_property
     def definition(self) -> dict[str, Any]:
@@ -176,17 +190,37 @@ class Tokenizer:
         canonical = json.dumps(self.definition, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
-    def save(self, folder: Path, max_length: int | None = None) -> None:
-        """Write tokenizer.json and the two files beside it that AutoTokenizer reads."""
+    def save(self, folder: Path, max_length: int | None = None, segments: bool = False) -> None:
+        """Write tokenizer.json and the two files beside it that AutoTokenizer reads.
+
+        The class and the settings of a folder it was read from are kept. segments: the model tells the texts of a pair
+        apart, so that AutoTokenizer has to give `token_type_ids`."""
         folder.mkdir(parents=True, exist_ok=True)
         named = {f"{role}_token": t for role in ROLES if (t := getattr(self.special, role)) is not None}
-        config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", **named}
-        config["clean_up_tokenization_spaces"] = False
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        config |= {k: v for k, v in self.settings.items() if k not in REWRITTEN}
+        config |= named | {"added_tokens_decoder": self._added_tokens()}
+        if segments:
+            config["model_input_names"] = PAIR_INPUTS
         if max_length is not None:
             config["model_max_length"] = max_length
         write_atomic(folder / "tokenizer.json", self.backend.to_str(pretty=True))
         write_json(folder / "special_tokens_map.json", named)
         write_json(folder / "tokenizer_config.json", config)
+
+    def _added_tokens(self) -> dict[str, dict[str, Any]]:
+        return {
+            str(token["id"]): {k: v for k, v in token.items() if k != "id"} for token in self.definition["added_tokens"]
+        }
+
+
+def copy_tokenizer(home: Path, folder: Path, segments: bool) -> None:
+    """Copy what `Tokenizer.save` wrote to `home`. segments: as `Tokenizer.save` means it."""
+    for file in home.iterdir():
+        shutil.copyfile(file, folder / file.name)
+    if segments:
+        config = read_object(folder / "tokenizer_config.json")
+        write_json(folder / "tokenizer_config.json", config | {"model_input_names": PAIR_INPUTS})
 
 
 def byte_alphabet() -> list[str]:
@@ -212,123 +246,6 @@ def add_post_processor(backend: "Backend", special: Special) -> None:
         pair=[*head, "$A:0", *tail, *second],
         special_tokens=[(t, backend.token_to_id(t)) for t in used],
     )
-
-
-def load_tokenizer(path: Path | str) -> Tokenizer:
-    """From a tokenizer.json, a Hugging Face folder (fast or slow), a sentencepiece .model, a run or a token store.
-
-    Raises ModelError when there is none, it is damaged, or it cannot be read exactly."""
-    path = Path(os.path.expanduser(path)) if isinstance(path, str) else path  # as it was typed, or as it is
-    if path.is_file():
-        return _from_file(path, None)
-    if not path.is_dir():
-        raise ModelError(f"tokenizer {path}: no such file or folder")
-    for folder in (path / "latest", path / "tokenizer", path):  # a run, a token store, a Hugging Face folder
-        files = [
-            folder / "tokenizer.json",
-            folder / "tokenizer.model",
-            folder / "spiece.model",
-            *folder.glob("*.model"),
-        ]
-        found = next((f for f in files if f.is_file()), None)
-        if found:
-            return _from_file(found, folder)
-    if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
-        return _from_slow(path, "BPE")
-    if (path / "vocab.txt").is_file():
-        return _from_slow(path, "WordPiece")
-    held = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-    raise ModelError(
-        f"{path} holds no tokenizer (it holds {held})\n"
-        "  looked for: tokenizer.json or *.model (also in latest/ and tokenizer/), vocab.json and merges.txt, vocab.txt"
-    )
-
-
-def _from_file(path: Path, folder: Path | None) -> Tokenizer:
-    from tokenizers import Tokenizer as Backend
-
-    if path.name == "sentencepiece.bpe.model":  # XLM-R and mBART: fairseq's ids are the model's, shifted
-        raise ModelError(f"{path}: fairseq models shift the ids\n  → save its tokenizer.json with transformers first")
-    if path.suffix == ".model":
-        from lmkit.text.sentencepiece import convert
-
-        backend = convert(path.read_bytes(), str(path))
-        _add_tokens(backend, folder)
-        special = _find_special(backend, folder)
-        add_post_processor(backend, special)
-        return Tokenizer(backend, special)
-    try:
-        backend = Backend.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception for any damage
-        raise ModelError(f"{path} is not a tokenizer.json that tokenizers can read: {error}") from error
-    return Tokenizer(backend, _find_special(backend, folder or path.parent))
-
-
-def _from_slow(folder: Path, kind: str) -> Tokenizer:
-    """The files that slow tokenizers keep: vocab.json and merges.txt (GPT-2, RoBERTa), or vocab.txt (BERT)."""
-    from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
-    from tokenizers import Tokenizer as Backend
-
-    try:
-        if kind == "BPE":
-            backend = Backend(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
-            backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-            backend.decoder = decoders.ByteLevel()
-        else:
-            backend = Backend(models.WordPiece.from_file(str(folder / "vocab.txt"), unk_token="[UNK]"))
-            lower = read_object(folder / "tokenizer_config.json").get("do_lower_case", True)
-            backend.normalizer = normalizers.BertNormalizer(lowercase=lower)
-            backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-            backend.decoder = decoders.WordPiece(cleanup=False)
-    except Exception as error:  # tokenizers raises bare Exception for any damage
-        raise ModelError(f"{folder}: its vocabulary files cannot be read: {error}") from error
-    _add_tokens(backend, folder)
-    special = _find_special(backend, folder)
-    backend.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in special.tokens])
-    add_post_processor(backend, special)
-    return Tokenizer(backend, special)
-
-
-def _add_tokens(backend: "Backend", folder: Path | None) -> None:
-    """Tokens that a folder adds behind its vocabulary files, like T5's sentinels; they keep their ids."""
-    from tokenizers import AddedToken
-
-    if folder is None:
-        return
-    decoder = read_object(folder / "tokenizer_config.json").get("added_tokens_decoder", {})
-    control = _named_special(folder).values()
-    try:
-        added = {str(t["content"]): (int(i), bool(t.get("special"))) for i, t in decoder.items()}
-        plain = {str(t): (int(i), t in control) for t, i in read_object(folder / "added_tokens.json").items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ModelError(f"{folder}: its list of added tokens cannot be read: {error!r}") from error
-    added = plain | added
-    for token, (token_id, special) in sorted(added.items(), key=lambda item: item[1]):
-        add = backend.add_special_tokens if special else backend.add_tokens
-        add([AddedToken(token, normalized=False, special=special)])
-        if backend.token_to_id(token) != token_id:
-            raise ModelError(f"{folder}: {token!r} should have id {token_id}, but gets {backend.token_to_id(token)}")
-
-
-def _named_special(folder: Path) -> dict[str, str]:
-    """Role -> token, as the files beside a tokenizer name them."""
-    named: dict[str, Any] = {}
-    for file in ("special_tokens_map.json", "tokenizer_config.json"):
-        named |= {k: v for k, v in read_object(folder / file).items() if v is not None}
-    values = {role: named[f"{role}_token"] for role in ROLES if f"{role}_token" in named}
-    tokens = {role: value.get("content") if isinstance(value, dict) else value for role, value in values.items()}
-    if odd := [role for role, token in tokens.items() if not isinstance(token, str)]:
-        raise ModelError(f"{folder}: its {odd[0]}_token is {values[odd[0]]!r}, which is no text")
-    return {role: str(token) for role, token in tokens.items()}
-
-
-def _find_special(backend: "Backend", folder: Path | None) -> Special:
-    """Roles by the files beside the tokenizer, else by the usual names among its tokens."""
-    known = set(backend.get_vocab(with_added_tokens=True))
-    roles = _named_special(folder) if folder else {}
-    usual = {role: next((n for n in names if n in known), None) for role, names in USUAL_NAMES.items()}
-    found: dict[str, Any] = {role: token for role, token in (roles or usual).items() if token in known}
-    return Special(**found)
 
 
 def read_object(path: Path) -> dict[str, Any]:

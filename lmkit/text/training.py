@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from lmkit.errors import DataError, UserError
 from lmkit.families import FAMILIES
 from lmkit.recipe import TokenizerConfig
-from lmkit.text.sentencepiece import SPACE, convert
+from lmkit.text.sentencepiece import as_library
 from lmkit.text.special import SPECIAL, Special
 from lmkit.text.tokenizer import Tokenizer, add_post_processor, byte_alphabet
+from lmkit.text.tokenizer_classes import SPACE
 from lmkit.text.words import SPLIT
 
 if TYPE_CHECKING:
@@ -139,4 +140,4 @@ def _sentencepiece(texts: Iterator[str], config: TokenizerConfig, special: Speci
         )  # fmt: skip
     except RuntimeError as error:
         raise DataError(f"sentencepiece could not train on this sample of the texts: {error}") from error
-    return convert(model.getvalue(), "the trained sentencepiece model")
+    return as_library(model.getvalue(), "the trained sentencepiece model")

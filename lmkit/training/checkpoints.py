@@ -7,7 +7,6 @@ process writes its own, in the layout of torch.distributed.checkpoint, which any
 """
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -27,6 +26,7 @@ from lmkit.model.lora import adapter_tensors, load_adapter_tensors, merged
 from lmkit.model.peft_format import adapter_writer
 from lmkit.model.sharding import fill, local, whole
 from lmkit.model.transformer import Transformer
+from lmkit.text.tokenizer import copy_tokenizer
 from lmkit.training import shards
 from lmkit.training.optimizers import load_state_tensors, state_tensors
 
@@ -137,10 +137,11 @@ def model_piece(model: Transformer, tokenizer: Path, special: dict[str, Any], ad
             tensors = dict(to_hf(model))
         save = lambda folder: write_folder(model.config, tensors, folder, special)
 
+    segments = model.config.type_vocab_size > 1
+
     def write(folder: Path) -> None:
         save(folder)
-        for file in tokenizer.iterdir():
-            shutil.copyfile(file, folder / file.name)
+        copy_tokenizer(tokenizer, folder, segments)
 
     return write
 

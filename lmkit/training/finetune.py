@@ -24,7 +24,8 @@ from lmkit.solvers import chat
 from lmkit.solvers.build import Setup, solver_for
 from lmkit.solvers.solver import Solver, texts
 from lmkit.tasks.build import Work
-from lmkit.text.tokenizer import Tokenizer, load_tokenizer
+from lmkit.text.tokenizer import Tokenizer
+from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.text.training import train_tokenizer
 from lmkit.training.checkpoints import Adapter
 from lmkit.training.distributed import ALONE, World

@@ -23,7 +23,8 @@ from lmkit.model.transformer import Transformer
 from lmkit.order import nth_left
 from lmkit.recipe import ModelSection, Recipe
 from lmkit.tasks.build import Work, build_task
-from lmkit.text.tokenizer import Tokenizer, load_tokenizer
+from lmkit.text.tokenizer import Tokenizer
+from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.training.checkpoints import Adapter, Average, State
 from lmkit.training.distributed import ALONE, Parallel, World
 from lmkit.training.optimizers import build_optimizers

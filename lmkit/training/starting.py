@@ -13,7 +13,7 @@ from lmkit.errors import ModelError, UserError
 from lmkit.finetune_recipe import FinetuneRecipe
 from lmkit.recipe import Recipe
 from lmkit.runs import Follower, Run, read_status
-from lmkit.text.tokenizer import load_tokenizer
+from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.training import checkpoints, loop
 from lmkit.training.distributed import World, join
 from lmkit.training.job import Job

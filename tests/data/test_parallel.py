@@ -23,7 +23,7 @@ from lmkit.data.store import TokenStore
 from lmkit.data.tokenize import tokenize
 from lmkit.errors import DataError, UserError
 from lmkit.recipe import DataConfig, TokenizerConfig
-from lmkit.text.tokenizer import load_tokenizer
+from lmkit.text.tokenizer_files import load_tokenizer
 
 Pairs = list[tuple[str, str]]
 Pack = Callable[[bytes], bytes]

@@ -11,7 +11,7 @@ from lmkit.data.store import Split
 from lmkit.data.tokenize import tokenize
 from lmkit.errors import DataError, UserError
 from lmkit.recipe import DataConfig, TokenizerConfig
-from lmkit.text.tokenizer import load_tokenizer
+from lmkit.text.tokenizer_files import load_tokenizer
 
 BOS, EOS, CLS, SEP = 1, 2, 3, 4
 STOP, MARK = 5, 6  # ids that end a sentence

@@ -20,7 +20,7 @@ from lmkit.data.store import TokenStore
 from lmkit.data.tokenize import tokenize
 from lmkit.errors import DataError, UserError
 from lmkit.recipe import DataConfig, TokenizerConfig
-from lmkit.text.tokenizer import load_tokenizer
+from lmkit.text.tokenizer_files import load_tokenizer
 
 WORDS = ["alpha", "Beta", "the", "of", "naïve", "世界", "12", "x=1;", "\n", "don't", "🙂", "<|bos|>"]
 SMALL = TokenizerConfig(type="bpe", vocab_size=400)

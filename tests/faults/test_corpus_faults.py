@@ -20,7 +20,7 @@ from lmkit.data import readers
 from lmkit.data import tokenize as pipeline
 from lmkit.data.store import TokenStore
 from lmkit.recipe import TokenizerConfig
-from lmkit.text.tokenizer import load_tokenizer
+from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.text.training import LONGEST, train_tokenizer
 
 TEXT = "".join(f"Line {i} of a text with ordinary words in it.\n" for i in range(60))

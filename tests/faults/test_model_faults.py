@@ -17,7 +17,7 @@ import lmkit
 from lmkit.errors import ModelError, UserError
 from lmkit.text import sandbox
 from lmkit.text.chat import ChatTemplate, find_template
-from lmkit.text.tokenizer import load_tokenizer
+from lmkit.text.tokenizer_files import load_tokenizer
 from tests.generation.folders import encoder_folder, llama_folder, seq2seq_folder
 
 WEIGHTS = "model.safetensors"

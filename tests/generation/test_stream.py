@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 
 from lmkit.generation.stream import HALF, TextStream
-from lmkit.text.tokenizer import load_tokenizer
+from lmkit.text.tokenizer_files import load_tokenizer
 from tests.generation.folders import TEXT, tokenizer
 
 

@@ -23,7 +23,7 @@ from lmkit.errors import DataError, UserError
 from lmkit.finetune_recipe import FinetuneRecipe, expand
 from lmkit.recipe import Recipe
 from lmkit.tasks.build import build_task
-from lmkit.text.tokenizer import load_tokenizer
+from lmkit.text.tokenizer_files import load_tokenizer
 
 FAMILIES = {"gpt2": 20, "llama": 20, "bert": 19, "modernbert": 19}  # context: an image of 16 words, framed
 SMALL = "hidden_size: 32, num_layers: 2, num_heads: 2, intermediate_size: 64"

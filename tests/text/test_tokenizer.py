@@ -13,7 +13,8 @@ from lmkit.errors import ModelError, UserError
 from lmkit.recipe import TokenizerConfig
 from lmkit.text.framing import frame_texts
 from lmkit.text.special import SPECIAL
-from lmkit.text.tokenizer import Tokenizer, load_tokenizer
+from lmkit.text.tokenizer import Tokenizer
+from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.text.training import train_tokenizer
 
 TEXT = "the of and model token über naïve 12 1234 don't It's x=y(); привет мир 世界 🙂 <s> [CLS] <|bos|> </s>"

@@ -1,0 +1,295 @@
+"""Tokenizers out of the files that people have: a tokenizer.json, a Hugging Face folder, a sentencepiece model.
+
+A folder is read as transformers reads it: the class it names decides the rules (`lmkit.text.tokenizer_classes`), and
+what tokenizer_config.json says beside a vocabulary is followed, or refused by name."""
+
+import base64
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmkit.errors import ModelError
+from lmkit.text.sentencepiece import as_library, read_model, vocabulary_of
+from lmkit.text.special import Special
+from lmkit.text.tokenizer import ROLES, Tokenizer, add_post_processor, read_object
+from lmkit.text.tokenizer_classes import CLASSES, TokenizerClass, Vocabulary
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+
+CONFIG = "tokenizer_config.json"
+# What a role's token is called when a lone tokenizer.json does not say; the first that exists wins.
+USUAL_NAMES = {
+    "bos": ("<s>", "<|bos|>", "<bos>", "<|begin_of_text|>", "<|endoftext|>"),
+    "eos": ("</s>", "<|bos|>", "<eos>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>"),
+    "pad": ("<pad>", "[PAD]", "<|pad|>"),
+    "unk": ("<unk>", "[UNK]"),
+    "mask": ("<mask>", "[MASK]"),
+    "cls": ("[CLS]",),
+    "sep": ("[SEP]",),
+}
+# Names of classes that leave everything to the tokenizer.json, or to what the sentencepiece model says of itself.
+GENERAL = ("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend", "BloomTokenizer")
+SAME_RULES = {
+    "ElectraTokenizer": "BertTokenizer", "DistilBertTokenizer": "BertTokenizer", "BartTokenizer": "RobertaTokenizer",
+}  # fmt: skip
+# The class of a folder that names none, by the model_type in its config.json.
+CLASS_OF_MODEL = {
+    "bert": "BertTokenizer", "electra": "BertTokenizer", "distilbert": "BertTokenizer", "albert": "AlbertTokenizer",
+    "roberta": "RobertaTokenizer", "bart": "RobertaTokenizer", "gpt2": "GPT2Tokenizer", "qwen3": "Qwen2Tokenizer",
+    "t5": "T5Tokenizer", "mbart": "MBartTokenizer",
+}  # fmt: skip
+GENERAL_MODELS = ("modernbert", "mistral")  # whatever class they name
+
+
+def load_tokenizer(path: Path | str) -> Tokenizer:
+    """From a tokenizer.json, a Hugging Face folder (fast or slow), a sentencepiece .model, a run or a token store.
+
+    Raises ModelError when there is none, it is damaged, or it cannot be read as its author's tool does."""
+    path = Path(os.path.expanduser(path)) if isinstance(path, str) else path  # as it was typed, or as it is
+    if path.is_file():
+        return _from_file(path)
+    if not path.is_dir():
+        raise ModelError(f"tokenizer {path}: no such file or folder")
+    for folder in (path / "latest", path / "tokenizer", path):  # a run, a token store, a Hugging Face folder
+        names = ("tokenizer.json", "tokenizer.model", "spiece.model")
+        files = [*(folder / name for name in names), *sorted(folder.glob("*.model"))]
+        existing = next((f for f in files if f.is_file()), None)
+        if existing:
+            return _from_folder(folder, existing)
+    if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
+        return _from_folder(path, path / "vocab.json")
+    if (path / "vocab.txt").is_file():
+        return _from_folder(path, path / "vocab.txt")
+    _class_of(path, {})  # a class that is not supported is the better reason
+    content = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+    raise ModelError(
+        f"{path} holds no tokenizer (it holds {content})\n"
+        "  looked for: tokenizer.json or *.model (also in latest/ and tokenizer/), vocab.json and merges.txt, vocab.txt"
+    )
+
+
+def _from_file(path: Path) -> Tokenizer:
+    """A file by itself: nothing but the file says how to read it, unless it is a tokenizer.json in a folder."""
+    if path.suffix != ".model":
+        return _from_folder(path.parent, path)
+    backend = as_library(_read(path), str(path))
+    special = _special(backend, {}, USUAL_NAMES)
+    add_post_processor(backend, special)
+    return Tokenizer(backend, special)
+
+
+def _from_folder(folder: Path, file: Path) -> Tokenizer:
+    settings = _settings(folder)
+    definition = _definition(file) if file.suffix == ".json" and file.name != "vocab.json" else {}
+    name = _class_of(folder, definition)
+    if not name and file.name.startswith("vocab."):
+        name = "BertTokenizer" if file.name == "vocab.txt" else "GPT2Tokenizer"
+    rules = CLASSES.get(name)
+    roles = (dict(rules.roles) if rules else {}) | _named_roles(folder, settings)
+    if rules:
+        vocabulary = _vocabulary(file, definition, name, rules, settings)
+        backend = _built(rules, vocabulary, roles, folder)
+    else:
+        backend = _backend(file) if definition else as_library(_read(file), str(file))
+    _add_tokens(backend, folder, settings, definition if rules else {}, roles)
+    special = _special(backend, roles, {} if rules else USUAL_NAMES)
+    _mark_special(backend, settings, special)
+    if rules and rules.frame:
+        known = {role: token for role in ROLES if (token := getattr(special, role)) is not None}
+        _check_roles(folder, name, rules, known)
+        rules.frame(backend, vocabulary, known)
+    elif definition:
+        backend.post_processor = _backend(file).post_processor
+    elif rules or "add_bos_token" in settings or "add_eos_token" in settings:
+        _add_ends(backend, settings, special)
+    else:
+        add_post_processor(backend, special)
+    return Tokenizer(backend, special, ({"tokenizer_class": name} if rules else {}) | settings)
+
+
+def _class_of(folder: Path, definition: Mapping[str, Any]) -> str:
+    """The name in CLASSES whose rules hold; "" where the files speak for themselves.
+
+    Raises ModelError for a class whose rules are not built."""
+    config = read_object(folder / "config.json")
+    model_type = config.get("model_type")
+    named = read_object(folder / CONFIG).get("tokenizer_class") or config.get("tokenizer_class")
+    name = str(named or CLASS_OF_MODEL.get(str(model_type), ""))
+    name = name if name in GENERAL else name.removesuffix("Fast")
+    if not name or name in GENERAL or model_type in GENERAL_MODELS:
+        return ""
+    if name == "LlamaTokenizer" and "ByteLevel" in json.dumps([definition.get("pre_tokenizer")]):
+        return ""  # Llama 3's files name it, and are of another kind
+    name = SAME_RULES.get(name, name)
+    if name not in CLASSES:
+        raise ModelError(
+            f"{folder}: its tokenizer_class is {named}, whose rules lmkit does not have\n"
+            f"  allowed: {', '.join([*CLASSES, *SAME_RULES])}, PreTrainedTokenizerFast\n"
+            "  → in Python, transformers.AutoTokenizer.from_pretrained(FOLDER).backend_tokenizer.save('tokenizer.json')"
+            " writes all its rules down,\n"
+            f"    if it has a backend; put that file into {folder} and name PreTrainedTokenizerFast in {CONFIG}"
+        )
+    return name
+
+
+# ---------------------------------------------------------------- what the files hold
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, with what older versions kept in special_tokens_map.json, as transformers merges them."""
+    settings = read_object(folder / CONFIG)
+    if "added_tokens_decoder" not in settings:
+        settings |= read_object(folder / "special_tokens_map.json")
+    return settings
+
+
+def _definition(file: Path) -> dict[str, Any]:
+    _backend(file)  # says what is wrong with a damaged one
+    return json.loads(file.read_bytes())
+
+
+def _backend(file: Path) -> "Backend":
+    from tokenizers import Tokenizer as Backend
+
+    try:
+        return Backend.from_file(str(file))
+    except Exception as error:  # tokenizers raises bare Exception for any damage
+        raise ModelError(f"{file} is not a tokenizer.json that tokenizers can read: {error}") from error
+
+
+def _read(file: Path) -> bytes:
+    if file.name == "sentencepiece.bpe.model":  # XLM-R and mBART: fairseq's ids are the model's, shifted
+        raise ModelError(f"{file}: fairseq models shift the ids\n  → save its tokenizer.json with transformers first")
+    return file.read_bytes()
+
+
+def _vocabulary(
+    file: Path, definition: Mapping[str, Any], name: str, rules: TokenizerClass, settings: Mapping[str, Any]
+) -> Vocabulary:
+    """The part of the files that a class does not make itself. Raises ModelError for another kind of model."""
+    from tokenizers import models
+
+    try:
+        if file.name == "vocab.json":
+            ids, pairs = models.BPE.read_file(str(file), str(file.with_name("merges.txt")))
+            return Vocabulary(ids, merges=pairs, settings=settings)
+        if file.name == "vocab.txt":
+            return Vocabulary(models.WordPiece.read_file(str(file)), settings=settings)
+        if file.suffix == ".model":
+            return vocabulary_of(read_model(_read(file), str(file)), rules.model, settings)
+    except ModelError:
+        raise
+    except Exception as error:  # tokenizers raises bare Exception for any damage
+        raise ModelError(f"{file.parent}: its vocabulary files cannot be read: {error}") from error
+    model = definition["model"]
+    kind = model.get("type") or ("WordPiece" if "max_input_chars_per_word" in model else "BPE")
+    if kind != rules.model:
+        raise ModelError(f"{file}: holds a {kind} model, and its tokenizer_class {name} reads {rules.model}")
+    scored = [(str(p), float(s)) for p, s in model["vocab"]] if kind == "Unigram" else []
+    merges: Any = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model.get("merges", [])]
+    steps = definition["normalizer"] or {}
+    tables = (step.get("precompiled_charsmap") for step in steps.get("normalizers", [steps]))
+    charsmap = base64.b64decode(next(filter(None, tables), ""))
+    return Vocabulary({} if scored else model["vocab"], scored, merges, charsmap, settings)
+
+
+def _built(rules: TokenizerClass, vocabulary: Vocabulary, roles: Mapping[str, str], folder: Path) -> "Backend":
+    try:
+        return rules.build(vocabulary, roles)
+    except Exception as error:  # of tokenizers, for settings of the wrong type
+        raise ModelError(f"{folder}: its tokenizer cannot be built: {error}") from error
+
+
+def _named_roles(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Role -> token, as the files name them."""
+    values = {role: settings[key] for role in ROLES if settings.get(key := f"{role}_token") is not None}
+    tokens = {role: value.get("content") if isinstance(value, dict) else value for role, value in values.items()}
+    if odd := [role for role, token in tokens.items() if not isinstance(token, str)]:
+        raise ModelError(f"{folder}: its {odd[0]}_token is {values[odd[0]]!r}, which is no text")
+    return {role: str(token) for role, token in tokens.items()}
+
+
+# ---------------------------------------------------------------- tokens behind the vocabulary
+
+
+def _add_tokens(
+    backend: "Backend", folder: Path, settings: Mapping[str, Any], definition: Mapping[str, Any],
+    roles: Mapping[str, str],
+) -> None:  # fmt: skip
+    """Tokens that a folder adds behind its vocabulary, like T5's sentinels, with their flags; they keep their ids."""
+    from tokenizers import AddedToken
+
+    flags = {"single_word": False, "lstrip": False, "rstrip": False}
+    added: dict[str, tuple[int, AddedToken]] = {}
+    try:
+        listed = settings.get("added_tokens_decoder")
+        if listed is None:
+            control = {*roles.values(), *_extra_tokens(settings)}
+            for token, i in read_object(folder / "added_tokens.json").items():
+                special = token in control
+                added[token] = int(i), AddedToken(str(token), normalized=not special, special=special, **flags)
+            listed = {token["id"]: token for token in definition.get("added_tokens", [])}
+        for i, token in listed.items():
+            named = {k: v for k, v in token.items() if k in (*flags, "normalized", "special")}
+            named["special"] = named.get("special", False) or token["content"] in roles.values()
+            added[token["content"]] = int(i), AddedToken(token["content"], **named)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(f"{folder}: its list of added tokens cannot be read: {error!r}") from error
+    for token, (token_id, entry) in sorted(added.items(), key=lambda item: item[1][0]):
+        (backend.add_special_tokens if entry.special else backend.add_tokens)([entry])
+        if backend.token_to_id(token) != token_id:
+            raise ModelError(f"{folder}: {token!r} should have id {token_id}, but gets {backend.token_to_id(token)}")
+
+
+def _extra_tokens(settings: Mapping[str, Any]) -> list[str]:
+    """Control tokens without a role: listed, or under a name of their own like `image_token`."""
+    extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
+    own = [v for k, v in settings.items() if k.endswith("_token") and k.removesuffix("_token") not in ROLES]
+    tokens = [*(extra.values() if isinstance(extra, dict) else extra), *own]
+    texts = (token.get("content") if isinstance(token, dict) else token for token in tokens)
+    return [text for text in texts if isinstance(text, str)]
+
+
+def _mark_special(backend: "Backend", settings: Mapping[str, Any], special: Special) -> None:
+    """Tokens of a role, and those listed as control tokens, are no text, whatever the vocabulary has them as."""
+    from tokenizers import AddedToken
+
+    known = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+    new = [token for token in dict.fromkeys([*special.tokens, *_extra_tokens(settings)]) if token not in known]
+    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in new])
+
+
+def _special(backend: "Backend", roles: Mapping[str, str], usual_names: Mapping[str, tuple[str, ...]]) -> Special:
+    """Roles as they are named, else by the usual names among the tokens. A role whose token does not exist is none."""
+    known = set(backend.get_vocab(with_added_tokens=True))
+    usual = {role: next((n for n in names if n in known), None) for role, names in usual_names.items()}
+    tokens: dict[str, Any] = {role: token for role, token in (dict(roles) or usual).items() if token in known}
+    return Special(**tokens)
+
+
+# ---------------------------------------------------------------- frames
+
+
+def _add_ends(backend: "Backend", settings: Mapping[str, Any], special: Special) -> None:
+    """BOS and EOS around a text, where `add_bos_token` and `add_eos_token` ask for them."""
+    from tokenizers.processors import TemplateProcessing
+
+    bos = special.bos if settings.get("add_bos_token") else None
+    eos = special.eos if settings.get("add_eos_token") else None
+    single, second = ([f"{token}:{n}" for token in (bos, f"${side}", eos) if token] for n, side in ((0, "A"), (1, "B")))
+    tokens = [(token, backend.token_to_id(token)) for token in dict.fromkeys((bos, eos)) if token]
+    backend.post_processor = TemplateProcessing(single=single, pair=[*single, *second], special_tokens=tokens)
+
+
+def _check_roles(folder: Path, name: str, rules: TokenizerClass, known: Mapping[str, str]) -> None:
+    """Raises ModelError where a token that the class puts around texts does not exist."""
+    needed = [role for role in rules.framed if role not in known]
+    if needed:
+        token = rules.roles[needed[0]]
+        raise ModelError(
+            f"{folder}: {name} puts its {needed[0]} token around texts, and the vocabulary has no {token!r}\n"
+            f"  → name the token in {CONFIG}: {needed[0]}_token"
+        )

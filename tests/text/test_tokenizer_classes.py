@@ -1,0 +1,210 @@
+"""Folders of other people's tokenizers, by class and setting, old files and new: AutoTokenizer is the judge."""
+
+import io
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+from tokenizers import Tokenizer as Backend
+from tokenizers import models, pre_tokenizers, trainers
+from transformers import AutoTokenizer
+
+from lmkit.errors import ModelError
+from lmkit.text.tokenizer_files import load_tokenizer
+
+WORDS = "the Emma was handsome clever über naïve Häuser schön 東京都 世界 don't it 's 12 3.5 x=y(); привет мир ½ ﬁne"
+ODD = [
+    "Emma was", " two  spaces at both ends  ", "die schön Häuser", "東京都 a世界b", "tabs\tand\r\nlines\n\n x",
+    "🤖\u200d👧 e\u0301 \u00a0 \u200b", "a ``quoted'' TEXT, don't .", "took <drug> now<drug>", "<drug>", "",
+    "½ ﬁne ＡＢＣ", "ǅ İ ß ΑΣ", "a\u2028b\u3000c",
+]  # fmt: skip
+ADDED = {"content": "<drug>", "lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
+TOKEN_CASES: list[dict[str, Any]] = [{}, {"lstrip": True}, {"rstrip": True, "single_word": True}, {"normalized": True}]
+
+
+def sentences() -> Iterator[str]:
+    choice = random.Random(0)
+    return iter([" ".join(choice.choices(WORDS.split(), k=9)) for _ in range(300)])
+
+
+def bpe_files(folder: Path, first: list[str], lacking: int = 0) -> None:
+    """vocab.json and merges.txt."""
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[: 256 - lacking]
+    trainer = trainers.BpeTrainer(vocab_size=420, initial_alphabet=alphabet, special_tokens=first, show_progress=False)
+    backend.train_from_iterator(sentences(), trainer)
+    backend.model.save(str(folder))
+
+
+def wordpiece_files(folder: Path, names: tuple[str, ...] = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")) -> None:
+    """vocab.txt with whole words and characters, in both cases and with and without accents."""
+    from tokenizers.normalizers import NFD, Lowercase, Sequence, StripAccents
+
+    plain = Sequence([Lowercase(), NFD(), StripAccents()])
+    words = [w for word in WORDS.split() for w in (word, word.lower(), plain.normalize_str(word))]
+    characters = sorted({c for w in words for c in w})
+    pieces = dict.fromkeys([*names, *words, *characters, *(f"##{c}" for c in characters)])
+    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+
+
+def sentencepiece_file(path: Path, kind: str, control: list[str], **options: Any) -> None:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=sentences(), model_writer=model, vocab_size=400 if kind == "bpe" else 150, model_type=kind,
+        hard_vocab_limit=False, minloglevel=3, pad_id=-1, bos_id=-1, eos_id=-1, control_symbols=control, **options,
+    )  # fmt: skip
+    path.write_bytes(model.getvalue())
+
+
+def settings_of(folder: Path, **settings: Any) -> Path:
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def same_as_transformers(folder: Path, texts: list[str] = ODD) -> None:
+    """Ids, frames, segments and decoded text, of the folder and of what lmkit saves of it."""
+    saved = folder / "saved"
+    tokenizer = load_tokenizer(folder)
+    tokenizer.save(saved)
+    reference = AutoTokenizer.from_pretrained(folder)
+    reloaded, in_transformers = load_tokenizer(saved), AutoTokenizer.from_pretrained(saved)
+    for text in texts:
+        ids = reference(text, add_special_tokens=False).input_ids
+        assert tokenizer.encode(text) == reloaded.encode(text) == ids, (text, reference.convert_ids_to_tokens(ids))
+        assert in_transformers(text, add_special_tokens=False).input_ids == ids
+        assert tokenizer.decode(ids, skip_special=False) == reference.decode(ids) == in_transformers.decode(ids), text
+        pair, encoding = reference(text, "it was"), tokenizer.backend.encode(text, "it was")
+        assert tokenizer.backend.encode(text).ids == reference(text).input_ids == in_transformers(text).input_ids
+        assert encoding.ids == pair.input_ids and in_transformers(text, "it was") == pair
+        assert encoding.type_ids == pair.get("token_type_ids", encoding.type_ids)
+
+
+@pytest.mark.parametrize("json_file", [False, True], ids=["vocab.txt", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {}, {"do_lower_case": False}, {"strip_accents": False}, {"do_lower_case": False, "strip_accents": True},
+        {"tokenize_chinese_chars": False}, {"tokenizer_class": "ElectraTokenizerFast", "do_lower_case": True},
+        {"clean_up_tokenization_spaces": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_bert(settings: dict[str, Any], json_file: bool, tmp_path: Path) -> None:
+    wordpiece_files(tmp_path)
+    settings_of(tmp_path, **{"tokenizer_class": "BertTokenizer", **settings})
+    if json_file:  # of other rules, which the class then replaces
+        AutoTokenizer.from_pretrained(tmp_path, do_lower_case=True, strip_accents=None).backend_tokenizer.save(
+            str(tmp_path / "tokenizer.json")
+        )
+        (tmp_path / "vocab.txt").unlink()
+    same_as_transformers(tmp_path)
+
+
+@pytest.mark.parametrize("cls", ["GPT2Tokenizer", "RobertaTokenizerFast", "BartTokenizer", "Qwen2Tokenizer"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"add_prefix_space": True}, {"add_bos_token": True}, {"clean_up_tokenization_spaces": True}], ids=str,
+)  # fmt: skip
+def test_byte_level(cls: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    bpe_files(tmp_path, ["<s>", "<pad>", "</s>", "<unk>", "<|endoftext|>", "<mask>"])
+    same_as_transformers(settings_of(tmp_path, tokenizer_class=cls, **settings))
+
+
+@pytest.mark.parametrize("flags", TOKEN_CASES, ids=str)
+@pytest.mark.parametrize("where", ["added_tokens_decoder", "added_tokens.json", "beside tokenizer.json"])
+def test_added_tokens(where: str, flags: dict[str, Any], tmp_path: Path) -> None:
+    bpe_files(tmp_path, ["<|endoftext|>"])
+    size = len(json.loads((tmp_path / "vocab.json").read_text()))
+    token = {str(size): ADDED | {"special": False} | flags}
+    if where == "added_tokens.json":
+        settings_of(tmp_path, tokenizer_class="GPT2Tokenizer")
+        (tmp_path / where).write_text(json.dumps({"<drug>": size}))
+    elif where == "added_tokens_decoder":
+        settings_of(tmp_path, tokenizer_class="GPT2Tokenizer", added_tokens_decoder=token)
+    else:
+        settings_of(tmp_path, tokenizer_class="GPT2Tokenizer")
+        AutoTokenizer.from_pretrained(tmp_path).backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+        settings_of(tmp_path, tokenizer_class="PreTrainedTokenizerFast", added_tokens_decoder=token)
+    same_as_transformers(tmp_path)
+    if where != "added_tokens.json" and "single_word" not in flags:
+        assert load_tokenizer(tmp_path).encode("took <drug> now").count(size) == 1
+
+
+@pytest.mark.parametrize(
+    ("cls", "kind", "control", "settings"),
+    [
+        ("AlbertTokenizer", "unigram", ["[CLS]", "[SEP]", "[MASK]"], {}),
+        ("AlbertTokenizer", "unigram", ["[CLS]", "[SEP]", "[MASK]"], {"do_lower_case": False}),
+        ("AlbertTokenizerFast", "unigram", ["[CLS]", "[SEP]", "[MASK]"], {"keep_accents": True}),
+        ("T5Tokenizer", "unigram", ["</s>"], {}),
+        ("T5Tokenizer", "unigram", ["</s>"], {"extra_ids": 5}),
+        ("LlamaTokenizer", "bpe", ["<s>", "</s>"], {}),
+        ("LlamaTokenizerFast", "bpe", ["<s>", "</s>"], {"add_bos_token": True, "add_eos_token": True}),
+        ("LlamaTokenizer", "bpe", ["<s>", "</s>"], {"add_prefix_space": False}),
+        ("LlamaTokenizer", "bpe", ["<s>", "</s>"], {"legacy": True}),
+    ],
+)
+def test_sentencepiece(cls: str, kind: str, control: list[str], settings: dict[str, Any], tmp_path: Path) -> None:
+    names = {"AlbertTokenizer": ("<pad>", 1), "T5Tokenizer": ("<pad>", 2)}
+    pad, unk_id = names.get(cls.removesuffix("Fast"), ("", 0))
+    first = [pad] if pad else []
+    options = {"byte_fallback": True, "normalization_rule_name": "identity"} if kind == "bpe" else {}
+    file = tmp_path / ("tokenizer.model" if kind == "bpe" else "spiece.model")
+    ahead = [*first, *control][:unk_id]
+    sentencepiece_file(file, kind, [t for t in [*first, *control] if t not in ahead] + ahead, unk_id=0, **options)
+    move_unknown(file, unk_id, ahead)
+    settings_of(tmp_path, tokenizer_class=cls, **settings)
+    same_as_transformers(tmp_path, [t for t in ODD if "<drug>" not in t])
+    AutoTokenizer.from_pretrained(tmp_path).backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    same_as_transformers(tmp_path, [t for t in ODD if "<drug>" not in t])
+
+
+def move_unknown(file: Path, unk_id: int, ahead: list[str]) -> None:
+    """Control tokens before the unknown one, where the class expects them."""
+    from transformers.convert_slow_tokenizer import import_protobuf
+
+    model = import_protobuf().ModelProto()
+    model.ParseFromString(file.read_bytes())
+    pieces = sorted(model.pieces, key=lambda p: ahead.index(p.piece) if p.piece in ahead else len(ahead))
+    kept = [type(p).FromString(p.SerializeToString()) for p in pieces]
+    del model.pieces[:]
+    model.pieces.extend(kept)
+    model.trainer_spec.unk_id = unk_id
+    file.write_bytes(model.SerializeToString())
+
+
+def test_roles_under_other_names(tmp_path: Path) -> None:
+    wordpiece_files(tmp_path, ("<pad>", "<unk>", "<s>", "</s>", "<mask>"))
+    names = {"unk": "<unk>", "pad": "<pad>", "cls": "<s>", "sep": "</s>", "mask": "<mask>"}
+    settings_of(tmp_path, tokenizer_class="BertTokenizer", **{f"{role}_token": token for role, token in names.items()})
+    same_as_transformers(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode("Ω") == [tokenizer.unk_id] == [1]
+
+
+@pytest.mark.parametrize(
+    "cls", ["HerbertTokenizerFast", "BertJapaneseTokenizer", "PhobertTokenizer", "MarianTokenizer"]
+)
+def test_a_class_with_rules_of_its_own_is_refused_by_name(cls: str, tmp_path: Path) -> None:
+    bpe_files(tmp_path, ["<s>"])
+    with pytest.raises(ModelError, match=f"(?s)tokenizer_class is {cls}.*PreTrainedTokenizerFast"):
+        load_tokenizer(settings_of(tmp_path, tokenizer_class=cls))
+
+
+def test_the_way_out_of_a_refused_class_works(tmp_path: Path) -> None:
+    bpe_files(tmp_path, ["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    settings_of(tmp_path, tokenizer_class="HerbertTokenizerFast")
+    AutoTokenizer.from_pretrained(tmp_path).backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    same_as_transformers(settings_of(tmp_path, tokenizer_class="PreTrainedTokenizerFast"))
+
+
+def test_the_class_follows_from_the_model_where_none_is_named(tmp_path: Path) -> None:
+    wordpiece_files(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    settings_of(tmp_path, do_lower_case=False)
+    same_as_transformers(tmp_path)
