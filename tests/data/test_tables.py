@@ -130,7 +130,7 @@ def test_labels_are_classes_lists_or_numbers(tmp_path: Path) -> None:
         return [row["label"] for row in read(tmp_path / "a.jsonl").rows]
 
     assert labels(0, 1, 10) == ["0", "1", "10"]
-    assert labels(3, 3.5) == [3.0, 3.5] and labels(True, " a ") == ["true", "a"]
+    assert labels(3, 3.5) == ["3", "3.5"] and labels(True, " a ") == ["true", "a"]
     assert labels(["a", 2], [], None, "") == [["a", "2"], []]
 
 
