@@ -69,6 +69,7 @@ def conll_records(item: Input, labelled: bool, problems: Problems) -> Iterator[R
     rows = [(number, line, _cells(line, tabs)) for number, line in lines]
     sure = [cells for _, _, cells in rows if cells and not cells[0].startswith(("#", "-DOCSTART-"))]
     width = Counter(map(len, sure)).most_common(1)[0][0] if sure else 1 + labelled
+    known = {cells[-1] for cells in sure}
     universal = tabs and width == len(CONLLU) and all(re.fullmatch(r"\d+([-.]\d+)?", cells[0]) for cells in sure)
     if width < 2 and labelled:
         number = next(number for number, _, cells in rows if len(cells) == width)
@@ -85,7 +86,7 @@ def conll_records(item: Input, labelled: bool, problems: Problems) -> Iterator[R
             start, sentence, ragged = 0, [], False
         elif cells[0].startswith("-DOCSTART-"):
             continue
-        elif line.startswith("#") and not start and (len(cells) != width or METADATA.match(line)):
+        elif line.startswith("#") and not start and _is_comment(line, cells, width, known, tabs):
             problems.add(COMMENTS, f"{item.name}:{number}", lost=False)
         elif universal and not cells[0].isdigit() and len(cells) == width:
             kind = "ranges of CoNLL-U, whose words are read" if "-" in cells[0] else "empty nodes of CoNLL-U"
@@ -100,6 +101,13 @@ def conll_records(item: Input, labelled: bool, problems: Problems) -> Iterator[R
             )
         else:
             start, ragged = start or number, True
+
+
+def _is_comment(line: str, cells: list[str], width: int, known: set[str], tabs: bool) -> bool:
+    """Of a line with # before a sentence: metadata, too many or too few columns, or `# words` and no tag among them."""
+    if len(cells) != width or METADATA.match(line):
+        return True
+    return width > 1 and not tabs and cells[0] == "#" and cells[-1] not in known
 
 
 def _cells(line: str, tabs: bool) -> list[str]:

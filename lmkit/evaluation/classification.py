@@ -70,8 +70,8 @@ def single(
 
 
 def holds(probabilities: np.ndarray) -> np.ndarray:
-    """Which of several labels a row has, in scores and predictions: those above one half, whose logit is above 0."""
-    return probabilities > 0.5
+    """Which of several labels a row has, in scores and predictions: those of one half or more, a logit of 0 or more."""
+    return probabilities >= 0.5
 
 
 def multi(labels: np.ndarray, probabilities: np.ndarray, intervals: bool = True) -> dict[str, Estimate]:

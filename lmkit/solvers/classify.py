@@ -84,7 +84,7 @@ def known_labels(table: Table, known: Collection[str], what: str) -> Table:
     if not kept:
         allowed = ", ".join(brief(name) for name in sorted(known)[:20])
         more = f" and {len(known) - 20:,} more" if len(known) > 20 else ""
-        raise DataError(f"all {len(table.rows):,} {what}, like {example}\n  allowed: {allowed}{more}")
+        raise DataError(f"no row is left: {len(table.rows):,} {what}, like {example}\n  allowed: {allowed}{more}")
     note(f"left out: {len(unknown) - len(kept):,} {what}, like {example}")
     return replace(table, rows=[table.rows[i] for i in kept], places=[table.places[i] for i in kept])
 

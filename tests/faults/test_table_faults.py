@@ -117,9 +117,8 @@ REFUSED: dict[str, tuple[str, str, str | bytes, list[str]]] = {
                          '{"data": [{"paragraphs": [{"context": 5, "qas": [{}]}]}, {"paragraphs": 7}]}',
                          ["no row is left", "2 broken records: a.json (article 1: KeyError 'question')"]),
     "questions": ("classify", "a.json", questions([]), ["a.json holds questions and answers (SQuAD)", "task.name=qa"]),
-    "unknown role": ("chat", "a.jsonl", lines([*GOOD_CHATS, said(("user", "a"), ("narrator", "b"))]),
-                     ["a.jsonl:21: no role is called `narrator`", "allowed: system, user, assistant, tool"]),
-    "no role": ("chat", "a.jsonl", lines([{"messages": [{"content": "a"}]}]), ["a.jsonl:1: no role is called `None`"]),
+    "no role": ("chat", "a.jsonl", lines([{"messages": [{"content": "a"}]}]),
+                ["no row is left", "1 conversations with the role `None` (allowed: system, user,", "a.jsonl:1"]),
     "nobody answers": ("chat", "a.jsonl", lines([said(("user", "hi"))] * 5),
                        ["no row is left", "5 conversations without answer: a.jsonl:1"]),
     "no sources": ("translate", "a.csv", "x,y\na,b\n", ["cannot tell which columns", "data.text=COLUMN"]),
@@ -152,6 +151,9 @@ TAKEN: dict[str, tuple[str, str, str | bytes, list[str]]] = {
     "case": ("classify", "a.csv", table(["A", "a", "b"] * 20), ["3 classes:"]),
     "mixed": ("classify", "a.jsonl", labelled([1, "1", True, "x", None] * 16),
               ["3 classes:", "1         ", "true ", "left out: 16 rows without a label, like a.jsonl:5"]),
+    "unknown role": ("chat", "a.jsonl", lines([*GOOD_CHATS, said(("user", "a"), ("narrator", "b"))]),
+                     ["left out: 1 conversations with the role `narrator` (allowed: system, user, assistant, tool",
+                      "like a.jsonl:21"]),
     "numbers and names": ("classify", "a.jsonl", labelled([1, 2.5, "b"] * 20),
                           ["3 classes:", "  1   ", "  2.5 ", "  b "]),
     "numbers": ("classify", "a.jsonl", labelled([i / 7 for i in range(60)]), ["labels are numbers from 0 to "]),
@@ -217,7 +219,8 @@ def test_a_label_that_only_held_out_rows_have_is_left_out_and_counted(finetune, 
     shutil.rmtree(tmp_path / "run")
     (tmp_path / "v.jsonl").write_text(labelled(["new", "other"]))
     shown = finetune("classify", "a.jsonl", labelled(AB), "data.validation=v.jsonl")
-    assert shown.code == 3 and "no held-out row has a label of the training rows, like v.jsonl:1: `new`" in shown.err
+    assert shown.code == 3
+    assert "no row is left: 2 held-out rows whose label no training row has, like v.jsonl:1: `new`" in shown.err
 
 
 def test_rows_on_both_sides_are_counted(finetune, tmp_path):
