@@ -24,7 +24,7 @@ from lmkit.pretrained import load
 from lmkit.runs import Run, find_run, fresh_path, model_folder
 from lmkit.solvers import answering_fit
 from lmkit.solvers.answer_spans import SpanFinder
-from lmkit.solvers.classify import Classifier, known_labels, names_of
+from lmkit.solvers.classify import Classifier, check_options, known_labels, names_of
 from lmkit.solvers.score_table import as_json, confusion_table, score_table, seeds_line
 from lmkit.solvers.solver import unknown_tokens
 from lmkit.solvers.trained import FITTED
@@ -86,6 +86,8 @@ def tables(recipe: FinetuneRecipe) -> tuple[Table, Table]:
     """What is learnt from and what is held out. Raises DataError."""
     data, task = recipe.data, recipe.task.name
     train = _read(data.train, recipe)
+    if isinstance(recipe.task, ClassifyConfig):
+        check_options(recipe.task, label_kind(train.rows))
     if isinstance(data.validation, float | int):
         train, held_out = split(train, data.validation, 0, task)
     else:

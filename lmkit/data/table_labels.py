@@ -88,8 +88,8 @@ def _without_list_syntax(value: Any) -> Any:
     try:
         parsed = json.loads(value)
     except (ValueError, RecursionError):
-        if re.fullmatch(r"\[[-+\d.\s]*\]", value):  # NumPy's
-            return value[1:-1].split()
+        if re.fullmatch(r"\[\s*([-+]?\d+\.?\d*\s*)*\]", value):  # NumPy's
+            return [float(number) for number in value[1:-1].split()]
         if not NUMPY_TEXTS.search(value):  # which Python would join into one
             try:
                 parsed = ast.literal_eval(value)

@@ -20,7 +20,7 @@ from lmkit.errors import ModelError
 from lmkit.generation.batches import Opening
 from lmkit.solvers import chat
 from lmkit.solvers.answer_spans import SpanFinder
-from lmkit.solvers.classify import PROBLEMS, Classifier, check_options, class_weights, labels_of
+from lmkit.solvers.classify import PROBLEMS, Classifier, class_weights, labels_of
 from lmkit.solvers.solver import Solver, layout
 from lmkit.solvers.tag import Tagger, tags_of
 from lmkit.solvers.write import Writer
@@ -57,7 +57,6 @@ def solver_for(
     frame = layout(model, tokenizer, start)
     if isinstance(task, ClassifyConfig):
         kind = label_kind(train.rows)
-        check_options(task, kind)
         labels = labels_of(train, kind)
         weights = class_weights(train, labels) if task.class_weights else ()
         solver = Classifier(

