@@ -34,7 +34,7 @@ from lmkit.data.knowledge_lookup import (
     relation_words,
     same_compounds,
     tokens,
-)  # fmt: skip
+)
 from lmkit.data.knowledge_sources import list_files
 from lmkit.data.knowledge_write import APPLICATION, INDEXES, SCHEMA, VERSION, Added, fill
 from lmkit.errors import DataError, StorageError, UserError

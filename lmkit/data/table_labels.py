@@ -32,9 +32,11 @@ def settle_labels(
     kind: `task.kind`. separator: `data.separator`. known: the classes of a trained model, whose spelling wins. Returns
     what people should know. Raises DataError for labels that mix lists with single ones, and for unreadable lists."""
     labels = [_without_list_syntax(row["label"]) for row in rows]
+    named = [label for label in labels if label not in ("", None) and str(label).lower() not in NO_VALUE]
+    numbers = bool(named) and all(map(is_number, named))
+    if numbers or (named and all(isinstance(label, list) for label in named)):
+        labels = [None if str(label).lower() in NO_VALUE else label for label in labels]
     given = [(label, place) for label, place in zip(labels, places, strict=True) if label not in ("", None)]
-    numeric = [is_number(label) for label, _ in given if str(label).lower() not in NO_VALUE]
-    numbers = bool(numeric) and all(numeric)
     settled = _kind(given, numbers, kind, separator)
     notes = _notes(given, settled, numbers and kind == "auto")
     lists = [label for label, _ in given if isinstance(label, list)]
@@ -43,7 +45,7 @@ def settle_labels(
         notes.append(f"labels are vectors of {max(map(len, lists))} zeros and ones: a class is named by its position")
     kept_rows, kept_places = [], []
     for row, place, label in zip(rows, places, labels, strict=True):
-        value = _settled(label, settled, separator or SEPARATOR, vectors, numbers, known)
+        value = _settled(label, settled, separator or SEPARATOR, vectors, known)
         if value is None:
             blank = label in ("", None) or settled != "regression"
             problems.add(NO_LABEL if blank else NO_NUMBER, place)
@@ -164,9 +166,9 @@ def _are_vectors(lists: list[list[Any]]) -> bool:
     return False
 
 
-def _settled(label: Any, kind: Kind, separator: str, vectors: bool, numbers: bool, known: Collection[str]) -> Any:
+def _settled(label: Any, kind: Kind, separator: str, vectors: bool, known: Collection[str]) -> Any:
     """The label in its final type; None for none."""
-    if label is None or (numbers and str(label).lower() in NO_VALUE):
+    if label is None:
         return None
     if kind == "regression":
         return float(label) if is_number(label) else None

@@ -44,6 +44,8 @@ def test_lists_in_cells_are_several_labels_however_they_are_written(tmp_path: Pa
     assert labels(read(["a|b", "", "b"], tmp_path / "a.csv", "multi")) == [["a", "b"], [], ["b"]]
     assert labels(read([["a", "a", 3.0], [], None, {}], tmp_path / "a.jsonl")) == [["a", "3"], []]
     assert label_kind(table.rows) == "multi"
+    table = read(["['a']", "null", "{}", "NaN"], tmp_path / "a.jsonl")
+    assert labels(table) == [["a"]] and table.problems.counts == {"rows without a label": 3}
 
 
 @pytest.mark.parametrize("dtype", [int, float, bool, str])
