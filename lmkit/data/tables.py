@@ -144,7 +144,7 @@ def _documents(item: Input, config: TableConfig, problems: Problems) -> Table:
 
 def _part(source: Source, task: str, config: TableConfig, labelled: bool, problems: Problems) -> Table:
     """The rows of one source."""
-    own = Problems(rows=[])
+    own = Problems(rows=None if labelled else [])
     records = load(source, task, config, labelled, own)
     chosen: dict[str, str] | None = None
     if records.columns:

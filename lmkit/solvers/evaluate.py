@@ -52,7 +52,9 @@ def read_labelled(
         answers = [role.key for roles in layouts(task.name) for role in roles if role.answer]
         chosen |= dict.fromkeys(answers, "")
     config = TableConfig(train=sources, separator=recipe_of(run).data.separator if run else None, **chosen)
-    kind, known = (solver.kind, solver.labels) if isinstance(solver, Classifier) else ("auto", ())
+    kind, known = (
+        (solver.kind, frozenset(solver.labels)) if isinstance(solver, Classifier) else ("auto", frozenset[str]())
+    )
     try:
         table = read_table(sources, task.name, config, labelled, kind, known)
     except UserError as e:  # columns are named by options here
@@ -97,7 +99,7 @@ def run(
     table = read_labelled(sources, task, columns, True, next(iter(models.values()))[0].folder, solvers[0])
     for solver in classifiers:
         if solver.kind != "regression":
-            table = known_labels(table, solver.labels, "rows whose label the model does not have")
+            table = known_labels(table, solver.places, "rows whose label the model does not have")
     found = [evaluate(*model, solver, table) for model, solver in zip(models.items(), solvers, strict=True)]
     systems = {name: scores for e in found for name, scores in e.columns().items()}
     compared = compare(found[0], found[1], task, table) if len(found) == 2 else None
