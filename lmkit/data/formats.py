@@ -14,7 +14,15 @@ from lmkit.data.inputs import KINDS, Input, Pairing, Problems, files_of, list_in
 from lmkit.data.parallel import read_pairs
 from lmkit.data.readers import csv_rows, guarded, json_records, parquet_records, read_blocks, read_lines
 from lmkit.data.table_images import IMAGES, cifar_records, idx_records, image_files
-from lmkit.data.table_texts import CONLLU, conll_records, folder_records, label_folders, po_records, squad_records
+from lmkit.data.table_texts import (
+    CONLLU,
+    conll_records,
+    folder_records,
+    is_conll,
+    label_folders,
+    po_records,
+    squad_records,
+)
 from lmkit.display import note
 from lmkit.downstream import TableConfig
 from lmkit.errors import DataError
@@ -135,6 +143,8 @@ def load(source: Source, task: str, config: TableConfig, labelled: bool, problem
     """All of a source. What cannot be read is counted in `problems`; raises DataError for files that are damaged in
     ways that leave nothing to trust, and whatever `lmkit.data.readers` raises."""
     item = source.item
+    if source.format == "texts" and task == "tag" and is_conll(item):
+        return load(Source(item, "conll"), task, config, labelled, problems)
     of_columns: dict[str, Callable[[], Records]] = {
         "csv": lambda: _csv(item, problems),
         "jsonl": lambda: _jsonl(item, problems),

@@ -103,6 +103,18 @@ def conll_records(item: Input, labelled: bool, problems: Problems) -> Iterator[R
             start, ragged = start or number, True
 
 
+def is_conll(item: Input) -> bool:
+    """Whether a file of plain text to predict from holds a word a line: its lines have one number of columns, and blank
+    lines between them or tags of entities at their ends. Sentences a line are seldom all of one length."""
+    ignored = Problems()
+    lines = [(line or "").rstrip("\r\n") for _, line in guarded(item, read_lines(item, ignored), ignored)]
+    rows = [_cells(line, "\t" in line) for line in lines if not line.startswith(("# ", "-DOCSTART-"))]
+    words = [cells for cells in rows if cells]
+    blank = [] in rows[: max((i for i, cells in enumerate(rows) if cells), default=0)]
+    tagged = all(len(cells) > 1 and re.fullmatch(r"O|[BIESLUM]-.+", cells[-1]) for cells in words)
+    return len(words) > 1 and len(set(map(len, words))) == 1 and (blank or tagged)
+
+
 def _is_comment(line: str, cells: list[str], width: int, known: set[str], tabs: bool) -> bool:
     """Of a line with # before a sentence: metadata, too many or too few columns, or `# words` and no tag among them."""
     if len(cells) != width or METADATA.match(line):

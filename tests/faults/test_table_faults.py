@@ -266,6 +266,8 @@ ROWS = {
     "a.jsonl": ("classify", b'{"text": "a"}\n{"text": "\xff"}\n{b\n{"text": 5}\n{}\n{"text": "z"}\n',
                 ["", "undecodable", "broken records (Expecting", "no text", "empty", ""], [1, 2, 3, 4, 5, 6]),
     "a.txt": ("classify", b"one\n\n\xfftwo\nthree", ["", "empty", "undecodable", ""], [1, 2, 3, 4]),
+    "b.txt": ("tag", b"the O\nquick O\nfox B-X\n\ndog O\n", ["", ""], [1, 5]),  # a word a line,
+    "c.txt": ("tag", b"the quick fox\ndog\n", ["", ""], [1, 2]),  # and a sentence a line
     "a.conll": ("tag", b"the\n#fox\n#\n\nNew York\nis\n\nM\xff\n\ndog\n",
                 ["", "another number of columns", "undecodable", ""], [1, 5, 8, 10]),
 }  # fmt: skip
