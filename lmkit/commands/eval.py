@@ -38,7 +38,7 @@ from lmkit.presets import expand
 from lmkit.pretrained import Pretrained, load
 from lmkit.recipe import DataConfig, Recipe
 from lmkit.solvers import evaluate
-from lmkit.solvers.trained import load_all, task_of
+from lmkit.solvers.trained import load_all, run_of, task_of
 
 PLL_TOKENS = 2000  # each costs a forward pass
 NOT_COMPARABLE = "the scores do not compare with those of other tokenizers"
@@ -154,9 +154,11 @@ def _check(model: str, loaded: Pretrained, options: dict[str, Any]) -> None:
 
 
 def _run_task(model: str) -> TaskConfig | None:
-    """What a run was trained for; None for a folder that is no run."""
+    """What a run was pretrained for; None for a folder that is no run, and one that went on as its family does."""
     path = Path(model) / "recipe.yaml"
-    return recipes.load(Recipe, path, expand=expand).task if path.is_file() else None
+    if not path.is_file() or run_of(model):
+        return None
+    return recipes.load(Recipe, path, expand=expand).task
 
 
 def _noise_config(loaded: Pretrained, model: str) -> tuple[seq2seq.NoiseConfig, str]:

@@ -11,23 +11,26 @@ from lmkit import config
 from lmkit.data.inventory import of_model, of_store, of_tables
 from lmkit.data.palette import as_texts, fit_palette, holds_images, load_palette
 from lmkit.data.splitting import limit, split
+from lmkit.data.table_labels import label_kind
 from lmkit.data.table_report import report
 from lmkit.data.tables import Table, read_table
 from lmkit.display import note, note_marked
 from lmkit.downstream import AnswerConfig, ClassifyConfig, LMConfig
 from lmkit.errors import ModelError
 from lmkit.files import write_atomic, write_json
-from lmkit.finetune_recipe import FinetuneRecipe, expand
+from lmkit.finetune_recipe import WRITING, FinetuneRecipe, expand
 from lmkit.model.transformer import Transformer
 from lmkit.pretrained import load
 from lmkit.runs import Run, find_run, fresh_path, model_folder
 from lmkit.solvers import answering_fit
 from lmkit.solvers.answer_spans import SpanFinder
-from lmkit.solvers.classify import SEPARATOR, Classifier, known_labels, label_kind, split_labels
+from lmkit.solvers.classify import Classifier, check_options, known_labels, names_of
 from lmkit.solvers.score_table import as_json, confusion_table, score_table, seeds_line
+from lmkit.solvers.solver import unknown_tokens
 from lmkit.solvers.trained import FITTED
 from lmkit.solvers.write import Writer
 from lmkit.text.images import palette_tokenizer
+from lmkit.text.tokenizer import load_tokenizer
 from lmkit.training.continued import build_continued
 from lmkit.training.distributed import World
 from lmkit.training.ending import keep_average, run_to_end
@@ -83,28 +86,27 @@ def tables(recipe: FinetuneRecipe) -> tuple[Table, Table]:
     """What is learnt from and what is held out. Raises DataError."""
     data, task = recipe.data, recipe.task.name
     train = _read(data.train, recipe)
+    if isinstance(recipe.task, ClassifyConfig):
+        check_options(recipe.task, label_kind(train.rows))
     if isinstance(data.validation, float | int):
         train, held_out = split(train, data.validation, 0, task)
     else:
-        held_out = _read(data.validation, recipe)
-    if isinstance(recipe.task, ClassifyConfig):
-        kind = label_kind(train, recipe.task, data.separator)
-        train, held_out = (split_labels(t, kind, data.separator or SEPARATOR) for t in (train, held_out))
+        held_out = _read(data.validation, recipe, label_kind(train.rows))
     if data.limit and data.limit < len(train.rows):
         note(f"data.limit: {data.limit:,} of {len(train.rows):,} training rows, drawn at random")
         train = limit(train, data.limit, seed=0)
-    if isinstance(recipe.task, ClassifyConfig) and kind != "regression" and held_out.rows:
-        held_out = known_labels(held_out, train)
+    if task == "classify" and label_kind(train.rows) != "regression" and held_out.rows:
+        held_out = known_labels(held_out, names_of(train), "held-out rows whose label no training row has")
     return train, held_out
 
 
-def _read(sources: str | list[str], recipe: FinetuneRecipe) -> Table:
+def _read(sources: str | list[str], recipe: FinetuneRecipe, kind: str = "") -> Table:
+    """kind: of the labels of the training rows, where they are read already."""
     named = [sources] if isinstance(sources, str) else sources
-    table = read_table(named, recipe.task.name, recipe.data)
-    chosen = ", ".join(f"{role} from `{column}`" for role, column in table.columns.items())
-    note(f"reads {', '.join(named)} ({table.format}): {chosen or 'as it is'}; {len(table.rows):,} rows")
-    for kind, n in table.problems.counts.items():
-        note(f"left out: {n:,} {kind}, like {table.problems.examples[kind][0]}")
+    wanted = recipe.task.kind if isinstance(recipe.task, ClassifyConfig) else "auto"
+    table = read_table(named, recipe.task.name, recipe.data, kind=kind or wanted)
+    for line in table.described(named):
+        note(line)
     return table
 
 
@@ -125,13 +127,16 @@ def _run(recipe: FinetuneRecipe, path: Path, link: bool = False, goes_on: bool =
             train, held_out = _pictures(recipe, train, held_out, kept / "tokenizer")
         f = build_finetuning(recipe, train, held_out, kept, world)
         facts = {"data": f.train.fingerprint, "held_out": f.held_out.fingerprint} | _base(recipe)
+        facts["columns"] = json.dumps(train.columns)
         if goes_on:
             take_up(f.job, run, facts)
         else:
             begin(f.job, run, facts, lambda: of_tables(recipe))
         task = f.job.recipe.task.name
         said = report(f.train, f.held_out, task, f.lengths, f.max_length, f.cut)
-        note("\n".join([*said, *describe(f)]))
+        writes = f.job.recipe.task.name in (*WRITING, "chat")
+        unknown = unknown_tokens(load_tokenizer(f.job.tokenizer), f.learnt, writes)
+        note("\n".join([*said, *unknown, *describe(f)]))
         for example in f.rendered():
             note_marked("example  ", example)
         return _train(f, run)

@@ -12,8 +12,9 @@ from lmkit.solvers.trained import load_all, task_of, trained_solver
 
 
 def run(model: str, sources: list[str], out: Path | None, columns: dict[str, str | None], task: str | None) -> None:
-    """Lines hold `place`, the file and line of the row, and what the task predicts. Raises UserError for a model
-    that is not fine-tuned, StorageError where `out` cannot be written."""
+    """Lines hold `place`, the file and line of the row, and what the task predicts; of a row that cannot be read,
+    `error` says why. Raises UserError for a model that is not fine-tuned, StorageError for an `out` that cannot be
+    written."""
     chosen = task_of(model, task)
     if chosen is not None and chosen.name in ("chat", "lm"):
         raise UserError(f"{model}: fine-tuned for {chosen.name}, and labels no rows\n  → `lmkit generate`")
@@ -21,17 +22,17 @@ def run(model: str, sources: list[str], out: Path | None, columns: dict[str, str
         raise UserError(f"{model}: not fine-tuned for a task\n  → `lmkit generate` continues texts and fills masks")
     loaded = load_all(model, chosen)
     solver = trained_solver(model, loaded[0], chosen)
-    table = read_labelled(sources, chosen, columns, False, loaded[0].folder)
-    unlabelled = [{k: v for k, v in row.items() if k not in ("label", "tags")} for row in table.rows]
-    table = replace(table, rows=unlabelled)  # labels that the model does not have are no hindrance
+    table = read_labelled(sources, chosen, columns, False, loaded[0].folder, solver)
+    unlabelled = [{k: v for k, v in row.items() if k != "tags"} for row in table.rows]
+    table = replace(table, rows=unlabelled)  # tags that the model does not have are no hindrance
     examples = solver.examples(table)
     if cut := len({e["row"] for e in examples if e["cut"]}):
         note(f"{cut:,} of {len(table.rows):,} rows are longer than the model reads and were cut")
     outputs = together([solver.outputs(one.model, table, examples) for one in loaded])
-    lines = (
-        json.dumps({"place": place} | solver.say(output), ensure_ascii=False) + "\n"
-        for place, output in zip(table.places, outputs, strict=True)
-    )
+    said = [{"place": place} | solver.say(output) for place, output in zip(table.places, outputs, strict=True)]
+    for record in reversed(table.lost):
+        said.insert(record.before, {"place": record.place, "error": record.reason})
+    lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in said]
     if out is None:
         sys.stdout.writelines(lines)
         return
@@ -40,4 +41,5 @@ def run(model: str, sources: list[str], out: Path | None, columns: dict[str, str
             file.writelines(lines)
     except OSError as e:
         raise StorageError(f"{out}: cannot be written: {e.strerror}") from None
-    print(f"{len(table.rows):,} rows → {out}")
+    errors = sum("error" in line for line in said)
+    print(f"{len(lines):,} rows → {out}" + (f" ({errors:,} of them not read: `error` says why)" if errors else ""))

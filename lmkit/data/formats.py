@@ -14,7 +14,15 @@ from lmkit.data.inputs import KINDS, Input, Pairing, Problems, files_of, list_in
 from lmkit.data.parallel import read_pairs
 from lmkit.data.readers import csv_rows, guarded, json_records, parquet_records, read_blocks, read_lines
 from lmkit.data.table_images import IMAGES, cifar_records, idx_records, image_files
-from lmkit.data.table_texts import conll_records, folder_records, label_folders, po_records, squad_records
+from lmkit.data.table_texts import (
+    CONLLU,
+    conll_records,
+    folder_records,
+    is_conll,
+    label_folders,
+    po_records,
+    squad_records,
+)
 from lmkit.display import note
 from lmkit.downstream import TableConfig
 from lmkit.errors import DataError
@@ -22,14 +30,22 @@ from lmkit.recipe import DataConfig
 
 Record = tuple[str, dict[str, Any]]  # its place, `file:line`, and its values
 
-SUFFIXES = KINDS | {".json": "json", ".po": "po", ".conll": "conll", ".iob": "conll", ".iob2": "conll", ".bio": "conll"}
+SUFFIXES = KINDS | {
+    ".json": "json",
+    ".po": "po",
+    ".conll": "conll",
+    ".conllu": "conll",
+    ".iob": "conll",
+    ".iob2": "conll",
+    ".bio": "conll",
+}
 COLUMNS = ("csv", "jsonl", "json", "parquet", "hub")  # with columns that have to be found; other formats have roles
 MORE = {"tag": ("conll",), "translate": ("po",)}  # what a task reads besides
 ROLE_OF_LINES = {"classify": "text", "tag": "words", "translate": "source", "summarize": "source", "answer": "question"}
 ALLOWED = {
     "classify": "; a folder with a sub-folder of .txt files for each label; MNIST's images in idx files, "
     "their labels beside them; CIFAR-10's .bin files",
-    "tag": "; CoNLL columns in .conll, .iob, .bio, .txt",
+    "tag": "; CoNLL columns in .conll, .conllu, .iob, .bio, .txt",
     "translate": "; .po; files of a sentence a line, with data.text and data.target the endings of their names",
     "summarize": "; files of a text a line, with data.text and data.target the endings of their names",
 }
@@ -127,6 +143,8 @@ def load(source: Source, task: str, config: TableConfig, labelled: bool, problem
     """All of a source. What cannot be read is counted in `problems`; raises DataError for files that are damaged in
     ways that leave nothing to trust, and whatever `lmkit.data.readers` raises."""
     item = source.item
+    if source.format == "texts" and task == "tag" and is_conll(item):
+        return load(Source(item, "conll"), task, config, labelled, problems)
     of_columns: dict[str, Callable[[], Records]] = {
         "csv": lambda: _csv(item, problems),
         "jsonl": lambda: _jsonl(item, problems),
@@ -145,7 +163,10 @@ def load(source: Source, task: str, config: TableConfig, labelled: bool, problem
         "idx": lambda: guarded(item, idx_records(item, labelled), problems),
         "cifar10": lambda: guarded(item, cifar_records(item), problems),
     }
-    return Records(source.format, list(of_roles[source.format]()))
+    rows = list(of_roles[source.format]())
+    if source.format == "conll" and rows and CONLLU[0] in rows[0][1]:
+        return Records("CoNLL-U", rows, list(CONLLU))
+    return Records(source.format, rows)
 
 
 def _of_objects(name: str, records: Iterable[Record]) -> Records:

@@ -23,8 +23,12 @@ class Problems:
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
+    rows: list[tuple[str, str]] | None = None  # (kind, place) of every record that is lost; None where nobody asks
 
-    def add(self, kind: str, where: str) -> None:
+    def add(self, kind: str, where: str, lost: bool = True) -> None:
+        """lost: a record is left out because of it."""
+        if lost and self.rows is not None:
+            self.rows.append((kind, where))
         self.counts[kind] = self.counts.get(kind, 0) + 1
         if len(places := self.examples.setdefault(kind, [])) < EXAMPLES:
             places.append(where)

@@ -22,7 +22,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from lmkit.data.knowledge_lookup import STOP, Candidate, Matcher, Option, content, fold, key_of, relation_words, tokens
+from lmkit.data.knowledge_lookup import (
+    STOP,
+    Candidate,
+    Matcher,
+    Option,
+    compounds,
+    content,
+    fold,
+    key_of,
+    relation_words,
+    same_compounds,
+    tokens,
+)
 from lmkit.data.knowledge_sources import list_files
 from lmkit.data.knowledge_write import APPLICATION, INDEXES, SCHEMA, VERSION, Added, fill
 from lmkit.errors import DataError, StorageError, UserError
@@ -100,16 +112,24 @@ class KnowledgeBase:
     def options(self, question: str) -> list[Option]:
         """Every relation of every subject that the question names, and the facts whose questions are like it."""
         words = tokens(question)
-        found = [option for start, end in self._spans(words) for option in self._of_name(question, words, start, end)]
+        found = [
+            option
+            for start, end in self._spans(words, compounds(question))
+            for option in self._of_name(question, words, start, end)
+        ]
         return found + self._facts(question)
 
-    def _spans(self, words: list[str]) -> list[tuple[int, int]]:
-        """Where names stand in the question: none that lies inside a longer one, no function words alone."""
+    def _spans(self, words: list[str], compounds: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Where names stand in the question: none that lies inside a longer one, none that begins or ends inside what
+        is written as one word, no function words alone."""
+        inside = {i for first, end in compounds for i in range(first + 1, end)}
         taken: list[tuple[int, int]] = []
         for length in range(min(LONGEST_NAME, len(words)), 0, -1):
             for start in range(len(words) - length + 1):
                 end = start + length
                 if (length == 1 and words[start] in STOP) or any(a <= start and end <= b for a, b in taken):
+                    continue
+                if start in inside or end in inside:
                     continue
                 key = key_of(" ".join(words[start:end]))
                 known = (
@@ -159,7 +179,7 @@ class KnowledgeBase:
         found = []
         for fact in self.search(question, SEARCHED):
             theirs = content(tokens(fact.title))
-            if fact.fact and mine & theirs:
+            if fact.fact and mine & theirs and same_compounds(question, fact.title):
                 likeness = 2 * len(mine & theirs) / (len(mine) + len(theirs))
                 found.append(Option(0, 0, fact.title, "answer", (fact.text,), fact.source, (), True, 1, likeness))
         return found

@@ -20,6 +20,8 @@ import numpy as np
 TOKEN = re.compile(
     r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+|[+#&\u2600-\u27bf\U0001f000-\U0001faff]"
 )
+SIGNS = frozenset("+#&")
+JOINERS = re.compile(r"[-._\u2010-\u2013]")  # between words without spaces
 CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 ENDINGS = (("ies", "y"), ("ing", ""), ("es", ""), ("ed", ""), ("s", ""))
 STOP_WORDS = """
@@ -34,10 +36,38 @@ SLOT = "§"  # stands where the question names the subject
 
 def tokens(text: str) -> list[str]:
     """The words of a text, without case and accents."""
+    return TOKEN.findall(_plain(text))
+
+
+def _plain(text: str) -> str:
     if not text.isascii():
         text = "".join(c for c in unicodedata.normalize("NFKD", text) if unicodedata.category(c) != "Mn")
         text = unicodedata.normalize("NFC", text)
-    return TOKEN.findall(text.casefold())
+    return text.casefold()
+
+
+def compounds(text: str) -> list[tuple[int, int]]:
+    """Which of its `tokens` are written as one: (first, behind the last) of `Guinea-Bissau`, `C#`, `Node.js`, `AT&T`.
+    A name that is a part of one names something else."""
+    plain, found, start = _plain(text), list[tuple[int, int]](), 0
+    words = list(TOKEN.finditer(plain))
+    for i in range(1, len(words) + 1):
+        joined = False
+        if i < len(words):
+            last, word, between = words[i - 1][0], words[i][0], plain[words[i - 1].end() : words[i].start()]
+            joined = JOINERS.fullmatch(between) is not None and last.isalnum() and word.isalnum()
+            joined |= not between and (word in SIGNS or (last in SIGNS and i - start > 1))
+        if not joined:
+            if i - start > 1:
+                found.append((start, i))
+            start = i
+    return found
+
+
+def same_compounds(a: str, b: str) -> bool:
+    """Whether what either text writes as one stands in the other, its words side by side."""
+    pairs = ((a, f" {' '.join(tokens(b))} "), (b, f" {' '.join(tokens(a))} "))
+    return all(f" {' '.join(tokens(text)[i:j])} " in other for text, other in pairs for i, j in compounds(text))
 
 
 def fold(name: str) -> str:

@@ -1,11 +1,11 @@
 """Cutting a table in two, and drawing rows from it: functions of the seed and the rows, the same on every machine."""
 
 import hashlib
-import math
 from collections import Counter
 from typing import Any
 
 from lmkit.data.inputs import Problems
+from lmkit.data.table_labels import label_kind
 from lmkit.data.tables import Row, Table, row_bytes
 from lmkit.errors import DataError
 
@@ -48,19 +48,10 @@ def same_input(row: Row, task: str) -> Any:
     if task == "classify":
         return row["image"] if "image" in row else [row["text"], row.get("pair")]
     if task == "chat":
-        return next((m["content"] for m in row["messages"] if m["role"] == "user"), row["messages"][0]["content"])
+        return row  # whole: many conversations begin alike
     if task == "qa":
         return [row["context"], row["question"]]
     return row[{"tag": "words", "lm": "text", "answer": "question"}.get(task, "source")]
-
-
-def numbers(rows: list[Row]) -> list[float] | None:
-    """The labels as numbers, if they measure something: all are numbers, and some are broken ones. Else None."""
-    try:
-        values = [float(row["label"]) for row in rows if "label" in row]
-    except (TypeError, ValueError):
-        return None
-    return values if all(map(math.isfinite, values)) and any(value % 1 for value in values) else None
 
 
 def _key(seed: int, value: Any, index: int) -> tuple[bytes, int]:
@@ -108,7 +99,7 @@ def _leader(leader: list[int], row: int) -> int:
 def _strata(rows: list[Row], groups: list[list[int]], task: str) -> dict[str, list[list[int]]]:
     """The groups of each class, by their first rows; of several labels the rarest counts. All in one for other tasks
     and for numbers."""
-    if task != "classify" or numbers(rows) is not None:
+    if task != "classify" or label_kind(rows) == "regression":
         return {"": groups}
     labels = [label if isinstance(label := row.get("label", ""), list) else [label] for row in rows]
     counts = Counter(label for row in labels for label in row)

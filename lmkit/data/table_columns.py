@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 
+from lmkit.data.readers import not_unicode
 from lmkit.downstream import TableConfig
 from lmkit.errors import DataError, UserError, did_you_mean
 
@@ -20,6 +21,7 @@ def _role(name: str, names: str, noun: str = "", key: str = "", answer: bool = F
     return Role(name, tuple(names.split()), noun, key, answer)
 
 
+ENCODINGS = ("gbk", "big5", "shift_jis", "euc-kr", "cp1252", "cp1251")  # that tables are found in besides UTF-8
 SHOWN = 30  # columns that an error lists
 QUESTION = "question query"
 ANSWERS = "answers answer answer_text"
@@ -28,8 +30,10 @@ PROMPTS = (
     _role("response", "response completion output answer", "a response", "target", answer=True),
     _role("input", "input"),
     _role("system", "system system_prompt"),
+    _role("history", "history"),
+    _role("tools", "tools"),
 )
-MESSAGES = (_role("messages", "messages conversations conversation", "messages", "text"),)
+MESSAGES = (_role("messages", "messages conversations conversation", "messages", "text"), PROMPTS[3], PROMPTS[5])
 ROLES = {
     "classify": (
         _role(
@@ -49,7 +53,7 @@ ROLES = {
         ),
     ),
     "tag": (
-        _role("words", "words tokens text sentence", "words", "text"),
+        _role("words", "words tokens text sentence form", "words", "text"),
         _role("tags", "tags ner_tags pos_tags labels ner pos upos", "their tags", "label", answer=True),
     ),
     "qa": (
@@ -77,6 +81,11 @@ ROLES = {
 }
 
 
+def layouts(task: str) -> list[tuple[Role, ...]]:
+    """The ways in which the rows of a task may lie in columns."""
+    return [MESSAGES, PROMPTS] if task == "chat" else [ROLES[task]]
+
+
 def check_settings(task: str, config: TableConfig) -> None:
     """Raises UserError for a column that is named but that this task does not read."""
     keys = [role.key for role in ROLES[task] if role.key]
@@ -89,11 +98,15 @@ def check_settings(task: str, config: TableConfig) -> None:
 def choose_columns(
     where: str, columns: list[str], task: str, config: TableConfig, labelled: bool, header: bool
 ) -> dict[str, str]:
-    """Role -> column, of the file `where`. `header`: the columns are the first row of a file that may not have any.
+    """Role -> column, of the file `where`. `header`: the columns are the first row of a file that may not have any. A
+    role whose column is named "" is not read.
 
     Raises DataError when a column named by the recipe is missing, and when a needed role has no column of a common name
     or any role has several."""
+    if unreadable := next((column for column in columns if not_unicode(column) is not None), None):
+        raise _not_utf8(where, unreadable)
     roles = _layout(columns, config) if task == "chat" else ROLES[task]
+    roles = tuple(role for role in roles if not role.key or getattr(config, role.key) != "")
     named = {role.key: value for role in roles if role.key and (value := getattr(config, role.key)) is not None}
     chosen: dict[str, str] = {}
     for role in roles:
@@ -117,6 +130,23 @@ def choose_columns(
             f"{where}: {columns.count(doubled[0])} columns are called `{doubled[0]}`\n  → rename all but one"
         )
     return chosen
+
+
+def _not_utf8(where: str, column: str) -> DataError:
+    names = [name for name in ENCODINGS if _can_be(column, name)]
+    known = ", ".join(names) or "nothing common"
+    return DataError(
+        f"{where}: the names of its columns are not UTF-8 (they can be read as {known})\n"
+        f"  → write the file in UTF-8, for example: iconv -f {names[0] if names else 'ENCODING'} -t UTF-8 {where} > NEW"
+    )
+
+
+def _can_be(column: str, encoding: str) -> bool:
+    """Whether bytes that are not UTF-8, here half surrogates, are text in this encoding."""
+    try:
+        return column.encode(errors="surrogateescape").decode(encoding).isprintable()
+    except UnicodeError:
+        return False
 
 
 def _candidates(role: Role, columns: list[str]) -> list[str]:

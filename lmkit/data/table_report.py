@@ -2,7 +2,8 @@
 
 from collections import Counter
 
-from lmkit.data.splitting import numbers, same_input
+from lmkit.data.splitting import same_input
+from lmkit.data.table_labels import label_kind
 from lmkit.data.tables import Row, Table, row_bytes
 from lmkit.errors import DataError
 from lmkit.units import brief
@@ -50,7 +51,8 @@ def _labels(row: Row, task: str) -> list[str]:
 
 
 def _classes(train: Table, others: list[Row], task: str, one_class: bool) -> list[str]:
-    if task == "classify" and (values := numbers(train.rows)):
+    if task == "classify" and label_kind(train.rows) == "regression":
+        values = [row["label"] for row in train.rows]
         mean = sum(values) / len(values)
         return [f"labels are numbers from {min(values):g} to {max(values):g}, {mean:.3g} on average"]
     counts = Counter(label for row in train.rows for label in _labels(row, task))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any
@@ -11,19 +12,24 @@ import numpy as np
 
 from lmkit.data.inputs import Problems
 from lmkit.data.readers import not_unicode
+from lmkit.data.table_labels import NO_LABEL
 from lmkit.errors import DataError
 
 EMPTY, NO_TEXT, UNDECODABLE = "empty texts", "texts that are no text", "undecodable texts"
-NO_LABEL, NO_ANSWER, NO_ASSISTANT = (
-    "rows without a label",
-    "questions without an answer",
-    "conversations without answer",
-)
+NO_ANSWER, NO_ASSISTANT = "questions without an answer", "conversations without answer"
 NOT_FOUND = "answers that are not in their context"
 ALL_LOST = "questions none of whose answers is in the context"
 BROKEN_MESSAGES = "conversations that are no lists of messages of text"
-SHAREGPT = {"human": "user", "gpt": "assistant"}  # the names that conversations with `from` and `value` have
+BROKEN_HISTORY = "conversations whose history is no list of pairs of texts"
+BROKEN_TOOLS = "conversations whose tools are no list of objects"
+BROKEN_CALLS = "conversations with a function_call that is no JSON with a name"
+BROKEN_WEIGHTS = "conversations with a weight that is neither 0 nor 1"
+TWO_SYSTEMS = "system columns beside conversations that begin with a system message of their own"
+# the names that conversations with `from` and `value` have
+SHAREGPT = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
 SPEAKERS = ("system", "user", "assistant", "tool")
+
+BLANKS = re.compile(r"[ \t\r\n]+")  # between words
 
 Values = dict[str, Any]  # by role
 Row = dict[str, Any]
@@ -70,33 +76,12 @@ def _classify(values: Values, where: str, labelled: bool, problems: Problems) ->
     row: Row = {"image": values["image"]} if "image" in values else {"text": _text(values.get("text"))}
     if "pair" in values:
         row["pair"] = _text(values["pair"])
-    label = _label(values.get("label"))
-    if label is None and labelled:
+    if not labelled:
+        return row
+    label = values.get("label")
+    if label is None or isinstance(label, dict) or (isinstance(label, float) and not math.isfinite(label)):
         raise Unfit(NO_LABEL)
-    return row if label is None else row | {"label": label}
-
-
-def _label(value: Any) -> str | int | float | list[str] | None:
-    """Text without blanks around it, a number, or a list of texts, empty when no class holds; None for no label."""
-    if isinstance(value, (list, tuple)):
-        labels = [_label(v) for v in value]
-        broken = any(label is None or isinstance(label, list) for label in labels)
-        return None if broken else [str(label) for label in labels]
-    if isinstance(value, bool):
-        return str(value).lower()
-    if value is None or isinstance(value, dict) or (isinstance(value, float) and not math.isfinite(value)):
-        return None
-    return value if isinstance(value, (int, float)) else str(value).strip() or None
-
-
-def settle_labels(rows: list[Row]) -> None:
-    """Whole numbers are the names of classes, and become text, unless some number of a table of numbers is broken: then
-    all are numbers. (What writes 3.0 as `3` is common; a class called 3.5 is not.)"""
-    labels = [row["label"] for row in rows if "label" in row]
-    broken = any(isinstance(v, float) for v in labels) and all(isinstance(v, (int, float)) for v in labels)
-    for row in rows:
-        if isinstance(label := row.get("label"), int):
-            row["label"] = float(label) if broken else str(label)
+    return row | {"label": label.strip() if isinstance(label, str) else label}  # `settle_labels` goes on from there
 
 
 def _tag(values: Values, where: str, labelled: bool, problems: Problems) -> Row:
@@ -112,12 +97,12 @@ def _tag(values: Values, where: str, labelled: bool, problems: Problems) -> Row:
 
 
 def _words(value: Any, empty: str) -> list[str]:
-    """Words, or tags, of a list; or between the blanks of a text."""
+    """Words, or tags, of a list; or between the blanks of a text. Other spaces, as U+00A0 and U+3000, are in words."""
     value = _parsed(value)
-    found = value.split() if isinstance(value, str) else value
+    found = [word for word in BLANKS.split(value) if word] if isinstance(value, str) else value
     if not isinstance(found, list) or any(isinstance(word, (list, dict, float)) for word in found):
         raise Unfit(NO_TEXT)
-    words = ["" if word is None else str(word).strip() for word in found]
+    words = ["" if word is None else str(word).strip(" \t\r\n") for word in found]
     if not words or "" in words:
         raise Unfit(empty)
     return words
@@ -159,7 +144,7 @@ def _qa(values: Values, where: str, labelled: bool, problems: Problems) -> Row:
     for text, start in given:
         place = _locate(text, context, start)
         if place is None:
-            problems.add(NOT_FOUND, where)
+            problems.add(NOT_FOUND, where, lost=False)
         else:
             answers.append({"text": text, "start": place})
     if given and not answers:
@@ -196,39 +181,75 @@ def _writing(values: Values, where: str, labelled: bool, problems: Problems) -> 
 
 
 def _chat(values: Values, where: str, labelled: bool, problems: Problems) -> Row:
+    system, tools = _optional(values.get("system")), _parsed(values.get("tools")) or []
     if "messages" in values:
-        messages = _messages(_parsed(values["messages"]), where)
+        messages = _messages(_parsed(values["messages"]))
     else:
         prompt = "\n\n".join(filter(None, (_text(values.get("prompt")), _optional(values.get("input")))))
-        system = _optional(values.get("system"))
-        messages = [{"role": "system", "content": system}] if system else []
-        messages.append({"role": "user", "content": prompt})
+        messages = [*_history(_parsed(values.get("history"))), {"role": "user", "content": prompt}]
         if labelled or values.get("response"):
             messages.append({"role": "assistant", "content": _text(values.get("response"))})
-    if any(message["role"] in ("user", "assistant") and not message["content"].strip() for message in messages):
+    if system and (not messages or messages[0]["role"] != "system"):
+        messages.insert(0, {"role": "system", "content": system})
+    elif system and messages[0]["content"] != system:
+        problems.add(TWO_SYSTEMS, where, lost=False)
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise Unfit(BROKEN_TOOLS)
+    if any(m["role"] in ("user", "assistant") and not (m["content"] or "").strip() and not m.get("tool_calls")
+           for m in messages):  # fmt: skip
         raise Unfit(EMPTY)
     if not messages or (labelled and not any(message["role"] == "assistant" for message in messages)):
         raise Unfit(NO_ASSISTANT)
-    return {"messages": messages}
+    return {"messages": messages} | ({"tools": _plain(tools)} if tools else {})
 
 
-def _messages(value: Any, where: str) -> list[dict[str, str]]:
+def _history(value: Any) -> list[dict[str, Any]]:
+    """The earlier turns that Alpaca's kin keep beside the last: pairs of a prompt and its response, or messages."""
+    if value in (None, ""):
+        return []
+    if not isinstance(value, list):
+        raise Unfit(BROKEN_HISTORY)
+    if all(isinstance(turn, dict) for turn in value):
+        return _messages(value)
+    turns = [text for pair in value if isinstance(pair, (list, tuple)) and len(pair) == 2 for text in pair]
+    if len(turns) < 2 * len(value) or not all(isinstance(text, str) for text in turns):
+        raise Unfit(BROKEN_HISTORY)
+    return [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(turns)]
+
+
+def _messages(value: Any) -> list[dict[str, Any]]:
+    """Messages of `role`, `content` and whatever else a template may read of them, as `reasoning_content`."""
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
         raise Unfit(BROKEN_MESSAGES)
     messages = []
     for message in value:
-        role = message.get("role", message.get("from"))
+        named = message.get("role", message.get("from"))
+        role = SHAREGPT.get(named, named) if isinstance(named, str) else named
         content = message.get("content", message.get("value"))
-        role = SHAREGPT.get(role, role) if isinstance(role, str) else role
+        more = {k: v for k, v in message.items() if k not in ("role", "from", "content", "value") and v is not None}
         if role not in SPEAKERS:
-            raise DataError(
-                f"{where}: no role is called `{role}`\n  allowed: {', '.join(SPEAKERS)} "
-                "(human and gpt are read as user and assistant)\n  → rename it, or leave out such conversations"
-            )
-        if not isinstance(content, str):
+            raise Unfit(f"conversations with the role `{role}` (allowed: {', '.join(SPEAKERS)}, {', '.join(SHAREGPT)})")
+        if named == "function_call":
+            content, more["tool_calls"] = "", _calls(_parsed(content))
+        if not isinstance(content, str) and not (content is None and more.get("tool_calls")):
             raise Unfit(BROKEN_MESSAGES)
-        messages.append({"role": role, "content": content})
+        if more.get("weight", 1) not in (0, 1):
+            raise Unfit(BROKEN_WEIGHTS)
+        messages.append({"role": role, "content": content} | _plain(more))
     return messages
+
+
+def _calls(value: Any) -> list[dict[str, Any]]:
+    """The calls that a turn of ShareGPT's `function_call` holds as JSON, as templates read them."""
+    calls = value if isinstance(value, list) else [value]
+    if not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
+        raise Unfit(BROKEN_CALLS)
+    return [{"type": "function", "function": {"arguments": {}} | call} for call in calls]
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold; of dates and the like their text."""
+    return json.loads(json.dumps(value, default=str))
 
 
 MAKERS: dict[str, Callable[[Values, str, bool, Problems], Row]] = {

@@ -52,41 +52,92 @@ def folder_records(folder: str, problems: Problems) -> Iterator[Record]:
                 yield f"{name}:1", {"text": "".join(line or "" for line in lines), "label": label}
 
 
+METADATA = re.compile(r"# +(?:[\w.:-]+ *=|(?:newdoc|newpar)\b)")  # of CoNLL-U, where it stands before a sentence
+COMMENTS, RAGGED = "lines of comments", "sentences with a line of another number of columns"
+CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
+NEVER_BLANK = frozenset(("upos", "xpos", "head", "deprel"))  # `_` there: it was not annotated
+
+
 def conll_records(item: Input, labelled: bool, problems: Problems) -> Iterator[Record]:
     """A word a line, its tag in the last column, a blank line after each sentence. Columns lie between tabs, in files
-    that have any, else between spaces. Lines of comments (with a #, and no tag that other lines have) are counted.
+    that have any, else between spaces. CoNLL-U gives its columns by their names, as lists.
 
-    Raises DataError for a line with another number of columns than most have."""
+    A line with # is a comment only before a sentence, where it is metadata or has another number of columns. Raises
+    DataError for any other line with another number of columns; without `labelled` its sentence is counted."""
     lines = [(number, (line or "").rstrip("\r\n")) for number, line in read_lines(item, problems)]
-    tab = "\t" if any("\t" in line for _, line in lines if not line.startswith("#")) else None
-    rows = [(number, line.split(tab) if line.strip() else []) for number, line in lines]
-    sure = [cells for _, cells in rows if cells and not cells[0].startswith(("#", "-DOCSTART-"))]
-    width = Counter(map(len, sure)).most_common(1)[0][0] if sure else 2
+    tabs = any("\t" in line for _, line in lines if not line.startswith("#"))
+    rows = [(number, line, _cells(line, tabs)) for number, line in lines]
+    sure = [cells for _, _, cells in rows if cells and not cells[0].startswith(("#", "-DOCSTART-"))]
+    width = Counter(map(len, sure)).most_common(1)[0][0] if sure else 1 + labelled
     known = {cells[-1] for cells in sure}
+    universal = tabs and width == len(CONLLU) and all(re.fullmatch(r"\d+([-.]\d+)?", cells[0]) for cells in sure)
     if width < 2 and labelled:
-        number = next(number for number, cells in rows if len(cells) == width)
+        number = next(number for number, _, cells in rows if len(cells) == width)
         raise DataError(
             f"{item.name}:{number}: a word without a tag\n  allowed: a word and its tag a line, between tabs"
         )
-    start, words, tags = 0, list[str](), list[str]()
-    for number, cells in [*rows, (0, [])]:
-        if cells and cells[0].startswith("-DOCSTART-"):
-            continue
+    start, sentence, ragged = 0, list[list[str]](), False
+    for number, line, cells in [*rows, (0, "", [])]:
         if not cells:
-            if words:
-                yield f"{item.name}:{start}", {"words": words} | ({"tags": tags} if width > 1 else {})
-            words, tags = [], []
-        elif cells[0].startswith("#") and (len(cells) != width or cells[-1] not in known):
-            problems.add("lines of comments", f"{item.name}:{number}")
-        elif len(cells) == width and cells[0].strip() and cells[-1].strip():
-            start = start if words else number
-            words.append(cells[0].strip())
-            tags.append(cells[-1].strip())
-        else:
+            if ragged:
+                problems.add(RAGGED, f"{item.name}:{start}")
+            elif sentence:
+                yield f"{item.name}:{start}", _conllu(sentence) if universal else _tagged(sentence)
+            start, sentence, ragged = 0, [], False
+        elif cells[0].startswith("-DOCSTART-"):
+            continue
+        elif line.startswith("#") and not start and _is_comment(line, cells, width, known, tabs):
+            problems.add(COMMENTS, f"{item.name}:{number}", lost=False)
+        elif universal and not cells[0].isdigit() and len(cells) == width:
+            kind = "ranges of CoNLL-U, whose words are read" if "-" in cells[0] else "empty nodes of CoNLL-U"
+            problems.add(kind, f"{item.name}:{number}", lost=False)
+        elif len(cells) == width and cells[0] and cells[-1]:
+            start = start or number
+            sentence.append(cells)
+        elif labelled:
             raise DataError(
                 f"{item.name}:{number}: {len(cells)} columns, where most lines have {width}\n"
                 "  → each line has a word first and its tag last; a blank line ends a sentence"
             )
+        else:
+            start, ragged = start or number, True
+
+
+def is_conll(item: Input) -> bool:
+    """Whether a file of plain text to predict from holds a word a line: its lines have one number of columns, and blank
+    lines between them or tags of entities at their ends. Sentences a line are seldom all of one length."""
+    ignored = Problems()
+    lines = [(line or "").rstrip("\r\n") for _, line in guarded(item, read_lines(item, ignored), ignored)]
+    rows = [_cells(line, "\t" in line) for line in lines if not line.startswith(("# ", "-DOCSTART-"))]
+    words = [cells for cells in rows if cells]
+    blank = [] in rows[: max((i for i, cells in enumerate(rows) if cells), default=0)]
+    tagged = all(len(cells) > 1 and re.fullmatch(r"O|[BIESLUM]-.+", cells[-1]) for cells in words)
+    return len(words) > 1 and len(set(map(len, words))) == 1 and (blank or tagged)
+
+
+def _is_comment(line: str, cells: list[str], width: int, known: set[str], tabs: bool) -> bool:
+    """Of a line with # before a sentence: metadata, too many or too few columns, or `# words` and no tag among them."""
+    if len(cells) != width or METADATA.match(line):
+        return True
+    return width > 1 and not tabs and cells[0] == "#" and cells[-1] not in known
+
+
+def _cells(line: str, tabs: bool) -> list[str]:
+    """The columns of a line, none of a blank one. U+00A0 and U+3000 are no separators, but parts of words."""
+    if not line.strip(" \t"):
+        return []
+    return [cell.strip(" ") for cell in line.split("\t")] if tabs else re.split("[ \t]+", line.strip(" \t"))
+
+
+def _tagged(sentence: list[list[str]]) -> dict[str, Any]:
+    words = {"words": [cells[0] for cells in sentence]}
+    return words | {"tags": [cells[-1] for cells in sentence]} if len(sentence[0]) > 1 else words
+
+
+def _conllu(sentence: list[list[str]]) -> dict[str, Any]:
+    columns = dict(zip(CONLLU, map(list, zip(*sentence, strict=True)), strict=True))
+    return {name: None if name in NEVER_BLANK and "_" in values else values
+            for name, values in columns.items()}  # fmt: skip
 
 
 def squad_records(name: str, articles: list[dict[str, Any]], problems: Problems) -> Iterator[Record]:

@@ -2,15 +2,19 @@
 
 import hashlib
 import json
+import re
+from bisect import bisect_left
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from lmkit.data.formats import Source, list_sources, load
 from lmkit.data.inputs import Input, Problems, list_inputs
 from lmkit.data.readers import read_documents
 from lmkit.data.table_columns import check_settings, choose_columns
-from lmkit.data.table_rows import Unfit, as_json, make_row, settle_labels
+from lmkit.data.table_labels import settle_labels, settle_tags
+from lmkit.data.table_rows import UNDECODABLE, Unfit, as_json, make_row
 from lmkit.downstream import TableConfig
 from lmkit.errors import DataError
 from lmkit.recipe import DataConfig
@@ -19,16 +23,24 @@ Row = dict[str, Any]
 _encoder = json.JSONEncoder(sort_keys=True, default=as_json)
 
 
+class Lost(NamedTuple):
+    """A record to predict from that became no row."""
+
+    before: int  # the number of rows that stand before it
+    place: str
+    reason: str
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows by role. Of each task:
 
     classify:  text (or image: bytes of (height, width) or (height, width, channels)), label, and pair if there is one;
-               a label is text, a list of texts where the file has lists, or a float where it has broken numbers
-    tag:       words, tags (as many)
+               a label is text, a list of texts or a float, all of one kind (`table_labels.settle_labels`)
+    tag:       words, tags (as many), never in IOB1
     qa:        id, title, context, question, answers: [{text, start}], empty where there is none
     translate, summarize:  source, target
-    chat:      messages: [{role: system, user, assistant or tool, content}]
+    chat:      messages: [{role: system, user, assistant or tool, content, and what else templates may read}]; tools
     lm:        text
     answer:    question, answers: [text, ...]
 
@@ -39,6 +51,15 @@ class Table:
     columns: dict[str, str]  # role -> column it came from; empty for formats without columns
     format: str
     problems: Problems  # what was left out, counted
+    notes: tuple[str, ...] = ()  # how labels or tags were read, where that is not plain
+    lost: tuple[Lost, ...] = ()  # in order; only of a table to predict from
+
+    def described(self, sources: list[str]) -> list[str]:
+        """What was read from where, and what was left out, a line each."""
+        chosen = ", ".join(f"{role} from `{column}`" for role, column in self.columns.items())
+        read = f"reads {', '.join(sources)} ({self.format}): {chosen or 'as it is'}; {len(self.rows):,} rows"
+        counts, examples = self.problems.counts, self.problems.examples
+        return [read, *(f"left out: {n:,} {kind}, like {examples[kind][0]}" for kind, n in counts.items()), *self.notes]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -54,10 +75,14 @@ def row_bytes(value: Any) -> bytes:
     return _encoder.encode(value).encode()
 
 
-def read_table(sources: list[str], task: str, config: TableConfig, labelled: bool = True) -> Table:
+def read_table(
+    sources: list[str], task: str, config: TableConfig, labelled: bool = True, kind: str = "auto",
+    known: Collection[str] = (),
+) -> Table:  # fmt: skip
     """All rows of files, folders, globs and hub: names, in the order of their sorted names. Without `labelled`, what is
-    to be predicted may be missing, and .txt files hold a text a line.
+    to be predicted may be missing, .txt files hold a text a line, and records that cannot be read are `lost`.
 
+    kind: what the labels of `classify` are (`task.kind`). known: the classes of a trained model.
     Raises UserError for a setting this task does not read, and DataError when sources or columns cannot be found, when
     a file is wrong as a whole, and when no row is left."""
     check_settings(task, config)
@@ -68,21 +93,45 @@ def read_table(sources: list[str], task: str, config: TableConfig, labelled: boo
         found = list_sources(sources, task, config, labelled)
         parts = [_part(source, task, config, labelled, problems) for source in found]
     rows = [row for part in parts for row in part.rows]
-    if not rows:
-        counted = "".join(f"\n  {n:,} {kind}: {problems.examples[kind][0]}" for kind, n in problems.counts.items())
-        raise DataError(
-            f"{', '.join(sources)}: no row is left{counted or chr(10) + '  the files hold no records'}\n"
-            "  → repair the files, or name others"
-        )
-    if task == "classify":
-        settle_labels(rows)
+    places = [place for part in parts for place in part.places]
+    notes: list[str] = []
+    if task == "classify" and labelled:
+        notes = settle_labels(rows, places, problems, kind, config.separator, known)
+    lost = _lost(parts)
+    if not rows and not lost:
+        raise _no_rows(sources, problems)
+    if task == "tag" and labelled:
+        if len(rows) > 1 and all(len(row["words"]) == 1 for row in rows):
+            raise DataError(
+                f"{places[0]}: each of the {len(rows):,} rows holds a single word\n"
+                "  → the words of a sentence belong into one row; in CoNLL files a blank line ends a sentence"
+            )
+        notes = settle_tags(rows)
     columns: dict[str, str] = {}
     for part in parts:
         for role, column in part.columns.items():
-            known = columns.get(role, column)
-            columns[role] = known if column in known.split(", ") else f"{known}, {column}"
-    places = [place for part in parts for place in part.places]
-    return Table(rows, places, columns, ", ".join(dict.fromkeys(part.format for part in parts)), problems)
+            seen = columns.get(role, column)
+            columns[role] = seen if column in seen.split(", ") else f"{seen}, {column}"
+    formats = ", ".join(dict.fromkeys(part.format for part in parts))
+    return Table(rows, places, columns, formats, problems, tuple(notes), lost)
+
+
+def _no_rows(sources: list[str], problems: Problems) -> DataError:
+    counted = "".join(f"\n  {n:,} {kind}: {problems.examples[kind][0]}" for kind, n in problems.counts.items())
+    advice = "repair the files, or name others"
+    if UNDECODABLE in problems.counts:
+        advice = "write the files in UTF-8, for example: iconv -f ENCODING -t UTF-8 FILE > NEW"
+    return DataError(
+        f"{', '.join(sources)}: no row is left{counted or chr(10) + '  the files hold no records'}\n  → {advice}"
+    )
+
+
+def _lost(parts: list[Table]) -> tuple[Lost, ...]:
+    lost, rows = list[Lost](), 0
+    for part in parts:
+        lost += [record._replace(before=record.before + rows) for record in part.lost]
+        rows += len(part.rows)
+    return tuple(lost)
 
 
 def _documents(item: Input, config: TableConfig, problems: Problems) -> Table:
@@ -95,19 +144,40 @@ def _documents(item: Input, config: TableConfig, problems: Problems) -> Table:
 
 def _part(source: Source, task: str, config: TableConfig, labelled: bool, problems: Problems) -> Table:
     """The rows of one source."""
-    records = load(source, task, config, labelled, problems)
+    own = Problems(rows=None if labelled else [])
+    records = load(source, task, config, labelled, own)
     chosen: dict[str, str] | None = None
     if records.columns:
         chosen = choose_columns(
             source.item.name, records.columns, task, config, labelled, header=records.format == "csv"
         )
-    rows, places = [], []
-    for where, values in records.rows:
+    rows, places, unfit = [], [], list[tuple[int, int, str, str]]()
+    for number, (where, values) in enumerate(records.rows):
         if chosen is not None:
             values = {role: values.get(column) for role, column in chosen.items()}
         try:
-            rows.append(make_row(task, values, where, labelled, problems))
+            rows.append(make_row(task, values, where, labelled, own))
             places.append(where)
-        except Unfit as unfit:
-            problems.add(str(unfit), where)
-    return Table(rows, places, chosen or {}, records.format, problems)
+        except Unfit as e:
+            own.add(str(e), where, lost=False)
+            unfit.append((number, len(rows), where, str(e)))
+    problems.merge(own)
+    lost = [] if labelled else _in_order(source.item.name, [where for where, _ in records.rows], unfit, own.rows or [])
+    return Table(rows, places, chosen or {}, records.format, problems, lost=tuple(lost))
+
+
+def _in_order(
+    name: str, records: list[str], unfit: list[tuple[int, int, str, str]], unread: list[tuple[str, str]]
+) -> list[Lost]:
+    """What one source has lost, by place. records: the places of all that could be read. unfit: of these (number,
+    rows before it, place, reason). unread: (reason, place) of what its reader left out."""
+    line = re.compile(re.escape(name) + r":(\d+)")
+    lines = [int(match[1]) if (match := line.match(place)) else 0 for place in records]
+    found = [(number, Lost(before, place, reason)) for number, before, place, reason in unfit]
+    for reason, place in unread:
+        at = bisect_left(lines, int(match[1])) if (match := line.match(place)) else len(records)
+        before = at - sum(number < at for number, *_ in unfit)
+        detail = place.partition(" ")[2]
+        spot = match[0] if match else name
+        found.append((at - 0.5, Lost(before, spot, f"{reason} {detail}".strip())))  # type: ignore[arg-type]
+    return [lost for _, lost in sorted(found, key=lambda item: item[0])]

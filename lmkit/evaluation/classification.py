@@ -69,14 +69,19 @@ def single(
     return scores | _auroc(areas, rows, intervals)
 
 
+def holds(probabilities: np.ndarray) -> np.ndarray:
+    """Which of several labels a row has, in scores and predictions: those of one half or more, a logit of 0 or more."""
+    return probabilities >= 0.5
+
+
 def multi(labels: np.ndarray, probabilities: np.ndarray, intervals: bool = True) -> dict[str, Estimate]:
-    """Any number of labels a row, those of probability 0.5 or more. labels: (N, C) bool; probabilities: (N, C).
+    """Any number of labels a row, those that `holds` says. labels: (N, C) bool; probabilities: (N, C).
 
     micro_f1, over all pairs of row and class; macro_f1, the mean over classes, 0 for one never there nor predicted;
     exact_match: rows with all labels right; auroc: mean over the classes that some rows have and some do not."""
     labels, probabilities = np.asarray(labels, bool), np.asarray(probabilities, float)
     rows, classes = labels.shape
-    predicted = probabilities >= 0.5
+    predicted = holds(probabilities)
     table = np.concatenate((2.0 * (labels & predicted), labels * 1.0 + predicted), axis=1)  # (N, 2 C)
     exact = (labels == predicted).all(1)
 

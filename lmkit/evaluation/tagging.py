@@ -6,21 +6,36 @@ from typing import Literal
 
 import numpy as np
 
+from lmkit.data.table_labels import as_iob2
 from lmkit.evaluation.classification import divide
 from lmkit.evaluation.intervals import Estimate, resampled
 
-Scheme = Literal["iob2", "bioes", "words"]
+Scheme = Literal["iob1", "iob2", "bioes", "bilou", "bmes", "words"]
 Entity = tuple[str, int, int]  # type, first word, word after the last
-PREFIXED = re.compile(r"[BIES]-.")
+PREFIXED = re.compile(r"[BIESLUM]-.")
+PREFIXES: dict[Scheme, str] = {"iob1": "I", "iob2": "BI", "bioes": "BIES", "bilou": "BILU", "bmes": "BMES"}
+AS_BIOES = {
+    "bilou": {"L": "E", "U": "S"},
+    "bmes": {"M": "I"},
+}  # what begins, ends and stands alone, under other letters
 
 
 def scheme(tags: Iterable[str]) -> Scheme:
-    """How entities are written, out of all tags there are: IOB2 is B-X I-X*, BIOES is S-X or B-X I-X* E-X; `words`
-    where any tag but O has no such prefix, or O is all there is."""
+    """How entities are written, out of all tags there are: IOB2 is B-X I-X*, BIOES is S-X or B-X I-X* E-X, BILOU and
+    BMES the same in other letters; IOB1 where I- is the only prefix. `words` where any tag but O has no such prefix,
+    where prefixes are of no one scheme, or where O is all there is."""
     named = set(tags) - {"O"}
     if not named or not all(PREFIXED.match(tag) for tag in named):
         return "words"
-    return "bioes" if any(tag[0] in "ES" for tag in named) else "iob2"
+    used = {tag[0] for tag in named}
+    return next((name for name, prefixes in PREFIXES.items() if used <= set(prefixes)), "words")
+
+
+def _uniform(tags: Sequence[str], written: Scheme) -> Sequence[str]:
+    """In IOB2, or in BIOES."""
+    letters = AS_BIOES.get(written, {})
+    renamed = [letters.get(tag[0], tag[0]) + tag[1:] if tag else tag for tag in tags] if letters else tags
+    return as_iob2(renamed) if written == "iob1" else renamed
 
 
 def entities(tags: Sequence[str], bioes: bool = False) -> set[Entity]:
@@ -62,7 +77,8 @@ def score(
         place = {tag: i for i, tag in enumerate(seen)}
         counts = [_tag_counts(g, p, place) for g, p in pairs]
     else:
-        found = [(entities(g, written == "bioes"), entities(p, written == "bioes")) for g, p in pairs]
+        bioes = written not in ("iob1", "iob2")
+        found = [[entities(_uniform(row, written), bioes) for row in pair] for pair in pairs]
         counts = [np.array([[len(g & p)], [len(g)], [len(p)]]) for g, p in found]
     table = np.array(counts, float)  # (N, 3, classes): hits, there, predicted
 

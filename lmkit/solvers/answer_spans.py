@@ -1,15 +1,15 @@
 """Answers found in texts (SQuAD): windows over long texts, the best span of all, no answer where that is likelier."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lmkit.batch import Batch
 from lmkit.data.tables import Table
+from lmkit.display import note
 from lmkit.downstream import QAConfig
-from lmkit.errors import UserError
 from lmkit.evaluation import answers
 from lmkit.evaluation.intervals import Estimate
 from lmkit.model.transformer import Transformer
@@ -23,6 +23,10 @@ class Answer(NamedTuple):
     score: float  # of the best span, logit of its start plus that of its end
     null_score: float  # the same of [CLS]: that there is no answer
     start: int  # character of the context where it begins; -1 for none
+    error: str = ""  # why the question was not read
+
+
+NEVER = Answer("", -1e9, 0.0, -1)  # of a question that was not read
 
 
 class Found(NamedTuple):
@@ -47,25 +51,48 @@ class SpanFinder:
     max_length: int
     threshold: float | None
     likelihood: bool = False
+    said: set[str] = field(default_factory=set)  # notes, each said once
 
     def __post_init__(self) -> None:
         self.task = Span(self.layout)
         self.metric = "f1"
 
     def examples(self, table: Table) -> list[dict[str, Any]]:
-        return [window for i, row in enumerate(table.rows) for window in self._windows(i, row)]
+        """Of a question that leaves no room for a text there is no window: it is counted, and never answered."""
+        windows = [self._windows(i, row) for i, row in enumerate(table.rows)]
+        unread = [place for place, some in zip(table.places, windows, strict=True) if not some]
+        golds = [(row.get("answers"), some) for row, some in zip(table.rows, windows, strict=True) if some]
+        far = sum(bool(answers) and not any(map(self._reaches, some)) for answers, some in golds)
+        notes = []
+        if unread:
+            notes.append(
+                f"left out: {len(unread):,} of {len(table.rows):,} questions, like {unread[0]}: {self._no_room}"
+            )
+        if far:
+            notes.append(f"{far:,} of {len(table.rows):,} questions have no answer of at most task.max_answer="
+                         f"{self.config.max_answer} tokens in a window, so it cannot be found")  # fmt: skip
+        for line in notes:
+            if line not in self.said:
+                note(f"qa       {line}")
+        self.said.update(notes)
+        return [window for some in windows for window in some]
+
+    @property
+    def _no_room(self) -> str:
+        return f"too long a question leaves no room for a text in {self.max_length} tokens (data.max_length)"
+
+    def _reaches(self, window: dict[str, Any]) -> bool:
+        """Whether an answer lies in the window and is short enough to be found."""
+        return any(first > 0 and last - first < self.config.max_answer for first, last in window["reached"])
 
     def _windows(self, number: int, row: dict[str, Any]) -> list[dict[str, Any]]:
-        """Raises UserError where the question leaves no room for a text."""
+        """None of them where the question leaves no room for a text."""
         backend, c = self.tokenizer.backend, self.config
         question = row["question"].strip()
         used = len(backend.encode(question, "", add_special_tokens=True).ids)
         overlap = min(c.overlap, max(0, (self.max_length - used) // 2))
         if used + 8 > self.max_length:
-            raise UserError(
-                f"question {row['id']} has {used} tokens, which leaves no room in {self.max_length}\n"
-                "  → data.max_length=..., as far as the model's context goes"
-            )
+            return []
         backend.enable_truncation(self.max_length, stride=overlap, strategy="only_second")
         try:
             first = backend.encode(question, row["context"], add_special_tokens=True)
@@ -79,6 +106,7 @@ class SpanFinder:
             example = {
                 "tokens": np.array(encoding.ids), "types": np.array(encoding.type_ids), "row": number,
                 "inside": inside, "offsets": offsets, "cut": False, "span": _span(golds, offsets, inside),
+                "reached": [_span([gold], offsets, inside) for gold in golds],
             }  # fmt: skip
             out.append(example)
         return out
@@ -96,7 +124,7 @@ class SpanFinder:
             start, end = int(e["offsets"][found.first, 0]), int(e["offsets"][found.last, 1])
             answer = Answer(row["context"][start:end], found.score, found.null_score, start)
             best[e["row"]] = _better(best[e["row"]], answer)
-        return [self._decided(answer) for answer in best if answer is not None]
+        return [NEVER._replace(error=self._no_room) if a is None else self._decided(a) for a in best]
 
     def _decided(self, answer: Answer) -> Answer:
         silent = self.threshold is not None and answer.null_score - answer.score > self.threshold
@@ -119,6 +147,8 @@ class SpanFinder:
         return [answers.best_of(_golds(row), a.text)[1] for row, a in zip(table.rows, outputs, strict=True)]
 
     def say(self, output: Answer) -> dict[str, Any]:
+        if output.error:
+            return {"error": output.error}
         return {"answer": output.text, "score": output.score - output.null_score, "start": output.start}
 
 

@@ -98,7 +98,7 @@ class SpanReader:
                 {"id": i + 1, "question": questions[i], "context": "\n".join(filter(None, (p.title, p.text)))}
                 for i, p in pairs
             ]  # fmt: skip
-            table = Table(rows, [], {}, "", Problems())
+            table = Table(rows, [questions[i] for i, _ in pairs], {}, "", Problems())
             found = self.finder.outputs(model, table, self.finder.examples(table)) if rows else []
             for (i, passage), span in zip(pairs, found, strict=True):
                 score = 1 / (1 + math.exp(-min(max(span.score - span.null_score, -50.0), 50.0)))

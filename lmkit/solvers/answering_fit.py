@@ -4,6 +4,7 @@ Half of the questions are fitted to, the other half is scored. Within the first 
 and scores made for others, some of which are worded otherwise: the scores are to hold for new wordings too."""
 
 import hashlib
+import json
 import os
 import shutil
 from collections import Counter
@@ -58,6 +59,7 @@ def start(recipe: FinetuneRecipe, path: Path, link: bool) -> int:
             if link:
                 run.link_latest()
             made_of = {"data": train.fingerprint, "held_out": held_out.fingerprint, "kb": kb.fingerprint}
+            made_of["columns"] = json.dumps(train.columns)
             run.begin(recipes.dump(recipe), made_of | {"seed": recipe.train.seed} | {"files": of_tables(recipe)})
             solver = fit(kb, train, task, reader, loaded.model)
             _link_model(loaded.folder, run)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lmkit.architecture import ModelConfig
+from lmkit.data.table_labels import label_kind
 from lmkit.data.tables import Table
 from lmkit.downstream import (
     ChatConfig,
@@ -19,7 +20,7 @@ from lmkit.errors import ModelError
 from lmkit.generation.batches import Opening
 from lmkit.solvers import chat
 from lmkit.solvers.answer_spans import SpanFinder
-from lmkit.solvers.classify import PROBLEMS, Classifier, class_weights, label_kind, labels_of
+from lmkit.solvers.classify import PROBLEMS, Classifier, class_weights, labels_of
 from lmkit.solvers.solver import Solver, layout
 from lmkit.solvers.tag import Tagger, tags_of
 from lmkit.solvers.write import Writer
@@ -55,9 +56,9 @@ def solver_for(
     start = starts(model.family, tokenizer)[0] if model.stacks == "encoder_decoder" else None
     frame = layout(model, tokenizer, start)
     if isinstance(task, ClassifyConfig):
-        kind = label_kind(train, task)
+        kind = label_kind(train.rows)
         labels = labels_of(train, kind)
-        weights = class_weights(train, labels) if task.class_weights and kind == "single" else ()
+        weights = class_weights(train, labels) if task.class_weights else ()
         solver = Classifier(
             tokenizer, frame, kind, labels, length, weights, task.label_smoothing, task.metric,
             middle=task.cut == "middle",

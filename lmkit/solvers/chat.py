@@ -53,28 +53,31 @@ class ChatLearner:
         """Packed rows. `documents` are rows of the table, `lengths` what each would have if it were not cut; what
         comes after the assistant's last words teaches nothing, and is left out."""
         pieces, rows, lengths = list[tuple[np.ndarray, np.ndarray]](), list[int](), list[int]()
-        lost, cut = Counter[str](), 0
+        lost, ignored, cut, refused = Counter[str](), Counter[str](), 0, ""
         for i, (row, place) in enumerate(zip(table.rows, table.places, strict=True)):
+            found, unread, reason = list[Encoded](), list[str](), ""
             try:
-                found = self.chat.encode(row["messages"])
+                found, unread, reason = self._encoded(row)
             except Spelled:
-                lost["spell control tokens that the tokenizer cannot keep as text"] += 1
-                continue
+                reason = "spell control tokens that the tokenizer cannot keep as text"
             except UserError as e:
-                raise DataError(f"{place}: {e}") from None
+                reason = f"are refused: {str(e).partition(chr(10))[0]}"
+                refused = refused or f"\n  {place}: {e}"
+            ignored.update(unread)
             kept = [(piece, n) for encoded in found if (n := _end(encoded)) and (piece := self._piece(encoded))]
             if kept:
                 cut += any(_end(encoded) > self.max_length for encoded in found)
             else:
-                lost[f"have none of the assistant's words in their first {self.max_length:,} tokens"] += 1
+                lost[reason or f"have none of the assistant's words in their first {self.max_length:,} tokens"] += 1
             pieces += [piece for piece, _ in kept]
             lengths += [n for _, n in kept]
             rows += [i] * len(kept)
-        self._tell(lost, cut, len(table.rows))
+        self._tell(lost, ignored, cut, len(table.rows))
         if table.rows and not pieces:
-            raise DataError(
-                f"no conversation is left of {len(table.rows):,}\n  → a larger data.max_length, or other data"
-            )
+            advice = "task.template=chatml, or other data"
+            if not refused:
+                advice = "a larger data.max_length, a task.template that writes all of it, or other data"
+            raise DataError(f"no conversation is left of {len(table.rows):,}{refused}\n  → {advice}")
         length = min(self.max_length, sum(len(tokens) for tokens, _ in pieces))
         packed = pack_rows(pieces, length, self.chat.tokenizer.pad_id or 0) if pieces else []
         for example in packed:
@@ -84,6 +87,14 @@ class ChatLearner:
             example["row"] = example["documents"][0]
         return packed
 
+    def _encoded(self, row: dict[str, Any]) -> tuple[list[Encoded], list[str], str]:
+        """A conversation, the keys that its template does not write, and why nothing of it can be learnt, if so."""
+        messages, tools = row["messages"], row.get("tools")
+        found, unread = self.chat.encode(messages, tools), self.chat.ignored(messages, tools)
+        if "tool_calls" in unread and any(m.get("tool_calls") and not m["content"] for m in messages):
+            return [], unread, "call tools, which the chat template does not write"
+        return found, unread, "" if any(map(_end, found)) else "have no answer but such of weight 0"
+
     def _piece(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray] | None:
         """Tokens and labels (n,) of a conversation; None if nothing would be learnt."""
         n = min(_end(encoded), self.max_length)
@@ -91,8 +102,10 @@ class ChatLearner:
         labels[:-1] = np.where(encoded.learnt[1:n], ids[1:], UNSCORED)
         return (ids, labels) if (labels != UNSCORED).any() else None
 
-    def _tell(self, lost: Counter[str], cut: int, rows: int) -> None:
+    def _tell(self, lost: Counter[str], ignored: Counter[str], cut: int, rows: int) -> None:
         lines = [f"left out: {n:,} of {rows:,} conversations ({n / rows:.1%}) {why}" for why, n in lost.items()]
+        lines += [f"{n:,} of {rows:,} conversations have `{key}`, which the chat template does not write"
+                  for key, n in ignored.items()]  # fmt: skip
         if cut:
             lines.append(
                 f"cut: {cut:,} of {rows:,} conversations ({cut / rows:.1%}) lose what is behind their first"

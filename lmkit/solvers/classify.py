@@ -1,14 +1,15 @@
 """Labels of whole texts: one, several, or a number."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from lmkit.architecture import ModelConfig
 from lmkit.batch import Batch
+from lmkit.data.table_labels import Kind
 from lmkit.data.tables import Table
 from lmkit.display import note
 from lmkit.downstream import ClassifyConfig
@@ -22,43 +23,37 @@ from lmkit.text.framing import frame_texts
 from lmkit.text.tokenizer import Tokenizer
 from lmkit.units import brief
 
-Kind = Literal["single", "multi", "regression"]
 PROBLEMS: dict[Kind, str] = {  # as config.json of transformers names them
     "single": "single_label_classification", "multi": "multi_label_classification", "regression": "regression",
 }  # fmt: skip
 METRICS: dict[Kind, str] = {"single": "accuracy", "multi": "micro_f1", "regression": "pearson"}
-SEPARATOR = "|"  # between the labels of one cell, unless `data.separator` says otherwise
-MANY = 20  # different fractional numbers as labels make it a regression
+SCORES: dict[Kind, tuple[str, ...]] = {  # that `task.metric` may choose
+    "single": ("accuracy", "macro_f1", "mcc", "auroc"), "multi": ("micro_f1", "macro_f1", "auroc"),
+    "regression": ("pearson", "spearman"),
+}  # fmt: skip
 
 
-def label_kind(table: Table, config: ClassifyConfig, separator: str | None = None) -> Kind:
-    """What `task.kind: auto` stands for: several labels where the rows have lists or somebody said what is between
-    them, a number where many different broken ones are met, else a class. Raises DataError where only some rows have
-    lists."""
-    if config.kind != "auto":
-        return config.kind
-    if separator is not None:
-        return "multi"
-    values = [row["label"] for row in table.rows]
-    if all(isinstance(v, list) for v in values):
-        return "multi"
-    if mixed := next((p for v, p in zip(values, table.places, strict=True) if isinstance(v, list)), None):
-        raise DataError(
-            f"{mixed}: a list of labels, where other rows have one\n  → give every row a list, of one label too"
+def check_options(task: ClassifyConfig, kind: Kind) -> None:
+    """Raises UserError for a setting that does not fit this kind of labels."""
+    what = {"single": "classes", "multi": "several labels a row", "regression": "numbers"}[kind]
+    advice = "take another, or say with task.kind what the labels are"
+    if task.metric and task.metric not in SCORES[kind]:
+        raise UserError(
+            f"task.metric={task.metric} is no score of {what}\n  allowed: {', '.join(SCORES[kind])}\n  → {advice}"
         )
-    broken = {str(v) for v in values if "." in str(v)}
-    return "regression" if len(broken) > MANY and all(_is_number(v) for v in values) else "single"
+    for name in ("class_weights", "label_smoothing"):
+        if getattr(task, name) and kind != "single":
+            raise UserError(f"task.{name} is for one class a row, and these labels are {what}\n  → leave it out")
 
 
 def labels_of(table: Table, kind: Kind) -> tuple[str, ...]:
-    """What the rows, read by `split_labels`, are labelled with; of numbers `score`. Raises DataError for a single label
-    and for a label that is no number where it should be."""
+    """What the rows are labelled with; of numbers `score`. Raises DataError for a single class, and for none."""
     values = [row["label"] for row in table.rows]
     if kind == "regression":
-        for value, place in zip(values, table.places, strict=True):
-            _number(value, place)
         return ("score",)
     names = {name for value in values for name in ([value] if kind == "single" else value)}
+    if not names:
+        raise DataError(f"none of the {len(values):,} rows has a label\n  → data.label=COLUMN names another column")
     if len(names) < 2 and kind == "single":
         raise DataError(
             f"all {len(values):,} rows have the label `{brief(next(iter(names)))}`: there is nothing to learn\n"
@@ -67,50 +62,31 @@ def labels_of(table: Table, kind: Kind) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda n: (not n.isdigit(), int(n) if n.isdigit() else 0, n)))
 
 
-def _is_number(value: Any) -> bool:
-    try:
-        return bool(np.isfinite(float(value)))
-    except (TypeError, ValueError):
-        return False
+def names_of(table: Table) -> set[str]:
+    """The classes that some row has."""
+    return {name for row in table.rows for name in _names(row)}
 
 
-def _number(value: Any, place: str) -> float:
-    if not _is_number(value):
-        raise DataError(f"{place}: label {value!r} is no number\n  → task.kind=single for names as labels")
-    return float(value)
+def _names(row: dict[str, Any]) -> list[str]:
+    return row["label"] if isinstance(row["label"], list) else [row["label"]]
 
 
-def split_labels(table: Table, kind: Kind, separator: str = SEPARATOR) -> Table:
-    """Labels as `kind` reads them: lists of names for `multi`, a name for `single`."""
+def known_labels(table: Table, known: Collection[str], what: str) -> Table:
+    """The rows whose labels are all known; others, which no model could be right on, are counted.
 
-    def read(row: dict[str, Any]) -> dict[str, Any]:
-        label = row.get("label")
-        if label is None or isinstance(label, list) or kind == "regression":
-            return row
-        if kind == "multi":
-            return row | {"label": [part.strip() for part in str(label).split(separator) if part.strip()]}
-        return row | {"label": str(label)}
-
-    return replace(table, rows=[read(row) for row in table.rows])
-
-
-def known_labels(held_out: Table, train: Table) -> Table:
-    """The held-out rows whose labels some training row has; others, which no model could be right on, are counted.
-    Raises DataError where none is left."""
-    names = lambda row: row["label"] if isinstance(row["label"], list) else [row["label"]]
-    known = {name for row in train.rows for name in names(row)}
-    unknown = [[name for name in names(row) if name not in known] for row in held_out.rows]
+    what: the unknown ones, in messages. Raises DataError where none is left."""
+    unknown = [[name for name in _names(row) if name not in known] for row in table.rows]
     kept = [i for i, found in enumerate(unknown) if not found]
-    if len(kept) == len(held_out.rows):
-        return held_out
+    if len(kept) == len(table.rows):
+        return table
     first = next(i for i, found in enumerate(unknown) if found)
-    example = f"{held_out.places[first]}: `{brief(unknown[first][0])}`"
+    example = f"{table.places[first]}: `{brief(unknown[first][0])}`"
     if not kept:
-        raise DataError(
-            f"no held-out row has a label of the training rows, like {example}\n  → the same labels in both"
-        )
-    note(f"left out: {len(unknown) - len(kept):,} held-out rows whose label no training row has, like {example}")
-    return replace(held_out, rows=[held_out.rows[i] for i in kept], places=[held_out.places[i] for i in kept])
+        allowed = ", ".join(brief(name) for name in sorted(known)[:20])
+        more = f" and {len(known) - 20:,} more" if len(known) > 20 else ""
+        raise DataError(f"no row is left: {len(table.rows):,} {what}, like {example}\n  allowed: {allowed}{more}")
+    note(f"left out: {len(unknown) - len(kept):,} {what}, like {example}")
+    return replace(table, rows=[table.rows[i] for i in kept], places=[table.places[i] for i in kept])
 
 
 def class_weights(table: Table, labels: tuple[str, ...]) -> tuple[float, ...]:
@@ -154,7 +130,7 @@ class Classifier:
     def _target(self, row: dict[str, Any], place: str) -> Any:
         label = row.get("label")
         if self.kind == "regression":
-            return 0.0 if label is None else _number(label, place)
+            return label or 0.0
         if self.kind == "single":
             return 0 if label is None else self._index(label, place)
         hot = np.zeros(len(self.labels), np.float32)
@@ -204,7 +180,7 @@ class Classifier:
         if self.kind == "regression":
             return [-abs(float(g) - float(p[0])) for g, p in zip(gold, outputs, strict=True)]
         if self.kind == "multi":
-            return [float(((p > 0.5) == (g > 0.5)).all()) for g, p in zip(gold, outputs, strict=True)]
+            return [float((classification.holds(p) == (g > 0)).all()) for g, p in zip(gold, outputs, strict=True)]
         return [float(p.argmax() == g) for g, p in zip(gold, outputs, strict=True)]
 
     def say(self, output: np.ndarray) -> dict[str, Any]:
@@ -212,7 +188,10 @@ class Classifier:
             return {"score": float(output[0])}
         scores = {name: round(float(p), 6) for name, p in zip(self.labels, output, strict=True)}
         if self.kind == "multi":
-            return {"labels": [name for name, p in scores.items() if p > 0.5], "scores": scores}
+            return {
+                "labels": [name for name, yes in zip(self.labels, classification.holds(output), strict=True) if yes],
+                "scores": scores,
+            }
         return {"label": self.labels[int(output.argmax())], "scores": scores}
 
     def baselines(self, train: Table, test: Table) -> dict[str, dict[str, Estimate]]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lmkit.data.palette import as_texts, holds_images, load_palette
+from lmkit.data.table_columns import layouts
 from lmkit.data.tables import Table, read_table
 from lmkit.display import note
 from lmkit.downstream import DownstreamConfig, TableConfig, TranslateConfig
@@ -18,7 +19,7 @@ from lmkit.evaluation import paired
 from lmkit.evaluation.intervals import Estimate
 from lmkit.pretrained import Pretrained
 from lmkit.runs import seeds_of
-from lmkit.solvers.classify import SEPARATOR, Classifier, split_labels
+from lmkit.solvers.classify import Classifier, known_labels
 from lmkit.solvers.score_table import as_json, confusion_table, score_table
 from lmkit.solvers.solver import Solver
 from lmkit.solvers.trained import columns_of, recipe_of, run_of, trained_solver
@@ -38,21 +39,28 @@ class Evaluated:
 
 
 def read_labelled(
-    sources: list[str], task: DownstreamConfig, columns: dict[str, str | None], labelled: bool, folder: Path
-) -> Table:
-    """The rows, images in the words of the model in `folder`, and notes about what was left out. Columns that are not
-    named are those the model's run was given, where these files have them."""
-    named = {role: column for role, column in columns.items() if column is not None}
+    sources: list[str], task: DownstreamConfig, columns: dict[str, str | None], labelled: bool, folder: Path,
+    solver: Solver | None = None,
+) -> Table:  # fmt: skip
+    """The rows, images in the words of the model in `folder`, and notes about what was read and left out. Columns that
+    are not named are those the model's run was trained with; without `labelled`, none of what is to be predicted.
+
+    solver: of the model, whose labels the rows are read for."""
     run = run_of(folder)
-    learnt = columns_of(run) if run else {}
+    chosen = (columns_of(run) if run else {}) | {key: column for key, column in columns.items() if column is not None}
+    if not labelled:
+        answers = [role.key for roles in layouts(task.name) for role in roles if role.answer]
+        chosen |= dict.fromkeys(answers, "")
+    config = TableConfig(train=sources, separator=recipe_of(run).data.separator if run else None, **chosen)
+    kind, known = (
+        (solver.kind, frozenset(solver.labels)) if isinstance(solver, Classifier) else ("auto", frozenset[str]())
+    )
     try:
-        table = _read(sources, task, learnt | named, labelled)
-    except UserError:
-        if not learnt.keys() - named.keys():
-            raise
-        table = _read(sources, task, named, labelled)
-    for kind, n in table.problems.counts.items():
-        note(f"left out: {n:,} {kind}, like {table.problems.examples[kind][0]}")
+        table = read_table(sources, task.name, config, labelled, kind, known)
+    except UserError as e:  # columns are named by options here
+        raise type(e)(re.sub(r"\bdata\.(text|pair|label|target)(=| )", r"--\1 ", str(e))) from None
+    for line in table.described(sources):
+        note(line)
     if not holds_images(table):
         return table
     if (palette := load_palette(folder)) is None:
@@ -60,23 +68,13 @@ def read_labelled(
     return as_texts(table, palette)
 
 
-def _read(sources: list[str], task: DownstreamConfig, columns: dict[str, str], labelled: bool) -> Table:
-    try:
-        return read_table(sources, task.name, TableConfig(train=sources, **columns), labelled)
-    except UserError as e:  # columns are named by options here
-        raise type(e)(re.sub(r"\bdata\.(text|pair|label|target)(=| )", r"--\1 ", str(e))) from None
-
-
 def together(outputs: Sequence[list[Any]]) -> list[Any]:
     """Of one model, or the mean of the probabilities of several: an ensemble (Lakshminarayanan et al. 2017)."""
     return outputs[0] if len(outputs) == 1 else list(np.mean(outputs, axis=0))
 
 
-def evaluate(model: str, loaded: Sequence[Pretrained], task: DownstreamConfig, table: Table) -> Evaluated:
-    """loaded: one, or those of several seeds. Raises DataError for labels that are none of the model's."""
-    solver = trained_solver(model, loaded[0], task)
-    if isinstance(solver, Classifier):
-        table = split_labels(table, solver.kind, _separator(model))
+def evaluate(model: str, loaded: Sequence[Pretrained], solver: Solver, table: Table) -> Evaluated:
+    """loaded: one, or those of several seeds."""
     examples = solver.examples(table)
     if cut := len({e["row"] for e in examples if e["cut"]}):
         note(f"{model}: {cut:,} of {len(table.rows):,} rows are longer than it reads and were cut")
@@ -84,12 +82,6 @@ def evaluate(model: str, loaded: Sequence[Pretrained], task: DownstreamConfig, t
     seeds = {str(p): solver.scores(table, o, True) for p, o in zip(seeds_of(model), each, strict=False)}
     outputs = together(each)
     return Evaluated(model, solver, outputs, solver.scores(table, outputs, True), seeds)
-
-
-def _separator(model: str) -> str:
-    """What is between the labels of a row, as the run that learnt them had it."""
-    run = run_of(model)
-    return (recipe_of(run).data.separator if run else None) or SEPARATOR
 
 
 def run(
@@ -100,8 +92,15 @@ def run(
     if len({task.name for task in tasks}) > 1:
         raise UserError(f"these models solve different tasks: {', '.join(task.name for task in tasks)}")
     task = tasks[0]
-    table = read_labelled(sources, task, columns, True, next(iter(models.values()))[0].folder)
-    found = [evaluate(name, loaded, t, table) for (name, loaded), t in zip(models.items(), tasks, strict=True)]
+    solvers = [trained_solver(name, loaded[0], t) for (name, loaded), t in zip(models.items(), tasks, strict=True)]
+    classifiers = [solver for solver in solvers if isinstance(solver, Classifier)]
+    if len(kinds := sorted({solver.kind for solver in classifiers})) > 1:
+        raise UserError(f"these models label in different ways ({', '.join(kinds)})\n  → name one")
+    table = read_labelled(sources, task, columns, True, next(iter(models.values()))[0].folder, solvers[0])
+    for solver in classifiers:
+        if solver.kind != "regression":
+            table = known_labels(table, solver.places, "rows whose label the model does not have")
+    found = [evaluate(*model, solver, table) for model, solver in zip(models.items(), solvers, strict=True)]
     systems = {name: scores for e in found for name, scores in e.columns().items()}
     compared = compare(found[0], found[1], task, table) if len(found) == 2 else None
     if as_lines:
@@ -115,10 +114,8 @@ def run(
     print(score_table(", ".join(sources), systems, len(table.rows)))
     if isinstance(found[0].solver, Writer):
         print("\n".join(found[0].solver.stated()))
-    if len(found) == 1 and isinstance(found[0].solver, Classifier):
-        solver = found[0].solver
-        if matrix := confusion_table(solver, split_labels(table, solver.kind), found[0].outputs):
-            print(matrix)
+    if len(found) == 1 and classifiers and (matrix := confusion_table(classifiers[0], table, found[0].outputs)):
+        print(matrix)
     if compared:
         print(paired.verdict(compared, found[0].name, found[1].name))
 

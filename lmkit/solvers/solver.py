@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 
 from lmkit.batch import Batch, Task
@@ -49,6 +50,28 @@ class Solver(Protocol):
         ...
 
 
+def unknown_tokens(tokenizer: Tokenizer, rows: Sequence[dict], writes: bool) -> list[str]:
+    """How much of the texts the vocabulary cannot spell, a line each for what is read and what is to be written.
+
+    writes: what examples learn are tokens too."""
+    framing = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.sep_id}
+    if tokenizer.unk_id is None or tokenizer.unk_id in framing:  # then the tokenizer spells everything
+        return []
+    parts = {"texts": [e["source"] if "source" in e else e["tokens"] for e in rows]}
+    if writes:
+        parts["targets"] = [e["target"] if "target" in e else e["labels"] for e in rows]
+    lines = []
+    for name, arrays in parts.items():
+        ids = np.concatenate(arrays)
+        total = int((ids >= 0).sum())
+        if unknown := tokenizer.count_unknown(ids):
+            lines.append(
+                f"unknown tokens: {unknown:,} of {total:,} in the {name} ({unknown / total:.1%}) stand for what the"
+                " tokenizer cannot spell" + (", which the model will never write" if name == "targets" else "")
+            )
+    return lines
+
+
 @torch.no_grad()
 def in_batches(
     model: Transformer, task: Task, examples: Sequence[dict], compute: Callable[[Batch], Iterable[T]], quick: bool
@@ -84,4 +107,4 @@ def texts(table: Table) -> Iterator[str]:
             if isinstance(value, str):
                 yield value
             elif isinstance(value, list):
-                yield from (v if isinstance(v, str) else str(v.get("content", "")) for v in value)
+                yield from (v if isinstance(v, str) else str(v.get("content") or "") for v in value)

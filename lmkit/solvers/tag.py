@@ -8,7 +8,7 @@ import numpy as np
 
 from lmkit.batch import Batch
 from lmkit.data.tables import Table
-from lmkit.errors import DataError
+from lmkit.display import note
 from lmkit.evaluation import tagging
 from lmkit.evaluation.intervals import Estimate
 from lmkit.model.loss import IGNORE
@@ -17,6 +17,7 @@ from lmkit.solvers.solver import in_batches
 from lmkit.tasks.labelling import Layout, Tag
 from lmkit.text.framing import Framed, frame_texts
 from lmkit.text.tokenizer import Tokenizer
+from lmkit.units import brief
 
 
 def tags_of(table: Table) -> tuple[str, ...]:
@@ -38,26 +39,30 @@ class Tagger:
     def __post_init__(self) -> None:
         self.task = Tag(self.layout)
         self.places = {name: i for i, name in enumerate(self.labels)}
-        self.metric = "accuracy" if tagging.scheme(self.labels) == "words" else "f1"
+        self.written = tagging.scheme(self.labels)
+        self.metric = "accuracy" if self.written == "words" else "f1"
 
     def examples(self, table: Table) -> list[dict[str, Any]]:
         sentences = [" ".join(row["words"]) for row in table.rows]
         framed = frame_texts(self.tokenizer, sentences, None, self.max_length)
-        out = []
+        out, unknown = [], list[str]()
         for i, (row, f, place) in enumerate(zip(table.rows, framed, table.places, strict=True)):
             firsts = first_tokens(row["words"], f)
             labels = np.full(len(f.ids), IGNORE)
             for word, tag in enumerate(row.get("tags", [])):
-                if tag not in self.places:
-                    known = ", ".join(self.labels[:20])
-                    raise DataError(
-                        f"{place}: tag `{tag}` is none of the model's\n  allowed: {known}\n"
-                        "  → give some training rows this tag, or leave such rows out"
-                    )
-                if firsts[word] is not None:
-                    labels[firsts[word]] = self.places[tag]
+                number = self._number(tag)
+                if number is None:
+                    unknown.append(f"{place}: `{brief(tag)}`")
+                elif firsts[word] is not None:
+                    labels[firsts[word]] = number
             out.append({"tokens": np.array(f.ids), "labels": labels, "firsts": firsts, "row": i, "cut": None in firsts})
+        if unknown:
+            note(f"{len(unknown):,} words have a tag that the model lacks, like {unknown[0]}: they count as wrong")
         return out
+
+    def _number(self, tag: str) -> int | None:
+        """The place of a tag; None of one that is unknown. A model whose tags are I- alone has no B- to begin with."""
+        return self.places.get(tag, self.places.get(f"I{tag[1:]}") if self.written == "iob1" else None)
 
     def outputs(
         self, model: Transformer, table: Table, examples: Sequence[dict], quick: bool = False
@@ -74,11 +79,16 @@ class Tagger:
         ]
 
     def scores(self, table: Table, outputs: Sequence[list[str]], intervals: bool) -> dict[str, Estimate]:
-        return tagging.score([row["tags"] for row in table.rows], outputs, intervals, self.labels)
+        return tagging.score(self._gold(table), outputs, intervals, self.labels)
+
+    def _gold(self, table: Table) -> list[list[str]]:
+        """The tags of the rows, in the model's spelling where it has one."""
+        numbered = [[(tag, self._number(tag)) for tag in row["tags"]] for row in table.rows]
+        return [[tag if i is None else self.labels[i] for tag, i in row] for row in numbered]
 
     def per_row(self, table: Table, outputs: Sequence[list[str]]) -> list[float]:
         """The share of words that are right."""
-        pairs = zip((row["tags"] for row in table.rows), outputs, strict=True)
+        pairs = zip(self._gold(table), outputs, strict=True)
         return [float(np.mean([a == b for a, b in zip(gold, said, strict=True)])) for gold, said in pairs]
 
     def say(self, output: list[str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lmkit import config as recipes
+from lmkit.data.table_columns import layouts
 from lmkit.downstream import (
     AnswerConfig,
     ChatConfig,
@@ -15,6 +16,7 @@ from lmkit.downstream import (
     TagConfig,
     TranslateConfig,
 )  # fmt: skip
+from lmkit.environment import read_environment
 from lmkit.errors import UserError
 from lmkit.finetune_recipe import FinetuneRecipe, expand
 from lmkit.model.huggingface import head_of, read_config
@@ -55,10 +57,14 @@ def recipe_of(run: Path) -> FinetuneRecipe:
 
 
 def columns_of(run: Path) -> dict[str, str]:
-    """Those its recipe names, by role."""
-    data = recipe_of(run).data
-    named = {"text": data.text, "pair": data.pair, "label": data.label, "target": data.target}
-    return {role: column for role, column in named.items() if column is not None}
+    """The columns that a run was trained with, by the keys of `data` that name them: found or named. "" for a second
+    text that its rows did not have."""
+    recipe, found = recipe_of(run), json.loads(read_environment(run).get("columns", "{}"))
+    keys = {role.key: role.name for roles in layouts(recipe.task.name) for role in roles if role.key}
+    trained = {key: found[name] for key, name in keys.items() if ", " not in found.get(name, ", ")}
+    if found and "pair" in keys and keys["pair"] not in found:
+        trained["pair"] = ""
+    return {key: getattr(recipe.data, key) for key in keys if getattr(recipe.data, key) is not None} | trained
 
 
 def fitted(run: Path | None) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class Classify(_Framed):
             return Loss({"rows": loss}, {}, {"rows": loss.detach()})
         if self.kind == "multi":
             each = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1)  # (B,)
-            right = ((logits > 0) == (labels > 0.5)).all(1)
+            right = ((logits >= 0) == (labels > 0.5)).all(1)  # as `classification.holds`
             return Loss({"rows": each.sum()}, {"rows": right.sum().float()}, {"rows": each.detach().sum()})
         weights = torch.tensor(self.weights, device=logits.device) if self.weights and model.training else None
         loss = _cross_entropy(logits, labels, weights, self.smoothing if model.training else 0.0)

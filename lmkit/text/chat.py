@@ -27,7 +27,8 @@ from lmkit.text.tokenizer import ROLES, Tokenizer, read_object
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
-Messages = Sequence[Mapping[str, str]]  # of `role` and `content`
+Messages = Sequence[Mapping[str, Any]]  # of `role`, `content` and what else a template reads; `weight` is ours
+Tools = Sequence[Mapping[str, Any]] | None  # JSON schemas of functions, as templates read them
 
 TEMPLATE_FILE = "chat_template.jinja"  # of a model folder
 CHATML = (  # OpenAI's markup as published templates have it, behind the model's BOS
@@ -104,10 +105,10 @@ class ChatTemplate:
         except (RecursionError, SyntaxError, ValueError, MemoryError) as e:  # of the Python that Jinja makes of it
             raise UserError(f"chat template {self.name}: cannot be read: {str(e) or type(e).__name__}") from None
 
-    def render(self, messages: Messages, add_generation_prompt: bool = False) -> str:
+    def render(self, messages: Messages, add_generation_prompt: bool = False, tools: Tools = None) -> str:
         """The text, up to where the assistant begins to write if `add_generation_prompt`. Raises UserError with what
         the template says of such messages."""
-        given = {"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt, **self.special}
+        given = {"tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt, **self.special}
         compiled = self._compiled
         try:
             return compiled.render(messages=[dict(m) for m in messages], **given, **limits())
@@ -203,15 +204,20 @@ class Chat:
         """What the assistant goes on from."""
         return self._ids(self._text(messages, True))[0]
 
-    def encode(self, messages: Messages) -> list[Encoded]:
+    def encode(self, messages: Messages, tools: Tools = None) -> list[Encoded]:
         """The conversation with the assistant's turns marked, as one; where the template writes earlier turns in
-        another way than the last, the part up to each turn by itself, in which only that turn is learnt.
+        another way than the last, the part up to each turn by itself, in which only that turn is learnt. A turn of
+        `weight` 0 is read and not learnt.
 
         Raises UserError for a template in which an answer does not go on from its prompt, or does not end."""
-        whole, turns = self._text(messages), list[tuple[str, int]]()  # text up to the end of a turn, where it begins
+        whole, turns = (
+            self._text(messages, tools=tools),
+            list[tuple[str, int]](),
+        )  # text up to the end of a turn, where it begins
         for i, message in enumerate(messages):
-            if message["role"] == "assistant":
-                before, after = self._text(messages[:i], True), self._text(messages[: i + 1])
+            if message["role"] == "assistant" and message.get("weight", 1):
+                before = self._text(messages[:i], True, tools)
+                after = self._text(messages[: i + 1], tools=tools)
                 if not after.startswith(before):
                     raise UserError(
                         f"chat template {self.template.name}: an answer does not go on from its prompt\n"
@@ -229,19 +235,47 @@ class Chat:
         found = (e.ids[i] for e in self.encode(SAMPLE) for i in range(len(e.ids)) if _last(e.learnt, i))
         return list(dict.fromkeys(found))
 
-    def _text(self, messages: Messages, prompt: bool = False) -> str:
+    def ignored(self, messages: Messages, tools: Tools = None) -> list[str]:
+        """The keys of messages, and `tools`, without which the template writes the same."""
+        keys = dict.fromkeys(key for m in messages for key in m if key not in ("role", "content", "weight"))
+        if not keys and not tools:
+            return []
+        whole = self._text(messages, tools=tools)
+        variants: dict[str, tuple[Messages, Tools]] = {
+            key: ([{k: v for k, v in m.items() if k != key} for m in messages], tools) for key in keys
+        }
+        if tools:
+            variants["tools"] = (messages, None)
+        return [key for key, variant in variants.items() if self._text_or_none(*variant) == whole]
+
+    def _text_or_none(self, messages: Messages, tools: Tools) -> str | None:
+        try:
+            return self._text(messages, tools=tools)
+        except UserError:
+            return None
+
+    def _text(self, messages: Messages, prompt: bool = False, tools: Tools = None) -> str:
         """Rendered, with MARK behind the first character of each control token that a message spells."""
-        marked = []
-        for message in messages:
-            content = message["content"]
-            if MARK in content:
-                raise Spelled(f"a message holds {MARK!r}, which is no character")
-            while found := self._spelled.search(content):  # those that overlap take several turns
-                if len(found[0]) == 1:
-                    raise Spelled(f"a message holds {found[0]!r}, which is a control token of this tokenizer")
-                content = self._spelled.sub(lambda m: m[0][0] + MARK + m[0][1:], content)
-            marked.append({**message, "content": content})
-        return self.template.render(marked, prompt)
+        marked = [
+            {key: value if key == "role" else self._marked(value) for key, value in message.items() if key != "weight"}
+            for message in messages
+        ]
+        return self.template.render(marked, prompt, self._marked(tools))
+
+    def _marked(self, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: self._marked(v) for key, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._marked(v) for v in value]
+        if not isinstance(value, str):
+            return value
+        if MARK in value:
+            raise Spelled(f"a message holds {MARK!r}, which is no character")
+        while found := self._spelled.search(value):  # those that overlap take several turns
+            if len(found[0]) == 1:
+                raise Spelled(f"a message holds {found[0]!r}, which is a control token of this tokenizer")
+            value = self._spelled.sub(lambda m: m[0][0] + MARK + m[0][1:], value)
+        return value
 
     def _encoded(self, text: str, spans: list[tuple[int, int]]) -> Encoded:
         ids, starts = self._ids(text)

@@ -45,6 +45,7 @@ class Finetuning:
     held_out: Table
     cut: int  # training rows that are longer than the model reads
     new: list[str]  # parameters that the starting point did not have
+    learnt: list[dict[str, Any]]  # the training rows as examples
     lengths: list[int]  # tokens of the training rows, of chat's conversations
     max_length: int
 
@@ -93,6 +94,8 @@ def build_finetuning(
         freeze(model, recipe.freeze)
     some = limit(held_out, recipe.evaluate.rows, seed=0)
     rows, held = solver.examples(train), solver.examples(some)
+    if not rows:
+        raise DataError(f"none of the {len(train.rows):,} training rows can be learnt\n  → a larger data.max_length")
     some_rows = rows[:: max(1, len(rows) // 1000)]
     mean = solver.task.length(rows[0]) if setup.packed else solver.task.collate(some_rows).num_tokens / len(some_rows)
     lengths = [n for e in rows for n in e.get("lengths", [solver.task.length(e)])]
@@ -120,7 +123,7 @@ def build_finetuning(
 
     job.score = score
     cut = len({e["row"] for e in rows if e["cut"]})
-    return Finetuning(job, solver, train, held_out, cut, new, lengths, setup.max_length)
+    return Finetuning(job, solver, train, held_out, cut, new, rows, lengths, setup.max_length)
 
 
 def _section(recipe: FinetuneRecipe) -> Any:

@@ -35,6 +35,24 @@ def texts(kb: KnowledgeBase, query: str) -> list[str]:
     return [p.text for p in kb.search(query)]
 
 
+def test_a_name_inside_a_longer_name_is_not_looked_up(tmp_path):
+    rows = "subject,relation,object\nGuinea,capital,Conakry\nC,author,Ritchie\nNode,author,X\nAT,author,Y\n"
+    build(tmp_path / "a.sqlite", [wrote(tmp_path / "a.csv", rows)])
+    facts = [{"question": "What is the capital of Guinea?", "answer": "Conakry"}]
+    build(tmp_path / "f.sqlite", [wrote(tmp_path / "f.jsonl", json.dumps(facts[0]))])
+    build(tmp_path / "b.sqlite", [wrote(tmp_path / "b.csv", rows + "Guinea-Bissau,capital,Bissau\nC#,author,Z\n")])
+    asked = ["capital of Guinea-Bissau?", "author of C#?", "author of C++", "author of Node.js", "author of AT&T",
+             "capital of Guinea‑Bissau", "Guinea's capital", "capital of Guinea, please", "capital: Guinea.",
+             "author of C?"]  # fmt: skip
+    with KnowledgeBase(tmp_path / "a.sqlite") as kb:
+        assert [best(kb, q) for q in asked] == [""] * 6 + ["Conakry"] * 3 + ["Ritchie"]
+    with KnowledgeBase(tmp_path / "b.sqlite") as kb:
+        assert [best(kb, q) for q in asked[:2]] == ["Bissau", "Z"] and best(kb, "capital of Guinea Bissau") == "Bissau"
+    with KnowledgeBase(tmp_path / "f.sqlite") as kb:
+        assert best(kb, "What is the capital of Guinea-Bissau?") == ""
+        assert best(kb, "What's Guinea's capital?") == "Conakry"
+
+
 def test_every_kind_of_file_comes_back(tmp_path):
     squad = {"data": [{"title": "Bees", "paragraphs": [{"context": "Bees make honey.", "qas": []}]}]}
     lines = [

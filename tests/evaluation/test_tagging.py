@@ -34,6 +34,8 @@ def test_entities(cases, bioes):
 
 def test_the_scheme_is_found_from_the_tags():
     assert scheme(["O", "B-P", "I-P"]) == scheme(["B-P"]) == "iob2"
+    assert scheme(["O", "I-P", "I-L"]) == "iob1" and scheme(["B-P", "M-P", "E-P", "S-P"]) == "bmes"
+    assert scheme(["B-P", "I-P", "L-P", "U-L"]) == "bilou" and scheme(["B-P", "L-P", "E-P"]) == "words"
     assert scheme(["O", "B-P", "E-P"]) == scheme(["S-P", "O"]) == "bioes"
     assert scheme(["NOUN", "VERB"]) == scheme(["O", "PER"]) == scheme(["O"]) == scheme(["B-P", "I-"]) == "words"
 
@@ -58,3 +60,15 @@ def test_scores_of_words():
     gold, said = [["N", "V", "N"], ["V"]], [["N", "V", "V"], ["X"]]
     found = score(gold, said, intervals=False)
     assert found == {"accuracy": (0.5, None, None), "macro_f1": (pytest.approx((2 / 3 + 1 / 2 + 0) / 3), None, None)}
+
+
+def test_schemes_in_other_letters_have_the_same_entities():
+    bioes, said = ["B-P", "I-P", "E-P", "O", "S-L"], ["B-P", "E-P", "O", "O", "S-L"]
+    wanted = {k: e.value for k, e in score([bioes], [said]).items()}
+    assert wanted["f1"] == 0.5
+    for letters in ("BILU", "BMES"):
+        other = [
+            ["O" if tag == "O" else letters["BIES".index(tag[0])] + tag[1:] for tag in row] for row in (bioes, said)
+        ]
+        assert {k: e.value for k, e in score([other[0]], [other[1]]).items()} == wanted
+    assert score([["I-P", "I-P", "I-L"]], [["I-P", "I-P", "O"]])["f1"].value == pytest.approx(2 / 3)

@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lmkit import config
+from lmkit.commands import finetune as finetuning
 from lmkit.data.tables import read_table
 from lmkit.downstream import TableConfig
 from lmkit.evaluation import baseline, classification
+from lmkit.finetune_recipe import FinetuneRecipe, expand
 from tests.generation.folders import encoder_folder, llama_folder, seq2seq_folder
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog"]
@@ -117,9 +120,8 @@ REFUSED: dict[str, tuple[str, str, str | bytes, list[str]]] = {
                          '{"data": [{"paragraphs": [{"context": 5, "qas": [{}]}]}, {"paragraphs": 7}]}',
                          ["no row is left", "2 broken records: a.json (article 1: KeyError 'question')"]),
     "questions": ("classify", "a.json", questions([]), ["a.json holds questions and answers (SQuAD)", "task.name=qa"]),
-    "unknown role": ("chat", "a.jsonl", lines([*GOOD_CHATS, said(("user", "a"), ("narrator", "b"))]),
-                     ["a.jsonl:21: no role is called `narrator`", "allowed: system, user, assistant, tool"]),
-    "no role": ("chat", "a.jsonl", lines([{"messages": [{"content": "a"}]}]), ["a.jsonl:1: no role is called `None`"]),
+    "no role": ("chat", "a.jsonl", lines([{"messages": [{"content": "a"}]}]),
+                ["no row is left", "1 conversations with the role `None` (allowed: system, user,", "a.jsonl:1"]),
     "nobody answers": ("chat", "a.jsonl", lines([said(("user", "hi"))] * 5),
                        ["no row is left", "5 conversations without answer: a.jsonl:1"]),
     "no sources": ("translate", "a.csv", "x,y\na,b\n", ["cannot tell which columns", "data.text=COLUMN"]),
@@ -152,6 +154,9 @@ TAKEN: dict[str, tuple[str, str, str | bytes, list[str]]] = {
     "case": ("classify", "a.csv", table(["A", "a", "b"] * 20), ["3 classes:"]),
     "mixed": ("classify", "a.jsonl", labelled([1, "1", True, "x", None] * 16),
               ["3 classes:", "1         ", "true ", "left out: 16 rows without a label, like a.jsonl:5"]),
+    "unknown role": ("chat", "a.jsonl", lines([*GOOD_CHATS, said(("user", "a"), ("narrator", "b"))]),
+                     ["left out: 1 conversations with the role `narrator` (allowed: system, user, assistant, tool",
+                      "like a.jsonl:21"]),
     "numbers and names": ("classify", "a.jsonl", labelled([1, 2.5, "b"] * 20),
                           ["3 classes:", "  1   ", "  2.5 ", "  b "]),
     "numbers": ("classify", "a.jsonl", labelled([i / 7 for i in range(60)]), ["labels are numbers from 0 to "]),
@@ -217,7 +222,8 @@ def test_a_label_that_only_held_out_rows_have_is_left_out_and_counted(finetune, 
     shutil.rmtree(tmp_path / "run")
     (tmp_path / "v.jsonl").write_text(labelled(["new", "other"]))
     shown = finetune("classify", "a.jsonl", labelled(AB), "data.validation=v.jsonl")
-    assert shown.code == 3 and "no held-out row has a label of the training rows, like v.jsonl:1: `new`" in shown.err
+    assert shown.code == 3
+    assert "no row is left: 2 held-out rows whose label no training row has, like v.jsonl:1: `new`" in shown.err
 
 
 def test_rows_on_both_sides_are_counted(finetune, tmp_path):
@@ -249,3 +255,159 @@ def test_an_answer_is_found_where_it_is_nearest_to_its_offset(start, tmp_path):
     (tmp_path / "a.json").write_text(questions([{"text": "brown", "answer_start": start}]))
     found = read_table([str(tmp_path / "a.json")], "qa", TableConfig(train="")).rows[0]["answers"]
     assert found == [{"text": "brown", "start": CONTEXT.index("brown")}]
+
+
+# ---------------------------------------------------------------- predictions and conversations row by row
+
+
+ROWS = {
+    "a.csv": ("classify", b'text,label\nfine,a\n\xff,b\n,a\nshort\n"two\nlines",zzz\n',
+              ["", "undecodable", "empty", "broken records (1 fields", ""], [2, 3, 4, 5, 6]),
+    "a.jsonl": ("classify", b'{"text": "a"}\n{"text": "\xff"}\n{b\n{"text": 5}\n{}\n{"text": "z"}\n',
+                ["", "undecodable", "broken records (Expecting", "no text", "empty", ""], [1, 2, 3, 4, 5, 6]),
+    "a.txt": ("classify", b"one\n\n\xfftwo\nthree", ["", "empty", "undecodable", ""], [1, 2, 3, 4]),
+    "b.txt": ("tag", b"the O\nquick O\nfox B-X\n\ndog O\n", ["", ""], [1, 5]),  # a word a line,
+    "c.txt": ("tag", b"the quick fox\ndog\n", ["", ""], [1, 2]),  # and a sentence a line
+    "a.conll": ("tag", b"the\n#fox\n#\n\nNew York\nis\n\nM\xff\n\ndog\n",
+                ["", "another number of columns", "undecodable", ""], [1, 5, 8, 10]),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(models, tmp_path_factory) -> dict[str, Path]:
+    """Of one step."""
+    home = tmp_path_factory.mktemp("runs")
+    contents = {
+        "classify": labelled(AB), "qa": questions([at("brown fox", 11)]), "several": labelled([["a"], ["a", "b"]] * 20),
+        "tag": "the O\n# O\nfox B-X\n\ndog B-X\njumps O\n\n" * 9 + "dog O\nlazy O\n",
+    }  # fmt: skip
+    for name, content in contents.items():
+        task = "classify" if name == "several" else name
+        file = home / (f"{name}.conll" if task == "tag" else f"{name}.json" if task == "qa" else f"{name}.jsonl")
+        file.write_text(content)
+        keys = [f"task.name={task}", f"model={models[task]}", f"data.train={file}", "train.batch=2",
+                "train.budget=1 steps", "data.validation=0"]  # fmt: skip
+        assert finetuning.start(config.load(FinetuneRecipe, None, keys, expand), name, home / name) == 0
+    return {name: home / name for name in contents}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_has_its_prediction_or_its_error_in_order(name, runs, lmkit_, tmp_path, monkeypatch):
+    task, content, errors, places = ROWS[name]
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(content)
+    shown = lmkit_("predict", runs[task], "--data", name)
+    predicted = [json.loads(line) for line in shown.out.splitlines()]
+    assert shown.code == 0 and [line["place"] for line in predicted] == [f"{name}:{n}" for n in places]
+    for line, error in zip(predicted, errors, strict=True):
+        assert error in line.get("error", "") and bool(error) == ("error" in line)
+        assert error or line.keys() & {"label", "tags"}
+    assert f"reads {name}" in shown.err
+    if task == "tag":
+        assert len(predicted[0]["tags"]) == 3  # words that begin with # are words
+
+
+def test_a_question_that_leaves_no_room_is_left_out_alone_and_far_answers_are_counted(finetune, runs, lmkit_, tmp_path):
+    asked = json.loads(questions([at("brown fox", 11)], [at(CONTEXT, 0)]))
+    asked["data"][3]["paragraphs"][0]["qas"][0]["question"] = "who " * 200
+    shown = finetune("qa", "a.json", json.dumps(asked), "task.max_answer=8", "data.validation=0")
+    assert shown.code == 0 and "left out: 1 of 40 questions, like a.json:q0: too long a question" in shown.err
+    assert "20 of 40 questions have no answer of at most task.max_answer=8 tokens" in shown.err
+    shown = lmkit_("predict", runs["qa"], "--data", "a.json")
+    predicted = [json.loads(line) for line in shown.out.splitlines()]
+    assert ["error" in line for line in predicted] == [i == 6 for i in range(40)]
+    assert "leaves no room" in predicted[6]["error"]
+
+
+def test_columns_of_training_are_read_again_or_missed(finetune, lmkit_, tmp_path):
+    pairs = "a,b,y\n" + "".join(f"fox {i},dog {i},{'xy'[i % 2]}\n" for i in range(30))
+    shown = finetune("classify", "p.csv", pairs, "data.text=a", "data.pair=b", "data.label=y", "data.validation=0")
+    assert shown.code == 0 and "text from `a`, pair from `b`, label from `y`" in shown.err
+    (tmp_path / "other.csv").write_text("a,text,sentence2,label\nfox,dog,dog,x\n")
+    for command in ("predict", "eval"):
+        shown = lmkit_(command, "run", "--data", "other.csv")
+        assert shown.code == 3 and "no column `b`" in shown.err and "with --pair NAME" in shown.err
+    shown = lmkit_("eval", "run/latest", "--data", "other.csv", "--pair", "sentence2", "--label", "label", "--json")
+    assert "text from `a`, pair from `sentence2`, label from `label`" in shown.err and shown.code == 0
+    shutil.rmtree(tmp_path / "run")
+    assert finetune("classify", "t.csv", pairs.replace("a,b,y", "text,other,label"), "data.validation=0").code == 0
+    (tmp_path / "other.csv").write_text("text,hypothesis\nfox,dog\n")  # a pair is read only where it was learnt
+    assert "text from `text`; 1 rows" in lmkit_("predict", "run", "--data", "other.csv").err
+
+
+def test_two_models_of_several_labels_are_compared_and_a_wrong_option_is_refused(finetune, runs, lmkit_, tmp_path):
+    (tmp_path / "new.csv").write_text('text,label\nfox,"[\'a\']"\ndog,[]\nlazy,"[""b"", ""a""]"\ncat,"[\'c\']"\n')
+    shutil.copytree(runs["several"], tmp_path / "again", symlinks=True)
+    shown = lmkit_("eval", runs["several"], "again", "--data", "new.csv", "--json")
+    told = json.loads(shown.out)
+    assert told["comparison"]["p"] == 1.0 and told["rows"] == 3 and len(told["models"]) == 2
+    assert "left out: 1 rows whose label the model does not have, like new.csv:5: `c`" in shown.err
+    predicted = lmkit_("predict", "again", "--data", "new.csv")
+    for line in map(json.loads, predicted.out.splitlines()):
+        assert line["labels"] == [name for name, p in line["scores"].items() if p >= 0.5]
+    several = labelled([["a"], ["b"]] * 20)
+    for option in ("task.class_weights=true", "task.label_smoothing=0.1", "task.metric=pearson", "task.metric=mcc"):
+        shown = finetune("classify", "s.jsonl", several, option)
+        assert shown.code == 2 and option.partition("=")[0] in shown.err and not (tmp_path / "run").exists()
+    assert finetune("classify", "s.jsonl", labelled(AB), "task.metric=micro_f1").code == 2
+
+
+CHAT_KINDS = [
+    {"system": "Be kind.", "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+    {"system": "Be.", "conversations": [{"from": "system", "value": "Own."}, {"from": "human", "value": "a"},
+                                        {"from": "gpt", "value": "b", "weight": 1}]},
+    {"conversations": [{"from": "human", "value": "add"}, {"from": "function_call", "value": '{"name": "f"}'},
+                       {"from": "observation", "value": "2"}, {"from": "gpt", "value": "two"}]},
+    {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "weight": 0.5}]},
+    {"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "f(1)"}]},
+    {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": None}]},
+    {"tools": "x", "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+]  # fmt: skip
+
+
+def test_conversations_of_other_tools_are_read_whole_or_counted(tmp_path):
+    (tmp_path / "a.jsonl").write_text(lines(CHAT_KINDS))
+    table = read_table([str(tmp_path / "a.jsonl")], "chat", TableConfig(train=""))
+    first, second, third = (row["messages"] for row in table.rows)
+    assert first[0] == {"role": "system", "content": "Be kind."} and second[0]["content"] == "Own."
+    assert [m["role"] for m in third] == ["user", "assistant", "tool", "assistant"]
+    assert third[1]["tool_calls"] == [{"type": "function", "function": {"arguments": {}, "name": "f"}}]
+    counted = [(n, table.problems.examples[kind][0][-1]) for kind, n in table.problems.counts.items()]
+    assert counted == [(1, line) for line in "24567"]
+    alpaca = {"instruction": "c", "output": "d", "system": "S", "history": [["a", "b"]]}
+    (tmp_path / "b.jsonl").write_text(lines([alpaca, alpaca | {"history": ["a"]}, alpaca | {"history": None}]))
+    table = read_table([str(tmp_path / "b.jsonl")], "chat", TableConfig(train=""))
+    assert ["".join(m["content"] for m in row["messages"]) for row in table.rows] == ["Sabcd", "Scd"]
+    assert table.problems.counts == {"conversations whose history is no list of pairs of texts": 1}
+
+
+def test_a_conversation_that_its_template_refuses_is_left_out_and_counted(finetune, tmp_path):
+    refusing = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('No system!') }}{% endif %}"
+    (tmp_path / "t.jinja").write_text(refusing + "{{ m.content + eos_token }}{% endfor %}")
+    chats = [*GOOD_CHATS, said(("system", "s"), ("user", "hi"), ("assistant", "yo"))]
+    chats += [{"messages": [*GOOD_CHATS[0]["messages"][:1], {"role": "assistant", "content": "no", "weight": 0}]}]
+    chats += [{"messages": [*GOOD_CHATS[1]["messages"], {"role": "user", "content": "x", "mood": "sad"}]}]
+    shown = finetune("chat", "a.jsonl", lines(chats), "task.template=t.jinja", "data.validation=0")
+    assert shown.code == 0, shown.err
+    assert "left out: 1 of 23 conversations (4.3%) are refused: chat template" in shown.err
+    assert "No system!" in shown.err and "1 of 23 conversations (4.3%) have no answer but such of weight 0" in shown.err
+    assert "1 of 23 conversations have `mood`, which the chat template does not write" in shown.err
+    shutil.rmtree(tmp_path / "run")
+    shown = finetune("chat", "a.jsonl", lines(chats[20:21] * 20), "task.template=t.jinja", "data.validation=0")
+    assert shown.code == 3 and "No system!" in shown.err and "→ task.template=chatml" in shown.err
+
+
+@pytest.mark.parametrize("task", ["classify", "chat", "bart"])  # an encoder, a decoder, both
+def test_a_run_that_went_on_with_pretraining_is_scored(task, models, lmkit_, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("\n".join(TEXTS))
+    shown = lmkit_("finetune", "--task", "lm", "--model", models.get(task, models["translate"]), "--data", "a.txt",
+                   "--out", "run", "train.budget=1 steps", "train.batch=2")  # fmt: skip
+    assert shown.code == 0, shown.err
+    shown = lmkit_("eval", "run", "--data", "a.txt", "--json")
+    assert shown.code == 0 and json.loads(shown.out)["perplexity"]["value"] > 1, shown.err
+
+
+def test_columns_in_another_encoding_are_told(finetune):
+    shown = finetune("classify", "b.csv", "文本,标签\n很好,好\n".encode("gbk"))
+    assert shown.code == 3 and "b.csv: the names of its columns are not UTF-8 (they can be read as gbk" in shown.err

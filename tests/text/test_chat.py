@@ -205,3 +205,42 @@ def test_tokens_are_added_behind_all_others() -> None:
 def test_templates_that_cannot_be_learnt_say_why(source: str, said: str, kinds) -> None:
     with pytest.raises(UserError, match=said):
         Chat(kinds["bytes"], ChatTemplate(source, {"eos_token": "<|bos|>"})).encode(TALK)
+
+
+TOOLS = [{"type": "function", "function": {"name": "add", "description": "Adds <|im_end|> ü", "parameters": {}}}]
+CALLED = [
+    {"role": "user", "content": "1+1?"},
+    {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add", "arguments": {"a": 1}}}]},
+    {"role": "tool", "content": "2", "name": "add"},
+    {"role": "assistant", "content": "Two", "reasoning_content": "one more", "weight": 0},
+    {"role": "user", "content": "Ok"},
+    {"role": "assistant", "content": "Bye", "reasoning_content": "the end", "weight": 1},
+]
+TOOLED = """{% if tools %}<|im_start|>system
+{{ tools | tojson }}<|im_end|>
+{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
+{% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content or '' }}
+{%- for call in m.tool_calls or [] %}<call>{{ call.function | tojson }}</call>{% endfor %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def test_tools_calls_and_reasoning_are_written_as_transformers_does_and_weight_0_is_not_learnt(kinds, tmp_path) -> None:
+    mine = kinds["bytes"]
+    mine.save(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(TOOLED)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    template = find_template([tmp_path], "auto", mine)
+    chat = Chat(mine, template)
+    assert template.render(CALLED, tools=TOOLS) == theirs.apply_chat_template(CALLED, tools=TOOLS, tokenize=False)
+    plain = [{**TOOLS[0], "function": {**TOOLS[0]["function"], "description": "Adds"}}]
+    (e,) = chat.encode(CALLED, plain)
+    assert e.ids == theirs.apply_chat_template(CALLED, tools=plain)["input_ids"]
+    assert [w.count("Two") for w in words(chat, *e)] == [0, 0]
+    assert words(chat, *e)[1] == "<think>the end</think>Bye<|im_end|>" and "add" in words(chat, *e)[0]
+    (spelled,) = chat.encode(CALLED, TOOLS)  # what a description spells is text, too
+    assert spelled.ids.count(chat.ends[0]) == e.ids.count(chat.ends[0])
+    assert chat.ignored(CALLED, TOOLS) == ["name"] and chat.ignored(TALK) == []
+    chatml = Chat(mine, ChatTemplate(CHATML, {"bos_token": ""}))
+    answered = [m for m in CALLED if m["content"]]
+    assert chatml.ignored(answered, TOOLS) == ["name", "reasoning_content", "tools"]
