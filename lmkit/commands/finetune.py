@@ -30,7 +30,7 @@ from lmkit.solvers.solver import unknown_tokens
 from lmkit.solvers.trained import FITTED
 from lmkit.solvers.write import Writer
 from lmkit.text.images import palette_tokenizer
-from lmkit.text.tokenizer import load_tokenizer
+from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.training.continued import build_continued
 from lmkit.training.distributed import World
 from lmkit.training.ending import keep_average, run_to_end
