@@ -5,12 +5,12 @@ Decoders: loss, perplexity and bits per byte. Encoders: the same of masked token
 decoders: of target texts with `--target`, else of texts that were damaged as the family's own training does it, or as
 the run's recipe says.
 
-`--json` prints one object. Always: model, data, documents (or pairs), unknown_tokens, context, skipped (what: how
-often), and loss (nats a token) and perplexity as {value, low, high}: a 95% interval over documents, null for one.
-Decoders: tokens, bytes, stride, bits_per_byte. Encoders: tokens (of the text), masked_tokens, noise, accuracy,
-pseudo_tokens, pseudo_log_likelihood (nats, their sum), pseudo_perplexity. Encoder-decoders: source_tokens,
-target_tokens, accuracy, and without --target noise, spans and span_accuracy. noise: the settings, and where they are
-from."""
+`--json` prints one object. Always: model, data, documents (or pairs), unknown_tokens, dropped_bytes, context, skipped
+(what: how often), and loss (nats a token) and perplexity as {value, low, high}: a 95% interval over documents, null for
+one. Decoders: tokens, bytes, stride, bits_per_byte (not where bytes were dropped). Encoders: tokens (of the text),
+masked_tokens, noise, accuracy, pseudo_tokens, pseudo_log_likelihood (nats, their sum), pseudo_perplexity.
+Encoder-decoders: source_tokens, target_tokens, accuracy, and without --target noise, spans and span_accuracy. noise:
+the settings, and where they are from."""
 
 import json
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ from lmkit.display import Meter, note
 from lmkit.errors import DataError, UserError
 from lmkit.evaluation import masked_lm, perplexity, pseudo, seq2seq
 from lmkit.evaluation.intervals import Estimate
-from lmkit.evaluation.scoring import BATCH_TOKENS
+from lmkit.evaluation.scoring import BATCH_TOKENS, Tally
 from lmkit.model.heads import Head
 from lmkit.objectives import DenoisingConfig, MaskedLMConfig, SpanCorruptionConfig, TaskConfig, default_task
 from lmkit.presets import expand
@@ -182,14 +182,16 @@ def _decoder(loaded: Pretrained, texts: Texts, stride: int | None, batch_tokens:
         s = perplexity.evaluate(loaded.model, tokenizer, (d.text for d in documents), stride, batch_tokens)
     facts = {
         "documents": len(s.nats), "tokens": sum(s.tokens), "bytes": sum(s.bytes), "unknown_tokens": s.unknown,
-        "context": s.context, "stride": s.stride,
+        "dropped_bytes": s.unspelt, "context": s.context, "stride": s.stride,
     }  # fmt: skip
     caption = [
         f"{len(s.nats):,} documents, {sum(s.tokens):,} tokens, {sum(s.bytes):,} bytes",
         f"windows of {s.context:,} tokens, stride {s.stride:,}",
     ]
-    rows = {"loss": s.loss, "perplexity": s.perplexity, "bits_per_byte": s.bits_per_byte}
-    return Report(facts, rows, caption, notes=_unknown(s.unknown, "the scores are too good"))
+    rows = {"loss": s.loss, "perplexity": s.perplexity}
+    if s.bits_per_byte is not None:
+        rows["bits_per_byte"] = s.bits_per_byte
+    return Report(facts, rows, caption, notes=_unspelt(s, "the scores are too good"))
 
 
 def _encoder(loaded: Pretrained, texts: Texts, task: TaskConfig | None, pll_tokens: int, batch_tokens: int) -> Report:
@@ -204,7 +206,7 @@ def _encoder(loaded: Pretrained, texts: Texts, task: TaskConfig | None, pll_toke
     noise, masked = masked_lm.noise(config) | {"from": source}, sum(s.tokens)
     facts = {
         "documents": s.documents, "tokens": s.text_tokens, "masked_tokens": masked, "unknown_tokens": s.unknown,
-        "context": loaded.config.context, "noise": noise,
+        "dropped_bytes": s.unspelt, "context": loaded.config.context, "noise": noise,
     }  # fmt: skip
     rows = {"loss": s.loss, "perplexity": s.perplexity, "accuracy": s.accuracy}
     caption = [
@@ -222,7 +224,7 @@ def _encoder(loaded: Pretrained, texts: Texts, task: TaskConfig | None, pll_toke
         part = f"pseudo-perplexity over {covered:,} of {s.text_tokens:,} tokens: {len(s.sample.windows):,} windows"
         few = f"{part} at random, of {tally.documents:,} documents (--pll-tokens)"
         caption.append(whole if covered == s.text_tokens else few)
-    return Report(facts, rows, caption, notes=_unknown(s.unknown, unknown), skipped=s.skipped)
+    return Report(facts, rows, caption, notes=_unspelt(s, unknown), skipped=s.skipped)
 
 
 def _pairs(loaded: Pretrained, texts: Texts, batch_tokens: int) -> Report:
@@ -233,7 +235,7 @@ def _pairs(loaded: Pretrained, texts: Texts, batch_tokens: int) -> Report:
     facts = {"pairs": s.documents} | _written(loaded, s)
     caption = [f"{s.documents:,} pairs, {s.source_tokens:,} source tokens, {sum(s.tokens):,} target tokens"]
     rows = {"loss": s.loss, "perplexity": s.perplexity, "accuracy": s.accuracy}
-    return Report(facts, rows, caption, "pairs", _unknown(s.unknown, NOT_COMPARABLE), s.skipped)
+    return Report(facts, rows, caption, "pairs", _unspelt(s, NOT_COMPARABLE), s.skipped)
 
 
 def _noise(loaded: Pretrained, texts: Texts, chosen: tuple[seq2seq.NoiseConfig, str], batch_tokens: int) -> Report:
@@ -252,18 +254,26 @@ def _noise(loaded: Pretrained, texts: Texts, chosen: tuple[seq2seq.NoiseConfig, 
         f" {sum(s.spans):,} spans of noise",
         _described(noise),
     ]
-    return Report(facts, rows, caption, notes=_unknown(s.unknown, NOT_COMPARABLE), skipped=s.skipped)
+    return Report(facts, rows, caption, notes=_unspelt(s, NOT_COMPARABLE), skipped=s.skipped)
 
 
 def _written(loaded: Pretrained, s: seq2seq.WrittenScores) -> dict[str, Any]:
     return {
         "source_tokens": s.source_tokens, "target_tokens": sum(s.tokens), "unknown_tokens": s.unknown,
-        "context": loaded.config.context,
+        "dropped_bytes": s.unspelt, "context": loaded.config.context,
     }  # fmt: skip
 
 
-def _unknown(count: int, so: str) -> list[str]:
-    return [f"{count:,} unknown tokens stand for text the tokenizer cannot spell: {so}"] if count else []
+def _unspelt(s: Tally, so: str) -> list[str]:
+    notes = []
+    if s.unknown:
+        notes.append(f"{s.unknown:,} unknown tokens stand for text the tokenizer cannot spell: {so}")
+    if s.unspelt:
+        notes.append(
+            f"the tokenizer dropped {s.unspelt:,} bytes of the text, for which it has no token: the scores are of the"
+            " rest, and there are no bits per byte"
+        )
+    return notes
 
 
 def _described(noise: dict[str, Any]) -> str:

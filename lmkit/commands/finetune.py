@@ -26,7 +26,7 @@ from lmkit.solvers import answering_fit
 from lmkit.solvers.answer_spans import SpanFinder
 from lmkit.solvers.classify import Classifier, check_options, known_labels, names_of
 from lmkit.solvers.score_table import as_json, confusion_table, score_table, seeds_line
-from lmkit.solvers.solver import unknown_tokens
+from lmkit.solvers.solver import texts, unknown_tokens
 from lmkit.solvers.trained import FITTED
 from lmkit.solvers.write import Writer
 from lmkit.text.images import palette_tokenizer
@@ -135,7 +135,10 @@ def _run(recipe: FinetuneRecipe, path: Path, link: bool = False, goes_on: bool =
         task = f.job.recipe.task.name
         said = report(f.train, f.held_out, task, f.lengths, f.max_length, f.cut)
         writes = f.job.recipe.task.name in (*WRITING, "chat")
-        unknown = unknown_tokens(load_tokenizer(f.job.tokenizer), f.learnt, writes)
+        tokenizer = load_tokenizer(f.job.tokenizer)
+        unknown = unknown_tokens(tokenizer, f.learnt, writes)
+        if dropped := tokenizer.count_unspelt(texts(f.train)):
+            unknown.append(f"dropped: {dropped:,} bytes of the training texts, for which the tokenizer has no token")
         note("\n".join([*said, *unknown, *describe(f)]))
         for example in f.rendered():
             note_marked("example  ", example)

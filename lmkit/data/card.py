@@ -9,7 +9,8 @@ def card_lines(store: TokenStore) -> list[str]:
     m = store.manifest
     tokenizer, checks = m["tokenizer"], m["checks"]
     lines = [f"data card of token store {store.fingerprint[:12]}"]
-    total = {key: sum(s[key] for split in SPLITS for s in m["shards"][split]) for key in ("tokens", "bytes", "unknown")}
+    shards = [shard for split in SPLITS for shard in m["shards"][split]]
+    total = {key: sum(s.get(key, 0) for s in shards) for key in ("tokens", "bytes", "unknown", "unspelt")}
     lines.append(f"  inputs      {len(m['inputs']):,} files, {show_bytes(sum(i['size'] for i in m['inputs']))}")
     for name in SPLITS:
         shards = m["shards"][name]
@@ -23,6 +24,11 @@ def card_lines(store: TokenStore) -> list[str]:
     lines.append(f"  fit         {total['bytes'] / max(total['tokens'], 1):.2f} bytes per token")
     if total["unknown"]:
         lines[-1] += f" · {total['unknown']:,} unknown tokens ({total['unknown'] / total['tokens']:.2%})"
+    if total["unspelt"]:
+        share = total["unspelt"] / total["bytes"]
+        lines.append(
+            f"  dropped     {show_bytes(total['unspelt'])} of text ({share:.2%}): the tokenizer has no token for it"
+        )
     same = checks["checked"] - checks["differs"]
     lines.append(f"  round trip  {same:,} of {checks['checked']:,} sampled documents decode to the same text")
     for kind, count in m["problems"]["counts"].items():

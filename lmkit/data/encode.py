@@ -13,6 +13,7 @@ from typing import IO, Self
 import numpy as np
 
 import lmkit
+from lmkit.errors import ModelError
 from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.text.words import WordEncoder
 
@@ -59,9 +60,11 @@ class RemoteEncoder:
         sizes = np.array([len(t) for t in texts], np.int64)
         try:
             _send(self.process.stdin, sizes.tobytes(), b"".join(texts))
-            ids, lengths, differs = (_receive(self.process.stdout) for _ in range(3))
+            problem, ids, lengths, differs = (_receive(self.process.stdout) for _ in range(4))
         except (BrokenPipeError, EOFError):
             raise RuntimeError(f"an encoding process ended with status {self.process.wait()}") from None
+        if problem:
+            raise ModelError(problem.decode())
         return Encoded(ids, np.frombuffer(lengths, np.int64), bool(differs[0]))
 
     def close(self) -> None:
@@ -134,8 +137,12 @@ def serve(tokenizer: Path, processes: int) -> None:
             sizes = np.frombuffer(_receive(sys.stdin.buffer), np.int64)
             blob = _receive(sys.stdin.buffer)
             ends = np.cumsum(sizes)
-            done = encoder([blob[end - size : end] for end, size in zip(ends, sizes, strict=True)])
-            _send(sys.stdout.buffer, done.ids, done.lengths.tobytes(), bytes([done.differs]))
+            try:
+                done = encoder([blob[end - size : end] for end, size in zip(ends, sizes, strict=True)])
+            except ModelError as problem:
+                _send(sys.stdout.buffer, str(problem).encode(), b"", b"", b"")
+                continue
+            _send(sys.stdout.buffer, b"", done.ids, done.lengths.tobytes(), bytes([done.differs]))
         except (EOFError, BrokenPipeError):  # whoever asked is gone
             os._exit(0)  # at once: what is left to send has no reader
 

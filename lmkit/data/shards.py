@@ -49,7 +49,7 @@ class ShardWriter:
         self.name, self.tokenizer = f"{split}-{number:05d}", tokenizer
         self.tokens, self.index = File(folder / f"{self.name}.tokens"), File(folder / f"{self.name}.index")
         self.entry: dict[str, Any] = {"name": self.name, "split": split}
-        self.entry |= dict.fromkeys(("documents", "chars", "bytes", "tokens", "unknown"), 0)
+        self.entry |= dict.fromkeys(("documents", "chars", "bytes", "tokens", "unknown", "unspelt"), 0)
 
     def add(self, batch: Batch, encoded: Encoded) -> None:
         ids = np.frombuffer(encoded.ids, id_type(self.tokenizer.vocab_size))
@@ -66,6 +66,7 @@ class ShardWriter:
             "bytes": int(sizes.sum()),
             "tokens": len(ids),
             "unknown": unknown,
+            "unspelt": self.tokenizer.count_unspelt(text.decode() for text in batch.texts),
         }
         for key, value in more.items():
             self.entry[key] += value

@@ -38,6 +38,7 @@ class Split:
         self.num_documents = sum(s["documents"] for s in shards)
         self.num_tokens = sum(s["tokens"] for s in shards)
         self.num_bytes = sum(s["bytes"] for s in shards)  # UTF-8 bytes of the texts
+        self.num_unspelt = sum(s.get("unspelt", 0) for s in shards)  # of these, what the tokenizer has no token for
 
     @cached_property
     def _index(self) -> np.ndarray:

@@ -55,6 +55,7 @@ def evaluate(
         for text in texts:
             ids = np.array(tokenizer.encode(text), np.int64)
             scores.unknown += tokenizer.count_unknown(ids)
+            scores.unspelt += tokenizer.count_unspelt([text])
             if not v.maskable[ids].any():
                 scores.skipped["documents without a token to mask"] += 1
                 continue

@@ -36,7 +36,10 @@ class Scores(Tally):
     bytes: list[int] = field(default_factory=list)  # UTF-8
 
     @property
-    def bits_per_byte(self) -> Estimate:
+    def bits_per_byte(self) -> Estimate | None:
+        """None where the tokenizer dropped text: the model was never asked for those bytes."""
+        if self.unspelt:
+            return None
         return ratio([nats / math.log(2) for nats in self.nats], self.bytes)
 
 
@@ -90,6 +93,7 @@ def evaluate(
         waiting += windows(scores.open(), ids, context, stride)
         scores.bytes.append(len(text.encode()))
         scores.unknown += tokenizer.count_unknown(ids)
+        scores.unspelt += tokenizer.count_unspelt([text])
         if len(waiting) >= BATCHES * rows:
             _score(model, waiting, batch_tokens, scores)
             waiting.clear()

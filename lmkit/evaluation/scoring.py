@@ -44,6 +44,7 @@ class Tally:
     spans: list[int] = field(default_factory=list)  # of noise
     whole: list[int] = field(default_factory=list)  # of these, predicted right from end to end
     skipped: Counter[str] = field(default_factory=Counter)  # what was left out, and how often
+    unspelt: int = 0  # bytes that the tokenizer dropped, so that no token stands for them
     unknown: int = 0  # tokens that stand for text the tokenizer cannot spell
 
     def open(self) -> int:

@@ -48,6 +48,7 @@ def evaluate_pairs(
                 scores.skipped[too_long] += 1
                 continue
             scores.unknown += tokenizer.count_unknown(source) + tokenizer.count_unknown(target)
+            scores.unspelt += tokenizer.count_unspelt(pair)
             scores.source_tokens += len(source)
             yield {"source": source, "target": target, "documents": [scores.open()]}
 
@@ -83,6 +84,7 @@ def evaluate_noise(
         for text in texts:
             ids, document = np.array(tokenizer.encode(text), np.int64), scores.open()
             scores.unknown += tokenizer.count_unknown(ids)
+            scores.unspelt += tokenizer.count_unspelt([text])
             for window, begin in enumerate(range(0, len(ids), room)):
                 part = np.concatenate([first, ids[begin : begin + room], last])
                 if len(part) < shortest:

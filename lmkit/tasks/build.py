@@ -54,7 +54,8 @@ def build_task(recipe: Recipe, store: TokenStore, tokenizer: Tokenizer) -> Work:
     causal = CausalLM(recipe.data.document_masking)
     rows, scored = PackedRows(train, context, pad), PackedRows(held_out, context, pad)
     said = f"{len(rows):,} rows, {rows.waste:.1%} padding, {rows.num_cut} documents cut to fill rows"
-    per_byte = scored.num_scored / max(held_out.num_bytes, 1)
+    # bytes that the tokenizer dropped are never predicted, so there are no bits per byte
+    per_byte = None if held_out.num_unspelt else scored.num_scored / max(held_out.num_bytes, 1)
     return Work(causal, rows, causal, scored, context, said, per_byte)
 
 

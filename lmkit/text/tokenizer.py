@@ -145,11 +145,49 @@ class Tokenizer:
             if not broken:
                 raise
             raise UserError(f"text holds half of a surrogate pair, which is no character: {broken[0][:40]!r}") from None
+        except Exception as error:  # tokenizers raises bare Exception where a vocabulary lacks its own unknown token
+            if len(texts) > 1:
+                return [self.encode(text) for text in texts]
+            raise ModelError(
+                f"the tokenizer ({self.definition['model']['type']}, {self.vocab_size:,} entries) cannot spell "
+                f"{texts[0][:40]!r}: {error}\n"
+                "  → take another tokenizer, or name a token of its vocabulary as unk_token in tokenizer_config.json"
+            ) from None
         return [e.ids for e in encodings]
 
     def count_unknown(self, ids: Sequence[int] | np.ndarray) -> int:
         """How many of `ids` stand for text the vocabulary cannot spell."""
         return 0 if self.unk_id is None else int(np.count_nonzero(np.asarray(ids) == self.unk_id))
+
+    @cached_property
+    def drops_text(self) -> bool:
+        """Whether text can leave no token behind: BPE without an unknown token lets go what it has no piece for."""
+        model = self.definition["model"]
+        if model["type"] != "BPE" or model["unk_token"] is not None:
+            return False
+        named = [f"<0x{byte:02X}>" for byte in range(256)] if model["byte_fallback"] else byte_alphabet()
+        return not ((model["byte_fallback"] or self._byte_level) and self.vocab.keys() >= set(named))
+
+    @cached_property
+    def _byte_level(self) -> bool:
+        """Whether the model spells bytes, not characters."""
+        split = self.definition["pre_tokenizer"] or {}
+        return any(step.get("type") == "ByteLevel" for step in split.get("pretokenizers", [split]))
+
+    def count_unspelt(self, texts: Iterable[str]) -> int:
+        """How many bytes of these texts leave no token behind. Takes its time with tokenizers that drop text."""
+        if not self.drops_text:
+            return 0
+        model, count = self.definition["model"], 0
+        before, after = model["continuing_subword_prefix"] or "", model["end_of_word_suffix"] or ""
+        pieces = {token.removeprefix(before).removesuffix(after) for token in self.vocab}
+        normalizer, split = self.backend.normalizer, self.backend.pre_tokenizer
+        for text in texts:
+            text = normalizer.normalize_str(text) if normalizer else text
+            words = [word for word, _ in split.pre_tokenize_str(text)] if split else [text]
+            lost = [char for word in words for char in word if char not in pieces]
+            count += len(lost) if self._byte_level else len("".join(lost).encode())
+        return count
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         text = self.backend.decode(list(ids), skip_special_tokens=skip_special)
@@ -167,9 +205,8 @@ class Tokenizer:
     def lossless(self) -> bool:
         """Whether decode(encode(text)) == text for every text: byte level, and nothing normalised before it."""
         split = self.definition["pre_tokenizer"] or {}
-        levels = [p for p in split.get("pretokenizers", [split]) if p.get("type") == "ByteLevel"]
-        unchanged = self.definition["normalizer"] is None and not any(p["add_prefix_space"] for p in levels)
-        return bool(levels) and unchanged
+        prefixed = any(step.get("add_prefix_space") for step in split.get("pretokenizers", [split]))
+        return self._byte_level and self.definition["normalizer"] is None and not prefixed and not self.drops_text
 
     def token_bytes(self, token_id: int) -> bytes | None:
         """The bytes an id stands for; None for control tokens and for kinds that have no exact ones."""

@@ -2,10 +2,12 @@
 
 import io
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from lmkit.display import note
 from lmkit.errors import DataError, UserError
 from lmkit.families import FAMILIES
 from lmkit.recipe import TokenizerConfig
@@ -17,6 +19,7 @@ from lmkit.text.words import SPLIT
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
+    from tokenizers.pre_tokenizers import PreTokenizer
 
 
 LONGEST = 1000  # characters of a run that is learnt from as one: the trainers' time grows with its square
@@ -104,22 +107,54 @@ def _wordpiece(texts: Iterator[str], config: TokenizerConfig, special: Special) 
     learner.pre_tokenizer = pre_tokenizers.Sequence(
         [words, pre_tokenizers.Metaspace(prepend_scheme="always", split=False)]
     )
-    # every character needs two entries, at a word's start and inside it
     room = config.vocab_size - len(special.tokens)
-    trainer = trainers.BpeTrainer(vocab_size=room, limit_alphabet=min(1000, room // 4), show_progress=False)
-    learner.train_from_iterator(texts, trainer)
-    learnt = sorted(learner.get_vocab().items(), key=lambda item: item[1])
-    pieces = [text for text, _ in learnt if text != SPACE]
+    seen: Counter[str] = Counter()
+    # of the merges some are single characters, which have their entries anyway
+    trainer = trainers.BpeTrainer(vocab_size=3 * room, limit_alphabet=room, show_progress=False)
+    learner.train_from_iterator(_counting_characters(texts, seen), trainer)
+    pieces = [text for text, _ in sorted(learner.get_vocab().items(), key=lambda item: item[1]) if text != SPACE]
     if not pieces:
         raise DataError("the tokenizer has nothing to learn from: its sample of the texts holds no words")
-    characters = [c for c in pieces if len(c) == 1]
-    named = [p.removeprefix(SPACE) if p.startswith(SPACE) else f"##{p}" for p in pieces]
-    entries = list(dict.fromkeys([*special.tokens, *characters, *(f"##{c}" for c in characters), *named]))
+    characters, inside = _characters(learner, words, seen, room * 3 // 4)
+    named = [p.removeprefix(SPACE) if p.startswith(SPACE) else f"##{p}" for p in pieces if len(p) > 1]
+    entries = list(dict.fromkeys([*special.tokens, *characters, *inside, *named]))
     vocabulary = {text: i for i, text in enumerate(entries[: config.vocab_size])}
     backend = Tokenizer(models.WordPiece(vocabulary, unk_token=special.unk))
     backend.normalizer, backend.pre_tokenizer = learner.normalizer, words
     backend.decoder = decoders.WordPiece(cleanup=False)
     return backend
+
+
+def _counting_characters(texts: Iterator[str], seen: Counter[str]) -> Iterator[str]:
+    for text in texts:
+        seen.update(text)
+        yield text
+
+
+def _characters(
+    learner: "Backend", words: "PreTokenizer", seen: Counter[str], room: int
+) -> tuple[list[str], list[str]]:
+    """The most frequent characters whose entries fit into `room`: at the start of words, and as `##c` inside of them. A
+    character that is always a word of its own, as Han and punctuation are, needs no second one. Says what is dropped."""
+    counts: Counter[str] = Counter()
+    for char, n in seen.items():
+        for normalised in "".join(learner.normalizer.normalize_str(char).split()):
+            counts[normalised] += n
+    characters, inside = list[str](), list[str]()
+    for char in sorted(counts, key=lambda c: (-counts[c], c)):
+        continues = len(words.pre_tokenize_str(learner.normalizer.normalize_str(f"a{char}"))) == 1
+        if len(characters) + len(inside) + 1 + continues > room:
+            break
+        characters.append(char)
+        if continues:
+            inside.append(f"##{char}")
+    if dropped := sorted(counts.keys() - set(characters)):
+        note(
+            f"{len(dropped):,} of the {len(counts):,} characters in the texts, the rarest, have no entry and become"
+            f" unknown tokens, like {' '.join(dropped[:5])}\n"
+            "  → a larger tokenizer.vocab_size (--vocab-size) keeps them"
+        )
+    return sorted(characters), sorted(inside)
 
 
 def _sentencepiece(texts: Iterator[str], config: TokenizerConfig, special: Special) -> "Backend":
@@ -134,7 +169,7 @@ def _sentencepiece(texts: Iterator[str], config: TokenizerConfig, special: Speci
             sentence_iterator=lines, model_writer=model, vocab_size=config.vocab_size, hard_vocab_limit=False,
             model_type="unigram" if config.type == "unigram" else "bpe", byte_fallback=True,
             normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
-            unk_id=0, unk_piece=special.unk, bos_id=-1, eos_id=-1, pad_id=-1,
+            required_chars=SPACE, unk_id=0, unk_piece=special.unk, bos_id=-1, eos_id=-1, pad_id=-1,
             control_symbols=[t for t in special.tokens if t != special.unk],
             max_sentence_length=1 << 24, minloglevel=3, num_threads=1,
         )  # fmt: skip

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from lmkit.data import readers
 from lmkit.data import tokenize as pipeline
@@ -221,3 +222,49 @@ def test_a_sample_keeps_the_tokenizer_within_its_budget(tmp_path: Path, monkeypa
     tokenizer = load_tokenizer(store.tokenizer_path)
     held = store.split("validation")
     assert not set(seen) & {tokenizer.decode(held.document(i)[1:].tolist(), False) for i in range(held.num_documents)}
+
+
+HAN = [chr(0x4E00 + i) for i in range(1500)]
+
+
+def test_wordpiece_keeps_every_character_that_has_room_and_says_what_it_drops(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "zh.txt"
+    text.write_text("\n".join("".join(HAN[i : i + 30]) for i in range(0, 1500, 30)) * 2, encoding="utf-8")
+    for size, dropped in ((4000, 0), (1000, 1500 - (1000 - 5) * 3 // 4)):
+        out = tmp_path / str(size)
+        tokenize(DataConfig(train=str(text)), TokenizerConfig(type="wordpiece", vocab_size=size), "bert", out)
+        assert (f"{dropped:,} of the 1,500 characters" in capsys.readouterr().err) == (dropped > 0)
+        reference = AutoTokenizer.from_pretrained(out / "tokenizer")
+        unknown = reference("".join(HAN), add_special_tokens=False).input_ids.count(reference.unk_token_id)
+        assert unknown == dropped
+
+
+@pytest.mark.parametrize("kind", ["unigram", "sentencepiece"])
+def test_a_script_with_few_spaces_keeps_them(kind: str, tmp_path: Path) -> None:
+    lines = ["".join(HAN[(7 * i + k * k) % 300] for k in range(40)) for i in range(400)]
+    lines[5] = lines[5][:20] + " " + lines[5][20:]
+    text = tmp_path / "zh.txt"
+    text.write_text("\n".join(lines), encoding="utf-8")
+    tokenize(DataConfig(train=str(text)), TokenizerConfig(type=kind, vocab_size=700), "llama", tmp_path / "out")
+    reference = AutoTokenizer.from_pretrained(tmp_path / "out/tokenizer")
+    assert reference.decode(reference(lines[5], add_special_tokens=False).input_ids) == lines[5]
+
+
+def test_bytes_that_a_tokenizer_drops_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers
+
+    alphabet = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - {"Ċ", "ã"})  # without the bytes 0A and E3
+    backend = Backend(models.BPE({piece: i for i, piece in enumerate(alphabet)}, []))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    text = tmp_path / "ja.txt"
+    text.write_text("abc\nカタカナ and words\n" * 50, encoding="utf-8")
+    config = TokenizerConfig(path=str(tmp_path / "tokenizer.json"))
+    store = tokenize(DataConfig(train=str(text)), config, "gpt2", tmp_path / "out")
+    ids = backend.encode(text.read_text(encoding="utf-8")).ids
+    dropped = sum(shard["unspelt"] for split in store.manifest["shards"].values() for shard in split)
+    assert dropped == len(text.read_bytes()) - len(ids) == 50 * (2 + 4)
+    assert "dropped     300 B of text" in "\n".join(card_lines(store))
