@@ -19,6 +19,7 @@ from lmkit.text.words import SPLIT
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
+    from tokenizers.normalizers import Normalizer
     from tokenizers.pre_tokenizers import PreTokenizer
 
 
@@ -115,10 +116,17 @@ def _wordpiece(texts: Iterator[str], config: TokenizerConfig, special: Special) 
     pieces = [text for text, _ in sorted(learner.get_vocab().items(), key=lambda item: item[1]) if text != SPACE]
     if not pieces:
         raise DataError("the tokenizer has nothing to learn from: its sample of the texts holds no words")
-    characters, inside = _characters(learner, words, seen, room * 3 // 4)
+    counts = _normalised(learner.normalizer, seen)
+    characters = _characters(learner, words, counts, room * 3 // 4)
     named = [p.removeprefix(SPACE) if p.startswith(SPACE) else f"##{p}" for p in pieces if len(p) > 1]
-    entries = list(dict.fromkeys([*special.tokens, *characters, *inside, *named]))
+    entries = list(dict.fromkeys([*special.tokens, *characters, *named]))
     vocabulary = {text: i for i, text in enumerate(entries[: config.vocab_size])}
+    if dropped := sorted(counts.keys() - vocabulary.keys()):
+        note(
+            f"{len(dropped):,} of the {len(counts):,} characters in the texts, the rarest, have no entry and become"
+            f" unknown tokens, like {' '.join(dropped[:5])}\n"
+            "  → a larger tokenizer.vocab_size (--vocab-size) keeps them"
+        )
     backend = Tokenizer(models.WordPiece(vocabulary, unk_token=special.unk))
     backend.normalizer, backend.pre_tokenizer = learner.normalizer, words
     backend.decoder = decoders.WordPiece(cleanup=False)
@@ -131,30 +139,26 @@ def _counting_characters(texts: Iterator[str], seen: Counter[str]) -> Iterator[s
         yield text
 
 
-def _characters(
-    learner: "Backend", words: "PreTokenizer", seen: Counter[str], room: int
-) -> tuple[list[str], list[str]]:
-    """The most frequent characters whose entries fit into `room`: at the start of words, and as `##c` inside of them. A
-    character that is always a word of its own, as Han and punctuation are, needs no second one. Says what is dropped."""
-    counts: Counter[str] = Counter()
-    for char, n in seen.items():
-        for normalised in "".join(learner.normalizer.normalize_str(char).split()):
-            counts[normalised] += n
-    characters, inside = list[str](), list[str]()
+def _characters(learner: "Backend", words: "PreTokenizer", counts: Counter[str], room: int) -> list[str]:
+    """Entries of the most frequent characters, as many as `room` has: at the start of words, and as `##c` inside of
+    them. A character that is always a word of its own, as Han and punctuation are, needs no second one."""
+    alone, inside = list[str](), list[str]()
     for char in sorted(counts, key=lambda c: (-counts[c], c)):
         continues = len(words.pre_tokenize_str(learner.normalizer.normalize_str(f"a{char}"))) == 1
-        if len(characters) + len(inside) + 1 + continues > room:
+        if len(alone) + len(inside) + 1 + continues > room:
             break
-        characters.append(char)
+        alone.append(char)
         if continues:
             inside.append(f"##{char}")
-    if dropped := sorted(counts.keys() - set(characters)):
-        note(
-            f"{len(dropped):,} of the {len(counts):,} characters in the texts, the rarest, have no entry and become"
-            f" unknown tokens, like {' '.join(dropped[:5])}\n"
-            "  → a larger tokenizer.vocab_size (--vocab-size) keeps them"
-        )
-    return sorted(characters), sorted(inside)
+    return sorted(alone) + sorted(inside)
+
+
+def _normalised(normalizer: "Normalizer", seen: Counter[str]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for char, n in seen.items():
+        for normalised in "".join(normalizer.normalize_str(char).split()):
+            counts[normalised] += n
+    return counts
 
 
 def _sentencepiece(texts: Iterator[str], config: TokenizerConfig, special: Special) -> "Backend":
