@@ -1,6 +1,7 @@
 """A model and its tokenizer out of a folder, ready to use from Python."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,12 +9,14 @@ import torch
 from torch import Tensor
 
 from lmkit.architecture import ModelConfig
+from lmkit.display import note
 from lmkit.errors import ModelError, StorageError, UserError
 from lmkit.files import disk_error, write_json
 from lmkit.generation.batches import Completion, Opening
 from lmkit.generation.engine import complete
 from lmkit.generation.filling import Filled, fill
 from lmkit.generation.prompts import end_ids
+from lmkit.generation.rules import GENERATION_KEYS, Rules, not_followed, rules_of
 from lmkit.generation.sampling import SamplingConfig
 from lmkit.model.heads import Head
 from lmkit.model.huggingface import check_whole, load_folder, read_config, save_folder
@@ -43,6 +46,9 @@ class Pretrained:
         for said in (config, self.generation_config):
             _check_ids(said, model.config.vocab_size, folder)
         ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_id", None) for role in ("bos", "eos", "pad")}
+        # where there is no generation_config.json, transformers takes what older versions wrote into config.json
+        old = {key: value for key, value in config.items() if key in GENERATION_KEYS}
+        self.writing_settings: dict[str, Any] = self.generation_config or old
         self.special: dict[str, Any] = {k: v if config.get(k) is None else config[k] for k, v in ids.items()}
         if model.config.stacks == "encoder_decoder":
             said = config | {k: v for k, v in self.generation_config.items() if v is not None}
@@ -149,12 +155,19 @@ class Pretrained:
         never = tuple(word[0] for word in words if len(word) == 1 and word[0] not in self.eos)
         return Opening(self.decoder_start, self.special.get("forced_bos_token_id"), never)
 
+    @property
+    def rules(self) -> Rules:
+        """What generation_config.json allows to be written; never an id without a token. Raises ModelError."""
+        size = self.config.vocab_size
+        unused = self.tokenizer.unused_ids(size) if self.tokenizer else ()
+        return rules_of(self.writing_settings, self.eos, size, unused, str(self.folder))
+
     def generate(self, prompts: list[str], samples: int = 1, **options: Any) -> list[Completion]:
         """`samples` completions of each prompt, in order; of an encoder-decoder, texts written from each source.
 
         options: the fields of `SamplingConfig`. Raises UserError for a model that writes no text."""
         self.check_use("generate")
-        config, tokenizer = SamplingConfig(**options), self.needs_tokenizer()
+        config, tokenizer = SamplingConfig(**{"rules": self.rules} | options), self.needs_tokenizer()
         return list(complete(self.model, tokenizer, prompts, config, self.eos, samples, opening=self.opening))
 
     def fill(self, texts: list[str], top_k: int = 5) -> list[Filled]:
@@ -206,6 +219,12 @@ def load(path: Path | str, allow_pickle: bool = False, device: str = "auto") -> 
     folder = model_folder(path)
     with reading(folder):
         return _load(folder, allow_pickle, device)
+
+
+def say_not_followed(loaded: Pretrained, followed: Iterable[str] = ()) -> None:
+    """Note what generation_config.json asks for and is not done; followed: what the caller does of it."""
+    if settings := not_followed(loaded.writing_settings, followed):
+        note(f"generation_config.json: not followed here: {', '.join(settings)}")
 
 
 def _load(folder: Path, allow_pickle: bool, device: str) -> Pretrained:

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from lmkit.display import note, write
 from lmkit.errors import UserError
@@ -12,7 +13,7 @@ from lmkit.generation.batches import Completion
 from lmkit.generation.engine import MAX_ROWS, generate
 from lmkit.generation.sampling import SamplingConfig
 from lmkit.generation.stream import TextStream
-from lmkit.pretrained import Pretrained, load
+from lmkit.pretrained import Pretrained, load, say_not_followed
 from lmkit.runs import ADAPTER_CONFIG, model_folder
 from lmkit.text.chat import Chat, find_template
 from lmkit.text.tokenizer import read_object
@@ -35,7 +36,8 @@ def run(
     Plain: the answers, `---` between them. JSON: one line an answer, with `messages`, `finish` and the answer's `ids`.
     system: the first message. stream: print while writing. Raises UserError for a model that cannot chat."""
     loaded = load(model, allow_pickle)
-    speaker = Speaker(model, loaded, config, as_json, stream)
+    speaker = Speaker(model, loaded, replace(config, rules=loaded.rules), as_json, stream)
+    say_not_followed(loaded)
     start = [] if system is None else [_message("system", system)]
     if said is not None:
         speaker.answer([[*start, _message("user", text.removesuffix("\n"))] for text in said], samples)

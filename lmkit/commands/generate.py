@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from lmkit.display import note, write
@@ -10,7 +11,7 @@ from lmkit.generation.batches import Completion
 from lmkit.generation.engine import complete
 from lmkit.generation.filling import Filled, fill
 from lmkit.generation.sampling import SamplingConfig
-from lmkit.pretrained import Pretrained, load
+from lmkit.pretrained import Pretrained, load, say_not_followed
 
 CANDIDATES = 5  # listed for a mask
 OF_WRITING = (
@@ -47,6 +48,8 @@ def run(
     if loaded.config.stacks == "encoder":
         _fill(loaded, prompts, config.top_k or CANDIDATES, as_json, given)
     else:
+        config = replace(config, rules=loaded.rules)
+        say_not_followed(loaded)
         _write(loaded, prompts, config, samples, as_json, stream)
 
 

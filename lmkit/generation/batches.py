@@ -51,7 +51,8 @@ class Batch(ABC):
     caches: list[Cache]
 
     def __init__(self, model: Transformer, rows: list[Completion], config: SamplingConfig):
-        self.model, self.rows, self.penalty = model, rows, config.repetition_penalty
+        self.model, self.rows, self.penalty, self.rules = model, rows, config.repetition_penalty, config.rules
+        self._limit = lambda row: most_tokens(model, row.prompt, config)
         self.device, vocab = model.embedding.weight.device, model.config.vocab_size
         self.room = max(most_tokens(model, row.prompt, config) for row in rows)
         # tokens the penalty counts: in transformers that is all the writing stack reads, so not an encoder's source
@@ -71,9 +72,19 @@ class Batch(ABC):
         self._mark(tokens)
         return self._append(tokens)
 
-    def scores(self, logits: Tensor) -> Tensor:
-        """Logits (B, V) under the rules that temperature and filters then work on."""
-        return logits if self.seen is None else penalise(logits, self.seen, self.penalty)
+    def scores(self, logits: Tensor, written: list[list[int]]) -> Tensor:
+        """Logits (B, V) under the rules that temperature and filters then work on.
+
+        written: the new tokens of each row; only the model's own rules look at them."""
+        scores = logits if self.seen is None else penalise(logits, self.seen, self.penalty)
+        if not self.rules:
+            return scores
+        texts = [self._begun(row) + new for row, new in zip(self.rows, written, strict=True)]
+        return self.rules.apply(scores, texts, written, [self._limit(row) for row in self.rows])
+
+    def _begun(self, row: Completion) -> list[int]:
+        """What the stack that writes has read before the first new token."""
+        return row.prompt
 
     def keep_only(self, live: list[int]) -> Tensor:
         """Let the other rows go; one that is named several times goes on in several -> the index (n,) of those kept."""
@@ -170,8 +181,11 @@ class Answers(Batch):
     def _append(self, tokens: Tensor) -> Tensor:
         return self.model.head(self.model.decode(tokens, self.memory, self.keep, self.caches)[:, -1])
 
-    def scores(self, logits: Tensor) -> Tensor:
-        scores = super().scores(logits)
+    def _begun(self, row: Completion) -> list[int]:
+        return [self.opening.start]
+
+    def scores(self, logits: Tensor, written: list[list[int]]) -> Tensor:
+        scores = super().scores(logits, written)
         if self.opening.never:
             scores = scores.index_fill(1, torch.tensor(self.opening.never, device=self.device), -math.inf)
         if self.opening.forced is not None and self.caches[0].length == 1:  # the start has been read, nothing written

@@ -34,14 +34,15 @@ def beam_search(
     penalty: LengthPenalty,
     eos: frozenset[int] = frozenset(),
     opening: Opening | None = None,
+    early_stopping: bool = False,
 ) -> list[Completion]:
-    """The best continuation of each prompt, in order; `opening` as for `generate`. Of `config` only `max_tokens` and
-    `repetition_penalty` count; the latter works on log-probabilities, as transformers' does in a beam.
+    """The best continuation of each prompt, in order; `opening` as for `generate`. Of `config` `max_tokens`,
+    `rules` and `repetition_penalty` count; the latter works on log-probabilities, as transformers' does in a beam.
 
     A hypothesis ends with an end token among the K best candidates of its prompt, or at its longest; it is worth its
     log-probability over the length penalty, the end token counted in both. A prompt is done when K have ended and the
-    best one that goes on would, were it to end now, be worth less than each of them (`early_stopping=False`). With a
-    beam of 1 this is greedy search.
+    best one that goes on would, were it to end now, be worth less than each of them; with `early_stopping` as soon as K
+    have ended. With a beam of 1 this is greedy search.
 
     Raises what `generate` raises."""
     rows = [Completion(i, 0, prompt) for i, prompt in enumerate(prompts)]
@@ -54,14 +55,14 @@ def beam_search(
         group = group[-max(1, MAX_TOKENS // (length * beam)) :]
         waiting = waiting[: -len(group)]
         with model.evaluating():
-            _search(model, group, config, min(beam, model.config.vocab_size), penalty, eos, opening)
+            _search(model, group, config, min(beam, model.config.vocab_size), penalty, eos, opening, early_stopping)
     return rows
 
 
 @torch.no_grad()
 def _search(
     model: Transformer, rows: list[Completion], config: SamplingConfig, beam: int, penalty: LengthPenalty,
-    eos: frozenset[int], opening: Opening | None,
+    eos: frozenset[int], opening: Opening | None, early_stopping: bool,
 ) -> None:  # fmt: skip
     """Fill in `rows`; each leaves the batch as soon as it is finished."""
     assert (opening is not None) == (model.config.stacks == "encoder_decoder"), "an encoder-decoder has an `opening`"
@@ -77,7 +78,8 @@ def _search(
     said = torch.empty(len(rows), 0, device=device)  # their log-probabilities
     for length in count(1):
         logprobs = logits.float().log_softmax(-1)
-        totals, parents, tokens = _candidates(sums, batch.scores(logprobs), len(rows), most)  # (n, C)
+        written = ids.tolist() if config.rules else []
+        totals, parents, tokens = _candidates(sums, batch.scores(logprobs, written), len(rows), most)  # (n, C)
         if totals.isnan().any():
             raise ModelError("the model's logits are not finite\n  → its weights are damaged, or its training diverged")
         ids = torch.cat((ids[parents], tokens[..., None]), -1)  # (n, C, length)
@@ -92,7 +94,8 @@ def _search(
         live = []
         for i, row in enumerate(rows):
             ended[i] = sorted(ended[i], key=lambda h: -h.score)[:beam]
-            if best[i] > (ended[i][-1].score if len(ended[i]) == beam else -math.inf):
+            full = len(ended[i]) == beam
+            if not (full and early_stopping) and best[i] > (ended[i][-1].score if full else -math.inf):
                 live.append(i)
             else:
                 row.ids, row.logprobs = ended[i][0].ids, ended[i][0].logprobs

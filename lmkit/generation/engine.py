@@ -2,6 +2,7 @@
 V vocab_size."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -80,7 +81,9 @@ def _write(
     rngs = {row.row: rng_for(config.seed, 0, row.sample) for row in rows}
     logits = batch.prefill()
     while True:
-        chosen = choose(batch.scores(logits), config, [rngs[row.row] for row in batch.rows])  # (B,)
+        chosen = choose(
+            batch.scores(logits, [row.ids for row in batch.rows]), config, [rngs[row.row] for row in batch.rows]
+        )  # (B,)
         logprobs = logits.log_softmax(-1).cpu().gather(1, chosen[:, None]).squeeze(1)
         if logprobs.isnan().any():
             raise ModelError("the model's logits are not finite\n  → its weights are damaged, or its training diverged")
@@ -112,7 +115,8 @@ def complete(
     on_text: Callable[[Completion, str], None] | None = None,
     opening: Opening | None = None,
 ) -> Iterator[Completion]:
-    """`generate` for texts, with stop strings. `on_text` gets new text as it is written; rows then come one by one.
+    """`generate` for texts, with stop strings; an id without a token is never written. `on_text` gets new text as it is
+    written; rows then come one by one.
 
     An encoder-decoder's text is a new one, in which sentinels can be seen; see `prompts` for what it may be asked."""
     streams: dict[int, TextStream] = {}
@@ -132,6 +136,8 @@ def complete(
         show(row, stream(row).push(row.ids[-1]))
         return stream(row).stopped
 
+    unused = tokenizer.unused_ids(model.config.vocab_size)
+    config = replace(config, rules=replace(config.rules, never=(*config.rules.never, *unused)))
     ids = ((prompt_ids if opening is None else source_ids)(tokenizer, prompt) for prompt in prompts)
     for row in generate(model, ids, config, eos, samples, on_token, 1 if on_text else MAX_ROWS, opening):
         show(row, stream(row).finish())

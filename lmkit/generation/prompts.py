@@ -10,12 +10,12 @@ from lmkit.text.tokenizer import Tokenizer
 
 
 def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """What a decoder goes on from: BOS and the tokens of `text`. Without BOS an empty text is what follows the end of a
-    document.
+    """What a decoder goes on from: the tokens of `text`, behind BOS where the tokenizer's own rule puts one. An empty
+    text without that is what follows a BOS, or the end of a document.
 
     Raises UserError for text that is not Unicode."""
-    ids = ([] if tokenizer.bos_id is None else [tokenizer.bos_id]) + tokenizer.encode(text)
-    return ids or ([] if tokenizer.eos_id is None else [tokenizer.eos_id])
+    ids = tokenizer.first_ids + tokenizer.encode(text)
+    return ids or [i for i in (tokenizer.bos_id, tokenizer.eos_id) if i is not None][:1]
 
 
 def source_ids(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -11,6 +11,7 @@ from lmkit.downstream import (
     ChatConfig,
     ClassifyConfig,
     DownstreamConfig,
+    LengthPenalty,
     QAConfig,
     SummarizeConfig,
     TagConfig,
@@ -20,7 +21,7 @@ from lmkit.environment import read_environment
 from lmkit.errors import UserError
 from lmkit.finetune_recipe import FinetuneRecipe, expand
 from lmkit.model.huggingface import head_of, read_config
-from lmkit.pretrained import Pretrained, load
+from lmkit.pretrained import Pretrained, load, say_not_followed
 from lmkit.runs import model_folder, read_status, seeds_of
 from lmkit.solvers import chat
 from lmkit.solvers.answer_spans import SpanFinder
@@ -124,7 +125,10 @@ def trained_solver(model: str | Path, loaded: Pretrained, task: DownstreamConfig
         threshold = None if task.no_answer is False or (run and chosen is None) else chosen or 0.0
         return SpanFinder(tokenizer, frame, task, length, threshold)
     if isinstance(task, TranslateConfig | SummarizeConfig):
-        return Writer(tokenizer, c, task, length, loaded.opening, loaded.eos)
+        if run is None:
+            task = _as_configured(task, loaded)
+        early = loaded.writing_settings.get("early_stopping") is True
+        return Writer(tokenizer, c, task, length, loaded.opening, loaded.eos, rules=loaded.rules, early_stopping=early)
     if isinstance(task, ChatConfig):
         most = min(wanted or chat.MOST_TOKENS, c.context)
         return chat.ChatLearner(Chat(tokenizer, find_template([loaded.folder], "auto", tokenizer)), most)
@@ -133,3 +137,17 @@ def trained_solver(model: str | Path, loaded: Pretrained, task: DownstreamConfig
     raise UserError(
         f"{model}: {task.name} has no scores but perplexity\n  → `lmkit eval` without --task gives its perplexity"
     )
+
+
+def _as_configured(task: TranslateConfig | SummarizeConfig, loaded: Pretrained) -> TranslateConfig | SummarizeConfig:
+    """How generation_config.json of a folder that is no run says that texts are written; what it leaves open stays."""
+    settings = loaded.writing_settings
+    longest = settings.get("max_new_tokens")
+    if longest is None and loaded.opening and settings.get("max_length"):
+        longest = settings["max_length"] - 1  # it counts the token that the decoder starts from
+    changes: dict[str, Any] = {"beam": settings.get("num_beams"), "max_new_tokens": longest}
+    if settings.get("length_penalty") is not None:
+        changes["length_penalty"] = LengthPenalty(kind="average", alpha=settings["length_penalty"])
+    followed = ("num_beams", "max_new_tokens", "length_penalty", "early_stopping")
+    say_not_followed(loaded, (*followed, "max_length") if loaded.opening else followed)
+    return task.model_copy(update={key: value for key, value in changes.items() if value is not None})

@@ -17,6 +17,7 @@ from lmkit.evaluation.intervals import Estimate
 from lmkit.generation.batches import Opening
 from lmkit.generation.beam import beam_search
 from lmkit.generation.prompts import end_ids
+from lmkit.generation.rules import Rules
 from lmkit.generation.sampling import SamplingConfig
 from lmkit.model.transformer import Transformer
 from lmkit.tasks.causal_lm import PromptedLM
@@ -35,6 +36,8 @@ class Writer:
     opening: Opening | None  # of an encoder-decoder
     eos: frozenset[int] = frozenset()
     likelihood: bool = True
+    rules: Rules = Rules()  # of the model's generation_config.json
+    early_stopping: bool = False
 
     def __post_init__(self) -> None:
         c, pad = self.config, self.tokenizer.pad_id or 0
@@ -92,9 +95,11 @@ class Writer:
         kept = room - len(before) - len(frame)
         sources = [ids[:kept] if self.opening else ids[-kept:] for ids in self._sources(table)]
         prompts = [[*before, *ids, *frame] for ids in sources]
-        config = SamplingConfig(max_tokens=most, temperature=0)
+        config = SamplingConfig(max_tokens=most, temperature=0, rules=self.rules)
         beam = 1 if quick else c.beam
-        written = beam_search(model, prompts, config, beam, c.length_penalty, self.eos, self.opening)
+        written = beam_search(
+            model, prompts, config, beam, c.length_penalty, self.eos, self.opening, self.early_stopping
+        )
         return [self.tokenizer.decode(row.ids).strip() for row in written]
 
     def scores(self, table: Table, outputs: Sequence[str], intervals: bool) -> dict[str, Estimate]:

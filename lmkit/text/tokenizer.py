@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,10 @@ class Tokenizer:
         """Rows an embedding needs: the largest id + 1, added tokens included."""
         return max(self.vocab.values()) + 1
 
+    def unused_ids(self, vocab_size: int) -> tuple[int, ...]:
+        """Of a model with so many embeddings the ids that stand for no token."""
+        return tuple(sorted(set(range(vocab_size)) - set(self.vocab.values())))
+
     @cached_property
     def special_ids(self) -> frozenset[int]:
         added = self.backend.get_added_tokens_decoder()
@@ -131,6 +136,13 @@ class Tokenizer:
         """The ids before and after a document in training data: BOS; EOS ([SEP] in BERT's family) unless it is BOS."""
         end = self.sep_id if self.bos_id is None and self.eos_id is None else self.eos_id
         return [i for i in [self.bos_id] if i is not None], [i for i in [end] if i not in (None, self.bos_id)]
+
+    @cached_property
+    def first_ids(self) -> list[int]:
+        """The control tokens that the tokenizer's own rule puts before a text: BOS, [CLS] or nothing."""
+        encoding = self.backend.encode("a", add_special_tokens=True)
+        ahead = takewhile(lambda token: token[1], zip(encoding.ids, encoding.special_tokens_mask, strict=True))
+        return [token_id for token_id, _ in ahead]
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone: no BOS, EOS, [CLS] or [SEP]. Raises UserError for text that is not valid Unicode."""

@@ -11,6 +11,7 @@ from lmkit.generation import beam as beams
 from lmkit.generation.batches import Opening
 from lmkit.generation.beam import beam_search
 from lmkit.generation.engine import generate
+from lmkit.generation.rules import not_followed, rules_of
 from lmkit.generation.sampling import SamplingConfig
 from tests.generation.test_seq2seq import reference as listening
 from tests.model.families import SEQ2SEQ, ours, reference
@@ -29,12 +30,18 @@ def reference_that_ends(name):
     return theirs
 
 
+def opening_of(theirs):
+    c = theirs.config
+    return Opening(c.decoder_start_token_id) if c.is_encoder_decoder else None
+
+
 def search(theirs, beam=4, eos=(7,), prompts=PROMPTS, never=(), forced=None, model=None, **options):
     c = theirs.config
     opening = Opening(c.decoder_start_token_id, forced, never) if c.is_encoder_decoder else None
     penalty = LengthPenalty(kind=options.pop("kind", "average"), alpha=options.pop("alpha", 1.0))
+    early = options.pop("early_stopping", False)
     config = SamplingConfig(**{"max_tokens": 12} | options)
-    return beam_search(model or ours(theirs), prompts, config, beam, penalty, frozenset(eos), opening)
+    return beam_search(model or ours(theirs), prompts, config, beam, penalty, frozenset(eos), opening, early)
 
 
 def by_transformers(theirs, beam, alpha, **options):
@@ -44,8 +51,8 @@ def by_transformers(theirs, beam, alpha, **options):
     ids, keep = [pad(p) for p in PROMPTS], [pad([1] * len(p)) for p in PROMPTS]
     out = theirs.generate(
         torch.tensor(ids), attention_mask=torch.tensor(keep), do_sample=False, num_beams=beam, length_penalty=alpha,
-        early_stopping=False, return_dict_in_generate=True, output_scores=True, pad_token_id=0, use_cache=False,
-        **{"max_new_tokens": 12} | options,
+        return_dict_in_generate=True, output_scores=True, pad_token_id=0, use_cache=False,
+        **{"max_new_tokens": 12, "early_stopping": False} | options,
     )  # fmt: skip
     texts = [row[1 if seq2seq else width :].tolist() for row in out.sequences]
     ends = theirs.generation_config.eos_token_id or []
@@ -92,6 +99,30 @@ def test_forced_and_forbidden_tokens_and_repetition_are_those_of_transformers():
     found = [row.ids for row in search(theirs, never=tuple(never), forced=5, repetition_penalty=1.2)]
     assert found == want and found != [row.ids for row in free]
     assert all(ids[0] == 5 for ids in found) and not {t for ids in found for t in ids} & set(never)
+
+
+RULES = {
+    "no_repeat_ngram_size": 2, "min_length": 9, "suppress_tokens": [12, 13], "begin_suppress_tokens": [14],
+    "bad_words_ids": [[15], [16, 17]], "forced_eos_token_id": 7,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["mbart", "gpt2"])
+@pytest.mark.parametrize("early_stopping", [False, True])
+@pytest.mark.parametrize("on", [*({k: v} for k, v in RULES.items()), RULES], ids=lambda on: "+".join(on))
+def test_the_rules_of_a_generation_config_are_those_of_transformers(name, early_stopping, on):
+    theirs = reference_that_ends(name)
+    theirs.generation_config.eos_token_id = 7
+    rules = rules_of(on, frozenset({7}), theirs.config.vocab_size, (), "here")
+    want = [ids for ids, _ in by_transformers(theirs, 3, 1.0, early_stopping=early_stopping, **on)]
+    assert [row.ids for row in search(theirs, 3, rules=rules, early_stopping=early_stopping)] == want
+    sampled = generate(
+        ours(theirs), PROMPTS, SamplingConfig(max_tokens=12, rules=rules), frozenset({7}), 1, opening=opening_of(theirs)
+    )
+    texts = [row.ids for row in sampled]
+    if "suppress_tokens" in on:
+        assert not {i for ids in texts for i in ids} & {12, 13}
+    assert not not_followed(on) and not_followed({"num_beams": 4, "top_k": 50}) == ["num_beams=4"]
 
 
 def plain_search(model, prompt, beam, eos, most, worth):

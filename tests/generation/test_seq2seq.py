@@ -143,12 +143,14 @@ def test_forced_and_forbidden_tokens_are_those_of_transformers(where, tmp_path):
     free = lmkit.load(tmp_path).generate(["The quick"], temperature=0, max_tokens=8)[0].ids
     rules = {"forced_bos_token_id": 77, "bad_words_ids": [[free[0]], [free[2]]]}
     path = tmp_path / f"{where}.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | rules))
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | rules))
     if where == "config":
         (tmp_path / "generation_config.json").unlink()
     model = lmkit.load(tmp_path)
+    end = {"forced_eos_token_id": config["forced_eos_token_id"]}  # at the last place
     for options in ({}, {"repetition_penalty": 1.5}):
-        want = greedy_by_transformers(theirs, [source_ids(model.tokenizer, "The quick")], **rules, **options)
+        want = greedy_by_transformers(theirs, [source_ids(model.tokenizer, "The quick")], **end, **rules, **options)
         [row] = model.generate(["The quick"], temperature=0, max_tokens=16, **options)
         assert row.ids == want[0] and row.ids[0] == 77 and not {free[0], free[2]} & set(row.ids)
     model.save(tmp_path / "copy")

@@ -1,0 +1,117 @@
+"""What may be written next by the rules of a model's generation_config.json, as transformers' logits processors of the
+same names have them; and which of its settings are not followed."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmkit.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The names in generation_config.json are in brackets. Lengths count all that the writing stack reads: a decoder's
+    prompt, the start token beside an encoder."""
+
+    never: tuple[int, ...] = ()  # tokens that are not written (suppress_tokens; bad_words_ids)
+    bad_words: tuple[tuple[int, ...], ...] = ()  # of several tokens, not written as a whole (bad_words_ids)
+    never_first: tuple[int, ...] = ()  # not as the first new token (begin_suppress_tokens)
+    ends: tuple[int, ...] = ()  # not before a text has the least length (eos_token_id)
+    min_length: int = 0
+    min_new_tokens: int = 0
+    no_repeat_ngram_size: int = 0  # n tokens in a row occur once; 0: off
+    forced_last: int | None = None  # the token at the place where a text is as long as it may be (forced_eos_token_id)
+
+    def __bool__(self) -> bool:
+        return self != Rules(ends=self.ends)
+
+    def apply(
+        self, scores: Tensor, texts: Sequence[list[int]], written: Sequence[list[int]], limits: Sequence[int]
+    ) -> Tensor:
+        """scores (B, V) with -inf for what may not come next. texts: what the writing stack has read, `written` the new
+        tokens at its end, of which there may be `limits`."""
+        banned = torch.zeros_like(scores, dtype=torch.bool)
+        banned[:, list(self.never)] = True
+        for row, (text, new) in enumerate(zip(texts, written, strict=True)):
+            if len(text) < self.min_length or len(new) < self.min_new_tokens:
+                banned[row, list(self.ends)] = True
+            if not new:
+                banned[row, list(self.never_first)] = True
+            banned[row, [*self._repeats(text), *self._completed(text)]] = True
+        scores = scores.masked_fill(banned, -math.inf)
+        full = [row for row, new in enumerate(written) if len(new) + 1 == limits[row]]
+        if self.forced_last is not None and full:
+            scores[full] = -math.inf
+            scores[full, self.forced_last] = 0
+        return scores
+
+    def _repeats(self, text: list[int]) -> Iterable[int]:
+        """Tokens that would make an n-gram of `text` a second time."""
+        n = self.no_repeat_ngram_size
+        if not n or len(text) < n:
+            return []
+        last = text[len(text) - n + 1 :]
+        return [text[i + n - 1] for i in range(len(text) - n + 1) if text[i : i + n - 1] == last]
+
+    def _completed(self, text: list[int]) -> Iterable[int]:
+        """Tokens that would complete a bad word."""
+        return [word[-1] for word in self.bad_words if text[len(text) - len(word) + 1 :] == list(word[:-1])]
+
+
+# Settings that change nothing here: bookkeeping, what is returned, and tokens that have a place of their own.
+SILENT = {
+    "transformers_version", "_from_model_config", "use_cache", "output_attentions", "output_hidden_states",
+    "output_scores", "output_logits", "return_dict_in_generate", "bos_token_id", "eos_token_id", "pad_token_id",
+    "decoder_start_token_id", "forced_bos_token_id", "cache_implementation", "num_return_sequences",
+}  # fmt: skip
+FOLLOWED = {
+    "suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "no_repeat_ngram_size", "min_length", "min_new_tokens",
+    "forced_eos_token_id",
+}  # fmt: skip
+# What these are when they are off, as transformers has them.
+OFF: dict[str, Any] = {
+    "num_beams": 1, "num_beam_groups": 1, "temperature": 1.0, "top_p": 1.0, "typical_p": 1.0, "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0, "length_penalty": 1.0, "diversity_penalty": 0.0, "do_sample": False, "top_k": 50,
+    "early_stopping": False, "max_length": 20, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "renormalize_logits": False,
+    "guidance_scale": None, "encoder_no_repeat_ngram_size": 0,
+}  # fmt: skip
+
+GENERATION_KEYS = FOLLOWED | OFF.keys()
+
+
+def rules_of(
+    config: Mapping[str, Any], eos: frozenset[int], vocab_size: int, unused: Iterable[int], where: str
+) -> Rules:
+    """The rules of a generation_config.json in the folder `where`; ids without a token, `unused`, are never written.
+
+    Raises ModelError for a value of the wrong kind."""
+    number = lambda key: config.get(key) or 0
+    counts = {key: number(key) for key in ("no_repeat_ngram_size", "min_length", "min_new_tokens")}
+    tokens = {key: config.get(key) or [] for key in ("suppress_tokens", "begin_suppress_tokens")}
+    for key, value in (counts | tokens).items():
+        listed = value if isinstance(value, list) else [value]
+        if (key in tokens) != isinstance(value, list) or not all(type(v) is int and v >= 0 for v in listed):
+            kind = "a list of tokens' ids" if key in tokens else "a whole number"
+            raise ModelError(f"{where}/generation_config.json: {key}: {value!r} is not {kind}")
+    words = [tuple(word) for word in config.get("bad_words_ids") or [] if word and list(word) != sorted(eos)]
+    ends = config.get("forced_eos_token_id")
+    forced = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    inside = lambda ids: tuple(i for i in ids if i < vocab_size)
+    return Rules(
+        never=inside([*unused, *tokens["suppress_tokens"], *(w[0] for w in words if len(w) == 1 and w[0] not in eos)]),
+        bad_words=tuple(w for w in words if len(w) > 1 and w[-1] < vocab_size),
+        never_first=inside(tokens["begin_suppress_tokens"]), ends=inside(sorted(eos)), **counts,
+        forced_last=next(iter(inside(forced)), None),
+    )  # fmt: skip
+
+
+def not_followed(config: Mapping[str, Any], more: Iterable[str] = ()) -> list[str]:
+    """Settings of a generation_config.json that are on and that lmkit does not follow, as `key=value`.
+
+    more: those that the caller follows beside the rules."""
+    known = {*SILENT, *FOLLOWED, *more}
+    return [f"{k}={v}" for k, v in sorted(config.items()) if k not in known and v is not None and v != OFF.get(k)]
