@@ -62,6 +62,7 @@ class Rules:
         return [word[-1] for word in self.bad_words if text[len(text) - len(word) + 1 :] == list(word[:-1])]
 
 
+NO_RULES = Rules()
 # Settings that change nothing here: bookkeeping, what is returned, and tokens that have a place of their own.
 SILENT = {
     "transformers_version", "_from_model_config", "use_cache", "output_attentions", "output_hidden_states",

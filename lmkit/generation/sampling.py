@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lmkit.errors import UserError
-from lmkit.generation.rules import Rules
+from lmkit.generation.rules import NO_RULES, Rules
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class SamplingConfig:
     repetition_penalty: float = 1.0  # divides positive and multiplies negative logits of tokens seen; 1: off
     seed: int = 0
     stop: tuple[str, ...] = ()  # texts that end a completion and are cut off it
-    rules: Rules = Rules()  # of the model's own
+    rules: Rules = NO_RULES  # of the model's own
 
     def __post_init__(self) -> None:
         allowed = {

@@ -7,7 +7,8 @@ HALF = "\ufffd"  # what decoders put for bytes that are no character (yet)
 
 
 class TextStream:
-    """The text that follows `prompt`, token by token: never half a character, never a part of a stop string.
+    """The text that follows `prompt`, token by token: never half a character, never a part of a stop string. Bytes that
+    no other token can make a character of are left out.
 
     `text` is all text released so far; `stopped` is True once a stop string has appeared."""
 
@@ -38,7 +39,7 @@ class TextStream:
         return self.tokenizer.decode(self.tail + self.fresh)[len(known) :]
 
     def _release(self, piece: str) -> str:
-        self.held += piece
+        self.held += piece.replace(HALF, "")
         found = [at for s in self.stop if (at := self.held.find(s)) >= 0]
         if found:
             out, self.held, self.stopped = self.held[: min(found)], "", True

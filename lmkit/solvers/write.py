@@ -17,7 +17,7 @@ from lmkit.evaluation.intervals import Estimate
 from lmkit.generation.batches import Opening
 from lmkit.generation.beam import beam_search
 from lmkit.generation.prompts import end_ids
-from lmkit.generation.rules import Rules
+from lmkit.generation.rules import NO_RULES, Rules
 from lmkit.generation.sampling import SamplingConfig
 from lmkit.model.transformer import Transformer
 from lmkit.tasks.causal_lm import PromptedLM
@@ -36,7 +36,7 @@ class Writer:
     opening: Opening | None  # of an encoder-decoder
     eos: frozenset[int] = frozenset()
     likelihood: bool = True
-    rules: Rules = Rules()  # of the model's generation_config.json
+    rules: Rules = NO_RULES  # of the model's generation_config.json
     early_stopping: bool = False
 
     def __post_init__(self) -> None:

@@ -25,7 +25,11 @@ ROLES = [f.name for f in fields(Special) if f.name != "extra"]
 CLEANED = {" .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'"} | {
     f" {end}": end for end in ("n't", "'m", "'s", "'ve", "'re")
 }
-PAIR_INPUTS = ["input_ids", "token_type_ids", "attention_mask"]  # what a model with segments reads
+# What a model reads, without segments and with them. GPT-2 would add a word's embedding for each token type.
+INPUTS = {
+    False: ["input_ids", "attention_mask"],
+    True: ["input_ids", "token_type_ids", "attention_mask"],
+}
 # Settings that `save` writes anew, or that speak of files which a saved folder does not hold.
 REWRITTEN = (
     "added_tokens_decoder",
@@ -239,18 +243,18 @@ class Tokenizer:
         canonical = json.dumps(self.definition, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
-    def save(self, folder: Path, max_length: int | None = None, segments: bool = False) -> None:
+    def save(self, folder: Path, max_length: int | None = None, segments: bool | None = None) -> None:
         """Write tokenizer.json and the two files beside it that AutoTokenizer reads.
 
-        The class and the settings of a folder it was read from are kept. segments: the model tells the texts of a pair
-        apart, so that AutoTokenizer has to give `token_type_ids`."""
+        The class and the settings of a folder it was read from are kept. segments: whether the model tells the texts of
+        a pair apart, and AutoTokenizer has to give `token_type_ids`; None: as the class does."""
         folder.mkdir(parents=True, exist_ok=True)
         named = {f"{role}_token": t for role in ROLES if (t := getattr(self.special, role)) is not None}
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         config |= {k: v for k, v in self.settings.items() if k not in REWRITTEN}
         config |= named | {"added_tokens_decoder": self._added_tokens()}
-        if segments:
-            config["model_input_names"] = PAIR_INPUTS
+        if segments is not None:
+            config["model_input_names"] = INPUTS[segments]
         if max_length is not None:
             config["model_max_length"] = max_length
         write_atomic(folder / "tokenizer.json", self.backend.to_str(pretty=True))
@@ -267,9 +271,8 @@ def copy_tokenizer(home: Path, folder: Path, segments: bool) -> None:
     """Copy what `Tokenizer.save` wrote to `home`. segments: as `Tokenizer.save` means it."""
     for file in home.iterdir():
         shutil.copyfile(file, folder / file.name)
-    if segments:
-        config = read_object(folder / "tokenizer_config.json")
-        write_json(folder / "tokenizer_config.json", config | {"model_input_names": PAIR_INPUTS})
+    config = read_object(folder / "tokenizer_config.json")
+    write_json(folder / "tokenizer_config.json", config | {"model_input_names": INPUTS[segments]})
 
 
 def byte_alphabet() -> list[str]:

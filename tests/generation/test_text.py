@@ -32,7 +32,7 @@ def test_greedy_text_equals_transformers(pair):
         assert row.prompt == ids[0].tolist()  # BOS where the tokenizer puts one; a typed "<s>" is three characters
         want = theirs.generate(ids, do_sample=False, max_new_tokens=20, eos_token_id=1)[0, ids.size(1) :].tolist()
         assert row.ids == want
-        assert row.text == words.decode(want, skip_special_tokens=True).rstrip("\ufffd")
+        assert row.text == words.decode(want, skip_special_tokens=True).replace("\ufffd", "")
 
 
 def test_stop_strings_end_a_text_and_streams_show_the_same(pair, capsys):

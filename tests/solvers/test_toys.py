@@ -77,7 +77,7 @@ def test_every_family_learns_to_classify_and_loads_in_transformers(family, revie
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     texts = ["it was a superb film", "some very very dull book of the film"]
     with torch.no_grad():
-        wanted = theirs(**tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)).logits
+        wanted = theirs(**tokenizer(texts, padding=True, return_tensors="pt")).logits
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     predict.run(str(tmp_path / "run"), [str(rows)], tmp_path / "said.jsonl", {"text": "text"}, None)
@@ -85,6 +85,22 @@ def test_every_family_learns_to_classify_and_loads_in_transformers(family, revie
     assert [row["label"] for row in said] == ["good", "bad"]
     np.testing.assert_allclose([[row["scores"][k] for k in ("bad", "good")] for row in said],
                                wanted.softmax(-1), atol=2e-5)  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["bert", "albert", "electra", "roberta", "gpt2"])
+def test_a_pipeline_says_of_pairs_what_predict_says(family, tmp_path):
+    sizes = f"family: {family}, {SMALL}" + (", embedding_size: 16" if family == "albert" else "")
+    rows = [{"text": f"a {w} film", "pair": f"it was {v}", "label": w} for w in NOISE[:4] for v in NOISE[:8]]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run(tmp_path / "run", f"model={{{sizes}}}", "task={name: classify, baseline: false}", f"data.train={path}",
+        "train.budget=4 steps", "train.batch=8 rows", *PLAIN.get(family, ()))  # fmt: skip
+    predict.run(str(tmp_path / "run"), [str(path)], tmp_path / "said.jsonl", {}, None)
+    said = [json.loads(line)["scores"] for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    pipe = transformers.pipeline("text-classification", model=str(tmp_path / "run/best"), top_k=None)
+    theirs = pipe([{"text": row["text"], "text_pair": row["pair"]} for row in rows])
+    for ours, scores in zip(said, theirs, strict=True):
+        assert ours == pytest.approx({score["label"]: score["score"] for score in scores}, abs=2e-5)
 
 
 def test_cut_in_the_middle_long_texts_are_known_by_their_end(tmp_path, capsys):
