@@ -38,7 +38,8 @@ from lmkit.presets import expand
 from lmkit.pretrained import Pretrained, load
 from lmkit.recipe import DataConfig, Recipe
 from lmkit.solvers import evaluate
-from lmkit.solvers.trained import load_all, run_of, task_of
+from lmkit.solvers.trained import load_all, task_of
+from lmkit.task_settings import run_of
 
 PLL_TOKENS = 2000  # each costs a forward pass
 NOT_COMPARABLE = "the scores do not compare with those of other tokenizers"

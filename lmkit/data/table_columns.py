@@ -86,6 +86,17 @@ def layouts(task: str) -> list[tuple[Role, ...]]:
     return [MESSAGES, PROMPTS] if task == "chat" else [ROLES[task]]
 
 
+def trained_columns(task: str, config: TableConfig, chosen: dict[str, str]) -> dict[str, str]:
+    """The columns that a model was trained with, by the keys of `data` that name them: chosen by role, or named.
+
+    "" stands for a second text that its rows did not have."""
+    keys = {role.key: role.name for roles in layouts(task) for role in roles if role.key}
+    columns = {key: chosen[name] for key, name in keys.items() if ", " not in chosen.get(name, ", ")}
+    if chosen and "pair" in keys and keys["pair"] not in chosen:
+        columns["pair"] = ""
+    return {key: getattr(config, key) for key in keys if getattr(config, key) is not None} | columns
+
+
 def check_settings(task: str, config: TableConfig) -> None:
     """Raises UserError for a column that is named but that this task does not read."""
     keys = [role.key for role in ROLES[task] if role.key]

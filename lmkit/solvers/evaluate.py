@@ -22,8 +22,9 @@ from lmkit.runs import seeds_of
 from lmkit.solvers.classify import Classifier, known_labels
 from lmkit.solvers.score_table import as_json, confusion_table, score_table
 from lmkit.solvers.solver import Solver
-from lmkit.solvers.trained import columns_of, recipe_of, run_of, trained_solver
+from lmkit.solvers.trained import trained_solver
 from lmkit.solvers.write import Writer
+from lmkit.task_settings import settings_of
 
 
 @dataclass
@@ -46,12 +47,14 @@ def read_labelled(
     are not named are those the model's run was trained with; without `labelled`, none of what is to be predicted.
 
     solver: of the model, whose labels the rows are read for."""
-    run = run_of(folder)
-    chosen = (columns_of(run) if run else {}) | {key: column for key, column in columns.items() if column is not None}
+    settings = settings_of(folder)
+    chosen = (settings.columns if settings else {}) | {
+        key: column for key, column in columns.items() if column is not None
+    }
     if not labelled:
         answers = [role.key for roles in layouts(task.name) for role in roles if role.answer]
         chosen |= dict.fromkeys(answers, "")
-    config = TableConfig(train=sources, separator=recipe_of(run).data.separator if run else None, **chosen)
+    config = TableConfig(train=sources, separator=settings.separator if settings else None, **chosen)
     kind, known = (
         (solver.kind, frozenset(solver.labels)) if isinstance(solver, Classifier) else ("auto", frozenset[str]())
     )

@@ -185,7 +185,8 @@ def assemble(
         batch_rows=batch_rows, device=device, precision=precision,
         optimizers=build_optimizers(model, recipe.optimizer, world.spread),
         average=Average(model, train.ema) if train.ema else None, tokenizer=tokenizer,
-        special={f"{role}_token_id": getattr(words, f"{role}_id") for role in roles}, score=dict, world=world,
+        special={f"{role}_token_id": getattr(words, f"{role}_id") for role in roles}
+        | {"suppress_tokens": list(words.unused_ids(c.vocab_size))}, score=dict, world=world,
     )  # fmt: skip
 
 
