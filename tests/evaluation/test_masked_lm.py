@@ -103,7 +103,8 @@ def test_the_command_prints_every_key(pair, tmp_path, capsys):
     out = capsys.readouterr()
     got, want = json.loads(out.out), evaluate(ours.model, ours.tokenizer, TEXTS)
     assert list(got) == [
-        "model", "data", "documents", "tokens", "masked_tokens", "unknown_tokens", "dropped_bytes", "context", "noise", "pseudo_tokens",
+        "model", "data", "documents", "tokens", "masked_tokens", "unknown_tokens", "dropped_bytes",
+        "context", "noise", "pseudo_tokens",
         "pseudo_log_likelihood", "skipped", "loss", "perplexity", "accuracy", "pseudo_perplexity",
     ]  # fmt: skip
     assert got["loss"] == want.loss._asdict() and got["masked_tokens"] == sum(want.tokens)

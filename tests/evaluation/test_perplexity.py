@@ -108,7 +108,8 @@ def test_the_command_reads_files_and_says_what_it_skipped(pair, tmp_path, capsys
     out = capsys.readouterr()
     got = json.loads(out.out)
     assert list(got) == [
-        "model", "data", "documents", "tokens", "bytes", "unknown_tokens", "dropped_bytes", "context", "stride", "skipped", "loss",
+        "model", "data", "documents", "tokens", "bytes", "unknown_tokens", "dropped_bytes",
+        "context", "stride", "skipped", "loss",
         "perplexity", "bits_per_byte",
     ]  # fmt: skip
     assert (got["documents"], got["stride"], got["context"]) == (5, 12, CONTEXT)

@@ -155,7 +155,8 @@ def test_the_command_takes_the_familys_noise_or_that_of_the_run(models, tmp_path
         command.run(str(path), [str(data)], None, as_json=True, separator="\n")
         got = json.loads(capsys.readouterr().out)
         assert list(got) == [
-            "model", "data", "documents", "source_tokens", "target_tokens", "unknown_tokens", "dropped_bytes", "context", "noise",
+            "model", "data", "documents", "source_tokens", "target_tokens", "unknown_tokens", "dropped_bytes",
+        "context", "noise",
             "spans", "skipped", "loss", "perplexity", "accuracy", "span_accuracy",
         ]  # fmt: skip
         assert got["noise"] == noise and got["documents"] == 4
@@ -172,7 +173,8 @@ def test_the_command_scores_pairs_and_asks_for_them(models, tmp_path, capsys):
     command.run(str(ours.folder), source, None, as_json=True, **reading)
     got = json.loads(capsys.readouterr().out)
     assert list(got) == [
-        "model", "data", "pairs", "source_tokens", "target_tokens", "unknown_tokens", "dropped_bytes", "context", "skipped", "loss",
+        "model", "data", "pairs", "source_tokens", "target_tokens", "unknown_tokens", "dropped_bytes",
+        "context", "skipped", "loss",
         "perplexity", "accuracy",
     ]  # fmt: skip
     pairs = [("the dog", "a dog."), ("an old hill", "a hill"), ("no", "a a")]
