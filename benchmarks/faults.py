@@ -49,7 +49,8 @@ from safetensors.torch import load_file
 from lmkit.builtin import find_recipe
 from lmkit.commands import pretrain
 from lmkit.errors import STOPPED_RESUMABLE
-from lmkit.runs import MANIFEST, Run, damage, read_jsonl
+from lmkit.manifest import MANIFEST, damage
+from lmkit.runs import Run, read_jsonl
 from lmkit.tasks.causal_lm import CausalLM
 from lmkit.training import step
 from lmkit.training.saving import Saver

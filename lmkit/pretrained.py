@@ -1,6 +1,8 @@
 """A model and its tokenizer out of a folder, ready to use from Python."""
 
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,8 +10,9 @@ import torch
 from torch import Tensor
 
 from lmkit.architecture import ModelConfig
+from lmkit.data import palette
 from lmkit.errors import ModelError, StorageError, UserError
-from lmkit.files import disk_error, write_json
+from lmkit.files import disk_error, write_atomic, write_json
 from lmkit.generation.batches import Completion, Opening
 from lmkit.generation.engine import complete
 from lmkit.generation.filling import Filled, fill
@@ -20,6 +23,8 @@ from lmkit.model.huggingface import check_whole, load_folder, read_config, save_
 from lmkit.model.peft_format import adapted_config, load_adapted
 from lmkit.model.transformer import Transformer
 from lmkit.runs import ADAPTER_CONFIG, model_folder, reading
+from lmkit.task_settings import settings_of
+from lmkit.text.chat import TEMPLATE_FILE, own_template
 from lmkit.text.tokenizer import Tokenizer, load_tokenizer
 
 OPENING_KEYS = ("decoder_start_token_id", "forced_bos_token_id", "bad_words_ids")
@@ -27,6 +32,8 @@ HEADS = {
     "sequence": "it labels texts", "token": "it labels tokens", "span": "it marks answers in texts",
     "none": "it has no head",
 }  # fmt: skip
+GENERATION = "generation_config.json"
+BESIDE = (TEMPLATE_FILE, palette.FILE)  # files of a model's folder that its changed versions keep
 USES = dict.fromkeys(HEADS, "`load(...).logits` gives its scores") | {"none": "`load(...).hidden` gives its states"}
 TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt")
 
@@ -34,11 +41,18 @@ TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt")
 class Pretrained:
     """What `load` gives. `model` is in eval mode and float32; `tokenizer` is None where the folder has none."""
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer | None, folder: Path, base: Path | None = None):
-        """base: the folder of the model that `folder`, an adapter's, was merged into."""
-        self.model, self.tokenizer, self.folder = model, tokenizer, folder
-        config = adapted_config(folder, base) if base else read_config(folder)
-        self.generation_config = _generation_config(base or folder)
+    def __init__(self, model: Transformer, folder: Path, base: Path | None = None):
+        """base: the folder of the model that `folder`, an adapter's, was merged into. Raises ModelError for files
+        beside the weights that are damaged, or another model's."""
+        self.model, self.folder = model, folder
+        self.homes = [folder, base] if base else [folder]  # of what stands beside the weights
+        with_tokenizer = (home for home in self.homes if any(any(home.glob(name)) for name in TOKENIZER_FILES))
+        self.tokenizer_folder = next(with_tokenizer, None)
+        self.tokenizer = tokenizer = load_tokenizer(self.tokenizer_folder) if self.tokenizer_folder else None
+        if tokenizer is not None:
+            _check_fit(tokenizer, model.config, folder)
+        self.config_json = config = adapted_config(folder, base) if base else read_config(folder)
+        self.generation_config = next(filter(None, map(_generation_config, self.homes)), {})
         for said in (config, self.generation_config):
             _check_ids(said, model.config.vocab_size, folder)
         ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_id", None) for role in ("bos", "eos", "pad")}
@@ -181,19 +195,35 @@ class Pretrained:
         return self.tokenizer
 
     def save(self, path: Path | str) -> None:
-        """Write a folder that transformers loads: config, weights in float32, tokenizer. Raises StorageError."""
+        """Write a folder that transformers loads: config, weights in float32, tokenizer, chat template, generation
+        settings; and what lmkit knows of the task. Raises StorageError."""
         folder = Path(path)
+        problem_type = self.config_json.get("problem_type")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            save_folder(self.model, folder, self.special)
+            save_folder(self.model, folder, self.special | ({"problem_type": problem_type} if problem_type else {}))
             if self.generation_config:
-                write_json(folder / "generation_config.json", self.generation_config)
+                write_json(folder / GENERATION, self.generation_config)
             if self.tokenizer is not None:
                 self.tokenizer.save(folder, self.config.context)
+            copy_beside(self.homes, folder)
+            if settings := settings_of(self.folder):
+                settings.write(folder)
         except Exception as e:
             if (problem := disk_error(e)) is None:
                 raise
             raise StorageError(f"{folder}: the model could not be written: {problem.strerror}") from None
+
+
+def copy_beside(homes: Sequence[Path], folder: Path, names: Sequence[str] = BESIDE) -> None:
+    """Copy the files of these names, each from the first of a model's `homes` that has it. A chat template that stands
+    in tokenizer_config.json, as older versions of transformers write it, becomes a file."""
+    for name in names:
+        if home := next((home for home in homes if (home / name).is_file()), None):
+            if not (folder / name).exists() or not (folder / name).samefile(home / name):
+                shutil.copyfile(home / name, folder / name)
+        elif name == TEMPLATE_FILE and (source := next(filter(None, map(own_template, homes)), None)) is not None:
+            write_atomic(folder / name, source)
 
 
 def load(path: Path | str, allow_pickle: bool = False, device: str = "auto") -> Pretrained:
@@ -214,18 +244,13 @@ def _load(folder: Path, allow_pickle: bool, device: str) -> Pretrained:
         model, base = load_adapted(folder, allow_pickle)
     else:
         model = load_folder(folder, allow_pickle)
-    has_tokenizer = lambda home: any(any(home.glob(name)) for name in TOKENIZER_FILES)
-    home = next((home for home in (folder, base) if home and has_tokenizer(home)), None)
-    tokenizer = load_tokenizer(home) if home else None
-    if tokenizer is not None:
-        _check_fit(tokenizer, model.config, folder)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return Pretrained(model.to(device), tokenizer, folder, base)
+    return Pretrained(model.to(device), folder, base)
 
 
 def _generation_config(folder: Path) -> dict[str, Any]:
-    path = folder / "generation_config.json"
+    path = folder / GENERATION
     try:
         return dict(json.loads(path.read_bytes())) if path.is_file() else {}
     except (OSError, ValueError, TypeError, RecursionError) as e:

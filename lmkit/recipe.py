@@ -169,6 +169,15 @@ class CheckpointConfig(Section):
     )
     average: Count = Field(0, ge=0, description="At the end, also average the weights of the last N checkpoints.")
 
+    @model_validator(mode="after")
+    def _check(self) -> "CheckpointConfig":
+        if self.average > self.keep:
+            raise ValueError(
+                f"checkpoint.average {self.average} needs as many checkpoints kept; checkpoint.keep is {self.keep}\n"
+                f"  → checkpoint.keep={self.average}"
+            )
+        return self
+
 
 class Recipe(Section):
     task: TaskConfig = Field(default_factory=CausalLMConfig, description="What is learnt. Default: by family.")
@@ -196,11 +205,6 @@ class Recipe(Section):
         if self.train.micro_batch % self.model.context and not pairs:
             raise ValueError(
                 f"train.micro_batch {self.train.micro_batch} is not a multiple of model.context {self.model.context}"
-            )
-        if self.checkpoint.average > self.checkpoint.keep:
-            raise ValueError(
-                f"checkpoint.average {self.checkpoint.average} needs as many checkpoints kept;"
-                f" checkpoint.keep is {self.checkpoint.keep}"
             )
         return self
 

@@ -8,7 +8,6 @@ metrics.jsonl holds only what is a pure function of (recipe, step); what the clo
 """
 
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -22,9 +21,9 @@ from typing import IO, Any
 
 from lmkit.environment import environment
 from lmkit.errors import ModelError, RunInUse, StorageError, UserError
-from lmkit.files import disk_error, fsync_directory, sha256, write_atomic, write_json
+from lmkit.files import disk_error, write_atomic, write_json
+from lmkit.manifest import damage, put_whole
 
-MANIFEST = "training/manifest.json"
 OWN = re.compile(r"step-\d{8,}")  # checkpoints; whatever else lies beside them is somebody else's
 ADAPTER_CONFIG = "adapter_config.json"  # in a folder that holds an adapter instead of a whole model, as PEFT keeps it
 
@@ -107,33 +106,30 @@ class Run:
     # ---- checkpoints
 
     def save(self, step: int, write: Callable[[Path], None], keep: int, best: bool) -> Path:
-        """A checkpoint exists under its name if and only if it is whole: `write` fills a `.part` folder, a manifest of
-        sizes and checksums comes last, everything is flushed, then one rename."""
-        final, part = self.checkpoint(step), self.part(step)
-        self.check()
-        shutil.rmtree(part, ignore_errors=True)
-        try:
-            part.mkdir()
-            (part / "training").mkdir()
-            write(part)
-            files = sorted(f for f in part.rglob("*") if f.is_file())
-            facts = {str(f.relative_to(part)): {"bytes": f.stat().st_size, "sha256": sha256(f)} for f in files}
-            manifest = {"step": step, "files": facts}
-            write_json(part / MANIFEST, manifest | {"sha256": _checksum(manifest)})
-            for f in files:
-                with f.open("rb") as handle:
-                    os.fsync(handle.fileno())
-            for folder in {f.parent for f in files} | {part / "training", part}:
-                fsync_directory(folder)
-            if final.exists():
-                final.rename(final.with_name(final.name + ".old"))
-            part.rename(final)
-            fsync_directory(self.checkpoints)
-            shutil.rmtree(final.with_name(final.name + ".old"), ignore_errors=True)
+        """A checkpoint, which exists under its name if and only if it is whole (`put_whole`). Raises StorageError."""
+        final = self.checkpoint(step)
+        with self._saving(final, self.part(step)):
+            put_whole(final, self.part(step), write, step)
             self._point("latest", final)
             if best:
                 self._point("best", final)
             self._retire(keep)
+        return final
+
+    def save_average(self, step: int, write: Callable[[Path], None]) -> Path:
+        """The average of the last checkpoints up to this step, as whole as a checkpoint, and the best. Raises
+        StorageError."""
+        final, part = self.path / "average", self.path / "average.part"
+        with self._saving(final, part):
+            put_whole(final, part, write, step)
+            self._point("best", final)
+        return final
+
+    @contextmanager
+    def _saving(self, final: Path, part: Path) -> Iterator[None]:
+        self.check()
+        try:
+            yield
         except Exception as e:
             shutil.rmtree(part, ignore_errors=True)
             problem = disk_error(e)
@@ -141,7 +137,6 @@ class Run:
                 raise
             where = f" ({problem.filename})" if problem.filename else ""
             raise StorageError(f"{final}: the checkpoint could not be written: {problem.strerror}{where}") from None
-        return final
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:08d}"
@@ -152,10 +147,6 @@ class Run:
 
     def _point(self, name: str, target: Path) -> None:
         _symlink(self.path / name, target.relative_to(self.path))
-
-    def mark_best(self, checkpoint: Path) -> None:
-        with self._writing("best"):
-            self._point("best", checkpoint)
 
     def point_again(self, newest: Path, best: int | None) -> None:
         """`latest`, and `best` of step `best`, as they stood when `newest` was written: a kill may have come before
@@ -252,8 +243,6 @@ class Follower(Run):
 
     def event(self, kind: str, **facts: Any) -> None: ...
 
-    def mark_best(self, checkpoint: Path) -> None: ...
-
     def point_again(self, newest: Path, best: int | None) -> None: ...
 
     def link_latest(self) -> None: ...
@@ -297,36 +286,6 @@ def _symlink(link: Path, target: Path) -> None:
     part.unlink(missing_ok=True)
     part.symlink_to(target)
     part.replace(link)
-
-
-def damage(checkpoint: Path, to_use: bool = False) -> str | None:
-    """What is wrong with a checkpoint by its manifest; None if it is whole. to_use: with the model's weights alone, for
-    those who do not train on."""
-    try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
-        checksum, files = manifest.pop("sha256"), dict(manifest["files"])
-        if checksum != _checksum(manifest):
-            return "its manifest does not match its own checksum"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "its manifest is missing or unreadable"
-    for name, facts in files.items():
-        path = checkpoint / name
-        if to_use and ("/" in name or not name.endswith(".safetensors")):
-            continue
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != facts["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {facts['bytes']}"
-        try:
-            if sha256(path) != facts["sha256"]:
-                return f"{name} does not match its checksum"
-        except OSError as e:
-            return f"{name} cannot be read: {e.strerror}"
-    return None
-
-
-def _checksum(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:

@@ -62,7 +62,10 @@ def generate(
     talks = chat and prompt is None and file is None and sys.stdin.isatty()
     prompts = [] if talks or images else _prompts(prompt, file)
     given = [k for k in context.params if (s := context.get_parameter_source(k)) and s.name == "COMMANDLINE"]
-    if kb is not None or (Path(model) / "answer.json").is_file():
+    from lmkit.task_settings import settings_of
+
+    settings = None if kb else settings_of(model)
+    if kb is not None or (settings and settings.task.name == "answer"):
         from lmkit.commands import answer
 
         answer.run(model, prompts, kb, max_tokens if "max_tokens" in given else None, as_json, allow_pickle, given)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lmkit.data.inputs import Problems
 from lmkit.data.knowledge import shown
@@ -11,7 +12,7 @@ from lmkit.downstream import AnswerConfig
 from lmkit.errors import UserError
 from lmkit.pretrained import load
 from lmkit.solvers.answering import Answered, open_answering
-from lmkit.solvers.trained import recipe_of, run_of
+from lmkit.task_settings import settings_of
 
 USED = ("model", "prompt", "file", "max_tokens", "stream", "kb", "as_json", "allow_pickle")
 HOW = {"kb": "looked up", "passage": "read in", "model": "the model's own words"}
@@ -26,13 +27,15 @@ def run(
     score. Raises UserError for options without a meaning here, DataError where there is no knowledge base."""
     if idle := [f"--{key.replace('_', '-')}" for key in given if key not in USED]:
         raise UserError(f"{', '.join(idle)}: answers are looked up, or the likeliest ones\n  → leave it out")
-    folder = run_of(model)
-    fitted = recipe_of(folder).task if folder else None
-    task = fitted if isinstance(fitted, AnswerConfig) else AnswerConfig(name="answer")
+    settings = settings_of(model)
+    own = settings.task if settings else None
+    task, fitted = AnswerConfig(name="answer"), dict[str, Any]()
+    if settings and isinstance(own, AnswerConfig):
+        task, fitted = own, settings.fitted
     if max_tokens is not None:
         task = task.model_copy(update={"max_new_tokens": max_tokens})
     loaded = load(model, allow_pickle)
-    solver = open_answering(folder, loaded, task, kb)
+    solver = open_answering(model, fitted, loaded, task, kb)
     asked = [question.strip() for question in questions]
     table = Table([{"question": question} for question in asked], [], {}, "", Problems())
     for question, answered in zip(asked, solver.outputs(loaded.model, table), strict=True):

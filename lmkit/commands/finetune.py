@@ -18,14 +18,12 @@ from lmkit.downstream import AnswerConfig, ClassifyConfig, LMConfig
 from lmkit.errors import ModelError
 from lmkit.files import write_atomic, write_json
 from lmkit.finetune_recipe import FinetuneRecipe, expand
-from lmkit.model.transformer import Transformer
 from lmkit.pretrained import load
 from lmkit.runs import Run, find_run, fresh_path, model_folder
 from lmkit.solvers import answering_fit
 from lmkit.solvers.answer_spans import SpanFinder
 from lmkit.solvers.classify import SEPARATOR, Classifier, known_labels, label_kind, split_labels
 from lmkit.solvers.score_table import as_json, confusion_table, score_table, seeds_line
-from lmkit.solvers.trained import FITTED
 from lmkit.solvers.write import Writer
 from lmkit.text.images import palette_tokenizer
 from lmkit.training.continued import build_continued
@@ -172,7 +170,7 @@ def _pictures(recipe: FinetuneRecipe, train: Table, held_out: Table, folder: Pat
 
 def _continue(recipe: FinetuneRecipe, run: Run, goes_on: bool, world: World) -> int:
     """`task: lm`. What the model knew before is said beside what it knows after."""
-    job, store = build_continued(recipe, world)
+    job, store = build_continued(recipe, run.path, world)
     facts = {"data": store.fingerprint} | _base(recipe)
     if goes_on:
         take_up(job, run, facts)
@@ -184,6 +182,7 @@ def _continue(recipe: FinetuneRecipe, run: Run, goes_on: bool, world: World) -> 
     code = run_to_end(job, run, "finetune")
     if code is not None:
         return code
+    keep_average(job, run)
     print(f"done in {show_seconds(time.monotonic() - began)}: {job.state.step} steps")
     if job.state.best and world.first:
         was = f", from {before['val_perplexity']:.2f}" if before else ""
@@ -200,15 +199,14 @@ def _train(f: Finetuning, run: Run) -> int:
     code = run_to_end(job, run, "finetune")
     if code is not None:
         return code
-    if job.recipe.checkpoint.average > 1:
-        keep_average(job, run)
+    keep_average(job, run)
     state, took = job.state, show_seconds(time.monotonic() - began)
     print(f"done in {took}: {state.step} steps, {show_count(state.tokens)} tokens")
     folder = run.path / ("best" if (run.path / "best").exists() else "latest")
     if not job.world.first:
         return 0
     if f.held_out.rows:
-        _scores(f, load(folder).model, run)
+        _scores(f, folder, run)
     run.status("done", **job.progress)
     print(f"  model  {folder}   (transformers: {job.model.config.spec.cls})")
     chats = job.recipe.task.name == "chat"
@@ -217,9 +215,9 @@ def _train(f: Finetuning, run: Run) -> int:
     return 0
 
 
-def _scores(f: Finetuning, model: Transformer, run: Run) -> None:
-    """Of the model to use, on all rows held out, beside the baselines; kept in scores.json."""
-    solver, table = f.solver, f.held_out
+def _scores(f: Finetuning, folder: Path, run: Run) -> None:
+    """Of the model to use, which lies in `folder`, on all rows held out, beside the baselines; kept in scores.json."""
+    solver, table, model = f.solver, f.held_out, load(folder).model
     outputs = solver.outputs(model, table, solver.examples(table))
     columns = {"model": solver.scores(table, outputs, True)}
     if isinstance(solver, Classifier) and getattr(f.job.recipe.task, "baseline", False):
@@ -231,7 +229,7 @@ def _scores(f: Finetuning, model: Transformer, run: Run) -> None:
         print(matrix)
     if isinstance(solver, SpanFinder) and solver.threshold is not None:
         fit = solver.fit_threshold(model, table)
-        write_json(run.path / FITTED, {"no_answer_threshold": fit})
+        f.settings.write_fitted(folder, no_answer_threshold=fit)
         note(f"no answer is said when it is {fit:+.2f} likelier than the best span: fitted on these rows (above: at 0)")
     named = {name: as_json(scores) for name, scores in columns.items()}
     write_json(run.path / "scores.json", {"scores": named.pop("model"), "baselines": named, "rows": len(table.rows)})

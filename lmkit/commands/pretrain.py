@@ -89,12 +89,11 @@ def dry_run(recipe_path: Path, overrides: tuple[str, ...]) -> None:
 
 def _train(job: Job, run: Run) -> int:
     """Returns the exit code."""
-    recipe, began = job.recipe, time.monotonic()
+    began = time.monotonic()
     code = run_to_end(job, run, "pretrain")
     if code is not None:
         return code
-    if recipe.checkpoint.average > 1 and len(job.work.held_out):
-        keep_average(job, run)
+    keep_average(job, run)
     state = job.state
     run.status("done", **job.progress)
     took = show_seconds(time.monotonic() - began)

@@ -16,8 +16,9 @@ from lmkit.display import note
 from lmkit.downstream import AnswerConfig
 from lmkit.errors import UserError
 from lmkit.finetune_recipe import FinetuneRecipe, is_finetuning
+from lmkit.manifest import MANIFEST
 from lmkit.recipe import ParallelConfig, Recipe
-from lmkit.runs import MANIFEST, read_jsonl
+from lmkit.runs import read_jsonl
 from lmkit.units import SECONDS, show_bytes, split_quantity
 
 EVALUATED = 8192  # tokens: enough to see whether evaluating disturbs training

@@ -28,7 +28,6 @@ from lmkit.data.knowledge_write import APPLICATION, INDEXES, SCHEMA, VERSION, Ad
 from lmkit.errors import DataError, StorageError, UserError
 from lmkit.files import fsync_directory
 
-ANSWERS = "answer.json"  # of a run that answers from a knowledge base
 LONGEST_NAME = 10  # words
 MOST_OBJECTS = 50  # of one answer; a longer list ends with an ellipsis
 MOST_NAMESAKES = 20  # subjects that one alias stands for

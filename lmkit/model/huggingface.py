@@ -15,10 +15,10 @@ from lmkit.display import note
 from lmkit.errors import ModelError, did_you_mean
 from lmkit.families import FAMILIES, Family
 from lmkit.files import write_json
+from lmkit.manifest import MANIFEST, damage
 from lmkit.model.config_json import config_from_hf, config_to_hf
 from lmkit.model.sharding import fill, whole
 from lmkit.model.transformer import Transformer
-from lmkit.runs import MANIFEST, damage
 
 WEIGHTS = "model.safetensors"
 MOST_LAYERS, MOST_CONTEXT = 10_000, 2**22
@@ -229,6 +229,7 @@ def check_whole(folder: Path) -> None:
     """Raises ModelError for a checkpoint of a run whose weights are not what was written."""
     if (folder / MANIFEST).exists() and (problem := damage(folder, to_use=True)):
         beside = folder.resolve().parent
+        beside = beside / "checkpoints" if (beside / "checkpoints").is_dir() else beside  # of a run's average
         whole_ones = sorted(p.name for p in beside.glob("step-*") if p.is_dir() and not damage(p))
         raise ModelError(
             f"{folder} is damaged: {problem}\n  → whole are: {', '.join(whole_ones) or 'none'}, in {beside}"

@@ -1,7 +1,6 @@
 """Answers from a knowledge base: looked up where that is sure enough, else read in its passages, else the model's own
 words. Which of these an answer is, is always said."""
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from lmkit.batch import Task
 from lmkit.data.inputs import Problems
-from lmkit.data.knowledge import ANSWERS, KnowledgeBase, Passage, shown
+from lmkit.data.knowledge import KnowledgeBase, Passage, shown
 from lmkit.data.knowledge_lookup import Matcher
 from lmkit.data.tables import Table
 from lmkit.display import note
@@ -268,21 +267,20 @@ class Answering:
 
 
 def open_answering(
-    run: Path | None, loaded: Pretrained, config: AnswerConfig, kb: str | Path | None = None
+    model: str | Path, fitted: dict[str, Any], loaded: Pretrained, config: AnswerConfig, kb: str | Path | None = None
 ) -> Answering:
-    """A run that was fitted, or any model beside a knowledge base. kb: instead of the run's. A knowledge base that is
-    not the one of the fit is said; so is that nothing was fitted. Raises DataError where there is none."""
+    """A model with what was fitted to questions, or any model beside a knowledge base. kb: instead of the one of the
+    fit. A knowledge base that is not as it was then is said; so is that nothing was fitted. Raises DataError where
+    there is none."""
     reader = reader_for(loaded, config)
-    path = run / ANSWERS if run else None
-    if path is None or not path.is_file():
+    if "levels" not in fitted:
         note(
             f"thresholds of {NOT_FITTED}, which were not fitted: how often answers are right is unknown\n"
             "  → lmkit finetune --task answer fits them to questions with answers"
         )
         opened = KnowledgeBase(kb or config.kb)
         return Answering(opened, Matcher(), Levels(NOT_FITTED, NOT_FITTED), config.passages, reader)
-    fitted = json.loads(path.read_text(encoding="utf-8"))
     opened = KnowledgeBase(kb or fitted["kb"])
     if opened.fingerprint != fitted["fingerprint"]:
-        note(f"{opened.path} is not as it was when {run} was fitted: its thresholds may be too low, or too high")
+        note(f"{opened.path} is not as it was when {model} was fitted: its thresholds may be too low, or too high")
     return Answering(opened, Matcher(**fitted["matcher"]), Levels(**fitted["levels"]), config.passages, reader)

@@ -14,7 +14,7 @@ import numpy as np
 
 from lmkit import config as recipes
 from lmkit.data.inventory import of_tables
-from lmkit.data.knowledge import ANSWERS, KnowledgeBase, candidate
+from lmkit.data.knowledge import KnowledgeBase, candidate
 from lmkit.data.knowledge_lookup import SLOT, Matcher, Option, tokens
 from lmkit.data.splitting import limit, split
 from lmkit.data.tables import Table
@@ -31,6 +31,7 @@ from lmkit.runs import Run, model_folder
 from lmkit.solvers.answering import Answered, Answering, Levels, Reader, graded, reader_for, sure
 from lmkit.solvers.evaluate import read_labelled
 from lmkit.solvers.score_table import as_json, score_table
+from lmkit.task_settings import TaskSettings
 
 FOLDS = 5
 HELD_OUT = 0.5  # of the questions, unless data.validation says otherwise
@@ -60,10 +61,10 @@ def start(recipe: FinetuneRecipe, path: Path, link: bool) -> int:
             made_of = {"data": train.fingerprint, "held_out": held_out.fingerprint, "kb": kb.fingerprint}
             run.begin(recipes.dump(recipe), made_of | {"seed": recipe.train.seed} | {"files": of_tables(recipe)})
             solver = fit(kb, train, task, reader, loaded.model)
-            _link_model(loaded.folder, run)
             levels, matcher = solver.levels._asdict(), solver.matcher.as_json()
             facts = {"kb": str(Path(task.kb).resolve()), "fingerprint": kb.fingerprint, "levels": levels}
-            write_json(path / ANSWERS, facts | {"matcher": matcher})
+            settings = TaskSettings.of_recipe(recipe, fitted=facts | {"matcher": matcher})
+            _link_model(loaded.folder, run, settings)
             columns, curve = compare(solver, held_out, loaded.model)
             print(score_table(str(path), columns, len(held_out.rows)))
             print(curve)
@@ -97,8 +98,9 @@ def _tables(recipe: FinetuneRecipe) -> tuple[Table, Table]:
     return train, held_out
 
 
-def _link_model(folder: Path, run: Run) -> None:
-    """The model's files beside the fit: as hard links, which cost no space and outlive the original; else copied."""
+def _link_model(folder: Path, run: Run, settings: TaskSettings) -> None:
+    """The fit beside the model's files: these as hard links, which cost no space and outlive the original; else
+    copied."""
 
     def write(part: Path) -> None:
         for file in folder.iterdir():
@@ -107,6 +109,7 @@ def _link_model(folder: Path, run: Run) -> None:
                     os.link(file.resolve(), part / file.name)
                 except OSError:
                     shutil.copy2(file, part / file.name)
+        settings.write(part)  # in the place of the model's own, if it has one
 
     run.save(0, write, keep=1, best=False)
 

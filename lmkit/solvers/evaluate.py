@@ -21,8 +21,9 @@ from lmkit.runs import seeds_of
 from lmkit.solvers.classify import SEPARATOR, Classifier, split_labels
 from lmkit.solvers.score_table import as_json, confusion_table, score_table
 from lmkit.solvers.solver import Solver
-from lmkit.solvers.trained import columns_of, recipe_of, run_of, trained_solver
+from lmkit.solvers.trained import trained_solver
 from lmkit.solvers.write import Writer
+from lmkit.task_settings import settings_of
 
 
 @dataclass
@@ -43,8 +44,8 @@ def read_labelled(
     """The rows, images in the words of the model in `folder`, and notes about what was left out. Columns that are not
     named are those the model's run was given, where these files have them."""
     named = {role: column for role, column in columns.items() if column is not None}
-    run = run_of(folder)
-    learnt = columns_of(run) if run else {}
+    settings = settings_of(folder)
+    learnt = settings.columns if settings else {}
     try:
         table = _read(sources, task, learnt | named, labelled)
     except UserError:
@@ -88,8 +89,8 @@ def evaluate(model: str, loaded: Sequence[Pretrained], task: DownstreamConfig, t
 
 def _separator(model: str) -> str:
     """What is between the labels of a row, as the run that learnt them had it."""
-    run = run_of(model)
-    return (recipe_of(run).data.separator if run else None) or SEPARATOR
+    settings = settings_of(model)
+    return (settings.separator if settings else None) or SEPARATOR
 
 
 def run(

@@ -1,10 +1,8 @@
 """What a fine-tuned model solves, found out from its run's recipe or its head."""
 
-import json
 from pathlib import Path
-from typing import Any
 
-from lmkit import config as recipes
+from lmkit.display import note
 from lmkit.downstream import (
     AnswerConfig,
     ChatConfig,
@@ -16,7 +14,7 @@ from lmkit.downstream import (
     TranslateConfig,
 )  # fmt: skip
 from lmkit.errors import UserError
-from lmkit.finetune_recipe import FinetuneRecipe, expand
+from lmkit.manifest import MANIFEST
 from lmkit.model.huggingface import head_of, read_config
 from lmkit.pretrained import Pretrained, load
 from lmkit.runs import model_folder, read_status, seeds_of
@@ -28,9 +26,9 @@ from lmkit.solvers.classify import Classifier, kind_of
 from lmkit.solvers.solver import Solver, layout
 from lmkit.solvers.tag import Tagger
 from lmkit.solvers.write import Writer
+from lmkit.task_settings import FILE, recipe_of, settings_of
 from lmkit.text.chat import Chat, find_template
 
-FITTED = "fitted.json"  # of a run: what was chosen on its held-out rows
 BY_HEAD: dict[str, DownstreamConfig] = {
     "sequence": ClassifyConfig(name="classify"), "token": TagConfig(name="tag"), "span": QAConfig(name="qa"),
 }  # fmt: skip
@@ -39,40 +37,16 @@ BY_NAME: dict[str, DownstreamConfig] = {
 }  # fmt: skip
 
 
-def run_of(model: str | Path) -> Path | None:
-    """The fine-tuning run that a path names, or lies in."""
-    path = Path(model).resolve()
-    for folder in (path, *path.parents[:2]):
-        file = folder / "recipe.yaml"
-        if file.is_file():
-            tree, _ = recipes.read_tree(file)
-            return folder if isinstance(tree.get("task"), dict) and "seeds" in tree else None
-    return None
-
-
-def recipe_of(run: Path) -> FinetuneRecipe:
-    return recipes.load(FinetuneRecipe, run / "recipe.yaml", expand=expand)
-
-
-def columns_of(run: Path) -> dict[str, str]:
-    """Those its recipe names, by role."""
-    data = recipe_of(run).data
-    named = {"text": data.text, "pair": data.pair, "label": data.label, "target": data.target}
-    return {role: column for role, column in named.items() if column is not None}
-
-
-def fitted(run: Path | None) -> dict[str, Any]:
-    path = None if run is None else run / FITTED
-    return dict(json.loads(path.read_text())) if path is not None and path.is_file() else {}
-
-
 def task_of(model: str | Path, named: str | None = None) -> DownstreamConfig | None:
     """named: the user's word for it. None where the model solves no task of fine-tuning. Raises UserError for a task
     the model's head is not for."""
     seeds = seeds_of(model)
-    run, config = run_of(model), read_config(model_folder(seeds[0] if seeds else model))
+    folder, settings = model_folder(seeds[0] if seeds else model), settings_of(model)
+    config = read_config(folder)
     head = head_of(config, set())
-    task = recipe_of(run).task if run else BY_HEAD.get(head)
+    task = settings.task if settings else BY_HEAD.get(head)
+    if task and not settings and (folder / MANIFEST).is_file():
+        note(f"{folder}: a checkpoint without {FILE}, of an older lmkit: defaults stand for what its run was told")
     if named is None or (task is not None and task.name == named):
         return task
     if named in BY_NAME and head == "lm":
@@ -102,28 +76,27 @@ def load_all(model: str, task: DownstreamConfig, allow_pickle: bool = False) -> 
 
 def trained_solver(model: str | Path, loaded: Pretrained, task: DownstreamConfig) -> Solver:
     """Raises UserError for tasks without scores of their own."""
-    c, tokenizer, run = loaded.config, loaded.needs_tokenizer(), run_of(model)
-    wanted = recipe_of(run).data.max_length if run else 0
+    c, tokenizer, settings = loaded.config, loaded.needs_tokenizer(), settings_of(model)
+    wanted = settings.max_length if settings else 0
     length = min(wanted or (WINDOW_TOKENS if isinstance(task, QAConfig) else MOST_TOKENS), c.context)
     frame = layout(c, tokenizer, loaded.decoder_start if c.stacks == "encoder_decoder" else None)
     if isinstance(task, ClassifyConfig):
+        kind = kind_of(loaded.config_json, c) if task.kind == "auto" else task.kind
         return Classifier(
-            tokenizer, frame, kind_of(read_config(loaded.folder), c), c.labels, length, metric=task.metric,
-            middle=task.cut == "middle",
+            tokenizer, frame, kind, c.labels, length, metric=task.metric, middle=task.cut == "middle"
         )  # fmt: skip
     if isinstance(task, TagConfig):
         return Tagger(tokenizer, frame, c.labels, length)
     if isinstance(task, QAConfig):
-        chosen = fitted(run).get("no_answer_threshold")  # only where training rows without an answer were met
-        threshold = None if task.no_answer is False or (run and chosen is None) else chosen or 0.0
-        return SpanFinder(tokenizer, frame, task, length, threshold)
+        fitted = settings.fitted.get("no_answer_threshold", 0.0) if settings else 0.0
+        return SpanFinder(tokenizer, frame, task, length, None if task.no_answer is False else fitted)
     if isinstance(task, TranslateConfig | SummarizeConfig):
         return Writer(tokenizer, c, task, length, loaded.opening, loaded.eos)
     if isinstance(task, ChatConfig):
         most = min(wanted or chat.MOST_TOKENS, c.context)
         return chat.ChatLearner(Chat(tokenizer, find_template([loaded.folder], "auto", tokenizer)), most)
     if isinstance(task, AnswerConfig):
-        return open_answering(run, loaded, task)
+        return open_answering(model, settings.fitted if settings else {}, loaded, task)
     raise UserError(
         f"{model}: {task.name} has no scores but perplexity\n  → `lmkit eval` without --task gives its perplexity"
     )

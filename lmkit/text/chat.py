@@ -132,7 +132,7 @@ def find_template(folders: Sequence[Path], setting: str, tokenizer: Tokenizer) -
                 f"task.template {setting}: cannot be read: {e}\n  allowed: auto, chatml, or a Jinja file"
             ) from None
     for folder in folders if setting == "auto" else ():
-        if (source := _own_template(folder)) is not None:
+        if (source := own_template(folder)) is not None:
             return ChatTemplate(source, special, f"of {folder}", foreign=False)
     nanochat = ChatTemplate(NANOCHAT, special, "nanochat")
     if setting == "auto" and not nanochat.missing(tokenizer):
@@ -140,8 +140,8 @@ def find_template(folders: Sequence[Path], setting: str, tokenizer: Tokenizer) -
     return ChatTemplate(CHATML, special)
 
 
-def _own_template(folder: Path) -> str | None:
-    """Raises ModelError."""
+def own_template(folder: Path) -> str | None:
+    """Of the model in this folder. Raises ModelError."""
     file = folder / TEMPLATE_FILE
     try:
         if file.is_file():

@@ -1,5 +1,7 @@
 """Pretraining that goes on from a trained model, on other text and with the model's own tokenizer (`task: lm`)."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 from lmkit.data.cache import open_tokens
@@ -8,11 +10,11 @@ from lmkit.display import note
 from lmkit.errors import ModelError
 from lmkit.finetune_recipe import FinetuneRecipe, default_lr
 from lmkit.model.heads import Head
-from lmkit.model.huggingface import load_folder
 from lmkit.model.lora import add_lora, freeze
 from lmkit.objectives import default_task
+from lmkit.pretrained import BESIDE, GENERATION, copy_beside, load
 from lmkit.recipe import DataConfig, EvaluateConfig, ModelSection, Recipe, TokenizerConfig, TrainConfig
-from lmkit.runs import model_folder
+from lmkit.task_settings import TaskSettings
 from lmkit.training.checkpoints import Adapter
 from lmkit.training.distributed import World
 from lmkit.training.job import Job, build_job
@@ -21,11 +23,12 @@ from lmkit.units import split_quantity
 MOST_TOKENS = 1024  # of a row, unless `data.max_length` says otherwise
 
 
-def build_continued(recipe: FinetuneRecipe, world: World) -> tuple[Job, TokenStore]:
-    """Raises ModelError for a model that predicts no words, and what `build_job` raises."""
+def build_continued(recipe: FinetuneRecipe, folder: Path, world: World) -> tuple[Job, TokenStore]:
+    """folder: where what checkpoints hold beside the weights is kept, in `tokenizer`. Raises ModelError for a model
+    that predicts no words, and what `build_job` raises."""
     assert isinstance(recipe.model, str), "`task: lm` from scratch is `lmkit pretrain`"
-    origin = model_folder(recipe.model)
-    model = load_folder(origin)
+    loaded = load(recipe.model, device="cpu")
+    origin, model = loaded.folder, loaded.model
     c = model.config
     if not isinstance(model.head, Head):
         raise ModelError(f"{origin} is a {c.spec.cls}: it has no head for words to go on with")
@@ -43,7 +46,7 @@ def build_continued(recipe: FinetuneRecipe, world: World) -> tuple[Job, TokenSto
         separator=recipe.data.separator,
     )  # fmt: skip
     with world.first_alone():
-        store = open_tokens(data, TokenizerConfig(path=str(origin)), c.family)
+        store = open_tokens(data, TokenizerConfig(path=str(loaded.tokenizer_folder)), c.family)
     pretraining = _as_pretraining(recipe, ModelSection(**c.model_dump()), data)
     adapter = None
     if recipe.lora:
@@ -53,6 +56,11 @@ def build_continued(recipe: FinetuneRecipe, world: World) -> tuple[Job, TokenSto
         freeze(model, recipe.freeze)
     job = build_job(pretraining, store, model.train(), world)
     job.adapter, job.patience = adapter, recipe.train.patience
+    if world.first:
+        job.tokenizer = folder / "tokenizer"
+        shutil.copytree(store.tokenizer_path, job.tokenizer, dirs_exist_ok=True)
+        copy_beside(loaded.homes, job.tokenizer, (*BESIDE, GENERATION))
+        TaskSettings.of_recipe(recipe).write(job.tokenizer)
     # the run is one of fine-tuning: its recipe is what it was asked for, with what was settled on the way
     settled = recipe.train.model_copy(update={k: getattr(job.recipe.train, k) for k in ("micro_batch", "compile")})
     job.recipe = recipe.model_copy(update={"train": settled})

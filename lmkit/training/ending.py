@@ -67,16 +67,18 @@ def _go_back(job: Job, run: Run, bad: Rollback) -> None:
 
 
 def keep_average(job: Job, run: Run) -> None:
-    """The mean of the last checkpoints, kept as one more if it scores better than the best."""
+    """The mean of the last checkpoints, where the recipe asks for one, kept if it scores better than the best."""
+    if job.recipe.checkpoint.average < 2:
+        return
+    if not len(job.work.held_out):
+        note("checkpoint.average: nothing is held out that could say whether the average is better; none is made")
+        return
     folders = job.world.agree(run.steps()[-job.recipe.checkpoint.average :])
     checkpoints.average_models(folders, job.model)
     scores = job.score()
     note(f"average of the last {len(folders)} checkpoints: {job.metric} {scores[job.metric]:.4f}")
     if job.state.best is not None and job.better(scores):
-        folder = run.path / "average"
         write = checkpoints.model_piece(job.model, job.tokenizer, job.special)
-        if job.world.first:
-            folder.mkdir(exist_ok=True)
-            write(folder)
-        run.mark_best(folder)
         job.state.best = {"step": job.state.step} | scores
+        if job.world.first:
+            run.save_average(job.state.step, write)

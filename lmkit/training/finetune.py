@@ -1,6 +1,5 @@
 """A fine-tuning recipe and its tables -> a job for the loop, and the solver that scores it."""
 
-import shutil
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -11,18 +10,21 @@ from lmkit.architecture import ModelConfig
 from lmkit.data.splitting import limit
 from lmkit.data.tables import Table
 from lmkit.display import Piece, note
-from lmkit.downstream import ChatConfig
+from lmkit.downstream import ChatConfig, ClassifyConfig, DownstreamConfig, QAConfig
 from lmkit.errors import DataError, ModelError, UserError, did_you_mean
 from lmkit.finetune_recipe import FinetuneRecipe, default_lr
 from lmkit.model.huggingface import adopt
 from lmkit.model.initial import init_weights
 from lmkit.model.lora import add_lora, freeze
 from lmkit.model.transformer import Transformer
-from lmkit.pretrained import load
+from lmkit.pretrained import copy_beside, load
 from lmkit.runs import model_folder
 from lmkit.solvers import chat
+from lmkit.solvers.answer_spans import SpanFinder
 from lmkit.solvers.build import Setup, solver_for
+from lmkit.solvers.classify import Classifier
 from lmkit.solvers.solver import Solver, texts
+from lmkit.task_settings import TaskSettings
 from lmkit.tasks.build import Work
 from lmkit.text.tokenizer import Tokenizer, load_tokenizer
 from lmkit.text.training import train_tokenizer
@@ -30,8 +32,6 @@ from lmkit.training.checkpoints import Adapter
 from lmkit.training.distributed import ALONE, World
 from lmkit.training.job import Job, assemble, describe_machine, describe_model, fit_vocabulary, held_out_scores
 from lmkit.units import show_count
-
-BESIDE = ("chat_template.jinja", "palette.json")  # files of a model folder that its fine-tuned versions keep
 
 
 @dataclass
@@ -46,6 +46,7 @@ class Finetuning:
     new: list[str]  # parameters that the starting point did not have
     lengths: list[int]  # tokens of the training rows, of chat's conversations
     max_length: int
+    settings: TaskSettings  # which every checkpoint holds
 
     def rendered(self, number: int = 2) -> list[list[Piece]]:
         """The first examples as the model reads them."""
@@ -84,6 +85,8 @@ def build_finetuning(
     setup = solver_for(recipe.task, train, tokenizer, before, recipe.data.max_length, folder / "tokenizer")
     model, new = _with_head(source, before, setup, recipe.train.seed)
     solver = setup.solver
+    settings = TaskSettings.of_recipe(recipe, task=_settled(recipe.task, solver), max_length=setup.max_length)
+    settings.write(folder / "tokenizer")
     adapter = None
     if recipe.lora:
         add_lora(model, recipe.lora, recipe.train.seed)
@@ -119,7 +122,16 @@ def build_finetuning(
 
     job.score = score
     cut = len({e["row"] for e in rows if e["cut"]})
-    return Finetuning(job, solver, train, held_out, cut, new, lengths, setup.max_length)
+    return Finetuning(job, solver, train, held_out, cut, new, lengths, setup.max_length, settings)
+
+
+def _settled(task: DownstreamConfig, solver: Solver) -> DownstreamConfig:
+    """The task with what the training rows say where the recipe leaves it open."""
+    if isinstance(task, ClassifyConfig) and isinstance(solver, Classifier):
+        return task.model_copy(update={"kind": solver.kind})
+    if isinstance(task, QAConfig) and isinstance(solver, SpanFinder):
+        return task.model_copy(update={"no_answer": solver.threshold is not None})
+    return task
 
 
 def _section(recipe: FinetuneRecipe) -> Any:
@@ -132,12 +144,10 @@ def _start(recipe: FinetuneRecipe, train: Table, folder: Path) -> tuple[Transfor
     kept = folder / "tokenizer"
     if isinstance(recipe.model, str):
         origin = model_folder(recipe.model)
-        source = load(origin, device="cpu").model  # with its adapters, if it is a folder of those
-        tokenizer = load_tokenizer(origin)
+        loaded = load(origin, device="cpu")  # with its adapters, if it is a folder of those
+        source, tokenizer = loaded.model, loaded.needs_tokenizer()
         kept.mkdir(parents=True, exist_ok=True)
-        for name in BESIDE:
-            if (origin / name).is_file():
-                shutil.copyfile(origin / name, kept / name)
+        copy_beside(loaded.homes, kept)
         if isinstance(recipe.task, ChatConfig):
             own, tokenizer = tokenizer, chat.settle(recipe.task, source.config, origin, tokenizer, kept)
             if recipe.lora and tokenizer is not own:

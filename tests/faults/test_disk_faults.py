@@ -15,7 +15,8 @@ import pytest
 import lmkit
 from lmkit.commands import pretrain
 from lmkit.errors import STOPPED_RESUMABLE, ModelError, RunInUse, StorageError
-from lmkit.runs import MANIFEST, Run, damage, read_jsonl, reading
+from lmkit.manifest import MANIFEST, damage
+from lmkit.runs import Run, read_jsonl, reading
 from lmkit.training import checkpoints
 from tests.training.stopping import LAST, at_call, at_forward, events, same, stopped_at
 

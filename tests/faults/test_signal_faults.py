@@ -12,7 +12,8 @@ from lmkit import runs
 from lmkit.commands import pretrain
 from lmkit.data import tokenize as tokenizing
 from lmkit.errors import INTERRUPTED, STOPPED_RESUMABLE
-from lmkit.runs import Run, damage, read_jsonl
+from lmkit.manifest import damage
+from lmkit.runs import Run, read_jsonl
 from lmkit.training import checkpoints, guard, loop, saving, step
 from tests.training.stopping import at_call, at_forward, same
 

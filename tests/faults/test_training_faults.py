@@ -12,8 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from lmkit.commands import pretrain
 from lmkit.data.store import TokenStore
 from lmkit.errors import Diverged, UserError
+from lmkit.manifest import damage
 from lmkit.model.loss import IGNORE
-from lmkit.runs import damage
 from lmkit.tasks.causal_lm import CausalLM
 from lmkit.training import checkpoints, guard, job, step
 from tests.training.stopping import FILES, Crash, at_call, crash, events, rows, same, stopped_at
