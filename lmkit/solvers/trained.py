@@ -1,7 +1,6 @@
 """What a fine-tuned model solves, found out from its run's recipe or its head."""
 
 from pathlib import Path
-from typing import Any
 
 from lmkit.display import note
 from lmkit.downstream import (
