@@ -306,8 +306,8 @@ def _pickled(folder: Path, allowed: bool) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def adopt(model: Transformer, source: Transformer) -> list[str]:
-    """Give `model`, of the same family with another head, the weights of `source` that transformers would give it.
-    Returns the names of the parameters that stay as they were."""
+    """Give `model`, of the same family with another head, the weights of `source` that transformers would give it, but
+    for scores of labels, which mean others. Returns the names of the parameters that stay as they were."""
     family, c = model.config.table, source.config
     prefix = lambda config: None if config.head == "none" else config.spec.prefix
     held = {_bare(family, name, prefix(c)): tensor for name, tensor in to_hf(source)}
@@ -315,7 +315,11 @@ def adopt(model: Transformer, source: Transformer) -> list[str]:
     for name, p in _tensors(model):
         theirs = [_bare(family, full, prefix(model.config)) for full in _theirs(names, name)]
         parts = [held[t].t() if c.family == "gpt2" and TRANSPOSED.search(t) else held[t] for t in theirs if t in held]
-        if len(parts) < len(theirs) or (sum(t.shape[0] for t in parts), *parts[0].shape[1:]) != tuple(p.shape):
+        if (
+            name.startswith("head.output.")
+            or len(parts) < len(theirs)
+            or (sum(t.shape[0] for t in parts), *parts[0].shape[1:]) != tuple(p.shape)
+        ):
             new.append(name)
         else:
             p.copy_(torch.cat(parts))

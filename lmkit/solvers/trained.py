@@ -1,6 +1,7 @@
 """What a fine-tuned model solves, found out from its run's recipe or its head."""
 
 from pathlib import Path
+from typing import Any
 
 from lmkit.display import note
 from lmkit.downstream import (

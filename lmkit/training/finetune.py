@@ -33,7 +33,7 @@ from lmkit.text.training import train_tokenizer
 from lmkit.training.checkpoints import Adapter
 from lmkit.training.distributed import ALONE, World
 from lmkit.training.job import Job, assemble, describe_machine, describe_model, fit_vocabulary, held_out_scores
-from lmkit.units import show_count
+from lmkit.units import brief, show_count
 
 
 @dataclass
@@ -182,11 +182,15 @@ def _start(recipe: FinetuneRecipe, train: Table, folder: Path) -> tuple[Transfor
 def _with_head(
     source: Transformer | None, before: ModelConfig, setup: Setup, seed: int
 ) -> tuple[Transformer, list[str]]:
-    """A model with the head the task needs. Raises ModelError for a family that has none."""
+    """A model with the head the task needs, and the names of its new parameters. A head for labels is taken over where
+    it has the same labels, by name. Raises ModelError for a family that has no such head."""
     if setup.head not in before.table.heads:
         raise ModelError(f"{before.family} has no head for {setup.what}{did_you_mean(setup.head, before.table.heads)}")
     if source is not None and (source.config.head, source.config.labels) == (setup.head, setup.labels):
         return source.train(), []
+    if source is not None and source.config.head == setup.head:  # its labels are others
+        names = ", ".join(brief(name) for name in before.labels[:20]) + (", ..." if len(before.labels) > 20 else "")
+        note(f"new head: the start's labels ({names}) are not these, name for name")
     changes: dict[str, Any] = {"head": setup.head, "labels": setup.labels}
     if before.table.heads[setup.head].encoder_only:  # T5's tagger leaves the decoder out
         changes |= {"stacks": "encoder", "num_decoder_layers": 0}
