@@ -25,13 +25,17 @@ from lmkit.files import disk_error, write_atomic, write_json
 from lmkit.manifest import damage, put_whole
 
 OWN = re.compile(r"step-\d{8,}")  # checkpoints; whatever else lies beside them is somebody else's
+LINK = "LMKIT_LINK_LATEST"  # set for the processes of a run whose place was chosen for them
 ADAPTER_CONFIG = "adapter_config.json"  # in a folder that holds an adapter instead of a whole model, as PEFT keeps it
 
 
 class Run:
     """Opens or creates; holds a lock for life, which the system frees when the process ends, however it ends.
 
-    killed: the process that had the run before and did not close it. Raises RunInUse, StorageError."""
+    killed: the process that had the run before and did not close it. named_latest: what the link `latest` beside the
+    runs is to name once a run has begun here; None: it stays. Raises RunInUse, StorageError."""
+
+    named_latest: Path | None = None
 
     def __init__(self, path: Path):
         self.path, self.checkpoints = path, path / "checkpoints"
@@ -96,6 +100,8 @@ class Run:
         with self._writing("recipe.yaml"):
             write_json(self.path / "environment.json", environment() | facts)
             write_atomic(self.path / "recipe.yaml", recipe_yaml)  # last: from here on there is a run to resume
+        if self.named_latest:
+            link_latest(self.named_latest)
 
     def status(self, state: str, **facts: Any) -> None:
         """state: running, done, stopped, diverged or failed."""
@@ -157,9 +163,6 @@ class Run:
                 self._point("best", self.checkpoint(best))
             elif not (self.path / "best").exists():
                 (self.path / "best").unlink(missing_ok=True)
-
-    def link_latest(self) -> None:
-        link_latest(self.path)
 
     def _retire(self, keep: int) -> None:
         """Only whole checkpoints, oldest step first; never the best, nor one that somebody is reading."""
@@ -245,8 +248,6 @@ class Follower(Run):
 
     def point_again(self, newest: Path, best: int | None) -> None: ...
 
-    def link_latest(self) -> None: ...
-
     def truncate_logs(self, step: int) -> None: ...
 
     def open_log(self, name: str) -> IO[str]:
@@ -273,6 +274,11 @@ def _locked(folder: Path, how: int) -> Iterator[bool]:
         yield ours
     finally:
         os.close(fd)
+
+
+def takes_latest(out: Path | None) -> bool:
+    """Whether `latest` is to name a run: where its place was not chosen by a person."""
+    return out is None or LINK in os.environ
 
 
 def link_latest(run: Path) -> None:

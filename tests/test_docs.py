@@ -1,5 +1,6 @@
 """What the documents say is what the code does."""
 
+import inspect
 import re
 import shlex
 import subprocess
@@ -11,15 +12,21 @@ from typer.main import get_command
 from lmkit.builtin import find_recipe
 from lmkit.cli.main import app
 from lmkit.config import keys, load
+from lmkit.data.table_rows import SHAREGPT
 from lmkit.finetune_recipe import FinetuneRecipe, flags
 from lmkit.finetune_recipe import expand as expand_finetune
+from lmkit.generation.rules import FOLLOWED
 from lmkit.presets import expand
 from lmkit.recipe import Recipe
+from lmkit.text import tokenizer_classes
+from lmkit.text.tokenizer_classes import CLASSES
+from lmkit.text.tokenizer_files import SAME_RULES
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 GUIDE = (Path(__file__).parent.parent / "docs/finetune.md").read_text()
 REPRODUCE = (Path(__file__).parent.parent / "docs/reproduce.md").read_text()
 DISTRIBUTED = (Path(__file__).parent.parent / "docs/distributed.md").read_text()
+COMPATIBILITY = (Path(__file__).parent.parent / "docs/compatibility.md").read_text()
 LINES = re.findall(r"^ {4}(lmkit .*)$", README + GUIDE + REPRODUCE + DISTRIBUTED, re.MULTILINE)
 SHOWN = [line.partition(" #")[0].strip() for line in LINES]
 
@@ -62,6 +69,24 @@ def test_the_slurm_script_is_one():
     (script,) = re.findall(r"```bash\n(.*?)```", DISTRIBUTED, re.DOTALL)
     assert "-m lmkit pretrain $WHAT" in script
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
+
+
+def test_the_compatibility_tables_name_what_the_code_has():
+    """Tokenizer classes and their settings, rules of generation, labels of tags and senders, as the code knows them."""
+    rows = re.findall(r"^\| (.*?) \| (.*?) \|$", COMPATIBILITY, re.MULTILINE)
+    classes = {name: cells[1] for cells in rows for name in re.findall(r"`(\w+Tokenizer)`", cells[0])}
+    assert classes.keys() == CLASSES.keys() | SAME_RULES.keys()
+    source = inspect.getsource(tokenizer_classes)
+    read = set(re.findall(r'setting\(\s*"(\w+)"|settings\.get\("(\w+)"', source))
+    named = {setting for cell in classes.values() for setting in re.findall(r"`(\w+)`", cell)}
+    assert named == {a or b for a, b in read} | {"extra_ids"}
+    followed = next(cells[1] for cells in rows if cells[0].startswith("`generation_config.json`"))
+    assert set(re.findall(r"`(\w+)`", followed)) >= FOLLOWED | {"eos_token_id", "forced_bos_token_id"}
+    senders = next(cells[0] for cells in rows if "ShareGPT" in cells[0])
+    assert set(re.findall(r"`(\w+)`", senders)) >= SHAREGPT.keys()
+    for message in ("whose rules lmkit does not have", "not followed here: "):
+        assert message in COMPATIBILITY
+        assert any(message in file.read_text() for file in (Path(__file__).parent.parent / "lmkit").rglob("*.py"))
 
 
 def test_every_key_is_explained():

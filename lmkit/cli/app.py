@@ -1,6 +1,7 @@
 """The application that the commands of this package are added to, and the options they share. Bodies of commands import
 what they need, so `--help` and a typo in a recipe never wait for torch."""
 
+import re
 from typing import Annotated
 
 import typer
@@ -36,6 +37,18 @@ Label = Annotated[str | None, typer.Option("--label", help="Column or key of the
 Data = Annotated[list[str], typer.Option("--data", "-d", help="Files, folders or globs. Repeatable.")]
 Target = Annotated[str | None, typer.Option("--target", help="Pairs: column, key or file ending of the target text.")]
 Separator = Annotated[str | None, typer.Option("--separator", help="Text that ends a document inside .txt files.")]
+
+
+def in_options(message: str, command_name: str) -> str:
+    """An error of this command, in which keys of `data` are named by its options where it takes no KEY=VALUE."""
+    command = typer.main.get_command(app).commands.get(command_name)  # type: ignore[attr-defined]
+    names = {option.name for option in command.params} if command else set()
+    if "overrides" in names:
+        return message
+    for key in sorted(names & {"text", "pair", "label", "target", "separator", "validation"}):
+        message = re.sub(rf"\bdata\.{key}=(?=\S)", f"--{key} ", message)
+        message = re.sub(rf"\bdata\.{key}\b", f"--{key}", message)
+    return message
 
 
 @app.callback()

@@ -7,8 +7,9 @@ import sys
 import uuid
 from pathlib import Path
 
+from lmkit.environment import usable_cores
 from lmkit.errors import STOPPED_RESUMABLE, ProcessFailed, UserError
-from lmkit.runs import fresh_path, link_latest
+from lmkit.runs import LINK, fresh_path
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 LAUNCHED = "LMKIT_LAUNCHED"  # set for the processes that `run` starts
@@ -53,9 +54,8 @@ def run(arguments: list[str], processes: int, max_restarts: int, path: Path, ver
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it is said below, once
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    if link:
-        link_latest(path)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
+    os.environ |= {LINK: "1"} if link else {}
     launch = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
         rdzv_endpoint="localhost:0", max_restarts=max_restarts, monitor_interval=0.2, signals_to_handle=SIGNALS,

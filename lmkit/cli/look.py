@@ -1,5 +1,6 @@
 """`lmkit recipes`: what there is; `plan`: what it would take; `doctor`: whether this machine is fit for it."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -55,6 +56,10 @@ def doctor(
     steps: Annotated[
         int | None, typer.Option("--steps", help="Of that proof; half way the run is killed. Default: 6.", min=2)
     ] = None,
+    tokens: Annotated[
+        Path | None,
+        typer.Option("--tokens", metavar="STORE", help="Instead: read a token store whole, by its checksums."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check this machine, and say what to do about what is wrong. Exit code 1: something is.
@@ -62,6 +67,13 @@ def doctor(
     With --resume RECIPE [KEY=VALUE]...: train by it for a few steps, straight and again with a kill -9 in between, in a
     temporary folder, and compare weights, optimizer state and metrics byte for byte. Exit code 1: they differ.
     """
+    if tokens is not None:
+        from lmkit.data.store import TokenStore
+
+        store = TokenStore(tokens)
+        store.verify()
+        print(f"{tokens}: every byte is as it was written ({store.fingerprint[:12]})")
+        return
     if resume is None:
         if overrides or steps:
             raise UserError("KEY=VALUE and --steps belong to a recipe\n  → lmkit doctor --resume RECIPE KEY=VALUE")

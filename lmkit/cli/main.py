@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from typing import NoReturn
 
-from lmkit.cli.app import app
+from lmkit.cli.app import app, in_options
 from lmkit.errors import INTERRUPTED, ProcessFailed, StorageError, UserError, say
 
 # isort: off
@@ -32,7 +32,8 @@ def main() -> None:
     except UserError as e:
         if rank:  # most often the first one's mistake too, which ends all before this is said again
             time.sleep(PATIENCE)
-        say(f"lmkit: {e}" if not rank else f"lmkit, process {rank}: {e}")
+        message = in_options(str(e), next(iter(sys.argv[1:]), ""))
+        say(f"lmkit: {message}" if not rank else f"lmkit, process {rank}: {message}")
         raise SystemExit(e.exit_code) from None
     except RuntimeError as e:
         if not _lost_another(e):

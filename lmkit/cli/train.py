@@ -61,6 +61,11 @@ def pretrain(
         raise UserError("--resume goes on with a run where it is\n  → leave out --out and --dry-run")
     if resume is None and recipe is None:
         raise UserError("name a recipe, or a run after --resume\n  → `lmkit recipes` lists the built-in recipes")
+    if resume is not None and recipe is not None and "=" in recipe:
+        raise UserError(
+            f"{recipe}: --resume goes on by the recipe of the run\n"
+            f"  → lmkit pretrain {resume}/recipe.yaml {recipe} --resume {resume} --accept-changes changes it on the way"
+        )
     changes = tuple(overrides or ())
     path = None if recipe is None else find_recipe(recipe, "pretrain")
     given = None if path is None else load(Recipe, path, changes, expand)  # a mistake ends here, before torch is loaded

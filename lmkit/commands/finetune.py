@@ -20,7 +20,7 @@ from lmkit.errors import ModelError
 from lmkit.files import write_atomic, write_json
 from lmkit.finetune_recipe import WRITING, FinetuneRecipe, expand
 from lmkit.pretrained import load
-from lmkit.runs import Run, find_run, fresh_path, model_folder
+from lmkit.runs import Run, find_run, fresh_path, model_folder, takes_latest
 from lmkit.solvers import answering_fit
 from lmkit.solvers.answer_spans import SpanFinder
 from lmkit.solvers.classify import Classifier, check_options, known_labels, names_of
@@ -43,11 +43,11 @@ def start(recipe: FinetuneRecipe, name: str, out: Path | None) -> int:
     world = meet(recipe)
     path = world.agree(fresh_path(out, name, "finetune"))
     if recipe.seeds == 1:
-        return _run(recipe, path, link=out is None)
+        return _run(recipe, path, latest=path if takes_latest(out) else None)
     if world.first:
         path.mkdir(parents=True, exist_ok=True)
         write_atomic(path / "recipe.yaml", config.dump(recipe))
-    return _seeds(recipe, path)
+    return _seeds(recipe, path, path if takes_latest(out) else None)
 
 
 def resume(path: Path) -> int:
@@ -58,8 +58,8 @@ def resume(path: Path) -> int:
     return _seeds(recipe, path) if recipe.seeds > 1 else _run(recipe, path, goes_on=True)
 
 
-def _seeds(recipe: FinetuneRecipe, path: Path) -> int:
-    """A run for each seed that has none yet, then their mean and spread."""
+def _seeds(recipe: FinetuneRecipe, path: Path, latest: Path | None = None) -> int:
+    """A run for each seed that has none yet, then their mean and spread. latest: as for `_run`."""
     found, world = [], meet(recipe)
     for seed in range(recipe.train.seed, recipe.train.seed + recipe.seeds):
         folder, train = path / f"seed-{seed}", recipe.train.model_copy(update={"seed": seed})
@@ -68,7 +68,8 @@ def _seeds(recipe: FinetuneRecipe, path: Path) -> int:
         if not world.agree(scores.exists()):
             note(f"seed {seed}")
             begun = world.agree((folder / "recipe.yaml").exists())
-            code = resume(folder) if begun else _run(recipe.model_copy(update={"train": train, "seeds": 1}), folder)
+            single = recipe.model_copy(update={"train": train, "seeds": 1})
+            code = resume(folder) if begun else _run(single, folder, latest)
             if code:
                 return code
         if scores.exists():  # none where no row was held out
@@ -108,13 +109,13 @@ def _read(sources: str | list[str], recipe: FinetuneRecipe, kind: str = "") -> T
     return table
 
 
-def _run(recipe: FinetuneRecipe, path: Path, link: bool = False, goes_on: bool = False) -> int:
+def _run(recipe: FinetuneRecipe, path: Path, latest: Path | None = None, goes_on: bool = False) -> int:
+    """latest: what `runs/latest` is to name once the run has begun; None: as it was."""
     if isinstance(recipe.task, AnswerConfig):
-        return answering_fit.start(recipe, path, link)
+        return answering_fit.start(recipe, path, latest)
     world = meet(recipe)
     run = open_run(path, world)
-    if link:
-        run.link_latest()
+    run.named_latest = latest
     try:
         if isinstance(recipe.task, LMConfig):
             return _continue(recipe, run, goes_on, world)

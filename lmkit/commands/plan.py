@@ -1,7 +1,6 @@
 """`lmkit plan`: what a pretraining recipe would need on one GPU or a thousand, by arithmetic alone."""
 
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from lmkit import config
 from lmkit.architecture import ModelConfig
+from lmkit.environment import usable_memory
 from lmkit.errors import UserError, did_you_mean
 from lmkit.hardware import HARDWARE, Hardware, cpu
 from lmkit.presets import expand
@@ -49,7 +49,7 @@ def run(
 def hardware(name: str, gflops: float = 0) -> Hardware:
     if name == "cpu":
         flops, bandwidth = _measure()
-        return cpu(gflops * 1e9 or flops, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), bandwidth)
+        return cpu(gflops * 1e9 or flops, usable_memory(), bandwidth)
     if name not in HARDWARE:
         raise UserError(f"--gpu {name}: unknown{did_you_mean(name, (*HARDWARE, 'cpu'))}")
     return HARDWARE[name]

@@ -11,7 +11,7 @@ from lmkit.display import note
 from lmkit.files import write_atomic
 from lmkit.presets import expand
 from lmkit.recipe import Recipe
-from lmkit.runs import Run, find_run, fresh_path
+from lmkit.runs import Run, find_run, fresh_path, takes_latest
 from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.training.distributed import ALONE, World
 from lmkit.training.ending import keep_average, run_to_end
@@ -30,9 +30,8 @@ def start(recipe_path: Path, overrides: tuple[str, ...], out: Path | None) -> in
     try:
         recipe, store = _settle(recipe, world)
         job = build_job(recipe, store, world=world)
+        run.named_latest = path if takes_latest(out) else None
         begin(job, run, {"data": store.fingerprint}, lambda: of_store(store, recipe.data.train))
-        if out is None:
-            run.link_latest()
         note("\n".join(describe(job, store)))
         return _train(job, run)
     finally:

@@ -151,6 +151,7 @@ def list_inputs(patterns: list[str], pairing: Pairing | None = None) -> list[Inp
 
     found: dict[str, Input] = {}  # real path -> input
     targets: list[str] = []
+    again: list[str] = []
     for pattern in patterns:
         if pattern.startswith("hub:"):
             found[pattern] = Input(pattern)
@@ -166,7 +167,10 @@ def list_inputs(patterns: list[str], pairing: Pairing | None = None) -> list[Inp
                 )
             for file in item.files:
                 file.look()
-            found.setdefault(os.path.realpath(name), item)
+            if found.setdefault(os.path.realpath(name), item) is not item:
+                again.append(name)
+    if again:
+        note(f"{len(again):,} of the files are named more than once and count once, like {again[0]}")
     known = {os.path.realpath(item.targets.name) for item in found.values() if item.targets}
     for name in targets:
         if pairing and os.path.realpath(name) not in known:

@@ -128,6 +128,9 @@ class TokenStore:
             raise DataError(
                 f"{file}: format {version}; this lmkit reads format {FORMAT}\n  → run `lmkit tokenize` again"
             )
+        name, entry = next(self._files())  # the tokenizer, which goes into every checkpoint
+        if (self.path / name).is_file() and sha256(self.path / name) != entry["sha256"]:
+            raise self._damaged(f"{name} is not what was written (its checksum differs)")
         for name, entry in self._files():
             found = (self.path / name).stat().st_size if (self.path / name).is_file() else None
             if found != entry["size"]:

@@ -26,6 +26,7 @@ from lmkit.data.readers import read_documents
 from lmkit.data.shards import Batch, ShardWriter
 from lmkit.data.store import FORMAT, MANIFEST, SPLITS, TokenStore
 from lmkit.display import Meter, note
+from lmkit.environment import usable_cores
 from lmkit.errors import DataError, ModelError, StorageError, UserError
 from lmkit.files import disk_error, fsync_directory, sha256, write_atomic, write_json
 from lmkit.recipe import DataConfig, TokenizerConfig
@@ -229,7 +230,7 @@ class _Job:
         waiting = [(n, *unit) for n, unit in enumerate(units) if not (self.out / f"unit-{n:05d}.json").is_file()]
         total = sum(_size(self.inputs[split]) for split in SPLITS)
         left = sum(_size(unit) for _, _, unit in waiting)
-        cores = min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
+        cores = min(usable_cores(), MOST_PROCESSES)
         large = left > SMALL_BYTES or any(i.kind == "hub" for _, _, unit in waiting for i in unit)
         workers = cores if large and cores > 1 else 0
         with EncoderPool(self.out / "tokenizer", workers) as pool, Meter("tokenizing", total) as meter:
@@ -281,7 +282,8 @@ class _Job:
             return DataError(f"no {split} document could be read from {len(self.inputs[split]):,} inputs{counted}")
         return DataError(
             f"holding out {self.share:.3g} of the documents for validation leaves none: there are too few{counted}\n"
-            "  → name files in data.validation, hold out a larger share, or split .txt files with data.separator"
+            "  → name files of their own in data.validation, or hold out none with data.validation=0; data.separator"
+            " splits .txt files into documents"
         )
 
 

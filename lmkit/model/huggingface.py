@@ -291,7 +291,8 @@ def _pickled(folder: Path, allowed: bool) -> dict[str, Tensor]:
     if not allowed:
         raise ModelError(
             f"{found[0]}: pickled weights can run code when opened\n"
-            "  → get the safetensors version, or pass --allow-pickle (weights only, nothing else is unpickled)"
+            "  → get the safetensors version; or, in Python, lmkit.load(FOLDER, allow_pickle=True).save(NEW)\n"
+            "    (weights only, nothing else is unpickled); `lmkit generate` and `eval` also take --allow-pickle"
         )
     tensors: dict[str, Tensor] = {}
     for path in found:
@@ -305,22 +306,22 @@ def _pickled(folder: Path, allowed: bool) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def adopt(model: Transformer, source: Transformer) -> list[str]:
+def adopt(model: Transformer, source: Transformer, new: tuple[str, ...] = ()) -> list[str]:
     """Give `model`, of the same family with another head, the weights of `source` that transformers would give it, but
-    for scores of labels, which mean others. Returns the names of the parameters that stay as they were."""
+    those whose names begin with one of `new`. Returns the names of the parameters that stay as they were."""
     family, c = model.config.table, source.config
     prefix = lambda config: None if config.head == "none" else config.spec.prefix
     held = {_bare(family, name, prefix(c)): tensor for name, tensor in to_hf(source)}
-    names, new = names_of(model.config), []
+    names, kept_names = names_of(model.config), list[str]()
     for name, p in _tensors(model):
         theirs = [_bare(family, full, prefix(model.config)) for full in _theirs(names, name)]
         parts = [held[t].t() if c.family == "gpt2" and TRANSPOSED.search(t) else held[t] for t in theirs if t in held]
         if (
-            name.startswith("head.output.")
+            name.startswith(new)
             or len(parts) < len(theirs)
             or (sum(t.shape[0] for t in parts), *parts[0].shape[1:]) != tuple(p.shape)
         ):
-            new.append(name)
+            kept_names.append(name)
         else:
             p.copy_(torch.cat(parts))
-    return new
+    return kept_names

@@ -22,8 +22,11 @@ from lmkit.model.huggingface import TRANSPOSED, from_hf, head_of, names_of, read
 from lmkit.model.lora import LoraLinear, Part, adapters, freeze_base, linears, merge_lora, part_heights, place
 from lmkit.model.transformer import Transformer
 from lmkit.runs import ADAPTER_CONFIG, model_folder
+from lmkit.text.tokenizer import read_object
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# The config.json of the whole model. Under its usual name transformers would take the folder for one with all weights.
+ADAPTED_CONFIG = "adapted_config.json"
 PREFIX = "base_model.model."  # PEFT's wrappers around the model
 ADAPTED = re.compile(r"(.*)\.(lora_A|lora_B|lora_magnitude_vector)(\.weight)?")
 TASKS = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS", "span": "QUESTION_ANS", "none": "FEATURE_EXTRACTION"}
@@ -61,8 +64,8 @@ def adapter_writer(
     """Writes the adapters and the head for labels as they are now, as PEFT loads them onto the model `base`, a run, a
     folder or a name on the hub.
 
-    config.json, which PEFT passes over, says which head the whole has. special: as for `save_folder`; what is not given
-    is the base's."""
+    adapted_config.json, which PEFT passes over, says which head the whole has. special: as for `save_folder`; what is
+    not given is the base's."""
     if (Path(base) / "recipe.yaml").is_file():  # a run, which only we can load
         base = str(model_folder(base))
     names, rank_pattern, alpha_pattern = names_of(model.config), {}, {}
@@ -93,7 +96,7 @@ def adapter_writer(
 
     def write(folder: Path) -> None:
         write_json(folder / ADAPTER_CONFIG, said)
-        write_json(folder / "config.json", config_to_hf(model.config, special or {}))
+        write_json(folder / ADAPTED_CONFIG, config_to_hf(model.config, special or {}))
         save_file(own, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
     return write
@@ -271,7 +274,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def adapted_config(folder: Path, base: Path) -> dict[str, Any]:
     """config.json of the base, and what the adapter's own, if it has one, says otherwise."""
-    own = read_config(folder) if (folder / "config.json").exists() else {}
+    own = read_object(folder / ADAPTED_CONFIG) or read_object(folder / "config.json")  # as older versions named it
     return read_config(base) | {key: value for key, value in own.items() if value is not None}
 
 

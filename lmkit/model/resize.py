@@ -1,7 +1,7 @@
-"""A trained model with more words in its vocabulary."""
+"""A trained model with more words in its vocabulary, or with its labels in another order."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lmkit.model.transformer import Transformer
 
@@ -44,3 +44,15 @@ def _grown(old: Tensor, dim: int, size: int, known: int, new: list[int]) -> Tens
         mean.expand([len(new) if i == dim else n for i, n in enumerate(shape)]),
     )
     return out
+
+
+@torch.no_grad()
+def order_labels(model: Transformer, labels: tuple[str, ...]) -> Transformer:
+    """The model with its labels in this order, in place: the same ones, each with its own row of the head."""
+    output = getattr(model.head, "output", None)
+    if isinstance(output, nn.Linear) and labels != model.config.labels:
+        rows = torch.tensor([model.config.labels.index(label) for label in labels])
+        for parameter in output.parameters():
+            parameter.copy_(parameter[rows])
+        model.config = model.config.model_copy(update={"labels": labels})
+    return model

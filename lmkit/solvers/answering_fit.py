@@ -42,7 +42,7 @@ SHOWN = (0.1, 0.25, 0.5, 0.75, 1.0)  # coverages in the table
 Case = tuple[list[str], list[Option], list[bool]]  # words of a question, its options, which of them are right
 
 
-def start(recipe: FinetuneRecipe, path: Path, link: bool) -> int:
+def start(recipe: FinetuneRecipe, path: Path, latest: Path | None) -> int:
     """Fit, write a run, and print the scores of the questions held out. Raises UserError for what has no use here."""
     task = recipe.task
     assert isinstance(task, AnswerConfig)
@@ -56,9 +56,8 @@ def start(recipe: FinetuneRecipe, path: Path, link: bool) -> int:
         loaded = load(model)
         reader = reader_for(loaded, task)
         run = Run(path)
+        run.named_latest = latest
         try:
-            if link:
-                run.link_latest()
             made_of = {"data": train.fingerprint, "held_out": held_out.fingerprint, "kb": kb.fingerprint}
             run.begin(recipes.dump(recipe), made_of | {"seed": recipe.train.seed} | {"files": of_tables(recipe)})
             solver = fit(kb, train, task, reader, loaded.model)

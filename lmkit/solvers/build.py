@@ -59,7 +59,7 @@ def solver_for(
     frame = layout(model, tokenizer, start)
     if isinstance(task, ClassifyConfig):
         kind = label_kind(train.rows)
-        labels = _ordered_as_in(model, "sequence", labels_of(train, kind))
+        labels = labels_of(train, kind)
         weights = class_weights(train, labels) if task.class_weights else ()
         solver = Classifier(
             tokenizer, frame, kind, labels, length, weights, task.label_smoothing, task.metric,
@@ -77,7 +77,7 @@ def solver_for(
         writer = Writer(tokenizer, model, task, length, opening, rules=rules, early_stopping=early)
         return Setup(writer, "lm", "words", length)
     if isinstance(task, TagConfig):
-        tags = _ordered_as_in(model, "token", tags_of(train))
+        tags = tags_of(train)
         return Setup(Tagger(tokenizer, frame, tags, length), "token", "labels of words", length, tags)
     if isinstance(task, QAConfig):
         none = task.no_answer if task.no_answer is not None else any(not row["answers"] for row in train.rows)
@@ -90,11 +90,3 @@ def solver_for(
         learner = chat.ChatLearner(Chat(tokenizer, template), length)
         return Setup(learner, "lm", "words", length, higher=False, packed=True)
     raise AssertionError(task.name)
-
-
-def _ordered_as_in(start: ModelConfig, head: str, labels: tuple[str, ...]) -> tuple[str, ...]:
-    """The labels in the order of the model to start from, where it has the same ones: its head then goes on as it is.
-
-    A number has no name in transformers, but for the one that stands for none."""
-    same = sorted(start.labels) == sorted(labels) or (labels == ("score",) and start.labels == ("LABEL_0",))
-    return start.labels if start.head == head and same else labels

@@ -1,7 +1,6 @@
 """Fine-tuned models on labelled rows: scores with intervals, and whether one model is better than another."""
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,10 +57,7 @@ def read_labelled(
     kind, known = (
         (solver.kind, frozenset(solver.labels)) if isinstance(solver, Classifier) else ("auto", frozenset[str]())
     )
-    try:
-        table = read_table(sources, task.name, config, labelled, kind, known)
-    except UserError as e:  # columns are named by options here
-        raise type(e)(re.sub(r"\bdata\.(text|pair|label|target)(=| )", r"--\1 ", str(e))) from None
+    table = read_table(sources, task.name, config, labelled, kind, known)
     for line in table.described(sources):
         note(line)
     if not holds_images(table):

@@ -54,11 +54,13 @@ def _go_back(job: Job, run: Run, bad: Rollback) -> None:
     """To the newest checkpoint, from which the bad batches will be passed over, but for those it was taken after.
     Raises Diverged where there is none yet."""
     passed_over, rollbacks = job.state.passed_over, job.state.rollbacks + 1
+    micro_batch = job.state.micro_batch
     folder = job.world.agree(run.newest_whole(note) if job.world.first else None)
     if folder is None:
         give_up(job, run, f"step {bad.step} is bad, and there is no checkpoint yet to go back to")
     job.state = checkpoints.read(folder, job.model, job.optimizers, job.average)
     job.state.passed_over, job.state.rollbacks = passed_over, rollbacks
+    job.state.micro_batch = micro_batch  # memory is no larger than it was
     ahead = [b for b in bad.batches if b >= job.batch_of(job.state.step)]
     job.state.passed_over = sorted({*passed_over, *ahead})
     run.truncate_logs(job.state.step)

@@ -17,6 +17,7 @@ from lmkit.finetune_recipe import FinetuneRecipe, default_lr
 from lmkit.model.huggingface import adopt
 from lmkit.model.initial import init_weights
 from lmkit.model.lora import add_lora, freeze
+from lmkit.model.resize import order_labels
 from lmkit.model.transformer import Transformer
 from lmkit.pretrained import copy_beside, load
 from lmkit.runs import model_folder
@@ -112,7 +113,7 @@ def build_finetuning(
         recipe = recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"lr": lr})})
     job = assemble(
         recipe, model, work, _batch_rows(recipe.train.batch, mean, len(rows), setup.packed), folder / "tokenizer",
-        static=False, world=world,
+        static=False, world=world, ragged=not setup.packed,
     )  # fmt: skip
     job.special |= setup.config_keys
     if setup.head == "sequence" and job.special["pad_token_id"] is None:  # by it transformers finds a row's last token
@@ -182,21 +183,33 @@ def _start(recipe: FinetuneRecipe, train: Table, folder: Path) -> tuple[Transfor
 def _with_head(
     source: Transformer | None, before: ModelConfig, setup: Setup, seed: int
 ) -> tuple[Transformer, list[str]]:
-    """A model with the head the task needs, and the names of its new parameters. A head for labels is taken over where
-    it has the same labels, by name. Raises ModelError for a family that has no such head."""
+    """A model with the head the task needs, and the names of its parameters that are new. Of the start's own head each
+    label's part is taken over by its name; a head for other labels is a new one.
+
+    Raises ModelError for a family that has none."""
     if setup.head not in before.table.heads:
         raise ModelError(f"{before.family} has no head for {setup.what}{did_you_mean(setup.head, before.table.heads)}")
-    if source is not None and (source.config.head, source.config.labels) == (setup.head, setup.labels):
-        return source.train(), []
-    if source is not None and source.config.head == setup.head:  # its labels are others
-        names = ", ".join(brief(name) for name in before.labels[:20]) + (", ..." if len(before.labels) > 20 else "")
-        note(f"new head: the start's labels ({names}) are not these, name for name")
+    same_head = source is not None and source.config.head == setup.head
+    if source is not None and same_head and set(source.config.labels) == set(setup.labels):
+        return order_labels(source, setup.labels).train(), []
     changes: dict[str, Any] = {"head": setup.head, "labels": setup.labels}
     if before.table.heads[setup.head].encoder_only:  # T5's tagger leaves the decoder out
         changes |= {"stacks": "encoder", "num_decoder_layers": 0}
     model = Transformer(before.model_copy(update=changes))
     init_weights(model, seed)
-    return model, adopt(model, source) if source is not None else []
+    if source is None:
+        return model, []
+    if same_head and source.config.labels:
+        note(
+            f"a new head: the labels ({_listed(setup.labels)}) are not those of the start"
+            f" ({_listed(source.config.labels)})"
+        )
+    return model, adopt(model, source, new=("head.output.",))
+
+
+def _listed(labels: tuple[str, ...], most: int = 6) -> str:
+    more = f", and {len(labels) - most:,} more" if len(labels) > most else ""
+    return ", ".join(map(brief, labels[:most])) + more
 
 
 def _batch_rows(batch: str, mean_tokens: float, rows: int, packed: bool) -> int:

@@ -116,7 +116,16 @@ def build_job(recipe: Recipe, store: TokenStore, model: Transformer | None = Non
     if model is None:
         model = Transformer(recipe.model)
         init_weights(model, train.seed)
-    job = assemble(recipe, model, work, batch_rows, store.tokenizer_path, static=recipe.model.causal, world=world)
+    job = assemble(
+        recipe,
+        model,
+        work,
+        batch_rows,
+        store.tokenizer_path,
+        static=recipe.model.causal,
+        world=world,
+        ragged=store.pairs,
+    )
     limit = min(len(work.held_out), math.ceil(recipe.evaluate.tokens / work.row_tokens))
     job.score = lambda: held_out_scores(job, limit)
     if recipe.parallel.tensor == 1:
@@ -137,7 +146,7 @@ def fit_vocabulary(model: ModelSection, tokenizer: Tokenizer) -> ModelSection:
         raise UserError(
             f"model.vocab_size {wanted} is smaller than the tokenizer's {size:,} entries\n  → model.vocab_size=0"
         )
-    if wanted > 1.5 * size:
+    if model.vocab_size and wanted > 1.5 * size:
         note(
             f"model.vocab_size {wanted:,} leaves {wanted - size:,} rows without a token\n  → model.vocab_size=0 fits it"
         )
@@ -150,9 +159,10 @@ def fit_vocabulary(model: ModelSection, tokenizer: Tokenizer) -> ModelSection:
 
 def assemble(
     recipe: Recipe | FinetuneRecipe, model: Transformer, work: Work, batch_rows: int, tokenizer: Path, static: bool,
-    world: World,
+    world: World, ragged: bool = False,
 ) -> Job:  # fmt: skip
-    """A job for this model, moved to its device. static: rows are of one length, which compilation wants. Raises
+    """A job for this model, moved to its device. static: rows are of one length, which compilation wants; ragged: of
+    any length. Raises
     UserError for what this machine, or this number of processes, cannot do."""
     train, c = recipe.train, model.config
     device = choose_device(train.device)
@@ -171,7 +181,7 @@ def assemble(
     whole = isinstance(recipe, Recipe)  # pretraining fills its rows; those of fine-tuning have lengths of their own
     micro = train.micro_batch or (_whole_rows(c.context, batch_rows, most) if whole else max(most, c.context))
     model.to(device)
-    compiled = choose_compile(train, device, _expected_seconds(model, ends, batch_tokens), static)
+    compiled = choose_compile(train, device, _expected_seconds(model, ends, batch_tokens), static, ragged)
     for stack in model.stacks:
         stack.recompute = train.recompute
         for block in stack.blocks if compiled else ():

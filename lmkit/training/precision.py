@@ -64,9 +64,12 @@ def keeping_casts(precision: str, device: torch.device) -> AbstractContextManage
     return nullcontext() if precision == "fp32" else torch.autocast(device.type, enabled=False)
 
 
-def choose_compile(train: TrainConfig, device: torch.device, expected_seconds: float, causal: bool) -> bool:
-    """Whether blocks are compiled. On a CPU it makes encoders slower: torch's LayerNorm, GELU and attention over whole
-    rows are as fast as what is generated (docs/decisions.md).
+def choose_compile(
+    train: TrainConfig, device: torch.device, expected_seconds: float, causal: bool, ragged: bool = False
+) -> bool:
+    """Whether blocks are compiled. Rows of any length (`ragged`) would be compiled for again and again. On a CPU it
+    makes encoders slower: torch's LayerNorm, GELU and attention over whole rows are as fast as what is generated
+    (docs/decisions.md).
 
     Raises UserError when compilation is demanded and no C++ compiler is there."""
     has_compiler = device.type != "cpu" or any(shutil.which(c) for c in ("g++", "clang++", "c++"))
@@ -75,4 +78,4 @@ def choose_compile(train: TrainConfig, device: torch.device, expected_seconds: f
     if train.compile != "auto":
         return train.compile == "on"
     repays = causal and expected_seconds > COMPILE_REPAYS_AFTER
-    return device.type == "cuda" or (has_compiler and device.type == "cpu" and repays)
+    return (not ragged and device.type == "cuda") or (has_compiler and device.type == "cpu" and repays)

@@ -5,6 +5,7 @@ import json
 import peft
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 import lmkit
@@ -41,6 +42,17 @@ def test_peft_loads_what_we_save(name, head, dora, tmp_path):
     back = ours(reference(name, head))
     load_adapter(back, tmp_path / "again")
     assert close(logits(back, theirs), want)
+
+
+@pytest.mark.parametrize(("name", "auto"), [("gpt2", "CausalLM"), ("llama", "CausalLM"), ("t5", "Seq2SeqLM")])
+def test_transformers_and_peft_load_the_folder_by_its_name_alone(name, auto, tmp_path):
+    model, theirs = adapted(name, "lm", LoraConfig(rank=3, alpha=6.0))
+    theirs.save_pretrained(tmp_path / "base")
+    (tmp_path / "adapter").mkdir()
+    save_adapter(model, LoraConfig(rank=3, alpha=6.0), tmp_path / "adapter", str(tmp_path / "base"))
+    for library, prefix in ((transformers, "AutoModelFor"), (peft, "AutoPeftModelFor")):
+        loaded = getattr(library, prefix + auto).from_pretrained(tmp_path / "adapter").eval()
+        assert close(logits(model, theirs), their_logits(loaded, theirs, "lm"))
 
 
 THEIRS = [

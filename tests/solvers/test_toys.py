@@ -103,6 +103,37 @@ def test_a_pipeline_says_of_pairs_what_predict_says(family, tmp_path):
         assert ours == pytest.approx({score["label"]: score["score"] for score in scores}, abs=2e-5)
 
 
+def reordered(folder: Path, out: Path, labels: list[str]) -> str:
+    """The same model as transformers saves it with its labels in another order."""
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+    rows = torch.tensor([theirs.config.label2id[label] for label in labels])
+    for parameter in theirs.classifier.parameters():
+        parameter.data = parameter.data[rows]
+    theirs.config.id2label, theirs.config.label2id = dict(enumerate(labels)), {v: i for i, v in enumerate(labels)}
+    theirs.save_pretrained(out)
+    transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(out)
+    return str(out)
+
+
+def test_a_head_is_taken_over_by_the_names_of_its_labels(reviews, tmp_path, capsys):
+    columns = ("task={name: classify, baseline: false}", f"data.train={reviews}", "data.text=body", "data.label=stars")
+    run(tmp_path / "run", f"model={{family: bert, {SMALL}}}", *columns, *TRAIN)
+    swapped = reordered(tmp_path / "run/best", tmp_path / "swapped", ["good", "bad"])
+    still = ("train.budget=1 step", "train.batch=32 rows", "optimizer.lr=1e-12")
+    scores = run(tmp_path / "again", f"model={swapped}", *columns, *still)["scores"]
+    assert scores["accuracy"]["value"] == 1.0
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "again/best")
+    assert theirs.config.id2label == {0: "bad", 1: "good"}
+    capsys.readouterr()
+    named = reordered(tmp_path / "run/best", tmp_path / "renamed", ["good", "bad"])
+    config_file = Path(named) / "config.json"
+    config_file.write_text(config_file.read_text().replace('"good"', '"Good"'))
+    run(tmp_path / "other", f"model={named}", *columns, *still)
+    shown = capsys.readouterr().err
+    assert "a new head: the labels (bad, good) are not those of the start (Good, bad)" in shown
+    assert "head.output.weight" in shown
+
+
 def test_cut_in_the_middle_long_texts_are_known_by_their_end(tmp_path, capsys):
     rng, path = random.Random(0), tmp_path / "long.csv"
     rows = [(" ".join(rng.choices(NOISE, k=60)), rng.choice(["good", "bad"])) for _ in range(300)]

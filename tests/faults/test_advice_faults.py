@@ -1,0 +1,92 @@
+"""What a message says to do works, in the command that said it; and nothing moves before a run has begun."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from lmkit.data.store import TokenStore
+from lmkit.training.precision import choose_compile
+
+SCRATCH = (
+    "--task", "classify", "model={family: bert, hidden_size: 16, num_layers: 1, num_heads: 2, context: 32}",
+    "tokenizer.type=wordpiece", "tokenizer.vocab_size=300", "train.budget=4 steps", "train.batch=4 rows",
+    "task.baseline=false", "checkpoint.every=1", "checkpoint.keep=2",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"body": f"document {i} has a few words", "label": "ab"[i % 2]} for i in range(40)]
+    Path("c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("labels.csv").write_text("text,label\n" + "".join(f"{r['body']},{r['label']}\n" for r in rows))
+
+
+def test_a_column_is_named_by_the_option_that_the_command_has(lmkit_):
+    tokenize = ("tokenize", "c.jsonl", "--out", "tokens", "--vocab-size", 300)
+    refused = lmkit_(*tokenize)
+    option, name = re.search(r"with (--\w+) (\w+)", refused.err).groups()
+    assert refused.code == 3 and (option, name) == ("--text", "NAME") and "data.text" not in refused.err
+    assert lmkit_(*tokenize, option, "body").code == 0
+    refused = lmkit_("finetune", *SCRATCH, "--data", "c.jsonl", "data.text=bdy")
+    assert refused.code == 3 and "data.text=NAME" in refused.err  # it takes KEY=VALUE
+
+
+def test_a_text_in_one_line_can_be_read_by_following_the_advice(lmkit_):
+    Path("one_line.txt").write_text("a text without any end of a line " * 200)
+    tokenize = ("tokenize", "one_line.txt", "--out", "tokens", "--vocab-size", 300)
+    refused = lmkit_(*tokenize)
+    assert refused.code == 3 and "larger share" not in refused.err
+    assert lmkit_(*tokenize, *re.search(r"(--validation) (0);", refused.err).groups()).code == 0
+
+
+def test_a_file_named_twice_counts_once_and_is_said(lmkit_):
+    got = lmkit_("tokenize", "c.jsonl", "./c.jsonl", "*.jsonl", "--text", "body", "--out", "t", "--vocab-size", 300)
+    assert got.code == 0 and "2 of the files are named more than once and count once" in got.err
+    assert sum(s.num_documents for s in map(TokenStore("t").split, ("train", "validation"))) == 40
+
+
+def test_changes_to_a_run_that_goes_on_are_refused_with_the_way(lmkit_):
+    got = lmkit_("pretrain", "--resume", "runs/a", "train.budget=9 steps")
+    assert got.code == 2 and "lmkit pretrain runs/a/recipe.yaml train.budget=9 steps --resume runs/a" in got.err
+
+
+def test_latest_names_a_run_only_once_it_has_begun_and_those_of_several_seeds(lmkit_):
+    refused = lmkit_("finetune", *SCRATCH, "--data", "label.csv")
+    assert refused.code == 3 and not Path("runs/latest").is_symlink()
+    assert lmkit_("finetune", *SCRATCH, "--data", "labels.csv", "seeds=2").code == 0
+    assert Path("runs/latest").resolve().name == "classify-labels" and Path("runs/latest/seed-1/best").exists()
+    assert lmkit_("finetune", *SCRATCH, "--data", "label.csv").code == 3
+    assert Path("runs/latest").resolve().name == "classify-labels"
+
+
+def test_an_average_without_held_out_rows_is_left_out_and_said(lmkit_):
+    got = lmkit_("finetune", *SCRATCH, "--data", "labels.csv", "data.validation=0", "checkpoint.average=2")
+    assert got.code == 0 and "none is made" in got.err and not Path("runs/latest/average").exists()
+    refused = lmkit_("finetune", *SCRATCH, "--data", "labels.csv", "checkpoint.average=3")
+    assert refused.code == 2 and "checkpoint.keep=3" in refused.err
+
+
+def test_a_damaged_store_is_noticed(lmkit_):
+    lmkit_("tokenize", "c.jsonl", "--text", "body", "--out", "t", "--vocab-size", 300)
+    assert lmkit_("doctor", "--tokens", "t").code == 0
+    tokens = Path("t/train-00000.tokens")
+    tokens.write_bytes(bytes([tokens.read_bytes()[0] ^ 1]) + tokens.read_bytes()[1:])
+    assert "train-00000.tokens is not what was written" in lmkit_("doctor", "--tokens", "t").err
+    words = Path("t/tokenizer/tokenizer.json")
+    words.write_text(words.read_text().replace("document", "documenT", 1))
+    got = lmkit_("pretrain", "demo", "data.train=t", "train.budget=1 step")
+    assert got.code == 3 and "tokenizer.json is not what was written" in got.err
+
+
+def test_rows_of_any_length_are_not_compiled_on_a_gpu():
+    import torch
+
+    from lmkit.recipe import TrainConfig
+
+    train, device = TrainConfig(), torch.device("cuda")
+    assert choose_compile(train, device, 1e9, causal=False) and not choose_compile(
+        train, device, 1e9, False, ragged=True
+    )
