@@ -57,20 +57,16 @@ def settings_of(model: str | Path) -> TaskSettings | None:
     folder = model_folder(seeds[0] if seeds else model)
     file = folder / FILE
     try:
-        tree = json.loads(file.read_bytes())
+        tree = dict(json.loads(file.read_bytes()))
     except FileNotFoundError:
         run = run_of(model)
         return _of_older_run(run) if run else None
-    except (OSError, ValueError, RecursionError) as e:
-        raise ModelError(f"{file}: cannot be read as JSON: {e}") from None
+    except (OSError, ValueError, TypeError, RecursionError) as e:
+        raise ModelError(f"{file}: cannot be read as a JSON object: {e}") from None
     try:
         return recipes.build(TaskSettings, tree, {}, where=str(file))
     except UserError as e:
-        raise ModelError(f"{e}\n  → a newer lmkit may have written it; it wrote: {_version(tree)}") from None
-
-
-def _version(tree: Any) -> str:
-    return str(tree.get("lmkit")) if isinstance(tree, dict) else "no JSON object"
+        raise ModelError(f"{e}\n  → the lmkit that wrote it, {tree.get('lmkit')}, may be newer than this one") from None
 
 
 def run_of(model: str | Path) -> Path | None:

@@ -28,7 +28,7 @@ def tags_of(table: Table) -> tuple[str, ...]:
 @dataclass
 class Tagger:
     """A word's tag is said by its first token. Words of sentences longer than the model reads, which stand behind its
-    end, are not learnt; of such a sentence they are predicted the first tag, O where it is used."""
+    end, are not learnt; of such a sentence they are predicted O, where it is not used the first tag."""
 
     tokenizer: Tokenizer
     layout: Layout
@@ -73,8 +73,9 @@ class Tagger:
             return list(self.layout.logits(model, batch).argmax(-1).cpu().numpy())
 
         best = in_batches(model, self.task, examples, compute, quick)
+        unread = self.places.get("O", 0)  # the tag of words that were cut off
         return [
-            [self.labels[0 if at is None else row[at]] for at in e["firsts"]]
+            [self.labels[unread if at is None else row[at]] for at in e["firsts"]]
             for e, row in zip(examples, best, strict=True)
         ]
 

@@ -204,7 +204,7 @@ def _with_head(
             f"a new head: the labels ({_listed(setup.labels)}) are not those of the start"
             f" ({_listed(source.config.labels)})"
         )
-    return model, adopt(model, source, new=("head.output",) if same_head and setup.labels else ())
+    return model, adopt(model, source, new=("head.output.",))
 
 
 def _listed(labels: tuple[str, ...], most: int = 6) -> str:
