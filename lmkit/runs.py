@@ -113,9 +113,9 @@ class Run:
 
     def save(self, step: int, write: Callable[[Path], None], keep: int, best: bool) -> Path:
         """A checkpoint, which exists under its name if and only if it is whole (`put_whole`). Raises StorageError."""
-        final = self.checkpoint(step)
-        with self._saving(final, self.part(step)):
-            put_whole(final, self.part(step), write, step)
+        final, part = self.checkpoint(step), self.part(step)
+        with self._saving(final, part):
+            put_whole(final, part, write, step)
             self._point("latest", final)
             if best:
                 self._point("best", final)

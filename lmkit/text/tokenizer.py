@@ -259,7 +259,7 @@ class Tokenizer:
             config["model_max_length"] = max_length
         write_atomic(folder / "tokenizer.json", self.backend.to_str(pretty=True))
         write_json(folder / "special_tokens_map.json", named)
-        write_json(folder / "tokenizer_config.json", config)
+        _write_config(folder, config)
 
     def _added_tokens(self) -> dict[str, dict[str, Any]]:
         return {
@@ -272,7 +272,12 @@ def copy_tokenizer(home: Path, folder: Path, segments: bool) -> None:
     for file in home.iterdir():
         shutil.copyfile(file, folder / file.name)
     config = read_object(folder / "tokenizer_config.json")
-    write_json(folder / "tokenizer_config.json", config | {"model_input_names": INPUTS[segments]})
+    _write_config(folder, config | {"model_input_names": INPUTS[segments]})
+
+
+def _write_config(folder: Path, config: dict[str, Any]) -> None:
+    """In one order of the keys, so that a folder which is read and saved again is the same byte for byte."""
+    write_json(folder / "tokenizer_config.json", dict(sorted(config.items())))
 
 
 def byte_alphabet() -> list[str]:
