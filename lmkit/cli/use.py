@@ -62,27 +62,27 @@ def generate(
     talks = chat and prompt is None and file is None and sys.stdin.isatty()
     prompts = [] if talks or images else _prompts(prompt, file)
     given = [k for k in context.params if (s := context.get_parameter_source(k)) and s.name == "COMMANDLINE"]
+    from lmkit.generation.sampling import SamplingConfig
     from lmkit.task_settings import settings_of
 
+    config = SamplingConfig(
+        max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        repetition_penalty=repetition_penalty, seed=seed, stop=tuple(stop or ()),
+    )  # fmt: skip
+    idle = [] if images else [f"--{k}" for k in ("keep", "out") if k in given]
+    if idle:
+        raise UserError(f"{', '.join(idle)}: of drawings\n  → add --images")
     settings = None if kb else settings_of(model)
     if kb is not None or (settings and settings.task.name == "answer"):
         from lmkit.commands import answer
 
         answer.run(model, prompts, kb, max_tokens if "max_tokens" in given else None, as_json, allow_pickle, given)
         return
-    from lmkit.generation.sampling import SamplingConfig
-
-    config = SamplingConfig(
-        max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-        repetition_penalty=repetition_penalty, seed=seed, stop=tuple(stop or ()),
-    )  # fmt: skip
     if images:
         from lmkit.commands import draw
 
         draw.run(model, images, keep, n if "n" in given else draw.IMAGES, config, out, as_json, allow_pickle, given)
         return
-    if idle := [f"--{k}" for k in ("keep", "out") if k in given]:
-        raise UserError(f"{', '.join(idle)}: of drawings\n  → add --images")
     show = sys.stdout.isatty() if stream is None else stream
     if chat:
         from lmkit.commands import chat as talking

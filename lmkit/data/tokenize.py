@@ -27,13 +27,12 @@ from lmkit.data.shards import Batch, ShardWriter
 from lmkit.data.store import FORMAT, MANIFEST, SPLITS, TokenStore
 from lmkit.display import Meter, note
 from lmkit.environment import usable_cores
-from lmkit.errors import DataError, ModelError, StorageError, UserError
+from lmkit.errors import DataError, StorageError, UserError
 from lmkit.files import disk_error, fsync_directory, sha256, write_atomic, write_json
 from lmkit.recipe import DataConfig, TokenizerConfig
 from lmkit.text.tokenizer import Tokenizer, read_object
-from lmkit.text.tokenizer_classes import SPACE
 from lmkit.text.tokenizer_files import load_tokenizer
-from lmkit.text.training import train_tokenizer
+from lmkit.text.training import check_kept, train_tokenizer
 from lmkit.text.words import id_type
 
 UNIT_BYTES = 64_000_000  # of input; what a kill can cost. A larger file is a unit of its own
@@ -83,9 +82,6 @@ def _locked(out: Path) -> Iterator[None]:
             note(f"waiting for another process that tokenizes into {out}")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-LOSSLESS_TYPES = ("unigram", "sentencepiece")  # beside the byte-level ones
 
 
 class _Job:
@@ -400,13 +396,5 @@ class _Unit:
             self.shards[split].add(batch, encoded)
             self.checked += 1
             self.differs += encoded.differs
-            if encoded.differs and (self.tokenizer.lossless or self._trained_lossless(batch.texts[0])):
-                raise ModelError(
-                    "the tokenizer keeps every character, yet decode(encode(text)) differs from the text: "
-                    f"{batch.texts[0].decode()[:60]!r}\n  → please report this; another --kind may do"
-                )
-
-    def _trained_lossless(self, text: bytes) -> bool:
-        """Whether a tokenizer trained here must give this text back: sentencepiece's kinds do, but for their own sign
-        of a space."""
-        return self.job.given is None and self.job.config.type in LOSSLESS_TYPES and SPACE.encode() not in text
+            if encoded.differs:
+                check_kept(self.tokenizer, "" if self.job.given else self.job.config.type, batch.texts[0].decode())

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lmkit.display import note
-from lmkit.errors import DataError, UserError
+from lmkit.errors import DataError, ModelError, UserError
 from lmkit.families import FAMILIES
 from lmkit.recipe import TokenizerConfig
 from lmkit.text.sentencepiece import as_library
@@ -58,6 +58,18 @@ def train_tokenizer(texts: Iterator[str], config: TokenizerConfig, family: str) 
     backend.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in special.tokens])
     add_post_processor(backend, special)
     return Tokenizer(backend, special)
+
+
+def check_kept(tokenizer: Tokenizer, trained: str, text: str) -> None:
+    """Raises ModelError for a text that decoding did not give back, where the tokenizer keeps every character: a
+    byte-level one, and of those trained here sentencepiece's, but for their own sign of a space.
+
+    trained: the kind; "" for a tokenizer of others."""
+    if tokenizer.lossless or (trained in ("unigram", "sentencepiece") and SPACE not in text):
+        raise ModelError(
+            f"the tokenizer keeps every character, yet decode(encode(text)) differs from the text: {text[:60]!r}\n"
+            "  → please report this; another --kind may do"
+        )
 
 
 def _in_short_runs(texts: Iterator[str]) -> Iterator[str]:

@@ -229,7 +229,9 @@ def test_labels_in_one_cell_are_cut_where_the_user_says_and_so_when_scored(tmp_p
 
     others = tmp_path / "others.csv"
     others.write_text("text,label\na,unheard\n")
-    with pytest.raises(DataError, match=r"no column `cell`(.*\n)*.*--text NAME"):  # another text is not taken instead
+    with pytest.raises(
+        DataError, match=r"no column `cell`(.*\n)*.*data.text=NAME"
+    ):  # another text is not taken instead
         predict.run(model, [str(others)], tmp_path / "said.jsonl", {}, None)
     predict.run(model, [str(others)], tmp_path / "said.jsonl", {"text": "text"}, None)  # nobody asked for these labels
     assert len((tmp_path / "said.jsonl").read_text().splitlines()) == 1
