@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from lmkit.errors import ModelError
 
 PACKAGE = Path(__file__).parent
+GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 REDACTED = "[left out]"
 _SECRET_NAME = r"(?:token|secret|password|passwd|credentials?|authorization|(?:api|access|private|secret)[_-]?key)"
 _OPTION = re.compile(rf"--?(?:[\w-]*[_-])?{_SECRET_NAME}", re.IGNORECASE)  # its value is the next word
@@ -119,22 +121,34 @@ def cpu_model() -> str:
 def usable_cores() -> int:
     """Of this process: by its affinity and by its container's limit, which torch does not look at."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = _read("/sys/fs/cgroup/cpu.max").strip().partition(" ")
-    if not quota:
-        quota, period = (_read(f"/sys/fs/cgroup/cpu/cpu.cfs_{name}_us").strip() for name in ("quota", "period"))
-    if quota.isdigit() and period.isdigit() and int(quota) > 0:
-        cores = min(cores, max(1, round(int(quota) / int(period))))
+    for group in _control_groups("cpu"):
+        said = _read(group / "cpu.max") or " ".join(_read(group / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+        quota, period = (*said.split(), "", "")[:2]
+        if quota.isdigit() and period.isdigit() and int(quota) > 0:
+            cores = min(cores, max(1, round(int(quota) / int(period))))
     return cores
 
 
 def usable_memory() -> int:
     """Bytes, by this machine and by the container's limit."""
-    limits = (_read(f"/sys/fs/cgroup/{name}").strip() for name in ("memory.max", "memory/memory.limit_in_bytes"))
+    files = (group / name for group in _control_groups("memory") for name in ("memory.max", "memory.limit_in_bytes"))
+    limits = (_read(file).strip() for file in files)
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([whole, *(int(limit) for limit in limits if limit.isdigit())])
 
 
-def _read(path: str) -> str:
+def _control_groups(controller: str) -> Iterator[Path]:
+    """Folders of the groups that limit this process, of version 2 and 1: its own, and all around it. Inside a container
+    its own may lie elsewhere than its path says; the container's limit then stands at the root."""
+    for line in (_read(OWN_GROUPS) or "0::/").splitlines():
+        _, named, path = line.split(":", 2)
+        if not named or controller in named.split(","):
+            root = GROUPS / controller if named else GROUPS
+            group = root / path.strip("/")
+            yield from (group, *(folder for folder in group.parents if folder.is_relative_to(root)))
+
+
+def _read(path: str | Path) -> str:
     try:
         return Path(path).read_text(errors="replace")
     except OSError:

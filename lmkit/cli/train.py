@@ -1,5 +1,6 @@
 """`lmkit tokenize`, `pretrain`, `finetune`."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -62,9 +63,10 @@ def pretrain(
     if resume is None and recipe is None:
         raise UserError("name a recipe, or a run after --resume\n  → `lmkit recipes` lists the built-in recipes")
     if resume is not None and recipe is not None and "=" in recipe:
+        changed = shlex.join([f"{resume}/recipe.yaml", recipe, *(overrides or ()), "--resume", str(resume)])
         raise UserError(
             f"{recipe}: --resume goes on by the recipe of the run\n"
-            f"  → lmkit pretrain {resume}/recipe.yaml {recipe} --resume {resume} --accept-changes changes it on the way"
+            f"  → lmkit pretrain {changed} --accept-changes changes it on the way"
         )
     changes = tuple(overrides or ())
     path = None if recipe is None else find_recipe(recipe, "pretrain")

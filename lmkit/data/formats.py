@@ -10,7 +10,7 @@ from typing import Any
 
 from lmkit.data import strict_json
 from lmkit.data.hub import class_names, hub_records, named
-from lmkit.data.inputs import KINDS, Input, Pairing, Problems, files_of, list_inputs
+from lmkit.data.inputs import KINDS, Input, Pairing, Problems, files_of, list_inputs, tell_again
 from lmkit.data.parallel import read_pairs
 from lmkit.data.readers import csv_rows, guarded, json_records, parquet_records, read_blocks, read_lines
 from lmkit.data.table_images import IMAGES, cifar_records, idx_records, image_files
@@ -82,14 +82,19 @@ def list_sources(patterns: list[str], task: str, config: TableConfig, labelled: 
         return _format(name, task, config, labelled, pairing)
 
     found: dict[str, Source] = {}  # real path -> source
-    lines: list[str] = []
+    lines, again = list[str](), list[str]()
+
+    def add(name: str, source: Source) -> None:
+        if found.setdefault(os.path.realpath(name), source) is not source:
+            again.append(name)
+
     for pattern in patterns:
         if pattern.startswith("hub:"):
             found[pattern] = Source(Input(pattern), "hub")
             continue
         folders, images = _special(pattern, format_of) if task == "classify" else ([], [])
         if folders:
-            found[os.path.realpath(pattern)] = Source(Input(pattern), "folder")
+            add(pattern, Source(Input(pattern), "folder"))
         for name in images or ([] if folders else files_of(pattern, lambda n: bool(format_of(n)), allowed)):
             kind = format_of(name)
             if not kind:
@@ -100,9 +105,10 @@ def list_sources(patterns: list[str], task: str, config: TableConfig, labelled: 
             if kind == "lines":
                 lines.append(name)
             else:
-                found.setdefault(os.path.realpath(name), Source(_looked_at(name), kind))
+                add(name, Source(_looked_at(name), kind))
     for item in list_inputs(lines, pairing):
         found.setdefault(os.path.realpath(item.name), Source(item, "lines"))
+    tell_again(again)
     return sorted(found.values(), key=lambda source: source.item.name)
 
 

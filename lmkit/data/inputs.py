@@ -169,8 +169,7 @@ def list_inputs(patterns: list[str], pairing: Pairing | None = None) -> list[Inp
                 file.look()
             if found.setdefault(os.path.realpath(name), item) is not item:
                 again.append(name)
-    if again:
-        note(f"{len(again):,} of the files are named more than once and count once, like {again[0]}")
+    tell_again(again)
     known = {os.path.realpath(item.targets.name) for item in found.values() if item.targets}
     for name in targets:
         if pairing and os.path.realpath(name) not in known:
@@ -180,6 +179,12 @@ def list_inputs(patterns: list[str], pairing: Pairing | None = None) -> list[Inp
                 f"  → name the file of the sources in its place; expected: {source}"
             )
     return sorted(found.values(), key=lambda item: item.name)
+
+
+def tell_again(names: list[str]) -> None:
+    """Says which sources were named before, and are not read again."""
+    if names:
+        note(f"{len(names):,} of the files are named more than once and count once, like {names[0]}")
 
 
 def _readable(pairing: Pairing | None) -> str:

@@ -246,11 +246,7 @@ def _whole_tensors(
 def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """adapter_config.json, and the tensors in float32 under transformers' names. Raises ModelError for what is damaged,
     pickled, or set to something that is not supported."""
-    path = folder / ADAPTER_CONFIG
-    try:
-        said = dict(json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError) as e:
-        raise ModelError(f"{path}: cannot be read as a JSON object: {e}") from None
+    path, said = folder / ADAPTER_CONFIG, _read_settings(folder)
     for key, value in said.items():
         if key in PLAIN and value not in PLAIN[key]:
             allowed = ", ".join(json.dumps(v) for v in PLAIN[key])
@@ -269,7 +265,26 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return said, {name.removeprefix(PREFIX): tensor.float() for name, tensor in tensors.items()}
 
 
+def _read_settings(folder: Path) -> dict[str, Any]:
+    path = folder / ADAPTER_CONFIG
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError) as e:
+        raise ModelError(f"{path}: cannot be read as a JSON object: {e}") from None
+
+
 # ---------------------------------------------------------------- an adapter and its base
+
+
+def config_and_head(folder: Path) -> tuple[dict[str, Any], str]:
+    """config.json of the model in a folder, or of the one that an adapter's folder stands for, and its head. Raises
+    ModelError."""
+    if not (folder / ADAPTER_CONFIG).exists():
+        return (h := read_config(folder)), head_of(h, set())
+    said = _read_settings(folder)
+    base = _base_folder(folder, said)
+    h = adapted_config(folder, base)
+    return h, _head(h, head_of(read_config(base), set()), said, folder)
 
 
 def adapted_config(folder: Path, base: Path) -> dict[str, Any]:
@@ -289,8 +304,9 @@ def load_adapted(folder: Path, allow_pickle: bool = False) -> tuple[Transformer,
     had = head_of(read_config(base), set(weights))
     whole = {name: value for name, value in tensors.items() if not ADAPTED.fullmatch(name)}
     config = _config(h, had, said, whole, folder)
+    config, apart = _untied(config, said, weights, whole, folder)
     model = Transformer(config)
-    from_hf(model, _without_head(weights, config, had) | whole, f"{folder} on {base}")
+    from_hf(model, _without_head(weights, config, had) | whole | apart, f"{folder} on {base}")
     load_adapter(model, folder)
     merge_lora(model)
     return model.eval(), base
@@ -320,6 +336,15 @@ def _base_folder(folder: Path, said: dict[str, Any]) -> Path:
 
 def _config(h: dict[str, Any], had: str, said: dict[str, Any], whole: dict[str, Tensor], folder: Path) -> ModelConfig:
     """The base's axes with the head the adapter was trained with, and as many labels as that has."""
+    head = _head(h, had, said, folder)
+    output = whole.get(f"{config_from_hf(h, had).table.heads[head].modules.get('output')}.weight")
+    if head in ("sequence", "token") and output is not None and len(h.get("id2label") or (0, 1)) != len(output):
+        h = h | {"id2label": {str(i): f"LABEL_{i}" for i in range(len(output))}}
+    return config_from_hf(h, head)
+
+
+def _head(h: dict[str, Any], had: str, said: dict[str, Any], folder: Path) -> str:
+    """Which head the adapter was trained with, on a base that `had` another one or the same. Raises ModelError."""
     heads = config_from_hf(h, had).table.heads
     kinds = {task: kind for kind, task in TASKS.items()} | dict.fromkeys(WRITING.values(), "lm")
     kinds |= {spec.cls: kind for kind, spec in heads.items()}
@@ -327,10 +352,31 @@ def _config(h: dict[str, Any], had: str, said: dict[str, Any], whole: dict[str, 
     head = had if (had == "pairs" and kinds.get(task) == "lm") else kinds.get(task, had)
     if head not in heads:
         raise ModelError(f"{folder / ADAPTER_CONFIG}: task_type {task} does not exist in {h['model_type']}")
-    output = whole.get(f"{heads[head].modules.get('output')}.weight")
-    if head in ("sequence", "token") and output is not None and len(h.get("id2label") or (0, 1)) != len(output):
-        h = h | {"id2label": {str(i): f"LABEL_{i}" for i in range(len(output))}}
-    return config_from_hf(h, head)
+    return head
+
+
+def _untied(
+    c: ModelConfig, said: dict[str, Any], weights: dict[str, Tensor], whole: dict[str, Tensor], folder: Path
+) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """The model with a head of its own, and the weights of both, where the base shares one matrix with the embedding
+    and PEFT trained a copy of one of them: the other stays as it was.
+
+    Raises ModelError for such an adapter of a model that is no decoder alone, and for copies that PEFT ties."""
+    if not (c.tied and c.head in ("lm", "pairs")):
+        return c, {}
+    apart = c.model_copy(update={"tied": False})
+    embedding, head = (f"{names_of(apart)[ours][0]}.weight" for ours in ("embedding", "head"))
+    trained = {name: whole[name] for name in (embedding, head) if name in whole}
+    if not trained:
+        return c, {}
+    if c.stacks != "decoder" or said.get("ensure_weight_tying"):
+        how = "with ensure_weight_tying" if said.get("ensure_weight_tying") else f"in a {c.family}"
+        raise ModelError(
+            f"{folder / ADAPTER_CONFIG}: modules_to_save: a matrix that embedding and head share ({', '.join(trained)})"
+            f" is not supported {how}\n  → leave it out of modules_to_save"
+        )
+    same = [value for name, value in weights.items() if embedding.endswith(name) or name.endswith(embedding)]
+    return apart, {name: value for name in (embedding, head) for value in same} | trained
 
 
 def _without_head(weights: dict[str, Tensor], c: ModelConfig, had: str) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from lmkit.downstream import (
 )  # fmt: skip
 from lmkit.errors import UserError
 from lmkit.manifest import MANIFEST
-from lmkit.model.huggingface import head_of, read_config
+from lmkit.model.peft_format import config_and_head
 from lmkit.pretrained import Pretrained, load, say_not_followed
 from lmkit.runs import model_folder, read_status, seeds_of
 from lmkit.solvers import chat
@@ -44,8 +44,7 @@ def task_of(model: str | Path, named: str | None = None) -> DownstreamConfig | N
     the model's head is not for."""
     seeds = seeds_of(model)
     folder, settings = model_folder(seeds[0] if seeds else model), settings_of(model)
-    config = read_config(folder)
-    head = head_of(config, set())
+    config, head = config_and_head(folder)
     task = settings.task if settings else BY_HEAD.get(head)
     if task and not settings and (folder / MANIFEST).is_file():
         note(f"{folder}: a checkpoint without {FILE}, of an older lmkit: defaults stand for what its run was told")

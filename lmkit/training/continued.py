@@ -47,6 +47,8 @@ def build_continued(recipe: FinetuneRecipe, folder: Path, world: World) -> tuple
     )  # fmt: skip
     with world.first_alone():
         store = open_tokens(data, TokenizerConfig(path=str(loaded.tokenizer_folder)), c.family)
+        if world.first:
+            store.verify()
     pretraining = _as_pretraining(recipe, ModelSection(**c.model_dump()), data)
     adapter = None
     if recipe.lora:

@@ -46,11 +46,16 @@ def test_a_file_named_twice_counts_once_and_is_said(lmkit_):
     got = lmkit_("tokenize", "c.jsonl", "./c.jsonl", "*.jsonl", "--text", "body", "--out", "t", "--vocab-size", 300)
     assert got.code == 0 and "2 of the files are named more than once and count once" in got.err
     assert sum(s.num_documents for s in map(TokenStore("t").split, ("train", "validation"))) == 40
+    for names in (("labels.csv", "./labels.csv"), ("labels.csv", "*.csv")):
+        given = [part for name in names for part in ("--data", name)]
+        got = lmkit_("finetune", *SCRATCH, *given)
+        assert "1 of the files are named more than once and count once" in got.err and "; 40 rows" in got.err
 
 
 def test_changes_to_a_run_that_goes_on_are_refused_with_the_way(lmkit_):
-    got = lmkit_("pretrain", "--resume", "runs/a", "train.budget=9 steps")
-    assert got.code == 2 and "lmkit pretrain runs/a/recipe.yaml train.budget=9 steps --resume runs/a" in got.err
+    got = lmkit_("pretrain", "--resume", "runs/a", "train.budget=9 steps", "train.seed=1")
+    way = "lmkit pretrain runs/a/recipe.yaml 'train.budget=9 steps' train.seed=1 --resume runs/a --accept-changes"
+    assert got.code == 2 and way in got.err
 
 
 def test_latest_names_a_run_only_once_it_has_begun_and_those_of_several_seeds(lmkit_):
@@ -75,6 +80,7 @@ def test_a_damaged_store_is_noticed(lmkit_):
     tokens = Path("t/train-00000.tokens")
     tokens.write_bytes(bytes([tokens.read_bytes()[0] ^ 1]) + tokens.read_bytes()[1:])
     assert "train-00000.tokens is not what was written" in lmkit_("doctor", "--tokens", "t").err
+    assert "train-00000.tokens is not what was written" in lmkit_("pretrain", "demo", "data.train=t").err
     words = Path("t/tokenizer/tokenizer.json")
     words.write_text(words.read_text().replace("document", "documenT", 1))
     got = lmkit_("pretrain", "demo", "data.train=t", "train.budget=1 step")

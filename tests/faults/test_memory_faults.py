@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from lmkit.commands import pretrain
 from lmkit.tasks.causal_lm import CausalLM
-from lmkit.training import checkpoints, step
+from lmkit.training import checkpoints, guard, step
 from lmkit.training.muon import Muon
 from tests.training.stopping import FILES, LAST, Crash, at_call, at_forward, crash, events, rows, same
 
@@ -69,6 +69,19 @@ def test_out_of_memory_later_retries_that_step_once_and_is_resumed_exactly(tiny,
     for run in ("early", "late"):
         assert pretrain.resume(Path(run)) == 0
         same("with", run)
+
+
+def test_a_rollback_does_not_forget_that_memory_was_not_enough(tiny, memory, monkeypatch):
+    failed, real, judged = memory(32, since=11), guard.judge, []
+
+    def judge(*given):
+        judged.append(given)
+        return "rolled back" if len(judged) == 11 else real(*given)
+
+    monkeypatch.setattr(guard, "judge", judge)
+    assert pretrain.start(tiny, (*STEADY, "train.micro_batch=64", "train.spikes=rollback"), Path("run")) == 0
+    assert failed == [11] and events("run", "rollback")[0]["to_step"] == 9  # whose checkpoint knows nothing of it
+    assert json.loads(Path("run/latest/training/state.json").read_text())["micro_batch"] == [64, 32]
 
 
 def test_out_of_memory_in_an_evaluation_halves_the_micro_batch_too(tiny, memory, capfd):

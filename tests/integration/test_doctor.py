@@ -1,6 +1,7 @@
 """`lmkit doctor` finds what is wrong with a machine and says what to do."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lmkit import environment
 from lmkit.commands import doctor
 
 
@@ -118,3 +120,25 @@ def test_few_file_descriptors_are_a_problem(monkeypatch, files, state):
 )
 def test_a_gpu_runs_what_torch_was_built_for(built_for, gpu, runs):
     assert doctor.runs_on(built_for, *gpu) is runs
+
+
+@pytest.mark.parametrize(("own", "files", "cores", "memory"), [
+    ("0::/", {"cpu.max": "150000 100000", "memory.max": "1000000"}, 2, 1_000_000),
+    ("0::/pod/me", {"pod/cpu.max": "100000 100000", "pod/me/cpu.max": "max 100000", "pod/memory.max": "max",
+                    "pod/me/memory.max": "2000000"}, 1, 2_000_000),
+    ("3:cpu,cpuacct:/me\n2:memory:/me", {"cpu/me/cpu.cfs_quota_us": "50000", "cpu/me/cpu.cfs_period_us": "100000",
+                                         "memory/me/memory.limit_in_bytes": "3000000"}, 1, 3_000_000),
+    ("2:memory:/docker/x", {"memory/memory.limit_in_bytes": "4000000"}, 99, 4_000_000),
+    ("1:cpu:/\n0::/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 99, 2**99),
+], ids=["v2", "v2 below others", "v1", "v1 seen from inside", "none"])  # fmt: skip
+def test_limits_of_containers_are_those_of_the_groups_a_process_is_in(own, files, cores, memory, tmp_path, monkeypatch):
+    for name, content in files.items() | {("own", own)}:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content + "\n")
+    monkeypatch.setattr(environment, "GROUPS", tmp_path)
+    monkeypatch.setattr(environment, "OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(99))
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert (environment.usable_cores(), environment.usable_memory()) == (cores, min(memory, whole))
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    assert environment.usable_cores() == min(cores, os.cpu_count())

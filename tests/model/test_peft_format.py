@@ -134,6 +134,29 @@ def test_an_embedding_trained_apart_from_its_tied_head_is_refused(tmp_path):
         load_adapter(ours(reference("llama_tied")), tmp_path)
 
 
+@pytest.mark.parametrize("saves", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"]])
+def test_an_embedding_or_head_trained_apart_makes_the_folder_an_untied_model(saves, tmp_path):
+    theirs = reference("llama_tied")
+    theirs.save_pretrained(tmp_path / "base")
+    fresh = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    options = {"target_modules": ["q_proj"], "modules_to_save": saves}
+    want = their_logits(peft_adapter(fresh, "lm", tmp_path / "adapter", **options), theirs, "lm")
+    loaded = lmkit.load(tmp_path / "adapter")
+    assert not loaded.config.tied and close(logits(loaded.model, theirs), want, merging(want))
+    loaded.save(tmp_path / "saved")
+    whole = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert close(their_logits(whole, theirs, "lm"), want, merging(want))
+
+
+def test_a_shared_matrix_that_cannot_be_taken_apart_is_refused_by_name(tmp_path):
+    theirs = reference("t5")
+    theirs.save_pretrained(tmp_path / "base")
+    fresh = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "base")
+    peft_adapter(fresh, "lm", tmp_path / "adapter", target_modules=["q"], modules_to_save=["shared"])
+    with pytest.raises(ModelError, match=r"modules_to_save.*shared\.weight.*in a t5"):
+        lmkit.load(tmp_path / "adapter")
+
+
 @pytest.mark.parametrize(("break_it", "says"), [
     (lambda f: (f / "adapter_model.safetensors").unlink(), "no adapter_model.safetensors"),
     (lambda f: (f / "adapter_model.safetensors").rename(f / "adapter_model.bin"), "pickle"),

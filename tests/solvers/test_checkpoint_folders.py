@@ -5,6 +5,7 @@ import random
 import shutil
 from pathlib import Path
 
+import peft
 import pytest
 import torch
 import transformers
@@ -104,6 +105,22 @@ def test_a_head_is_taken_over_by_the_names_of_its_labels(start, more, tmp_path):
     assert found["scores"]["accuracy"]["value"] == 1
     again = run(tmp_path / "again", f"model={tmp_path / 'run'}", f"data.train={start / 'rows.jsonl'}", *STILL)
     assert again["scores"]["accuracy"]["value"] == 1
+    said = command("predict", str(tmp_path / "run"), "-d", str(start / "rows.jsonl"))
+    labels = [json.loads(line)["label"] for line in (start / "rows.jsonl").read_text().splitlines()]
+    assert [json.loads(line)["label"] for line in said.splitlines()] == labels
+
+
+def test_an_adapter_that_peft_alone_knows_predicts_by_its_task(start, tmp_path):
+    """Without files of lmkit's own: the task is that of adapter_config.json, not of the base's head."""
+    base = transformers.BertForMaskedLM(transformers.AutoConfig.from_pretrained(start / "other"))
+    base.save_pretrained(tmp_path / "base")
+    transformers.AutoTokenizer.from_pretrained(start / "other").save_pretrained(tmp_path / "base")
+    labelled = transformers.BertForTokenClassification.from_pretrained(tmp_path / "base", num_labels=3)
+    wrapped = peft.get_peft_model(labelled, peft.LoraConfig(task_type="TOKEN_CLS", r=2, target_modules=["query"]))
+    wrapped.save_pretrained(tmp_path / "adapter")
+    (tmp_path / "words.conll").write_text("the\nfilm\n\n")
+    said = json.loads(command("predict", str(tmp_path / "adapter"), "-d", str(tmp_path / "words.conll")))
+    assert len(said["tags"]) == 2 and set(said["tags"]) <= {"LABEL_0", "LABEL_1", "LABEL_2"}
 
 
 @pytest.mark.parametrize("labels", [("Pos", "neg"), ("LABEL_0", "LABEL_1"), ("pos", "neg", "third")])
