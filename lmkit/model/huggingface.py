@@ -312,7 +312,7 @@ def adopt(model: Transformer, source: Transformer, new: tuple[str, ...] = ()) ->
     family, c = model.config.table, source.config
     prefix = lambda config: None if config.head == "none" else config.spec.prefix
     held = {_bare(family, name, prefix(c)): tensor for name, tensor in to_hf(source)}
-    names, kept_names = names_of(model.config), list[str]()
+    names, untouched_names = names_of(model.config), list[str]()
     for name, p in _tensors(model):
         theirs = [_bare(family, full, prefix(model.config)) for full in _theirs(names, name)]
         parts = [held[t].t() if c.family == "gpt2" and TRANSPOSED.search(t) else held[t] for t in theirs if t in held]
@@ -321,7 +321,7 @@ def adopt(model: Transformer, source: Transformer, new: tuple[str, ...] = ()) ->
             or len(parts) < len(theirs)
             or (sum(t.shape[0] for t in parts), *parts[0].shape[1:]) != tuple(p.shape)
         ):
-            kept_names.append(name)
+            untouched_names.append(name)
         else:
             p.copy_(torch.cat(parts))
-    return kept_names
+    return untouched_names
