@@ -18,7 +18,7 @@ from lmkit.generation.batches import Completion, Opening
 from lmkit.generation.engine import complete
 from lmkit.generation.filling import Filled, fill
 from lmkit.generation.prompts import end_ids
-from lmkit.generation.rules import GENERATION_KEYS, Rules, not_followed, rules_of
+from lmkit.generation.rules import GENERATION_CONFIG, GENERATION_KEYS, Rules, not_followed, rules_of
 from lmkit.generation.sampling import SamplingConfig
 from lmkit.model.heads import Head
 from lmkit.model.huggingface import check_whole, load_folder, read_config, save_folder
@@ -35,7 +35,6 @@ HEADS = {
     "sequence": "it labels texts", "token": "it labels tokens", "span": "it marks answers in texts",
     "none": "it has no head",
 }  # fmt: skip
-GENERATION = "generation_config.json"
 BESIDE = (TEMPLATE_FILE, palette.FILE)  # files of a model's folder that its changed versions keep
 USES = dict.fromkeys(HEADS, "`load(...).logits` gives its scores") | {"none": "`load(...).hidden` gives its states"}
 TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt")
@@ -216,7 +215,7 @@ class Pretrained:
             folder.mkdir(parents=True, exist_ok=True)
             save_folder(self.model, folder, self.special | ({"problem_type": problem_type} if problem_type else {}))
             if self.generation_config:
-                write_json(folder / GENERATION, self.generation_config)
+                write_json(folder / GENERATION_CONFIG, self.generation_config)
             if self.tokenizer is not None:
                 self.tokenizer.save(folder, self.config.context, self.config.type_vocab_size > 1)
             copy_beside(self.homes, folder)
@@ -253,7 +252,7 @@ def load(path: Path | str, allow_pickle: bool = False, device: str = "auto") -> 
 def say_not_followed(loaded: Pretrained, followed: Iterable[str] = ()) -> None:
     """Note what generation_config.json asks for and is not done; followed: what the caller does of it."""
     if settings := not_followed(loaded.writing_settings, followed):
-        note(f"generation_config.json: not followed here: {', '.join(settings)}")
+        note(f"{GENERATION_CONFIG}: not followed here: {', '.join(settings)}")
 
 
 def _load(folder: Path, allow_pickle: bool, device: str) -> Pretrained:
@@ -269,7 +268,7 @@ def _load(folder: Path, allow_pickle: bool, device: str) -> Pretrained:
 
 
 def _generation_config(folder: Path) -> dict[str, Any]:
-    path = folder / GENERATION
+    path = folder / GENERATION_CONFIG
     try:
         return dict(json.loads(path.read_bytes())) if path.is_file() else {}
     except (OSError, ValueError, TypeError, RecursionError) as e:

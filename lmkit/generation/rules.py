@@ -2,7 +2,7 @@
 same names have them; and which of its settings are not followed."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from lmkit.errors import ModelError
+
+GENERATION_CONFIG = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ OFF: dict[str, Any] = {
     "num_beams": 1, "num_beam_groups": 1, "temperature": 1.0, "top_p": 1.0, "typical_p": 1.0, "repetition_penalty": 1.0,
     "encoder_repetition_penalty": 1.0, "length_penalty": 1.0, "diversity_penalty": 0.0, "do_sample": False, "top_k": 50,
     "early_stopping": False, "max_length": 20, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "renormalize_logits": False,
-    "guidance_scale": None, "encoder_no_repeat_ngram_size": 0,
+    "guidance_scale": None, "encoder_no_repeat_ngram_size": 0, "no_repeat_ngram_size": 0, "min_length": 0,
 }  # fmt: skip
 
 GENERATION_KEYS = FOLLOWED | OFF.keys()
@@ -97,7 +99,7 @@ def rules_of(
         listed = value if isinstance(value, list) else [value]
         if (key in tokens) != isinstance(value, list) or not all(type(v) is int and v >= 0 for v in listed):
             kind = "a list of tokens' ids" if key in tokens else "a whole number"
-            raise ModelError(f"{where}/generation_config.json: {key}: {value!r} is not {kind}")
+            raise ModelError(f"{where}/{GENERATION_CONFIG}: {key}: {value!r} is not {kind}")
     words = [tuple(word) for word in config.get("bad_words_ids") or [] if word and list(word) != sorted(eos)]
     ends = config.get("forced_eos_token_id")
     forced = ends if isinstance(ends, list) else [] if ends is None else [ends]
@@ -110,9 +112,21 @@ def rules_of(
     )  # fmt: skip
 
 
+def with_settings(ids: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The generation_config.json of a new checkpoint: `ids`, which follow from its tokenizer, with what was chosen."""
+    suppressed = {*(ids.get("suppress_tokens") or ()), *(chosen.get("suppress_tokens") or ())}
+    merged = {k: v for k, v in ids.items() if k != "_from_model_config"} | dict(chosen)
+    return merged | ({"suppress_tokens": sorted(suppressed)} if suppressed else {})
+
+
 def not_followed(config: Mapping[str, Any], more: Iterable[str] = ()) -> list[str]:
     """Settings of a generation_config.json that are on and that lmkit does not follow, as `key=value`.
 
     more: those that the caller follows beside the rules."""
-    known = {*SILENT, *FOLLOWED, *more}
-    return [f"{k}={v}" for k, v in sorted(config.items()) if k not in known and v is not None and v != OFF.get(k)]
+    return settings_on(config, {*FOLLOWED, *more})
+
+
+def settings_on(config: Mapping[str, Any], but: Collection[str]) -> list[str]:
+    """What a generation_config.json changes about what is written, as `key=value`, but for some keys."""
+    on = {key: value for key, value in sorted(config.items()) if value not in (None, []) and value != OFF.get(key)}
+    return [f"{key}={value}" for key, value in on.items() if key not in SILENT and key not in but]

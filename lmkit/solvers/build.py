@@ -18,8 +18,7 @@ from lmkit.downstream import (
 )  # fmt: skip
 from lmkit.errors import ModelError
 from lmkit.generation.batches import Opening
-from lmkit.generation.prompts import end_ids
-from lmkit.generation.rules import rules_of
+from lmkit.generation.rules import Rules
 from lmkit.solvers import chat
 from lmkit.solvers.answer_spans import SpanFinder
 from lmkit.solvers.classify import PROBLEMS, Classifier, class_weights, labels_of
@@ -28,7 +27,7 @@ from lmkit.solvers.tag import Tagger, tags_of
 from lmkit.solvers.write import Writer
 from lmkit.tasks.build import starts
 from lmkit.text.chat import Chat, find_template
-from lmkit.text.tokenizer import Tokenizer, read_object
+from lmkit.text.tokenizer import Tokenizer
 
 MOST_TOKENS = 512  # a row is cut to, unless `data.max_length` says otherwise
 WINDOW_TOKENS = 384  # of question and context together (Devlin et al. 2019's SQuAD code)
@@ -70,12 +69,8 @@ def solver_for(
         if model.stacks == "encoder":
             raise ModelError(f"{model.family} is an encoder, which writes no text\n  → {task.name} needs a decoder")
         opening = None if start is None else Opening(start)
-        settings = read_object(kept / chat.GENERATION) if kept else {}
-        unused = tokenizer.unused_ids(model.vocab_size)
-        rules = rules_of(settings, end_ids(tokenizer), model.vocab_size, unused, str(kept))
-        early = settings.get("early_stopping") is True
-        writer = Writer(tokenizer, model, task, length, opening, rules=rules, early_stopping=early)
-        return Setup(writer, "lm", "words", length)
+        rules = Rules(never=tokenizer.unused_ids(model.vocab_size))
+        return Setup(Writer(tokenizer, model, task, length, opening, rules=rules), "lm", "words", length)
     if isinstance(task, TagConfig):
         tags = tags_of(train)
         return Setup(Tagger(tokenizer, frame, tags, length), "token", "labels of words", length, tags)

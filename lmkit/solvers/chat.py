@@ -19,6 +19,7 @@ from lmkit.errors import DataError, ModelError, UserError
 from lmkit.evaluation.intervals import Estimate, exponential, ratio
 from lmkit.evaluation.scoring import label_scores
 from lmkit.files import write_atomic, write_json
+from lmkit.generation.rules import GENERATION_CONFIG
 from lmkit.model.resize import resize_vocabulary
 from lmkit.model.transformer import Transformer
 from lmkit.solvers.solver import in_batches
@@ -27,7 +28,6 @@ from lmkit.text.chat import TEMPLATE_FILE, Chat, Encoded, Spelled, find_template
 from lmkit.text.tokenizer import Tokenizer, read_object
 
 MOST_TOKENS = 1024  # a conversation is cut to, unless `data.max_length` says otherwise
-GENERATION = "generation_config.json"
 
 
 class Answered(NamedTuple):
@@ -171,10 +171,10 @@ def settle(task: ChatConfig, model: ModelConfig, home: Path | None, tokenizer: T
     note(f"{said} · a turn ends with {', '.join(tokenizer.decode([i], skip_special=False) for i in chat.ends)}")
     ends = [*chat.ends, *([] if tokenizer.eos_id is None else [tokenizer.eos_id])]
     ids = {f"{role}_token_id": i for role in ("bos", "pad") if (i := getattr(tokenizer, f"{role}_id")) is not None}
-    known = read_object(home / GENERATION) if home else {}
+    known = read_object(home / GENERATION_CONFIG) if home else {}
     kept.mkdir(parents=True, exist_ok=True)
     write_atomic(kept / TEMPLATE_FILE, template.source)
-    write_json(kept / GENERATION, ids | known | {"eos_token_id": list(dict.fromkeys(ends))})
+    write_json(kept / GENERATION_CONFIG, ids | known | {"eos_token_id": list(dict.fromkeys(ends))})
     return tokenizer
 
 

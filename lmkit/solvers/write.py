@@ -25,6 +25,8 @@ from lmkit.tasks.seq2seq import Seq2Seq, parallel
 from lmkit.text.tokenizer import Tokenizer
 
 SOURCE = "{source}"
+# Keys of generation_config.json for which the task has settings of its own, and the vocabulary.
+CHOSEN = ("do_sample", "num_beams", "max_new_tokens", "max_length", "length_penalty", "suppress_tokens")
 
 
 @dataclass
@@ -84,10 +86,8 @@ class Writer:
         return {"tokens": tokens, "labels": labels, "cut": len(read) < len(source) or len(keep) < len(target)}
 
     def outputs(self, model: Transformer, table: Table, examples: Sequence[dict], quick: bool = False) -> list[str]:
-        """quick: greedy, as an evaluation in training does. What a decoder writes has half of a row at most: the other
-        is its prompt's."""
-        c, (before, after) = self.config, self.tokenizer.document_frame
-        most = c.max_new_tokens if self.opening else min(c.max_new_tokens, self.max_length // 2)
+        """quick: greedy, as an evaluation in training does."""
+        c, (before, after), most = self.config, self.tokenizer.document_frame, self.most_tokens
         room = self.max_length - (0 if self.opening else most)
         frame = after if self.opening else []
         if room <= len(before) + len(frame):
@@ -107,6 +107,21 @@ class Writer:
         if isinstance(self.config, SummarizeConfig):
             return writing.rouge(outputs, references, intervals)
         return writing.score(outputs, references, self.config.tokenize, intervals)[0]
+
+    @property
+    def most_tokens(self) -> int:
+        """Of a text that is written: as many as there are positions, beside a prompt in the same row half of it."""
+        most = self.config.max_new_tokens
+        if not self.opening:
+            return min(most, self.max_length // 2)
+        return most if self.model.positions == "relative" else min(most, self.model.context)
+
+    def generation_config(self) -> dict[str, Any]:
+        """How texts are written, in the words of transformers, whose `generate` then writes the same. It has no name
+        for another length penalty than `average`."""
+        c = self.config
+        settings = {"do_sample": False, "num_beams": c.beam, "max_new_tokens": self.most_tokens}
+        return settings | ({"length_penalty": c.length_penalty.alpha} if c.length_penalty.kind == "average" else {})
 
     def stated(self) -> list[str]:
         """What the scores depend on: sacrebleu's signatures, and how the texts were searched for."""

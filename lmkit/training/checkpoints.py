@@ -21,12 +21,13 @@ from torch.optim import Optimizer
 from lmkit.downstream import LoraConfig
 from lmkit.errors import ModelError
 from lmkit.files import write_json
+from lmkit.generation.rules import GENERATION_CONFIG, with_settings
 from lmkit.model.huggingface import from_hf, read_tensors, to_hf, write_folder
 from lmkit.model.lora import adapter_tensors, load_adapter_tensors, merged
 from lmkit.model.peft_format import adapter_writer
 from lmkit.model.sharding import fill, local, whole
 from lmkit.model.transformer import Transformer
-from lmkit.text.tokenizer import copy_tokenizer
+from lmkit.text.tokenizer import copy_tokenizer, read_object
 from lmkit.training import shards
 from lmkit.training.optimizers import load_state_tensors, state_tensors
 
@@ -141,7 +142,10 @@ def model_piece(model: Transformer, tokenizer: Path, special: dict[str, Any], ad
 
     def write(folder: Path) -> None:
         save(folder)
+        ids = read_object(folder / GENERATION_CONFIG)
         copy_tokenizer(tokenizer, folder, segments)
+        if chosen := read_object(tokenizer / GENERATION_CONFIG):
+            write_json(folder / GENERATION_CONFIG, with_settings(ids, chosen))
 
     return write
 

@@ -9,10 +9,11 @@ from lmkit.data.store import TokenStore
 from lmkit.display import note
 from lmkit.errors import ModelError
 from lmkit.finetune_recipe import FinetuneRecipe, default_lr
+from lmkit.generation.rules import GENERATION_CONFIG
 from lmkit.model.heads import Head
 from lmkit.model.lora import add_lora, freeze
 from lmkit.objectives import default_task
-from lmkit.pretrained import BESIDE, GENERATION, copy_beside, load
+from lmkit.pretrained import BESIDE, copy_beside, load
 from lmkit.recipe import DataConfig, EvaluateConfig, ModelSection, Recipe, TokenizerConfig, TrainConfig
 from lmkit.task_settings import TaskSettings
 from lmkit.training.checkpoints import Adapter
@@ -61,7 +62,7 @@ def build_continued(recipe: FinetuneRecipe, folder: Path, world: World) -> tuple
     if world.first:
         job.tokenizer = folder / "tokenizer"
         shutil.copytree(store.tokenizer_path, job.tokenizer, dirs_exist_ok=True)
-        copy_beside(loaded.homes, job.tokenizer, (*BESIDE, GENERATION))
+        copy_beside(loaded.homes, job.tokenizer, (*BESIDE, GENERATION_CONFIG))
         TaskSettings.of_recipe(recipe).write(job.tokenizer)
     # the run is one of fine-tuning: its recipe is what it was asked for, with what was settled on the way
     settled = recipe.train.model_copy(update={k: getattr(job.recipe.train, k) for k in ("micro_batch", "compile")})

@@ -13,7 +13,9 @@ from lmkit.data.tables import Table
 from lmkit.display import Piece, note
 from lmkit.downstream import ChatConfig, ClassifyConfig, DownstreamConfig, QAConfig
 from lmkit.errors import DataError, ModelError, UserError, did_you_mean
-from lmkit.finetune_recipe import FinetuneRecipe, default_lr
+from lmkit.files import write_json
+from lmkit.finetune_recipe import WRITING, FinetuneRecipe, default_lr
+from lmkit.generation.rules import GENERATION_CONFIG, settings_on
 from lmkit.model.huggingface import adopt
 from lmkit.model.initial import init_weights
 from lmkit.model.lora import add_lora, freeze
@@ -26,6 +28,7 @@ from lmkit.solvers.answer_spans import SpanFinder
 from lmkit.solvers.build import Setup, solver_for
 from lmkit.solvers.classify import Classifier
 from lmkit.solvers.solver import Solver, texts
+from lmkit.solvers.write import CHOSEN, Writer
 from lmkit.task_settings import TaskSettings
 from lmkit.tasks.build import Work
 from lmkit.text.tokenizer import Tokenizer
@@ -94,6 +97,8 @@ def build_finetuning(
         recipe, task=_settled(recipe.task, solver), max_length=setup.max_length, columns=columns
     )
     settings.write(folder / "tokenizer")
+    if isinstance(solver, Writer):
+        write_json(folder / "tokenizer" / GENERATION_CONFIG, solver.generation_config())
     adapter = None
     if recipe.lora:
         add_lora(model, recipe.lora, recipe.train.seed)
@@ -157,6 +162,8 @@ def _start(recipe: FinetuneRecipe, train: Table, folder: Path) -> tuple[Transfor
         source, tokenizer = loaded.model, loaded.needs_tokenizer()
         kept.mkdir(parents=True, exist_ok=True)
         copy_beside(loaded.homes, kept)
+        if recipe.task.name in WRITING and (rules := settings_on(loaded.writing_settings, CHOSEN)):
+            note(f"{origin}: of its {GENERATION_CONFIG} is not taken over: {', '.join(rules)}")
         if isinstance(recipe.task, ChatConfig):
             own, tokenizer = tokenizer, chat.settle(recipe.task, source.config, origin, tokenizer, kept)
             if recipe.lora and tokenizer is not own:

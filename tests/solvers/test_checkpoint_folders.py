@@ -77,6 +77,23 @@ def test_a_copied_folder_answers_as_its_run(made, tmp_path):
         assert isinstance(got.exception, ModelError) and "lmkit.json" in str(got.exception), got.exception
 
 
+@pytest.mark.parametrize("family", ["bart", "t5", "gpt2"])
+def test_transformers_writes_from_a_checkpoint_what_predict_writes(family, tmp_path):
+    """How a text is searched for stands in generation_config.json: nobody has to tell `generate` anything."""
+    data = rows(tmp_path / "rows.jsonl", source=lambda i: f"the film {i}", target=lambda i: f"{i} film {i} the")
+    run(tmp_path / "run", "task.name=translate", f"model={{family: {family}, {SMALL}}}", f"data.train={data}", *TRAIN,
+        "train.batch=16 rows", "task.prompt='say: {source} '", "task.beam=3", "task.max_new_tokens=6",
+        "task.length_penalty={alpha: 0.3}")  # fmt: skip
+    said = [json.loads(line)["text"] for line in command("predict", str(tmp_path / "run"), "-d", str(data)).splitlines()]
+    best = tmp_path / "run/best"
+    kind = transformers.AutoModelForCausalLM if family == "gpt2" else transformers.AutoModelForSeq2SeqLM
+    theirs, words = kind.from_pretrained(best), transformers.AutoTokenizer.from_pretrained(best)
+    for i in range(0, 60, 7):
+        ids = words(f"say: the film {i} ", return_tensors="pt")
+        written = theirs.generate(**ids)[0, ids["input_ids"].shape[1] if family == "gpt2" else 0 :]
+        assert words.decode(written, skip_special_tokens=True).strip() == said[i]
+
+
 @pytest.fixture(scope="module")
 def start(tmp_path_factory) -> Path:
     """A folder that knows a toy, made by transformers of a run: its labels stand in another order than lmkit's."""
