@@ -29,10 +29,10 @@ def run(model: str, sources: list[str], out: Path | None, columns: dict[str, str
     if cut := len({e["row"] for e in examples if e["cut"]}):
         note(f"{cut:,} of {len(table.rows):,} rows are longer than the model reads and were cut")
     outputs = together([solver.outputs(one.model, table, examples) for one in loaded])
-    said = [{"place": place} | solver.say(output) for place, output in zip(table.places, outputs, strict=True)]
-    for record in reversed(table.lost):
-        said.insert(record.before, {"place": record.place, "error": record.reason})
-    lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in said]
+    records = [{"place": place} | solver.say(output) for place, output in zip(table.places, outputs, strict=True)]
+    for lost in reversed(table.lost):
+        records.insert(lost.before, {"place": lost.place, "error": lost.reason})
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
     if out is None:
         sys.stdout.writelines(lines)
         return
@@ -41,5 +41,5 @@ def run(model: str, sources: list[str], out: Path | None, columns: dict[str, str
             file.writelines(lines)
     except OSError as e:
         raise StorageError(f"{out}: cannot be written: {e.strerror}") from None
-    errors = sum("error" in line for line in said)
+    errors = sum("error" in record for record in records)
     print(f"{len(lines):,} rows → {out}" + (f" ({errors:,} of them not read: `error` says why)" if errors else ""))

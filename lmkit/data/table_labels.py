@@ -99,13 +99,9 @@ def _without_list_syntax(value: Any) -> Any:
                 parsed = value
     if isinstance(parsed, dict):
         return None
-    return (
-        sorted(parsed, key=str)
-        if isinstance(parsed, set)
-        else list(parsed)
-        if isinstance(parsed, (list, tuple))
-        else value
-    )
+    if isinstance(parsed, set):
+        return sorted(parsed, key=str)
+    return list(parsed) if isinstance(parsed, (list, tuple)) else value
 
 
 def _kind(given: list[tuple[Any, str]], numbers: bool, kind: str, separator: str | None) -> Kind:

@@ -162,8 +162,7 @@ def assemble(
     world: World, ragged: bool = False,
 ) -> Job:  # fmt: skip
     """A job for this model, moved to its device. static: rows are of one length, which compilation wants; ragged: of
-    any length. Raises
-    UserError for what this machine, or this number of processes, cannot do."""
+    any length. Raises UserError for what this machine, or this number of processes, cannot do."""
     train, c = recipe.train, model.config
     device = choose_device(train.device)
     precision = choose_precision(train.precision, device)
