@@ -1,11 +1,17 @@
 """Writing files so that a crash leaves the old one or the new one, never half of one."""
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from lmkit.errors import RunInUse, StorageError
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -17,6 +23,55 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         f.flush()
         os.fsync(f.fileno())
     part.replace(path)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write in the place of `path`: renamed over it when all went well, else removed, so that `path` is as it
+    was or whole. What is no file on a disk, like /dev/stdout, is written as it is.
+
+    Raises StorageError where it cannot be written, before anything is computed for it, and RunInUse where another
+    process is writing it."""
+    path = Path(os.path.realpath(path))
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        yield path
+        return
+    part, done = path.with_name(f".{path.name}.part"), False
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with _locked(part) as file:
+            try:
+                file.truncate(0)  # what a killed process left
+                yield part
+                os.fsync(file.fileno())
+                part.replace(path)
+                done = True
+            finally:
+                if not done:
+                    part.unlink(missing_ok=True)
+        fsync_directory(path.parent)
+    except BlockingIOError:
+        raise RunInUse(f"{path}: another process is writing it\n  → wait for it, or name another file") from None
+    except OSError as e:
+        raise StorageError(f"{path}: cannot be written: {e.strerror or e}\n  → name another place") from None
+
+
+@contextmanager
+def _locked(part: Path) -> Iterator[IO[bytes]]:
+    """The file `part`, held alone. Raises BlockingIOError where another process holds it."""
+    while True:
+        with part.open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise
+            except OSError:
+                pass  # a file system without locks
+            if not part.exists() or not os.path.samestat(part.stat(), os.fstat(file.fileno())):
+                continue  # another process has renamed it since it was opened
+            yield file
+            return
 
 
 def write_json(path: Path, value: Any) -> None:

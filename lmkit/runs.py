@@ -25,6 +25,8 @@ from lmkit.files import disk_error, write_atomic, write_json
 from lmkit.manifest import damage, put_whole
 
 OWN = re.compile(r"step-\d{8,}")  # checkpoints; whatever else lies beside them is somebody else's
+# All that a start writes before its run begins: what a kill left of it is no run, and nobody else's.
+STARTED = {"lock", "checkpoints", "tokenizer", "environment.json"}
 LINK = "LMKIT_LINK_LATEST"  # set for the processes of a run whose place was chosen for them
 ADAPTER_CONFIG = "adapter_config.json"  # in a folder that holds an adapter instead of a whole model, as PEFT keeps it
 
@@ -57,6 +59,8 @@ class Run:
             raise StorageError(
                 f"{path}: cannot write a run here: {e.strerror}\n  → --out names another place"
             ) from None
+        if not (path / "recipe.yaml").exists():
+            self._sweep()
         for half in self.checkpoints.iterdir():
             if OWN.fullmatch(half.stem) and half.suffix in (".part", ".old"):
                 shutil.rmtree(half)
@@ -67,11 +71,17 @@ class Run:
             self.check()
             self._lock.truncate(0)
             if not (self.path / "recipe.yaml").exists():
+                self._sweep()
                 (self.path / "lock").unlink()
                 self.checkpoints.rmdir()
                 self.path.rmdir()
         with suppress(OSError):
             self._lock.close()
+
+    def _sweep(self) -> None:
+        """Of a start that came to nothing no later one takes anything for its own."""
+        shutil.rmtree(self.path / "tokenizer", ignore_errors=True)
+        (self.path / "environment.json").unlink(missing_ok=True)
 
     def check(self) -> None:
         """Raises StorageError where the directory is gone or is another one now: nothing is made anew in silence, and
@@ -340,14 +350,28 @@ def seeds_of(path: Path | str) -> list[Path]:
 
 
 def fresh_path(out: Path | None, name: str, verb: str) -> Path:
-    """A run directory of its own. One named by the user must be new; otherwise runs/NAME, runs/NAME-2, ..."""
+    """A run directory of its own. One named by the user must be new or empty; otherwise runs/NAME, runs/NAME-2, ...
+
+    Raises UserError where there is a run, or what is somebody's."""
     if out is not None:
         if (out / "recipe.yaml").exists():
             raise UserError(f"{out}: holds a run already\n  → lmkit {verb} --resume {out}, or another --out")
+        if names := _of_others(out):
+            raise UserError(
+                f"--out {out}: holds {', '.join(names[:6])}, and no run\n  → name a new folder: a run has its own"
+            )
         return out
     runs = Path("runs")
     candidates = [runs / name, *(runs / f"{name}-{n}" for n in range(2, 10_000))]
-    return next(c for c in candidates if not (c / "recipe.yaml").exists())
+    return next(c for c in candidates if not (c / "recipe.yaml").exists() and not _of_others(c))
+
+
+def _of_others(folder: Path) -> list[str]:
+    """What a folder without a run holds, but for what is left of a start."""
+    names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    if "lock" not in names:
+        return names
+    return [name for name in names if name not in STARTED or (name == "checkpoints" and any((folder / name).iterdir()))]
 
 
 def find_run(path: Path | str) -> Path:

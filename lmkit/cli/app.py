@@ -2,7 +2,8 @@
 what they need, so `--help` and a typo in a recipe never wait for torch."""
 
 import re
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -37,6 +38,17 @@ Label = Annotated[str | None, typer.Option("--label", help="Column or key of the
 Data = Annotated[list[str], typer.Option("--data", "-d", help="Files, folders or globs. Repeatable.")]
 Target = Annotated[str | None, typer.Option("--target", help="Pairs: column, key or file ending of the target text.")]
 Separator = Annotated[str | None, typer.Option("--separator", help="Text that ends a document inside .txt files.")]
+
+
+def _named(path: str) -> Path:
+    if not path:
+        raise typer.BadParameter("the name is empty\n  → is a variable of the shell not set?")
+    return Path(path)
+
+
+def run_folder(default: str) -> Any:
+    """The option that names a run directory; default: where it is otherwise."""
+    return typer.Option("--out", "-o", metavar="PATH", parser=_named, help=f"Run directory. Default: {default}.")
 
 
 def in_options(message: str, command_name: str) -> str:

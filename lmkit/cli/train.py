@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from lmkit.cli import launch
-from lmkit.cli.app import Overrides, Processes, Restarts, Separator, Target, Text, app
+from lmkit.cli.app import Overrides, Processes, Restarts, Separator, Target, Text, app, run_folder
 from lmkit.errors import UserError
 
 
@@ -41,7 +41,7 @@ def tokenize(
 def pretrain(
     recipe: Annotated[str | None, typer.Argument(help="A .yaml file, or the name of a built-in recipe.")] = None,
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run directory. Default: runs/RECIPE.")] = None,
+    out: Annotated[Path | None, run_folder("runs/RECIPE")] = None,
     resume: Annotated[
         Path | None, typer.Option("--resume", metavar="RUN", help="Go on with this run, exactly.")
     ] = None,
@@ -98,7 +98,7 @@ def finetune(
     model: Annotated[str | None, typer.Option("--model", "-m", help="A run or a Hugging Face folder.")] = None,
     data: Annotated[list[str] | None, typer.Option("--data", "-d", help="Labelled files. Repeatable.")] = None,
     validation: Annotated[str | None, typer.Option("--validation", help="Files of their own, or a share: 10%.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run directory. Default: runs/TASK-DATA.")] = None,
+    out: Annotated[Path | None, run_folder("runs/TASK-DATA")] = None,
     resume: Annotated[Path | None, typer.Option("--resume", metavar="RUN", help="Go on with this run.")] = None,
     processes: Processes = None,
     max_restarts: Restarts = 0,

@@ -1,20 +1,43 @@
 """`lmkit predict MODEL --data FILE`: what a fine-tuned model says of each row, one JSON line a row."""
 
 import json
+import os
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from lmkit.data.tables import Table
 from lmkit.display import note
-from lmkit.errors import StorageError, UserError
+from lmkit.errors import UserError
+from lmkit.files import replacing
 from lmkit.solvers.evaluate import read_labelled, together
 from lmkit.solvers.trained import load_all, task_of, trained_solver
 
 
 def run(model: str, sources: list[str], out: Path | None, columns: dict[str, str | None], task: str | None) -> None:
     """Lines hold `place`, the file and line of the row, and what the task predicts; of a row that cannot be read,
-    `error` says why. Raises UserError for a model that is not fine-tuned, StorageError for an `out` that cannot be
-    written."""
+    `error` says why. A file `out` appears when all lines are written. Raises UserError for a model that is not
+    fine-tuned and for an `out` that is read, StorageError for one that cannot be written."""
+    if out is None:
+        sys.stdout.writelines(_lines(_predictions(model, sources, out, columns, task)))
+        return
+    with replacing(out) as part:
+        records = _predictions(model, sources, out, columns, task)
+        with part.open("w", encoding="utf-8") as file:
+            file.writelines(_lines(records))
+    errors = sum("error" in record for record in records)
+    print(f"{len(records):,} rows → {out}" + (f" ({errors:,} of them not read: `error` says why)" if errors else ""))
+
+
+def _lines(records: list[dict[str, Any]]) -> Iterator[str]:
+    return (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def _predictions(
+    model: str, sources: list[str], out: Path | None, columns: dict[str, str | None], task: str | None
+) -> list[dict[str, Any]]:
     chosen = task_of(model, task)
     if chosen is not None and chosen.name in ("chat", "lm"):
         raise UserError(f"{model}: fine-tuned for {chosen.name}, and labels no rows\n  → `lmkit generate`")
@@ -23,6 +46,8 @@ def run(model: str, sources: list[str], out: Path | None, columns: dict[str, str
     loaded = load_all(model, chosen)
     solver = trained_solver(model, loaded[0], chosen)
     table = read_labelled(sources, chosen, columns, False, loaded[0].folder, solver)
+    if out is not None and out.is_file() and (name := _same_file(out, table)):
+        raise UserError(f"--out {out}: it is read ({name}), and would be lost\n  → name another file")
     unlabelled = [{k: v for k, v in row.items() if k != "tags"} for row in table.rows]
     table = replace(table, rows=unlabelled)  # tags that the model does not have are no hindrance
     examples = solver.examples(table)
@@ -32,14 +57,11 @@ def run(model: str, sources: list[str], out: Path | None, columns: dict[str, str
     records = [{"place": place} | solver.say(output) for place, output in zip(table.places, outputs, strict=True)]
     for lost in reversed(table.lost):
         records.insert(lost.before, {"place": lost.place, "error": lost.reason})
-    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-    if out is None:
-        sys.stdout.writelines(lines)
-        return
-    try:
-        with out.open("w", encoding="utf-8") as file:
-            file.writelines(lines)
-    except OSError as e:
-        raise StorageError(f"{out}: cannot be written: {e.strerror}") from None
-    errors = sum("error" in record for record in records)
-    print(f"{len(lines):,} rows → {out}" + (f" ({errors:,} of them not read: `error` says why)" if errors else ""))
+    return records
+
+
+def _same_file(out: Path, table: Table) -> str | None:
+    """The file of the table that `out` is, by whatever name."""
+    places = [*table.places, *(lost.place for lost in table.lost)]
+    names = dict.fromkeys(place.rpartition(":")[0] or place for place in places)
+    return next((name for name in names if os.path.exists(name) and out.samefile(name)), None)

@@ -10,7 +10,6 @@ A build is written aside and renamed, an addition is one transaction: a killed o
 
 import hashlib
 import json
-import os
 import re
 import sqlite3
 from collections import Counter
@@ -38,7 +37,7 @@ from lmkit.data.knowledge_lookup import (
 from lmkit.data.knowledge_sources import list_files
 from lmkit.data.knowledge_write import APPLICATION, INDEXES, SCHEMA, VERSION, Added, fill
 from lmkit.errors import DataError, StorageError, UserError
-from lmkit.files import fsync_directory
+from lmkit.files import replacing
 
 LONGEST_NAME = 10  # words
 MOST_OBJECTS = 50  # of one answer; a longer list ends with an ellipsis
@@ -247,35 +246,22 @@ def build(path: Path, patterns: Sequence[str]) -> Added:
     if not path.parent.is_dir():
         raise StorageError(f"{path.parent}: no such folder\n  → make it, or name another place")
     items = list_files(list(patterns))
-    part = path.with_name(f".{path.name}.part")
-    part.unlink(missing_ok=True)  # what a killed build left
-    try:
-        with told(path):
-            db = _connect(part, "rwc")
-            try:  # nobody reads it yet, and a broken build is thrown away: no journal, no waiting for the disk
-                db.executescript(
-                    "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA locking_mode=EXCLUSIVE;" + SCHEMA
+    with replacing(path) as part, told(path):
+        db = _connect(part, "rw")
+        try:  # nobody reads it yet, and a broken build is thrown away: no journal, no waiting for the disk
+            db.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA locking_mode=EXCLUSIVE;" + SCHEMA)
+            db.execute("BEGIN")
+            added = fill(db, items, "kb build")
+            db.execute("COMMIT")
+            if not added.rows:
+                places = added.problems.examples.items()
+                raise DataError(
+                    "".join(f"{added.problems.counts[kind]:,} {kind}, like {at[0]}\n" for kind, at in places)
+                    + f"{path}: the files hold no rows\n  → repair them, or name others"
                 )
-                db.execute("BEGIN")
-                added = fill(db, items, "kb build")
-                db.execute("COMMIT")
-                if not added.rows:
-                    places = added.problems.examples.items()
-                    raise DataError(
-                        "".join(f"{added.problems.counts[kind]:,} {kind}, like {at[0]}\n" for kind, at in places)
-                        + f"{path}: the files hold no rows\n  → repair them, or name others"
-                    )
-                db.executescript(INDEXES + "INSERT INTO passage_index(passage_index) VALUES('optimize')")
-            finally:
-                db.close()
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.rename(path)
-        fsync_directory(path.parent)
-    except OSError as e:
-        raise StorageError(f"{path}: cannot be written: {e.strerror or e}") from None
-    finally:
-        part.unlink(missing_ok=True)
+            db.executescript(INDEXES + "INSERT INTO passage_index(passage_index) VALUES('optimize')")
+        finally:
+            db.close()
     return added
 
 

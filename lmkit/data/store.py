@@ -9,16 +9,18 @@ DIR/manifest.json              written last: a store is whole if and only if it 
 In a store of parallel text, documents 2i and 2i + 1 are a source and its target.
 """
 
+import fcntl
 import json
+import os
 from bisect import bisect_right
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Self
 
 import numpy as np
 
-from lmkit.errors import DataError
+from lmkit.errors import DataError, RunInUse
 from lmkit.files import sha256
 from lmkit.text.tokenizer_files import load_tokenizer
 
@@ -138,6 +140,18 @@ class TokenStore:
                     f"{name} has {found} bytes, {entry['size']} were written" if found else f"no {name}"
                 )
 
+    def held(self) -> Self:
+        """The store, which no `lmkit tokenize` makes anew as long as this process has it. Raises RunInUse where one is
+        at it."""
+        try:
+            self._lock: IO[bytes] = lock(self.path, fcntl.LOCK_SH)
+            same = os.path.samestat(os.fstat(self._lock.fileno()), (self.path / MANIFEST).stat())
+        except (BlockingIOError, FileNotFoundError):
+            same = False
+        if not same:
+            raise RunInUse(f"{self.path}: another process is making it anew\n  → wait for it, then run this again")
+        return self
+
     def _damaged(self, what: str) -> DataError:
         return DataError(
             f"token store {self.path} is damaged: {what}\n  → delete the folder and run `lmkit tokenize` again"
@@ -169,6 +183,19 @@ class TokenStore:
         for name, entry in self._files():
             if sha256(self.path / name) != entry["sha256"]:
                 raise self._damaged(f"{name} is not what was written (its checksum differs)")
+
+
+def lock(path: Path, how: int) -> IO[bytes]:
+    """The manifest of a store, locked until it is closed. Raises BlockingIOError."""
+    file = (path / MANIFEST).open("rb")
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise
+    except OSError:
+        pass  # a file system without locks
+    return file
 
 
 def is_store(path: Path | str) -> bool:

@@ -24,10 +24,10 @@ from lmkit.data.inputs import Document, Input, Pairing, Problems, list_inputs
 from lmkit.data.parallel import read_pairs
 from lmkit.data.readers import read_documents
 from lmkit.data.shards import Batch, ShardWriter
-from lmkit.data.store import FORMAT, MANIFEST, SPLITS, TokenStore
+from lmkit.data.store import FORMAT, MANIFEST, SPLITS, TokenStore, lock
 from lmkit.display import Meter, note
 from lmkit.environment import usable_cores
-from lmkit.errors import DataError, StorageError, UserError
+from lmkit.errors import DataError, RunInUse, StorageError, UserError
 from lmkit.files import disk_error, fsync_directory, sha256, write_atomic, write_json
 from lmkit.recipe import DataConfig, TokenizerConfig
 from lmkit.text.tokenizer import Tokenizer, read_object
@@ -160,8 +160,16 @@ class _Job:
             note(f"{self.out}: continuing after {len(list(self.out.glob('unit-*.json')))} finished parts")
             return
         if (self.out / MANIFEST).is_file():
-            note(f"{self.out}: inputs or settings have changed, making it anew")
-            (self.out / MANIFEST).unlink()  # first, so that a kill from here on leaves no store that seems whole
+            try:
+                reading = lock(self.out, fcntl.LOCK_EX)
+            except BlockingIOError:
+                raise RunInUse(
+                    f"{self.out}: inputs or settings have changed, and a run reads the tokens that are there\n"
+                    "  → wait for it, or choose another folder with --out"
+                ) from None
+            with reading:
+                note(f"{self.out}: inputs or settings have changed, making it anew")
+                (self.out / MANIFEST).unlink()  # first, so that a kill from here on leaves no store that seems whole
         for path in [path for pattern in OWN_FILES for path in self.out.glob(pattern)]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         write_json(self.out / "plan.json", plan)

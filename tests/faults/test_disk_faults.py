@@ -245,16 +245,15 @@ def test_a_best_checkpoint_that_is_damaged_is_refused_by_its_users_and_chosen_an
     lmkit.load("run")
 
 
-def test_retention_deletes_only_what_it_owns_and_never_the_best(tiny):
-    foreign = ["step-00000001-copy", "step-1", "notes", "step-00000002.bak", "mine.part", "step-00000003.txt"]
-    for name in foreign:
-        Path("run/checkpoints", name).mkdir(parents=True)
-    Path("run/checkpoints/step-00000004.old").mkdir()  # of a run that was killed: swept
-    Path("run/checkpoints/step-00000005.part").mkdir()
-    for checkpoint in Path("run/checkpoints").iterdir():
-        (checkpoint / "file").write_text("")
+def test_retention_deletes_only_what_it_owns_and_never_the_best(tiny, monkeypatch):
     still = ("optimizer.name=adamw", "optimizer.lr=0")  # nothing is better than the first
-    assert pretrain.start(tiny, ("checkpoint.every=1", "checkpoint.keep=2", *still), Path("run")) == 0
+    stopped_at(monkeypatch, 2, "checkpoint.every=1", "checkpoint.keep=2", *still)
+    foreign = ["step-00000001-copy", "step-1", "notes", "step-00000002.bak", "mine.part", "step-00000003.txt"]
+    swept = ["step-00000004.old", "step-00000005.part"]  # of a run that was killed
+    for name in (*foreign, *swept):
+        Path("run/checkpoints", name).mkdir()
+        Path("run/checkpoints", name, "file").write_text("")
+    assert pretrain.resume(Path("run")) == 0
     kept = {p.name for p in Path("run/checkpoints").iterdir()}
     assert kept == {*foreign, *(f"step-{n:08d}" for n in (4, 11, 12))}
     assert Path("run/best").resolve().name == "step-00000004"

@@ -84,7 +84,9 @@ def test_transformers_writes_from_a_checkpoint_what_predict_writes(family, tmp_p
     run(tmp_path / "run", "task.name=translate", f"model={{family: {family}, {SMALL}}}", f"data.train={data}", *TRAIN,
         "train.batch=16 rows", "task.prompt='say: {source} '", "task.beam=3", "task.max_new_tokens=6",
         "task.length_penalty={alpha: 0.3}")  # fmt: skip
-    said = [json.loads(line)["text"] for line in command("predict", str(tmp_path / "run"), "-d", str(data)).splitlines()]
+    said = [
+        json.loads(line)["text"] for line in command("predict", str(tmp_path / "run"), "-d", str(data)).splitlines()
+    ]
     best = tmp_path / "run/best"
     kind = transformers.AutoModelForCausalLM if family == "gpt2" else transformers.AutoModelForSeq2SeqLM
     theirs, words = kind.from_pretrained(best), transformers.AutoTokenizer.from_pretrained(best)
