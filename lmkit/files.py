@@ -92,6 +92,14 @@ def disk_error(e: BaseException) -> OSError | None:
     return OSError(int(code[1]), os.strerror(int(code[1]))) if code else None
 
 
+def share(folder: Path, like: Path) -> None:
+    """Give the weights in a folder the mode of `like`, which this process made: safetensors lets nobody else read its
+    files, whatever the umask says. A file that lies elsewhere too is left as it is."""
+    for file in folder.rglob("*.safetensors"):
+        if not file.is_symlink() and file.stat().st_nlink == 1:
+            file.chmod(like.stat().st_mode)
+
+
 def fsync_directory(path: Path) -> None:
     """Make renames inside `path` durable."""
     fd = os.open(path, os.O_RDONLY)

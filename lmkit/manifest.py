@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lmkit.files import fsync_directory, sha256, write_atomic, write_json
+from lmkit.files import fsync_directory, sha256, share, write_atomic, write_json
 
 MANIFEST = "training/manifest.json"
 
@@ -23,6 +23,7 @@ def put_whole(final: Path, part: Path, write: Callable[[Path], None], step: int)
     files = sorted(f for f in part.rglob("*") if f.is_file())
     facts = {str(f.relative_to(part)): {"bytes": f.stat().st_size, "sha256": sha256(f)} for f in files}
     _write(part, {"step": step, "files": facts})
+    share(part, part / MANIFEST)
     for f in files:
         with f.open("rb") as handle:
             os.fsync(handle.fileno())
@@ -51,8 +52,8 @@ def replace_listed(folder: Path, name: str, content: str) -> None:
 
 
 def damage(folder: Path, to_use: bool = False) -> str | None:
-    """What is wrong with a checkpoint by its manifest; None if it is whole. to_use: with the model's weights alone, for
-    those who do not train on."""
+    """What is wrong with a checkpoint by its manifest; None if it is whole. to_use: with the model and its tokenizer
+    alone, for those who do not train on."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         checksum, files = manifest.pop("sha256"), dict(manifest["files"])
@@ -61,7 +62,7 @@ def damage(folder: Path, to_use: bool = False) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "its manifest is missing or unreadable"
     for name, facts in files.items():
-        if to_use and ("/" in name or not name.endswith(".safetensors")):
+        if to_use and "/" in name:
             continue
         problem = _differs(folder / name, name, facts)
         if problem and not ("before" in facts and _differs(folder / name, name, facts["before"]) is None):

@@ -226,11 +226,16 @@ class Run:
 
     # ---- metrics
 
-    def truncate_logs(self, step: int) -> None:
-        """Drop the rows of steps that are about to be trained again, and a torn last line."""
+    def truncate_logs(self, step: int, told: Callable[[str], None]) -> None:
+        """Drop the rows of steps that are about to be trained again, and a torn last line. Lines that something else
+        has damaged are dropped as well, and how many is told."""
         for name in ("metrics.jsonl", "timing.jsonl"):
-            kept = [row for row in read_jsonl(self.path / name) if row["step"] <= step]
+            damaged: list[int] = []
+            rows = [row for row in read_jsonl(self.path / name, damaged) if isinstance(row.get("step"), int)]
+            if damaged:
+                told(f"{self.path / name}: {len(damaged):,} damaged lines are lost, like line {damaged[0]:,}")
             with self._writing(name):
+                kept = [row for row in rows if row["step"] <= step]
                 write_atomic(self.path / name, "".join(json.dumps(row) + "\n" for row in kept))
 
     def open_log(self, name: str) -> IO[str]:
@@ -258,7 +263,7 @@ class Follower(Run):
 
     def point_again(self, newest: Path, best: int | None) -> None: ...
 
-    def truncate_logs(self, step: int) -> None: ...
+    def truncate_logs(self, step: int, told: Callable[[str], None]) -> None: ...
 
     def open_log(self, name: str) -> IO[str]:
         return open(os.devnull, "w")
@@ -304,16 +309,25 @@ def _symlink(link: Path, target: Path) -> None:
     part.replace(link)
 
 
-def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a log, up to a line that a crash left torn or, after a power cut, empty."""
+def read_jsonl(path: Path, damaged: list[int] | None = None) -> Iterator[dict[str, Any]]:
+    """Rows of a log, without a line that a crash left torn at its end or, after a power cut, empty.
+
+    damaged: is given the numbers of the lines before it that cannot be read; they are passed over."""
     if not path.exists():
         return
+    unread: list[int] = []
     with path.open(errors="replace") as f:
-        for line in f:
+        for number, line in enumerate(f, 1):
             try:
                 row = json.loads(line if line.endswith("\n") else "")
-            except ValueError:
-                return
+            except (ValueError, RecursionError):
+                row = None
+            if not isinstance(row, dict):
+                unread.append(number)
+                continue
+            if damaged is not None:
+                damaged += unread
+            unread.clear()
             yield row
 
 

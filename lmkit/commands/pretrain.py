@@ -16,7 +16,7 @@ from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.training.distributed import ALONE, World
 from lmkit.training.ending import keep_average, run_to_end
 from lmkit.training.job import Job, build_job, describe, fit_vocabulary
-from lmkit.training.starting import begin, changed_recipe, meet, open_run, take_up
+from lmkit.training.starting import begin, meet, open_run, take_up
 from lmkit.training.step import probe_speed
 from lmkit.units import show_count, show_seconds
 
@@ -47,22 +47,16 @@ def resume(path: Path, given: Recipe | None = None, accept_changes: bool = False
     world = meet(given or recipe)
     run = open_run(path, world)
     try:
-        changes: list[str] = []
         if given is not None:  # what it leaves open stays as it was chosen
             left = {"micro_batch": 0, "compile": "auto"}
             same = {k: getattr(recipe.train, k) for k, v in left.items() if getattr(given.train, k) == v}
             given = given.model_copy(update={"train": given.train.model_copy(update=same)})
-        before = recipe
         recipe, store = _settle(given or recipe, world)
-        if given is not None:
-            changes = changed_recipe(before, recipe, accept_changes, path)
         job = build_job(recipe, store, world=world)
         resolved = config.dump(job.recipe)
-        take_up(job, run, {"data": store.fingerprint})
+        take_up(job, run, {"data": store.fingerprint}, accept_changes)
         if given is not None and world.first:
             write_atomic(path / "recipe.yaml", resolved)
-            if changes:
-                run.event("recipe changed", step=job.state.step, changes=changes)
         return _train(job, run)
     finally:
         run.close()

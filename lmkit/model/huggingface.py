@@ -14,11 +14,12 @@ from lmkit.architecture import ModelConfig
 from lmkit.display import note
 from lmkit.errors import ModelError, did_you_mean
 from lmkit.families import FAMILIES, Family
-from lmkit.files import write_json
+from lmkit.files import share, write_json
 from lmkit.manifest import MANIFEST, damage
 from lmkit.model.config_json import config_from_hf, config_to_hf
 from lmkit.model.sharding import fill, whole
 from lmkit.model.transformer import Transformer
+from lmkit.runs import OWN
 
 WEIGHTS = "model.safetensors"
 MOST_LAYERS, MOST_CONTEXT = 10_000, 2**22
@@ -197,6 +198,7 @@ def write_folder(c: ModelConfig, tensors: dict[str, Tensor], folder: Path, speci
             ids["suppress_tokens"] = special["suppress_tokens"]
         write_json(folder / "generation_config.json", {"_from_model_config": True, **ids})
     save_torch_state_dict(tensors, folder, metadata={"format": "pt"})
+    share(folder, folder / "config.json")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -228,13 +230,16 @@ def load_folder(folder: Path, allow_pickle: bool = False) -> Transformer:
 
 
 def check_whole(folder: Path) -> None:
-    """Raises ModelError for a checkpoint of a run whose weights are not what was written."""
-    if (folder / MANIFEST).exists() and (problem := damage(folder, to_use=True)):
-        beside = folder.resolve().parent
+    """Raises ModelError for a checkpoint whose files for use are not what was written. In a run each has a manifest."""
+    real = folder.resolve()
+    in_run = real.parent.name == "checkpoints" and OWN.fullmatch(real.name) is not None
+    if (in_run or (folder / MANIFEST).exists()) and (problem := damage(folder, to_use=True)):
+        beside = real.parent
         beside = beside / "checkpoints" if (beside / "checkpoints").is_dir() else beside  # of a run's average
         whole_ones = sorted(p.name for p in beside.glob("step-*") if p.is_dir() and not damage(p))
         raise ModelError(
             f"{folder} is damaged: {problem}\n  → whole are: {', '.join(whole_ones) or 'none'}, in {beside}"
+            "\n  → a copy that was changed on purpose is read without its folder `training`"
         )
 
 

@@ -33,6 +33,7 @@ from lmkit.training.optimizers import load_state_tensors, state_tensors
 
 ADAPTER = "training/adapter.safetensors"
 SHARDS = "training/shards"
+RECIPE = "training/recipe.yaml"  # by which the steps up to here were trained
 Piece = Callable[[Path], None]  # writes a part of a checkpoint into its folder
 
 

@@ -63,7 +63,7 @@ def _go_back(job: Job, run: Run, bad: Rollback) -> None:
     job.state.micro_batch = micro_batch  # memory is no larger than it was
     ahead = [b for b in bad.batches if b >= job.batch_of(job.state.step)]
     job.state.passed_over = sorted({*passed_over, *ahead})
-    run.truncate_logs(job.state.step)
+    run.truncate_logs(job.state.step, note)
     run.event("rollback", from_step=bad.step, to_step=job.state.step, batches=ahead)
     note(f"step {bad.step} went wrong: back to step {job.state.step}, and past its batch from there (events.jsonl)")
 

@@ -8,11 +8,15 @@ import math
 from statistics import fmean, stdev
 from typing import Any, NoReturn
 
+from torch import Tensor
+
 from lmkit.batch import Batch
 from lmkit.errors import Diverged
+from lmkit.model.sharding import local
 from lmkit.runs import Run
 from lmkit.training.checkpoints import State
 from lmkit.training.job import Job
+from lmkit.training.optimizers import state_tensors
 
 WINDOW, ENOUGH, SIGMAS = 128, 32, 6.0
 SKIPS_IN_A_ROW = 3
@@ -68,6 +72,19 @@ def count(job: Job, run: Run, row: dict[str, Any], batches: list[Batch]) -> None
     if policy == "rollback":
         _roll_back(job, run, row["step"], SKIPS_IN_A_ROW)
     give_up(job, run, f"loss or gradient was not finite in {SKIPS_IN_A_ROW} steps in a row, up to {row['step']}")
+
+
+def check_finite(job: Job, run: Run) -> None:
+    """Raises Diverged where a weight or a moment is not finite: an update can overflow though loss and gradient do not.
+    All processes of a run call this together."""
+    names: dict[Tensor, str] = {p: n for n, p in job.model.named_parameters()}
+    tensors = {n: local(p.detach()) for p, n in names.items()}
+    tensors |= {n: local(t) for n, t in state_tensors(job.optimizers, names).items()}
+    # a sum is fast, and finite only where all it adds up is; finite numbers may overflow in it
+    bad = [n for n, t in tensors.items() if not math.isfinite(t.sum()) and not t.isfinite().all()]
+    if job.world.most(len(bad)):
+        where = f"{bad[0]} is" if bad else "a weight of another process is"
+        give_up(job, run, f"{where} not finite after step {job.state.step}; this step is not saved")
 
 
 def _roll_back(job: Job, run: Run, step: int, batches: int) -> None:

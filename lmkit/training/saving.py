@@ -12,8 +12,9 @@ from torch import Tensor
 
 from lmkit.display import note
 from lmkit.errors import OutOfMemory, StorageError, UserError
+from lmkit.files import write_atomic
 from lmkit.runs import Run
-from lmkit.training import checkpoints, shards
+from lmkit.training import checkpoints, guard, shards
 from lmkit.training.checkpoints import SHARDS, Piece
 from lmkit.training.job import Job
 from lmkit.training.step import out_of_memory
@@ -31,6 +32,7 @@ class Saver:
         self.thread = ThreadPoolExecutor(1) if job.recipe.checkpoint.asynchronous else None
         self.pending: Future[None] | None = None
         self.took = 0.0  # seconds, the last one
+        self.recipe = (run.path / "recipe.yaml").read_bytes() if job.world.first else b""
         self.best = self.saved_best = job.state.best  # of the checkpoint under way; of the last whole one
 
     def __enter__(self) -> Self:
@@ -50,9 +52,11 @@ class Saver:
                 self.thread.shutdown()
 
     def save(self, best: bool, last: bool) -> None:
-        """Of the job as it is now. Raises StorageError where this is the last one, or three in a row failed."""
+        """Of the job as it is now. Raises StorageError where this is the last one, or three in a row failed; Diverged
+        where a weight is not finite."""
         began, job = time.monotonic(), self.job
         self.finish(last=False)  # of the checkpoint before this one
+        guard.check_finite(job, self.run)
         self.best = job.state.best
         try:
             pieces, held = self._snapshot(copy=self.thread is not None)
@@ -73,9 +77,10 @@ class Saver:
 
     def _snapshot(self, copy: bool) -> tuple[list[Piece], dict[str, Tensor]]:
         job = self.job
-        return checkpoints.snapshot(
+        pieces, held = checkpoints.snapshot(
             job.model, job.optimizers, job.state, job.average, job.tokenizer, job.special, job.adapter, copy
         )
+        return [*pieces, lambda folder: write_atomic(folder / checkpoints.RECIPE, self.recipe)], held
 
     def finish(self, last: bool) -> None:
         """Wait for the checkpoint that is being written. Raises as `save` does."""

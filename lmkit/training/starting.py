@@ -11,6 +11,7 @@ from lmkit.display import note
 from lmkit.environment import read_environment
 from lmkit.errors import ModelError, UserError
 from lmkit.finetune_recipe import FinetuneRecipe
+from lmkit.manifest import replace_listed
 from lmkit.recipe import Recipe
 from lmkit.runs import Follower, Run, read_status
 from lmkit.text.tokenizer_files import load_tokenizer
@@ -50,9 +51,9 @@ def begin(job: Job, run: Run, facts: dict[str, str], files: Callable[[], list[En
     run.event("start", parameters=sum(job.model.num_parameters().values()))
 
 
-def take_up(job: Job, run: Run, facts: dict[str, str]) -> None:
+def take_up(job: Job, run: Run, facts: dict[str, str], accept_changes: bool = False) -> None:
     """A run where its newest whole checkpoint stands. Raises ModelError where what it reads is not what it was, or no
-    checkpoint is whole."""
+    checkpoint is whole; UserError where its recipe is not the one it was trained by, unless that is accepted."""
     world = job.world
     world.check_same(recipe=config.dump(job.recipe), **facts)
     before = read_environment(run.path)
@@ -64,13 +65,14 @@ def take_up(job: Job, run: Run, facts: dict[str, str]) -> None:
     newest = world.agree(run.newest_whole(note) if world.first else None)
     if newest is None:
         note(f"{run.path}: stopped before its first checkpoint; starting from step 0")
-    else:
+    _check_recipe(job, run, newest, accept_changes)
+    if newest is not None:
         job.state = checkpoints.read(newest, job.model, job.optimizers, job.average)
         if not (loop.is_over(job) and read_status(run.path).get("state") == "done"):
             _point_again(job, run, newest)
     if job.state.micro_batch and job.state.micro_batch[0] == job.recipe.train.micro_batch:
         job.use_micro_batch(job.state.micro_batch[1])  # memory was not enough for the recipe's
-    run.truncate_logs(job.state.step)
+    run.truncate_logs(job.state.step, note)
     run.event("resume", step=job.state.step, **({"killed": run.killed} if run.killed else {}))
     note(f"resuming {run.path} at step {job.state.step}")
 
@@ -84,14 +86,22 @@ def _point_again(job: Job, run: Run, newest: Path) -> None:
     run.point_again(newest, best)
 
 
-def changed_recipe(old: Recipe | FinetuneRecipe, new: Recipe | FinetuneRecipe, accept: bool, where: Path) -> list[str]:
-    """Say what another recipe would change in a run that goes on; returned, too. Raises UserError unless that is
-    harmless, or accepted."""
-    changes = config.differences(config.as_tree(old), config.as_tree(new))
+def _check_recipe(job: Job, run: Run, newest: Path | None, accept: bool) -> None:
+    """Compare with the recipe that lies in the newest checkpoint, which a person does not edit; checkpoints of older
+    versions have none. Raises UserError as `take_up` does."""
+    file = newest / checkpoints.RECIPE if newest else None
+    before = config.load(type(job.recipe), file if file and file.is_file() else run.path / "recipe.yaml")
+    changes = config.differences(config.as_tree(before), config.as_tree(job.recipe))
     if not changes:
-        return changes
-    told = f"{where}: the recipe changed since this run began\n  " + "\n  ".join(changes)
-    if accept or all(c.startswith(HARMLESS) for c in changes):
-        note(told)
-        return changes
-    raise UserError(f"{told}\n  → restore it, start a new run with --out, or --accept-changes")
+        return
+    lines = f"{run.path}: the recipe changed since this run began\n  " + "\n  ".join(changes)
+    if not accept and not all(change.startswith(HARMLESS) for change in changes):
+        way = "restore it, or start a new run with --out"
+        if isinstance(job.recipe, Recipe):
+            recipe = f"{run.path}/recipe.yaml"
+            way += f", or go on: lmkit pretrain {recipe} --resume {run.path} --accept-changes"
+        raise UserError(f"{lines}\n  → {way}")
+    note(lines)
+    run.event("recipe changed", step=int(newest.name.partition("-")[2]) if newest else 0, changes=changes)
+    if newest and file and file.is_file() and job.world.first:
+        replace_listed(newest, checkpoints.RECIPE, config.dump(job.recipe))  # a kill before the next one asks no more
