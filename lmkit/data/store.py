@@ -143,13 +143,14 @@ class TokenStore:
     def held(self) -> Self:
         """The store, which no `lmkit tokenize` makes anew as long as this process has it. Raises RunInUse where one is
         at it."""
+        busy = f"{self.path}: another process is making it anew\n  → wait for it, then run this again"
         try:
-            self._lock: IO[bytes] = lock(self.path, fcntl.LOCK_SH)
+            self._lock: IO[bytes] = lock(self.path, fcntl.LOCK_SH, busy)
             same = os.path.samestat(os.fstat(self._lock.fileno()), (self.path / MANIFEST).stat())
-        except (BlockingIOError, FileNotFoundError):
+        except FileNotFoundError:
             same = False
         if not same:
-            raise RunInUse(f"{self.path}: another process is making it anew\n  → wait for it, then run this again")
+            raise RunInUse(busy)
         return self
 
     def _damaged(self, what: str) -> DataError:
@@ -185,17 +186,24 @@ class TokenStore:
                 raise self._damaged(f"{name} is not what was written (its checksum differs)")
 
 
-def lock(path: Path, how: int) -> IO[bytes]:
-    """The manifest of a store, locked until it is closed. Raises BlockingIOError."""
+def lock(path: Path, how: int, busy: str) -> IO[bytes]:
+    """The manifest of a store, locked until it is closed. Raises RunInUse, with the text `busy`."""
     file = (path / MANIFEST).open("rb")
     try:
         fcntl.flock(file, how | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise
+        raise RunInUse(busy) from None
     except OSError:
         pass  # a file system without locks
     return file
+
+
+def unmake(path: Path, busy: str) -> None:
+    """Take away the manifest, so that a kill from here on leaves no store that seems whole. Raises RunInUse, with the
+    text `busy`, where a process has it `held`."""
+    with lock(path, fcntl.LOCK_EX, busy):
+        (path / MANIFEST).unlink()
 
 
 def is_store(path: Path | str) -> bool:

@@ -24,10 +24,10 @@ from lmkit.data.inputs import Document, Input, Pairing, Problems, list_inputs
 from lmkit.data.parallel import read_pairs
 from lmkit.data.readers import read_documents
 from lmkit.data.shards import Batch, ShardWriter
-from lmkit.data.store import FORMAT, MANIFEST, SPLITS, TokenStore, lock
+from lmkit.data.store import FORMAT, MANIFEST, SPLITS, TokenStore, unmake
 from lmkit.display import Meter, note
 from lmkit.environment import usable_cores
-from lmkit.errors import DataError, RunInUse, StorageError, UserError
+from lmkit.errors import DataError, StorageError, UserError
 from lmkit.files import disk_error, fsync_directory, sha256, write_atomic, write_json
 from lmkit.recipe import DataConfig, TokenizerConfig
 from lmkit.text.tokenizer import Tokenizer, read_object
@@ -147,9 +147,8 @@ class _Job:
         before = manifest["inputs"]
         if manifest["plan"]["settings"] != plan["settings"] or [i["size"] for i in before] != [i.size for i in items]:
             return False
-        return all(
-            i.kind != "hub" and old["sha256"] == sha256(Path(i.name)) for i, old in zip(items, before, strict=True)
-        )
+        pairs = zip(items, before, strict=True)
+        return all(i.kind != "hub" and old["sha256"] == sha256(Path(i.name)) for i, old in pairs)
 
     def _prepare(self, plan: dict[str, Any]) -> None:
         """A folder that holds finished units of this plan, or nothing."""
@@ -160,16 +159,9 @@ class _Job:
             note(f"{self.out}: continuing after {len(list(self.out.glob('unit-*.json')))} finished parts")
             return
         if (self.out / MANIFEST).is_file():
-            try:
-                reading = lock(self.out, fcntl.LOCK_EX)
-            except BlockingIOError:
-                raise RunInUse(
-                    f"{self.out}: inputs or settings have changed, and a run reads the tokens that are there\n"
-                    "  → wait for it, or choose another folder with --out"
-                ) from None
-            with reading:
-                note(f"{self.out}: inputs or settings have changed, making it anew")
-                (self.out / MANIFEST).unlink()  # first, so that a kill from here on leaves no store that seems whole
+            why = f"{self.out}: inputs or settings have changed, "
+            unmake(self.out, why + "and a run reads the tokens\n  → wait for it, or choose another folder")
+            note(why + "making it anew")
         for path in [path for pattern in OWN_FILES for path in self.out.glob(pattern)]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         write_json(self.out / "plan.json", plan)
@@ -276,7 +268,7 @@ class _Job:
             "inputs": inputs,
             "plan": plan,
         }
-        fsync_directory(self.out)
+        fsync_directory(self.out)  # the shards, before what says that they are there
         write_json(self.out / MANIFEST, manifest)
         fsync_directory(self.out)
 

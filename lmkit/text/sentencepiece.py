@@ -76,18 +76,19 @@ def as_library(model: bytes, name: str) -> "Backend":
     return backend
 
 
-def vocabulary_of(spec: Spec, kind: str, settings: Mapping[str, Any]) -> Vocabulary:
+def vocabulary_of(spec: Spec, kind: str, settings: Mapping[str, Any], sentinels: int) -> Vocabulary:
     """What a tokenizer class takes from a model file; T5's sentinels stand behind its pieces, the last one first.
 
-    kind: Unigram or BPE, as the class reads it. Raises ModelError for a model of the other kind."""
+    kind: Unigram or BPE, as the class reads it. sentinels: how many there are. Raises ModelError for a model of the
+    other kind."""
     if spec.model_type != (1 if kind == "Unigram" else 2):
         raise ModelError(f"its sentencepiece model is no {kind} model, as its tokenizer_class reads")
     if kind == "BPE":
         ids = {text: i for i, (text, _, _) in enumerate(spec.pieces)}
-        return Vocabulary(ids, merges=_merges(spec), settings=settings)
+        whole = [text for text, _, kind in spec.pieces if kind == USER]
+        return Vocabulary(ids, merges=_merges(spec, (NORMAL, USER)), whole=whole, settings=settings)
     scored = [(text, float(f"{score:.9g}")) for text, score, _ in spec.pieces]
-    if "T5" in str(settings.get("tokenizer_class", "T5")):
-        scored += [(f"<extra_id_{i}>", 0.0) for i in reversed(range(int(settings.get("extra_ids", 100))))]
+    scored += [(f"<extra_id_{i}>", 0.0) for i in reversed(range(sentinels))]
     return Vocabulary(scored=scored, charsmap=spec.charsmap, settings=settings)
 
 
@@ -103,7 +104,9 @@ def _build(spec: Spec) -> "Backend":
         vocabulary = {text: i for i, (text, _, _) in enumerate(spec.pieces)}
         unk = spec.pieces[unk_id][0]
         backend = Tokenizer(
-            models.BPE(vocabulary, _merges(spec), unk_token=unk, fuse_unk=True, byte_fallback=spec.byte_fallback)
+            models.BPE(
+                vocabulary, _merges(spec, (NORMAL,)), unk_token=unk, fuse_unk=True, byte_fallback=spec.byte_fallback
+            )
         )
     steps: list[normalizers.Normalizer] = [normalizers.Precompiled(spec.charsmap)] if spec.charsmap else []
     if spec.remove_extra_whitespaces:
@@ -131,9 +134,11 @@ def _split_patterns(spec: Spec) -> Iterator[str]:
         yield "|".join([r"<(?=0x[0-9A-F]{2}>)", cuts_inside(hidden)])
 
 
-def _merges(spec: Spec) -> list[tuple[str, str]]:
-    """Every way to make a piece of two others; sentencepiece makes the piece of the highest score first."""
-    usable = {text: (-score, i) for i, (text, score, kind) in enumerate(spec.pieces) if kind == NORMAL}
+def _merges(spec: Spec, kinds: tuple[int, ...]) -> list[tuple[str, str]]:
+    """Every way to make a piece of two others; sentencepiece makes the piece of the highest score first.
+
+    kinds: of pieces. transformers makes those that users defined too, which the library only finds whole."""
+    usable = {text: (-score, i) for i, (text, score, kind) in enumerate(spec.pieces) if kind in kinds}
     merges = []
     for text, rank in usable.items():
         for cut in range(1, len(text)):

@@ -27,6 +27,7 @@ class Vocabulary:
         default_factory=list
     )  # of Unigram instead: pieces in the order of their ids
     merges: list[tuple[str, str]] = field(default_factory=list)
+    whole: list[str] = field(default_factory=list)  # pieces that sentencepiece finds in text before anything else
     charsmap: bytes = b""  # sentencepiece's table of normalisations
     settings: Mapping[str, Any] = field(default_factory=dict)  # tokenizer_config.json
 
@@ -87,9 +88,11 @@ def _qwen2(vocabulary: Vocabulary, roles: Mapping[str, str]) -> "Backend":
 
 
 def _bpe(vocabulary: Vocabulary, **options: Any) -> "Backend":
-    from tokenizers import Tokenizer, models
+    from tokenizers import AddedToken, Tokenizer, models
 
-    return Tokenizer(models.BPE(dict(vocabulary.ids), vocabulary.merges, **options))
+    backend = Tokenizer(models.BPE(dict(vocabulary.ids), vocabulary.merges, **options))
+    backend.add_tokens([AddedToken(token, normalized=False, special=False) for token in vocabulary.whole])
+    return backend
 
 
 def _llama(vocabulary: Vocabulary, roles: Mapping[str, str]) -> "Backend":
@@ -196,7 +199,7 @@ CLASSES: dict[str, TokenizerClass] = {
     "BertTokenizer": TokenizerClass("WordPiece", _wordpiece, _BERT, _BERT_FRAME, ("cls", "sep")),
     "GPT2Tokenizer": TokenizerClass("BPE", _byte_level, dict.fromkeys(("unk", "bos", "eos"), "<|endoftext|>")),
     "RobertaTokenizer": TokenizerClass("BPE", _byte_level, _ROBERTA, _roberta_frame, ("cls", "sep")),
-    "Qwen2Tokenizer": TokenizerClass("BPE", _qwen2, dict.fromkeys(("unk", "eos", "pad"), "<|endoftext|>")),
+    "Qwen2Tokenizer": TokenizerClass("BPE", _qwen2, dict.fromkeys(("eos", "pad"), "<|endoftext|>")),
     "LlamaTokenizer": TokenizerClass("BPE", _llama, _LLAMA),
     "GemmaTokenizer": TokenizerClass(
         "BPE", _gemma, {"unk": "<unk>", "bos": "<bos>", "eos": "<eos>", "pad": "<pad>", "mask": "<mask>"}

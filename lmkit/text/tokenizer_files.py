@@ -35,13 +35,33 @@ GENERAL = ("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend"
 SAME_RULES = {
     "ElectraTokenizer": "BertTokenizer", "DistilBertTokenizer": "BertTokenizer", "BartTokenizer": "RobertaTokenizer",
 }  # fmt: skip
-# The class of a folder that names none, by the model_type in its config.json.
+# The class of a folder that names none, by the model_type in its config.json, as transformers 5 has it.
 CLASS_OF_MODEL = {
-    "bert": "BertTokenizer", "electra": "BertTokenizer", "distilbert": "BertTokenizer", "albert": "AlbertTokenizer",
-    "roberta": "RobertaTokenizer", "bart": "RobertaTokenizer", "gpt2": "GPT2Tokenizer", "qwen3": "Qwen2Tokenizer",
-    "t5": "T5Tokenizer", "mbart": "MBartTokenizer",
-}  # fmt: skip
-GENERAL_MODELS = ("modernbert", "mistral")  # whatever class they name
+    model_type: name
+    for name, model_types in {
+        "AlbertTokenizer": "albert yoso",
+        "BertTokenizer": "bert convbert distilbert electra ernie layoutlm megatron-bert nezha nomic_bert qdqbert realm "
+        "retribert squeezebert visual_bert",
+        "GPT2Tokenizer": "codegen dbrx gpt2 gpt_neo gptj jais2 opt phi starcoder2",
+        "GemmaTokenizer": "gemma gemma2 gemma3 gemma3_text gemma3n gemma3n_text recurrent_gemma shieldgemma2 t5gemma",
+        "MBartTokenizer": "mbart",
+        "Qwen2Tokenizer": "qwen2 qwen2_moe qwen3 qwen3_moe qwen3_next",
+        "RobertaTokenizer": "bart data2vec-text ibert lilt longformer mega mra roberta roberta-prelayernorm",
+        "T5Tokenizer": "mt5 switch_transformers t5",
+        "XLMRobertaTokenizer": "gte jina_embeddings_v3 xlm-roberta xmod",
+    }.items()
+    for model_type in model_types.split()
+}
+# Models whose tokenizer.json holds all rules, whatever class their folder names.
+GENERAL_MODELS = {
+    *("arctic", "bigbird_pegasus", "ernie4_5", "ernie4_5_moe", "flex_olmo", "glm", "glm4", "glm4_moe", "gpt_bigcode"),
+    *("granite", "granitemoe", "granitemoehybrid", "internlm2", "internlm3", "jamba", "minicpm3", "minimax_m2"),
+    *("ministral", "ministral3", "mistral", "mistral3", "mixtral", "modernbert", "modernbert-decoder", "nemotron"),
+    *("nystromformer", "olmo2", "olmo3", "olmo_hybrid", "persimmon", "phi3", "phimoe", "smolvlm", "stablelm", "umt5"),
+    "xlm-roberta-xl",
+}
+# The same where their folder names no class; of others it is not known here.
+NO_CLASS = ("", "llama", "nanochat", "smollm3", "deepseek_v2", "deepseek_v3", "exaone4", "apertus", "lfm2", "hunyuan")
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:
@@ -87,8 +107,15 @@ def _from_folder(folder: Path, file: Path) -> Tokenizer:
     name = _class_of(folder, definition)
     if not name and file.name.startswith("vocab."):
         name = "BertTokenizer" if file.name == "vocab.txt" else "GPT2Tokenizer"
+    if not name and file.suffix == ".model" and any((folder / other).is_file() for other in (CONFIG, "config.json")):
+        raise ModelError(
+            f"{folder}: it names no tokenizer_class that says how {file.name} is read\n"
+            f"  → name it in {CONFIG}, like LlamaTokenizer or T5Tokenizer; or name {file.name} itself, for the ids that"
+            " sentencepiece gives"
+        )
     rules = CLASSES.get(name)
-    roles = (dict(rules.roles) if rules else {}) | _named_roles(folder, settings)
+    usual = {role: token for role, token in rules.roles.items() if f"{role}_token" not in settings} if rules else {}
+    roles = usual | _named_roles(folder, settings)
     if rules:
         vocabulary = _vocabulary(file, definition, name, rules, settings)
         backend = _built(rules, vocabulary, roles, folder)
@@ -107,7 +134,9 @@ def _from_folder(folder: Path, file: Path) -> Tokenizer:
         _add_ends(backend, settings, special)
     else:
         add_post_processor(backend, special)
-    return Tokenizer(backend, special, ({"tokenizer_class": name} if rules else {}) | settings)
+    # what holds in this folder has to hold where it is saved, beside another config.json or none
+    own = {"tokenizer_class": name} | settings if rules else settings | {"tokenizer_class": GENERAL[0]}
+    return Tokenizer(backend, special, own)
 
 
 def _class_of(folder: Path, definition: Mapping[str, Any]) -> str:
@@ -118,6 +147,11 @@ def _class_of(folder: Path, definition: Mapping[str, Any]) -> str:
     model_type = config.get("model_type")
     named = read_object(folder / CONFIG).get("tokenizer_class") or config.get("tokenizer_class")
     name = str(named or CLASS_OF_MODEL.get(str(model_type), ""))
+    if not name and str(model_type or "") not in (*NO_CLASS, *GENERAL_MODELS):
+        raise ModelError(
+            f"{folder}: it names no tokenizer_class, and lmkit does not know that of its model_type `{model_type}`\n"
+            f"  → name it in {CONFIG}; PreTrainedTokenizerFast where a tokenizer.json holds all rules"
+        )
     name = name if name in GENERAL else name.removesuffix("Fast")
     if not name or name in GENERAL or model_type in GENERAL_MODELS:
         return ""
@@ -148,7 +182,12 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 def _definition(file: Path) -> dict[str, Any]:
     _backend(file)  # says what is wrong with a damaged one
-    return json.loads(file.read_bytes())
+    definition = json.loads(file.read_bytes())
+    if dropout := definition["model"].get("dropout"):
+        raise ModelError(
+            f"{file}: its model has dropout={dropout}, so a text has other ids each time\n  → set it to null"
+        )
+    return definition
 
 
 def _backend(file: Path) -> "Backend":
@@ -173,13 +212,17 @@ def _vocabulary(
     from tokenizers import models
 
     try:
+        needed = {"vocab.json": "BPE", "vocab.txt": "WordPiece"}.get(file.name, rules.model)
+        if needed != rules.model:
+            raise ModelError(f"{file}: is of a {needed} model, and its tokenizer_class {name} reads {rules.model}")
         if file.name == "vocab.json":
             ids, pairs = models.BPE.read_file(str(file), str(file.with_name("merges.txt")))
             return Vocabulary(ids, merges=pairs, settings=settings)
         if file.name == "vocab.txt":
             return Vocabulary(models.WordPiece.read_file(str(file)), settings=settings)
         if file.suffix == ".model":
-            return vocabulary_of(read_model(_read(file), str(file)), rules.model, settings)
+            sentinels = int(settings.get("extra_ids", 100)) if name == "T5Tokenizer" else 0
+            return vocabulary_of(read_model(_read(file), str(file)), rules.model, settings, sentinels)
     except ModelError:
         raise
     except Exception as error:  # tokenizers raises bare Exception for any damage
@@ -193,7 +236,7 @@ def _vocabulary(
     steps = definition["normalizer"] or {}
     tables = (step.get("precompiled_charsmap") for step in steps.get("normalizers", [steps]))
     charsmap = base64.b64decode(next(filter(None, tables), ""))
-    return Vocabulary({} if scored else model["vocab"], scored, merges, charsmap, settings)
+    return Vocabulary({} if scored else model["vocab"], scored, merges, charsmap=charsmap, settings=settings)
 
 
 def _built(rules: TokenizerClass, vocabulary: Vocabulary, roles: Mapping[str, str], folder: Path) -> "Backend":

@@ -203,8 +203,83 @@ def test_the_way_out_of_a_refused_class_works(tmp_path: Path) -> None:
     same_as_transformers(settings_of(tmp_path, tokenizer_class="PreTrainedTokenizerFast"))
 
 
-def test_the_class_follows_from_the_model_where_none_is_named(tmp_path: Path) -> None:
-    wordpiece_files(tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    settings_of(tmp_path, do_lower_case=False)
+OF_MODELS = ["bert", "electra", "longformer", "qwen2", "opt", "mt5", "albert", "mixtral", "modernbert"]
+
+
+@pytest.mark.parametrize("model_type", OF_MODELS)
+def test_the_class_follows_from_the_model_where_none_is_named(model_type: str, tmp_path: Path) -> None:
+    """What is saved, which may lie beside no config.json, is read the same: it names the class."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    if model_type in ("bert", "electra", "modernbert"):
+        wordpiece_files(tmp_path)
+        settings_of(tmp_path, do_lower_case=False)
+    elif model_type in ("mt5", "albert"):
+        first = ["<pad>", "</s>"] if model_type == "mt5" else ["<pad>"]
+        control = first if model_type == "mt5" else [*first, "[CLS]", "[SEP]", "[MASK]"]
+        sentencepiece_file(
+            tmp_path / "spiece.model", "unigram", [c for c in control if c != "<pad>"], pad_piece="<pad>"
+        )
+        move_unknown(tmp_path / "spiece.model", 2 if model_type == "mt5" else 1, first)
+        settings_of(tmp_path)
+    else:
+        bpe_files(tmp_path, ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<|endoftext|>"])
+        settings_of(tmp_path, eos_token="</s>", unk_token="<unk>", bos_token="<s>", pad_token="<pad>")
+    if model_type in ("mixtral", "modernbert"):  # whose files hold all rules, whatever class they name
+        named = "BertTokenizer" if model_type == "modernbert" else "GPT2Tokenizer"
+        files = ("vocab.txt", "vocab.json", "merges.txt", "config.json")
+        kept = {name: (tmp_path / name).read_bytes() for name in files if (tmp_path / name).exists()}
+        (tmp_path / "config.json").unlink()
+        AutoTokenizer.from_pretrained(settings_of(tmp_path, tokenizer_class=named)).backend_tokenizer.save(
+            str(tmp_path / "tokenizer.json")
+        )
+        for name in kept:
+            (tmp_path / name).unlink(missing_ok=True)
+        definition = json.loads((tmp_path / "tokenizer.json").read_text())
+        definition["normalizer"] = {"type": "Lowercase"}  # which neither class has
+        (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
+        (tmp_path / "config.json").write_bytes(kept["config.json"])
     same_as_transformers(tmp_path)
+
+
+@pytest.mark.parametrize("model_type", ["mpnet", "xlnet", "gpt_neox", "pegasus", "no_such_model"])
+def test_a_model_whose_class_is_not_known_is_refused_where_none_is_named(model_type: str, tmp_path: Path) -> None:
+    bpe_files(tmp_path, ["<s>"])
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(ModelError, match=f"(?s)model_type `{model_type}`.*name it in tokenizer_config.json"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_model_file_is_read_by_a_class_or_by_itself(tmp_path: Path) -> None:
+    """transformers reads the .model of a folder without a class in a way that is neither Llama's nor the library's."""
+    sentencepiece_file(tmp_path / "tokenizer.model", "bpe", [])
+    library = sentencepiece.SentencePieceProcessor(str(tmp_path / "tokenizer.model"))
+    assert load_tokenizer(tmp_path / "tokenizer.model").encode("Emma was") == library.encode("Emma was")
+    with pytest.raises(ModelError, match=r"(?s)names no tokenizer_class.*LlamaTokenizer.*tokenizer.model itself"):
+        load_tokenizer(settings_of(tmp_path, bos_token="<s>"))
+
+
+@pytest.mark.parametrize("cls", ["LlamaTokenizer", "GemmaTokenizer"])
+def test_pieces_that_users_defined_are_found_before_all_others(cls: str, tmp_path: Path) -> None:
+    control = ["<s>", "</s>"] if cls == "LlamaTokenizer" else ["<pad>", "<eos>", "<bos>", "<mask>"]
+    own = {"user_defined_symbols": ["<drug>", "▁▁", "\n\n"], "byte_fallback": True, "remove_extra_whitespaces": False}
+    sentencepiece_file(tmp_path / "tokenizer.model", "bpe", control, **own)
+    odd = [text for text in ODD if not set(text) & set("½ﬁＡ")]
+    same_as_transformers(settings_of(tmp_path, tokenizer_class=cls), [*odd, "a  b\n\nc", "x<drug>y"])
+
+
+def test_a_role_that_is_none_is_none(tmp_path: Path) -> None:
+    bpe_files(tmp_path, ["<|endoftext|>"])
+    settings_of(tmp_path, tokenizer_class="GPT2Tokenizer", unk_token=None)
+    assert load_tokenizer(tmp_path).unk_id is None is AutoTokenizer.from_pretrained(tmp_path).unk_token_id
+
+
+def test_random_ids_are_refused(tmp_path: Path) -> None:
+    bpe_files(tmp_path, ["<s>"])
+    AutoTokenizer.from_pretrained(settings_of(tmp_path, tokenizer_class="GPT2Tokenizer")).save_pretrained(
+        tmp_path / "a"
+    )
+    definition = json.loads((tmp_path / "a/tokenizer.json").read_text())
+    definition["model"]["dropout"] = 0.1
+    (tmp_path / "a/tokenizer.json").write_text(json.dumps(definition))
+    with pytest.raises(ModelError, match=r"dropout=0\.1"):
+        load_tokenizer(tmp_path / "a")
