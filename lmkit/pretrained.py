@@ -172,7 +172,8 @@ class Pretrained:
         """What generation_config.json allows to be written; never an id without a token. Raises ModelError."""
         size = self.config.vocab_size
         unused = self.tokenizer.unused_ids(size) if self.tokenizer else ()
-        return rules_of(self.writing_settings, self.eos, size, unused, str(self.folder))
+        forced = {"forced_bos_token_id": self.special.get("forced_bos_token_id")}
+        return rules_of(self.writing_settings | forced, self.eos, size, unused, str(self.folder))
 
     def generate(self, prompts: list[str], samples: int = 1, **options: Any) -> list[Completion]:
         """`samples` completions of each prompt, in order; of an encoder-decoder, texts written from each source.

@@ -21,7 +21,8 @@ class Rules:
 
     never: tuple[int, ...] = ()  # tokens that are not written (suppress_tokens; bad_words_ids)
     bad_words: tuple[tuple[int, ...], ...] = ()  # of several tokens, not written as a whole (bad_words_ids)
-    never_first: tuple[int, ...] = ()  # not as the first new token (begin_suppress_tokens)
+    never_first: tuple[int, ...] = ()  # not as the first new token that is free (begin_suppress_tokens)
+    first_forced: bool = False  # the first new token is not free (forced_bos_token_id)
     ends: tuple[int, ...] = ()  # not before a text has the least length (eos_token_id)
     min_length: int = 0
     min_new_tokens: int = 0
@@ -41,7 +42,7 @@ class Rules:
         for row, (text, new) in enumerate(zip(texts, written, strict=True)):
             if len(text) < self.min_length or len(new) < self.min_new_tokens:
                 banned[row, list(self.ends)] = True
-            if not new:
+            if len(new) == int(self.first_forced):
                 banned[row, list(self.never_first)] = True
             banned[row, [*self._repeats(text), *self._completed(text)]] = True
         scores = scores.masked_fill(banned, -math.inf)
@@ -107,7 +108,8 @@ def rules_of(
     return Rules(
         never=inside([*unused, *tokens["suppress_tokens"], *(w[0] for w in words if len(w) == 1 and w[0] not in eos)]),
         bad_words=tuple(w for w in words if len(w) > 1 and w[-1] < vocab_size),
-        never_first=inside(tokens["begin_suppress_tokens"]), ends=inside(sorted(eos)), **counts,
+        never_first=inside(tokens["begin_suppress_tokens"]),
+        first_forced=config.get("forced_bos_token_id") is not None, ends=inside(sorted(eos)), **counts,
         forced_last=next(iter(inside(forced)), None),
     )  # fmt: skip
 

@@ -74,9 +74,11 @@ class ChatLearner:
             rows += [i] * len(kept)
         self._tell(lost, ignored, cut, len(table.rows))
         if table.rows and not pieces:
-            advice = "task.template=chatml, or other data"
-            if not refused:
-                advice = "a larger data.max_length, a task.template that writes all of it, or other data"
+            advice = "a larger data.max_length, a task.template that writes all of it, or other data"
+            if any(message.get("tool_calls") for row in table.rows for message in row["messages"]):
+                advice = "a task.template that writes calls of tools, or other data"
+            elif refused:
+                advice = "task.template=chatml, or other data"
             raise DataError(f"no conversation is left of {len(table.rows):,}{refused}\n  → {advice}")
         length = min(self.max_length, sum(len(tokens) for tokens, _ in pieces))
         packed = pack_rows(pieces, length, self.chat.tokenizer.pad_id or 0) if pieces else []

@@ -3,19 +3,21 @@
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from lmkit.display import note
 from lmkit.downstream import (
     AnswerConfig,
     ChatConfig,
     ClassifyConfig,
     DownstreamConfig,
-    LengthPenalty,
     QAConfig,
     SummarizeConfig,
     TagConfig,
     TranslateConfig,
 )  # fmt: skip
-from lmkit.errors import UserError
+from lmkit.errors import ModelError, UserError
+from lmkit.generation.rules import GENERATION_CONFIG
 from lmkit.manifest import MANIFEST
 from lmkit.model.peft_format import config_and_head
 from lmkit.pretrained import Pretrained, load, say_not_followed
@@ -110,11 +112,17 @@ def _as_configured(task: TranslateConfig | SummarizeConfig, loaded: Pretrained) 
     """How generation_config.json of a folder that is no run says that texts are written; what it leaves open stays."""
     settings = loaded.writing_settings
     longest = settings.get("max_new_tokens")
-    if longest is None and loaded.opening and settings.get("max_length"):
+    if longest is None and loaded.opening and isinstance(settings.get("max_length"), int):
         longest = settings["max_length"] - 1  # it counts the token that the decoder starts from
     changes: dict[str, Any] = {"beam": settings.get("num_beams"), "max_new_tokens": longest}
     if settings.get("length_penalty") is not None:
-        changes["length_penalty"] = LengthPenalty(kind="average", alpha=settings["length_penalty"])
-    followed = ("num_beams", "max_new_tokens", "length_penalty", "early_stopping")
-    say_not_followed(loaded, (*followed, "max_length") if loaded.opening else followed)
-    return task.model_copy(update={key: value for key, value in changes.items() if value is not None})
+        changes["length_penalty"] = {"kind": "average", "alpha": settings["length_penalty"]}
+    followed = ["num_beams", "max_new_tokens", "length_penalty", *(["max_length"] if loaded.opening else [])]
+    if isinstance(settings.get("early_stopping"), bool):
+        followed.append("early_stopping")
+    say_not_followed(loaded, followed)
+    try:
+        return type(task)(**task.model_dump() | {key: value for key, value in changes.items() if value is not None})
+    except ValidationError as e:
+        wrong = "; ".join(f"{error['loc'][0]}: {error['input']!r}: {error['msg']}" for error in e.errors())
+        raise ModelError(f"{loaded.folder}/{GENERATION_CONFIG}: {wrong}") from None

@@ -1,6 +1,6 @@
 """A fine-tuning recipe and its tables -> a job for the loop, and the solver that scores it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,13 @@ def build_finetuning(
     if recipe.freeze:
         freeze(model, recipe.freeze)
     some = limit(held_out, recipe.evaluate.rows, seed=0)
-    rows, held = solver.examples(train), solver.examples(some)
+    rows = solver.examples(train)
+    try:
+        held = solver.examples(some)
+    except DataError as e:  # that rows held out cannot be read, as by a chat template, is no reason not to learn
+        note(f"nothing is held out: {e}")
+        held_out = some = replace(held_out, rows=[], places=[])
+        held = []
     if not rows:
         raise DataError(f"none of the {len(train.rows):,} training rows can be learnt\n  → a larger data.max_length")
     some_rows = rows[:: max(1, len(rows) // 1000)]

@@ -10,6 +10,8 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoTokenizer
 
 import lmkit
 from lmkit.data.inputs import Problems
@@ -17,6 +19,7 @@ from lmkit.generation.engine import generate
 from lmkit.generation.prompts import prompt_ids, source_ids
 from lmkit.generation.sampling import SamplingConfig
 from lmkit.runs import read_jsonl
+from lmkit.text.tokenizer_files import load_tokenizer
 from tests.generation.folders import encoder_folder, llama_folder, seq2seq_folder
 
 CONTEXT = 48
@@ -271,3 +274,40 @@ def test_problems_are_merged_with_their_first_places():
     for part in parts:
         total.merge(part)
     assert total.counts == {"odd": 100} and len(total.examples["odd"]) == 5
+
+
+WRONG = [("num_beams", 0), ("num_beams", "many"), ("length_penalty", "a"), ("max_new_tokens", 0), ("min_length", "x")]
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG, ids=str)
+def test_a_generation_config_of_the_wrong_types_is_named(key, value, tmp_path, lmkit_):
+    seq2seq_folder(tmp_path / "m", "bart")
+    file = tmp_path / "m/generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    (tmp_path / "source.txt").write_text("the quick brown fox\n")
+    shown = lmkit_("predict", tmp_path / "m", "--task", "translate", "--data", tmp_path / "source.txt")
+    assert shown.code == 4 and "generation_config.json: " in shown.err and repr(value) in shown.err, shown
+
+
+@pytest.mark.parametrize(("on", "said"), [
+    ({"early_stopping": "never"}, "not followed here: early_stopping=never"),
+    ({"forced_bos_token_id": 9, "begin_suppress_tokens": [*range(10, 200)]}, ""),
+    ({"forced_bos_token_id": 9, "begin_suppress_tokens": [9]}, ""),
+], ids=lambda x: str(x)[:40])  # fmt: skip
+def test_the_start_of_a_text_is_forced_before_its_first_token_is_chosen(on, said, tmp_path, lmkit_):
+    theirs = seq2seq_folder(tmp_path / "m", "bart")
+    file = tmp_path / "m/generation_config.json"
+    settings = json.loads(file.read_text()) | {"num_beams": 2, "max_new_tokens": 9, "eos_token_id": 1} | on
+    file.write_text(json.dumps(settings))
+    sources = ["the quick brown fox", "over the lazy dog", "jumps"]
+    (tmp_path / "source.txt").write_text("\n".join(sources))
+    shown = lmkit_("predict", tmp_path / "m", "--task", "translate", "--data", tmp_path / "source.txt")
+    assert shown.code == 0 and said in shown.err
+    if said:
+        return
+    words, model = AutoTokenizer.from_pretrained(tmp_path / "m"), type(theirs).from_pretrained(tmp_path / "m")
+    frame = load_tokenizer(tmp_path / "m").document_frame
+    for source, line in zip(sources, shown.out.splitlines(), strict=True):
+        ids = [*frame[0], *words(source, add_special_tokens=False).input_ids, *frame[1]]
+        written = model.generate(torch.tensor([ids]))[0]
+        assert json.loads(line)["text"] == words.decode(written, skip_special_tokens=True).strip()

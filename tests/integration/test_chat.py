@@ -179,3 +179,20 @@ def test_what_cannot_chat_says_so(taught, tmp_path):
         lmkit_("finetune", "model={family: bert, hidden_size: 32, num_layers: 1, num_heads: 2}", *data)
     with pytest.raises(UserError, match="lora leaves embeddings"):
         lmkit_("finetune", "lora={rank: 2}", "--model", str(taught / "base"), *data)
+
+
+def test_held_out_conversations_that_a_template_refuses_end_no_run(taught, tmp_path):
+    """Their template wants turns to alternate: what is learnt does, what is held out does not."""
+    strict = (
+        "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('alternate') }}"
+    )
+    strict += "{% endif %}{{ '<|im_start|>' + m.role + ' ' + m.content + '<|im_end|>' }}{% endfor %}"
+    (tmp_path / "strict.jinja").write_text(strict)
+    twice = [[{"role": "user", "content": "again"}, *talk] for talk in TALKS[:2]]
+    (tmp_path / "twice.jsonl").write_text("".join(json.dumps({"messages": t}) + "\n" for t in twice))
+    got = CliRunner().invoke(app, ["finetune", "--task", "chat", "--model", str(taught / "base"), "--data", str(taught / "talks.jsonl"),
+           "--validation", str(tmp_path / "twice.jsonl"), "--out", str(tmp_path / "run"), "train.budget=2 steps",
+           f"task.template={tmp_path / 'strict.jinja'}"])  # fmt: skip
+    assert got.exit_code == 0 and "nothing is held out: no conversation is left of 2" in got.stderr
+    assert "alternate" in got.stderr
+    assert lmkit.load(tmp_path / "run").config.family == "llama"
