@@ -190,7 +190,8 @@ def test_held_out_conversations_that_a_template_refuses_end_no_run(taught, tmp_p
     (tmp_path / "strict.jinja").write_text(strict)
     twice = [[{"role": "user", "content": "again"}, *talk] for talk in TALKS[:2]]
     (tmp_path / "twice.jsonl").write_text("".join(json.dumps({"messages": t}) + "\n" for t in twice))
-    got = CliRunner().invoke(app, ["finetune", "--task", "chat", "--model", str(taught / "base"), "--data", str(taught / "talks.jsonl"),
+    got = CliRunner().invoke(app, [
+           "finetune", "--task", "chat", "--model", str(taught / "base"), "--data", str(taught / "talks.jsonl"),
            "--validation", str(tmp_path / "twice.jsonl"), "--out", str(tmp_path / "run"), "train.budget=2 steps",
            f"task.template={tmp_path / 'strict.jinja'}"])  # fmt: skip
     assert got.exit_code == 0 and "nothing is held out: no conversation is left of 2" in got.stderr
