@@ -55,9 +55,11 @@ class ModelConfig(BaseModel):
 
     family: FamilyName = Field(description="Whose architecture; transformers loads the checkpoint as that.")
     stacks: Literal["decoder", "encoder", "encoder_decoder"] = Field("decoder", description="What it is made of.")
-    vocab_size: Count = Field(0, ge=0, description="Rows of the embedding; 0: the tokenizer's size, rounded up to 64.")
+    vocab_size: Count = Field(
+        0, ge=0, le=10**8, description="Rows of the embedding; 0: the tokenizer's size, rounded up to 64."
+    )
     hidden_size: Count = Field(ge=1, description="Width of the residual stream.")
-    num_layers: Count = Field(ge=1, description="Blocks; beside a decoder, those of the encoder.")
+    num_layers: Count = Field(ge=1, le=10_000, description="Blocks; beside a decoder, those of the encoder.")
     num_heads: Count = Field(ge=1, description="Query heads.")
     num_kv_heads: Count = Field(
         ge=1, description="Key and value heads; fewer than num_heads is grouped-query attention."
@@ -65,7 +67,7 @@ class ModelConfig(BaseModel):
     head_dim: Count = Field(ge=1, description="Width of one head.")
     intermediate_size: Count = Field(ge=1, description="Width inside the feed-forward layer.")
     context: Count = Field(ge=2, description="Longest sequence in tokens.")
-    num_decoder_layers: Count = Field(0, ge=0, description="Blocks of a decoder beside an encoder.")
+    num_decoder_layers: Count = Field(0, ge=0, le=10_000, description="Blocks of a decoder beside an encoder.")
     decoder_num_heads: Count = Field(0, ge=0, description="Query heads of that decoder; 0: num_heads.")
     decoder_intermediate_size: Count = Field(0, ge=0, description="Its feed-forward width; 0: intermediate_size.")
 

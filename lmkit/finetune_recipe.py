@@ -106,7 +106,7 @@ def flags(task: str | None, model: str | None, data: list[str] | None, validatio
         "data.train": sources,
         "data.validation": float(validation) if share and validation else validation,
     }
-    return [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in named.items() if value is not None]
 
 
 def expand(tree: dict[str, Any]) -> dict[str, Any]:

@@ -86,6 +86,9 @@ class GroupRule(Section):
     weight_decay: float | None = Field(None, ge=0, description="Replaces their weight decay; None: keep.")
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerConfig(Section):
     name: Literal["muon", "adamw", "adamw_rms", "adam", "sgd", "adagrad", "adadelta", "adafactor"] = Field(
         "muon",
@@ -96,7 +99,7 @@ class OptimizerConfig(Section):
     embedding_lr: float | None = Field(None, ge=0, description="muon: peak AdamW learning rate of the token embedding.")
     head_lr: float | None = Field(None, ge=0, description="muon: peak AdamW learning rate of head, norms and biases.")
     weight_decay: float = Field(0.1, ge=0, description="Decoupled decay of matrices; for muon of those inside blocks.")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="Adam: decay of the first and second moment.")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.95), description="Adam: decay of the first and second moment.")
     eps: float = Field(1e-8, ge=0, description="Added to the root of the second moment.")
     momentum: float = Field(0.95, ge=0, lt=1, description="muon and sgd.")
     nesterov: bool = Field(False, description="sgd: Nesterov momentum.")

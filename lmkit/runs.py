@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lmkit.environment import environment
-from lmkit.errors import ModelError, RunInUse, StorageError, UserError
+from lmkit.errors import CONTROL, ModelError, RunInUse, StorageError, UserError
 from lmkit.files import disk_error, write_atomic, write_json
 from lmkit.manifest import damage, put_whole
 
@@ -375,7 +375,7 @@ def fresh_path(out: Path | None, name: str, verb: str) -> Path:
                 f"--out {out}: holds {', '.join(names[:6])}, and no run\n  → name a new folder: a run has its own"
             )
         return out
-    runs = Path("runs")
+    runs, name = Path("runs"), name.translate(CONTROL)
     candidates = [runs / name, *(runs / f"{name}-{n}" for n in range(2, 10_000))]
     return next(c for c in candidates if not (c / "recipe.yaml").exists() and not _of_others(c))
 

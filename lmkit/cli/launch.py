@@ -1,19 +1,28 @@
 """`--processes N`: torch's elastic launcher starts this command N times on this machine, and watches."""
 
-import json
+import ctypes
 import logging
 import os
+import signal
 import sys
 import uuid
 from pathlib import Path
 
 from lmkit.environment import usable_cores
 from lmkit.errors import STOPPED_RESUMABLE, ProcessFailed, UserError
-from lmkit.runs import LINK, fresh_path
+from lmkit.runs import LINK, fresh_path, read_status
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
-LAUNCHED = "LMKIT_LAUNCHED"  # set for the processes that `run` starts
+LAUNCHED = "LMKIT_LAUNCHED"  # set for the processes that `run` starts: its own number
 GRACE = 600  # seconds to finish a step and save, once asked to stop
+
+
+def die_with_launcher() -> None:
+    """In a process that `run` has started: the death of that one, however it comes, is a request to stop."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    if os.getppid() != int(os.environ[LAUNCHED]):  # it has died already
+        raise ProcessFailed("the process that started this one has ended")
 
 
 def here(processes: int | None) -> bool:
@@ -21,6 +30,18 @@ def here(processes: int | None) -> bool:
     if processes is not None and "RANK" in os.environ:
         raise UserError("--processes starts processes, and torchrun has started them\n  → leave out one of the two")
     return processes is not None and processes > 1
+
+
+MOST_A_CORE = 8  # processes; more only wait for each other, and each holds a model
+
+
+def check(processes: int | None, rows: float | None) -> None:
+    """Before anything is started. rows: of a batch, where it is known. Raises UserError for more than can work."""
+    most, cores = (processes or 1), usable_cores()
+    if rows is not None and most > rows:
+        raise UserError(f"--processes {most}: a batch has {rows:.0f} rows\n  → fewer, or a larger train.batch")
+    if most > MOST_A_CORE * cores:
+        raise UserError(f"--processes {most}: this machine has {cores} cores\n  → at most {MOST_A_CORE * cores}")
 
 
 def command(
@@ -61,7 +82,7 @@ def run(arguments: list[str], processes: int, max_restarts: int, path: Path, ver
         rdzv_endpoint="localhost:0", max_restarts=max_restarts, monitor_interval=0.2, signals_to_handle=SIGNALS,
         shutdown_timeout=GRACE,
     )  # fmt: skip
-    os.environ[LAUNCHED] = "1"
+    os.environ[LAUNCHED] = str(os.getpid())
     before = _status(path)
     try:
         elastic_launch(launch, sys.executable)("-m", "lmkit", *arguments)
@@ -94,4 +115,4 @@ def restarted(out: Path | None) -> Path | None:
 def _status(path: Path) -> dict:
     """Of the run, or of the last one of several seeds."""
     files = [file for file in (path / "status.json", *path.glob("seed-*/status.json")) if file.exists()]
-    return json.loads(max(files, key=lambda f: f.stat().st_mtime_ns).read_text()) if files else {}
+    return read_status(max(files, key=lambda f: f.stat().st_mtime_ns).parent) if files else {}

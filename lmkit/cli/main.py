@@ -3,24 +3,31 @@
 import errno
 import io
 import os
+import signal
 import sys
 import time
 from contextlib import suppress
 from typing import NoReturn
 
+from lmkit.cli import launch
 from lmkit.cli.app import app, in_options
-from lmkit.errors import INTERRUPTED, ProcessFailed, StorageError, UserError, say
+from lmkit.errors import INTERRUPTED, STOPPED_RESUMABLE, OutOfMemory, ProcessFailed, StorageError, UserError, say
 
 # isort: off
 from lmkit.cli import train, use, kb, runs, look  # noqa: F401 - they add their commands to `app`, in the order of --help
 # isort: on
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)  # a person named the wrong thing
+NO_MEMORY = ("not enough memory", "can't allocate memory")  # how torch says so of a CPU
 PATIENCE = 10.0  # seconds in which a launcher stops the other processes of one that failed
 
 
 def main() -> None:
     rank = int(os.environ.get("RANK", "0"))  # torchrun's: what all processes would say the first one says
+    if launch.LAUNCHED in os.environ:
+        launch.die_with_launcher()
     if rank:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
     _open_streams()
@@ -35,7 +42,10 @@ def main() -> None:
         message = in_options(str(e), next(iter(sys.argv[1:]), ""))
         say(f"lmkit: {message}" if not rank else f"lmkit, process {rank}: {message}")
         raise SystemExit(e.exit_code) from None
-    except RuntimeError as e:
+    except (RuntimeError, MemoryError) as e:
+        if isinstance(e, MemoryError) or any(text in str(e) for text in NO_MEMORY):
+            say(f"lmkit: memory is not enough: {e}\n  → a smaller model, batch or file")
+            raise SystemExit(OutOfMemory.exit_code) from None
         if not _lost_another(e):
             raise
         time.sleep(PATIENCE)  # for the one that ended to be told first
@@ -45,17 +55,40 @@ def main() -> None:
         say("\nlmkit: interrupted")
         raise SystemExit(INTERRUPTED) from None
     except SystemExit as e:
+        if e.code == STOPPED_RESUMABLE:
+            _ignore_signals()
         if isinstance(e.__context__, BrokenPipeError):  # what Typer makes of that
             _reader_left()
         raise
     except BrokenPipeError:
         _reader_left()
     except OSError as e:
-        if e.errno not in FULL:
-            raise
+        _system_error(e)
+
+
+def _system_error(e: OSError) -> NoReturn:
+    """What the system says of a file, and what to do. Raises `e` itself where that is no matter of a person's."""
+    name, code = str(e.filename or "standard output"), StorageError.exit_code
+    shown = f"lmkit: {name[:200]}{'…' if len(name) > 200 else ''}: {e.strerror}"
+    if "No usable temporary directory" in str(e):
+        shown, advice = f"lmkit: {e.strerror or e}", "set TMPDIR to a folder that can be written to"
+    elif e.errno in NAMES and e.filename is not None:
+        advice, code = "name another file or folder", UserError.exit_code
+    elif e.errno in CLOSED and e.filename is not None:
+        advice = "name another place, or change who may use this one"
+    elif e.errno in FULL:
         _silence()
-        say(f"lmkit: {e.filename or 'standard output'}: {e.strerror}\n  → make room, then run the same command again")
-        raise SystemExit(StorageError.exit_code) from None
+        advice = "make room, then run the same command again"
+    else:
+        raise e
+    say(f"{shown}\n  → {advice}")
+    raise SystemExit(code) from None
+
+
+def _ignore_signals() -> None:
+    """All is saved, and the exit code is to say so."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _reader_left() -> NoReturn:

@@ -9,6 +9,7 @@ import typer
 from lmkit.cli import launch
 from lmkit.cli.app import Overrides, Processes, Restarts, Separator, Target, Text, app, run_folder
 from lmkit.errors import UserError
+from lmkit.units import split_quantity
 
 
 @app.command(epilog="Example: lmkit tokenize recipes/corpus/*.txt --out tokens --vocab-size 1000")
@@ -71,6 +72,7 @@ def pretrain(
     changes = tuple(overrides or ())
     path = None if recipe is None else find_recipe(recipe, "pretrain")
     given = None if path is None else load(Recipe, path, changes, expand)  # a mistake ends here, before torch is loaded
+    launch.check(processes, given.train.batch // given.model.context if given else None)
     if launch.here(processes) and not dry_run:
         raise typer.Exit(launch.command("pretrain", processes, max_restarts, out, resume, path.stem if path else None))
     from lmkit.commands import pretrain as command
@@ -107,6 +109,7 @@ def finetune(
     if resume is not None:
         if recipe or out or task or model or data:
             raise UserError("--resume goes on with a run as it is\n  → leave out everything else")
+        launch.check(processes, None)
         if launch.here(processes):
             raise typer.Exit(launch.command("finetune", processes, max_restarts, out, resume, None))
         from lmkit.commands import finetune as command
@@ -129,6 +132,8 @@ def finetune(
     said = flags(task, model, data, validation)
     loaded = load(FinetuneRecipe, path, (*said, *changes), expand)  # a mistake ends here, before torch is loaded
     name = path.stem if path else f"{loaded.task.name}-{Path(str(data[0])).name.partition('.')[0] if data else 'run'}"
+    rows, unit = split_quantity(loaded.train.batch)
+    launch.check(processes, rows if unit == "row" else None)
     if launch.here(processes):
         raise typer.Exit(launch.command("finetune", processes, max_restarts, out, resume, name))
     from lmkit.commands import finetune as command

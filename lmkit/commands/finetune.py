@@ -31,8 +31,9 @@ from lmkit.text.images import palette_tokenizer
 from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.training.continued import build_continued
 from lmkit.training.distributed import World
-from lmkit.training.ending import keep_average, run_to_end
+from lmkit.training.ending import finish, keep_average, run_to_end
 from lmkit.training.finetune import Finetuning, build_finetuning, describe
+from lmkit.training.job import Job
 from lmkit.training.job import describe as describe_text
 from lmkit.training.starting import begin, meet, open_run, take_up
 from lmkit.units import show_count, show_seconds
@@ -190,16 +191,20 @@ def _continue(recipe: FinetuneRecipe, run: Run, goes_on: bool, world: World) -> 
     code = run_to_end(job, run, "finetune")
     if code is not None:
         return code
+    return finish(job, run, "finetune", lambda: _tell_continued(job, run, before, began))
+
+
+def _tell_continued(job: Job, run: Run, before: dict[str, float] | None, began: float) -> None:
+    """before: the scores of the model that was started from."""
     keep_average(job, run)
     print(f"done in {show_seconds(time.monotonic() - began)}: {job.state.step} steps")
-    if job.state.best and world.first:
+    if job.state.best and job.world.first:
         was = f", from {before['val_perplexity']:.2f}" if before else ""
         print(f"  best   step {job.state.best['step']:.0f}: perplexity {job.state.best['val_perplexity']:.2f}{was}")
         after = {k: {"value": v} for k, v in job.state.best.items() if k != "step"}
         write_json(run.path / "scores.json", {"before": before, "scores": after})
     run.status("done", **job.progress)
     print(f"  next   lmkit eval {run.path} --data FILE")
-    return 0
 
 
 def _train(f: Finetuning, run: Run) -> int:
@@ -207,12 +212,18 @@ def _train(f: Finetuning, run: Run) -> int:
     code = run_to_end(job, run, "finetune")
     if code is not None:
         return code
+    return finish(job, run, "finetune", lambda: _tell(f, run, began))
+
+
+def _tell(f: Finetuning, run: Run, began: float) -> None:
+    """Of training that has ended: the scores of its model, and what to do with it."""
+    job = f.job
     keep_average(job, run)
     state, took = job.state, show_seconds(time.monotonic() - began)
     print(f"done in {took}: {state.step} steps, {show_count(state.tokens)} tokens")
     folder = run.path / ("best" if (run.path / "best").exists() else "latest")
     if not job.world.first:
-        return 0
+        return
     if f.held_out.rows:
         _scores(f, folder, run)
     run.status("done", **job.progress)
@@ -220,7 +231,6 @@ def _train(f: Finetuning, run: Run) -> int:
     chats = job.recipe.task.name == "chat"
     use = "generate {} --chat" if chats else "predict {} --data FILE --out predictions.jsonl"
     print(f"  next   lmkit {use.format(run.path)}")
-    return 0
 
 
 def _scores(f: Finetuning, folder: Path, run: Run) -> None:

@@ -14,7 +14,7 @@ from lmkit.recipe import Recipe
 from lmkit.runs import Run, find_run, fresh_path, takes_latest
 from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.training.distributed import ALONE, World
-from lmkit.training.ending import keep_average, run_to_end
+from lmkit.training.ending import finish, keep_average, run_to_end
 from lmkit.training.job import Job, build_job, describe, fit_vocabulary
 from lmkit.training.starting import begin, meet, open_run, take_up
 from lmkit.training.step import probe_speed
@@ -86,6 +86,11 @@ def _train(job: Job, run: Run) -> int:
     code = run_to_end(job, run, "pretrain")
     if code is not None:
         return code
+    return finish(job, run, "pretrain", lambda: _tell(job, run, began))
+
+
+def _tell(job: Job, run: Run, began: float) -> None:
+    """Of training that has ended: what came out, and what to do with it."""
     keep_average(job, run)
     state = job.state
     run.status("done", **job.progress)
@@ -100,7 +105,6 @@ def _train(job: Job, run: Run) -> int:
     print(f"done in {took}: {state.step} steps, {show_count(state.tokens)} tokens{skipped}{best}")
     folder = "best" if (run.path / "best").exists() else "latest"
     print(f"  model  {run.path}/{folder}   (a Hugging Face folder)\n  next   lmkit generate {run.path} {_prompt(job)}")
-    return 0
 
 
 def _figure(best: dict[str, float]) -> str:

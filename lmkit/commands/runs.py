@@ -1,6 +1,7 @@
 """`lmkit runs`: what was trained, how far, how well."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from lmkit.config import parse_yaml
-from lmkit.errors import UserError
+from lmkit.errors import CONTROL, UserError
+from lmkit.runs import read_status
 from lmkit.units import show_count
 
 
@@ -25,28 +27,38 @@ def run(folder: Path, as_json: bool) -> None:
             print(json.dumps(row))
         return
     table = Table(box=None, pad_edge=False)
+    longest = max((len(row["run"]) for row in found), default=1)  # a name that is cut is no name for --resume
     for column in ("run", "model", "tokens", "step", "best score", "state"):
-        table.add_column(column, justify="left" if column in ("run", "model", "state") else "right")
+        left, width = column in ("run", "model", "state"), longest if column == "run" else None
+        table.add_column(column, justify="left" if left else "right", min_width=width)
     for row in found:
         tokens = show_count(row["tokens"]) if row["tokens"] is not None else "-"
-        name = next((key for key in row["best"] or () if key != "step"), None)
-        shown = "-" if name is None else f"{name.removeprefix('val_')} {row['best'][name]:.4f}"
-        table.add_row(escape(row["run"]), escape(row["model"]), tokens, str(row["step"]), shown, row["state"])
+        best = row["best"] if isinstance(row["best"], dict) else {}
+        name = next((key for key in best if key != "step"), None)
+        shown = "-" if name is None else f"{name.removeprefix('val_')} {best[name]:.4f}"
+        table.add_row(
+            escape(row["run"].translate(CONTROL)),
+            escape(row["model"].translate(CONTROL)),
+            tokens,
+            str(row["step"]),
+            shown,
+            row["state"],
+        )
     Console(soft_wrap=True).print(table if found else f"no runs in {escape(str(folder))}")
 
 
 def describe(run: Path) -> dict[str, Any]:
     """From the files of a run directory alone."""
-    status = json.loads((run / "status.json").read_text())
-    recipe = (
-        parse_yaml((run / "recipe.yaml").read_text(), str(run / "recipe.yaml"))
-        if (run / "recipe.yaml").exists()
-        else {}
-    )
+    status, recipe = read_status(run), dict[str, Any]()
+    with suppress(OSError, ValueError, UserError):  # what a person or a crash has damaged hides no other run
+        parsed = parse_yaml((run / "recipe.yaml").read_text(), str(run / "recipe.yaml"))
+        recipe = parsed if isinstance(parsed, dict) else {}
     model = recipe.get("model", {})
     if isinstance(model, str):  # fine-tuned: from where
-        sizes = f"{recipe['task']['name']}: {Path(model).name}"
+        task = recipe.get("task")
+        sizes = f"{task.get('name', '?') if isinstance(task, dict) else '?'}: {Path(model).name}"
     else:
+        model = model if isinstance(model, dict) else {}
         sizes = f"{model.get('family', '?')} {model.get('num_layers', '?')}×{model.get('hidden_size', '?')}"
     facts = {k: status.get(k) for k in ("state", "step", "tokens", "best", "time", "reason")}
     return {"run": str(run), "model": sizes, **facts}

@@ -1,12 +1,13 @@
 """Texts and pairs of texts as a model reads them: the control tokens its own tokenizer.json puts around them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from lmkit.errors import UserError
 from lmkit.text.tokenizer import Tokenizer
 
-CHUNK = 4096  # texts encoded at a time: an encoding is many times as large as its ids
+CHUNK = 4_000_000  # characters encoded at a time: an encoding takes a hundred times the memory of its text
+LONGEST = 1_000_000  # characters of a text that are looked at: its beginning and its end, far more than any model reads
 
 
 class Framed(NamedTuple):
@@ -40,14 +41,31 @@ def frame_texts(
     backend = tokenizer.backend
     if max_length:
         backend.enable_truncation(max_length, strategy="longest_first")
-    inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+    sides = [[_ends(text) for text in side] for side in (texts, pairs) if side is not None]
     framed = []
     try:
-        for begin in range(0, len(inputs), CHUNK):
-            for e in backend.encode_batch(inputs[begin : begin + CHUNK], add_special_tokens=True):
+        for part in _chunks(list(zip(*sides, strict=True))):
+            for e in backend.encode_batch(part if pairs is not None else [text for (text,) in part]):
                 framed.append(Framed(e.ids, e.type_ids, e.offsets, e.sequence_ids, bool(e.overflowing)))
     except (TypeError, UnicodeEncodeError) as e:
         raise UserError(f"a text is not valid Unicode: {e}") from None
     finally:
         backend.no_truncation()
     return framed
+
+
+def _ends(text: str) -> str:
+    return text if len(text) <= LONGEST else text[: LONGEST // 2] + text[-LONGEST // 2 :]
+
+
+def _chunks(inputs: list[tuple[str, ...]]) -> Iterator[list[tuple[str, ...]]]:
+    """All inputs in order, in lists of about CHUNK characters."""
+    part, size = list[tuple[str, ...]](), 0
+    for texts in inputs:
+        part.append(texts)
+        size += sum(map(len, texts))
+        if size >= CHUNK:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part

@@ -1,6 +1,7 @@
 """How a run ends: trained, stopped with a checkpoint, or by an error; its status says which."""
 
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from lmkit.display import note
 from lmkit.errors import STOPPED_RESUMABLE, Diverged, StorageError
@@ -8,7 +9,7 @@ from lmkit.runs import Run, read_status
 from lmkit.training import checkpoints, loop
 from lmkit.training.guard import Rollback, give_up
 from lmkit.training.job import Job
-from lmkit.training.signals import StopFlag
+from lmkit.training.signals import Asked, StopFlag, leaving_at_once
 
 
 def run_to_end(job: Job, run: Run, verb: str) -> int | None:
@@ -20,9 +21,34 @@ def run_to_end(job: Job, run: Run, verb: str) -> int | None:
         print(f"{run.path} is done: step {job.state.step}, nothing left to train")
         return 0
     run.status("running", step=job.state.step)
+    with _failures_told(job, run, verb), StopFlag() as stop:
+        ended = _train(job, run, stop)
+        if ended != "done":
+            run.status("stopped", reason=ended, **job.progress)
+    if ended == "done":
+        return None
+    print(f"stopped by {ended} at step {job.state.step}, saved\n  → lmkit {verb} --resume {run.path}")
+    return STOPPED_RESUMABLE
+
+
+def finish(job: Job, run: Run, verb: str, rest: Callable[[], None]) -> int:
+    """What follows the last step: an average, scores, and what is told of them. Returns the exit code. A signal or a
+    full disk ends it; a resume does it again."""
     try:
-        with StopFlag() as stop:
-            ended = _train(job, run, stop)
+        with _failures_told(job, run, verb), leaving_at_once():
+            rest()
+    except Asked as e:
+        run.status("stopped", reason=str(e), **job.progress)
+        print(f"stopped by {e} after the last step\n  → lmkit {verb} --resume {run.path} does what is left")
+        return STOPPED_RESUMABLE
+    return 0
+
+
+@contextmanager
+def _failures_told(job: Job, run: Run, verb: str) -> Iterator[None]:
+    """Errors stand in the run's status; a disk's come with what to do. Raises StorageError for these."""
+    try:
+        yield
     except BaseException as e:
         state = "diverged" if isinstance(e, Diverged) else "failed" if isinstance(e, Exception) else "interrupted"
         with suppress(StorageError):  # which may be what went wrong
@@ -34,11 +60,6 @@ def run_to_end(job: Job, run: Run, verb: str) -> int | None:
             f"{e.filename or run.path}: {e.strerror or e}, at step {job.state.step}\n"
             f"  → make room, then lmkit {verb} --resume {run.path} goes on from the last checkpoint"
         ) from None
-    if ended == "done":
-        return None
-    run.status("stopped", reason=ended, **job.progress)
-    print(f"stopped by {ended} at step {job.state.step}, saved\n  → lmkit {verb} --resume {run.path}")
-    return STOPPED_RESUMABLE
 
 
 def _train(job: Job, run: Run, stop: StopFlag) -> str:

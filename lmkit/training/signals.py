@@ -1,12 +1,33 @@
-"""Asked to stop: finish the step, save, leave. A second Ctrl-C: stop at once."""
+"""Asked to stop: finish the step, save, leave. A second Ctrl-C: stop at once. After the last step: leave at once."""
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Self
 
 from lmkit.display import note
 
 ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+class Asked(BaseException):
+    """A signal, by its name."""
+
+
+@contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Where there is nothing to save: raises Asked in the middle of what is going on."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise Asked(signal.Signals(number).name)
+
+    before = {s: signal.signal(s, leave) for s in ASKING}
+    try:
+        yield
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
 
 
 class StopFlag:

@@ -138,7 +138,7 @@ def _gradient(job: Job, share: Share, scaler: torch.amp.GradScaler, asked: bool)
 
 def out_of_memory(e: BaseException) -> bool:
     """Whether this is how torch or Python say that memory is not enough."""
-    said = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    said = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
     return isinstance(e, torch.OutOfMemoryError | MemoryError) or any(s in str(e) for s in said)
 
 

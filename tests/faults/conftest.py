@@ -1,6 +1,7 @@
 """The real command in this process: what a person would type, and what they would see. And a run that nothing happened
 to, for others to be compared with."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +26,11 @@ def lmkit_(monkeypatch, capfd) -> Callable[..., Shown]:
     def run(*args: object) -> Shown:
         monkeypatch.setattr(sys, "argv", ["lmkit", *map(str, args)])
         capfd.readouterr()
+        handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)}
         with pytest.raises(SystemExit) as ended:
             main()
+        for s, handler in handlers.items():
+            signal.signal(s, handler)
         out, err = capfd.readouterr()
         assert "Traceback" not in err, err
         return Shown(int(ended.value.code or 0), out, err)
