@@ -72,6 +72,13 @@ def ranks(job: subprocess.Popen) -> dict[int, int]:
     return found
 
 
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def wait_for_step(run: str, step: int) -> None:
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
@@ -151,6 +158,22 @@ def test_a_signal_to_the_launcher_or_to_one_process_stops_all_with_a_checkpoint(
     if who == "all":
         assert ended(started("pretrain", "--resume", out, "--processes", "2"))[0] == 0
         assert_same(out, straight)
+
+
+def test_processes_save_and_end_with_their_launcher(straight):
+    """Killed as a machine's own reaper kills: nobody is told, and the next start finds the run free."""
+    job = started("pretrain", "r.yaml", "--out", "orphans", "--processes", "2")
+    wait_for_step("orphans", 20)
+    workers = ranks(job).values()
+    job.kill()
+    job.communicate()
+    deadline = time.monotonic() + 20  # for a step and a save on a busy machine
+    while any(map(alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [pid for pid in workers if alive(pid)]
+    assert json.loads(Path("orphans/status.json").read_text())["state"] == "stopped"
+    assert ended(started("pretrain", "--resume", "orphans", "--processes", "2"))[0] == 0
+    assert_same("orphans", straight)
 
 
 def test_a_mistake_is_told_once_and_ends_all(here):
