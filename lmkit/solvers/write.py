@@ -120,7 +120,8 @@ class Writer:
         """How texts are written, in the words of transformers, whose `generate` then writes the same. It has no name
         for another length penalty than `average`."""
         c = self.config
-        settings = {"do_sample": False, "num_beams": c.beam, "max_new_tokens": self.most_tokens}
+        settings: dict[str, Any] = {"do_sample": False, "num_beams": c.beam, "max_new_tokens": self.most_tokens}
+        settings |= {"forced_eos_token_id": None}  # which BART's config.json has, and training does not know
         return settings | ({"length_penalty": c.length_penalty.alpha} if c.length_penalty.kind == "average" else {})
 
     def stated(self) -> list[str]:

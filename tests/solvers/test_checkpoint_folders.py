@@ -81,9 +81,14 @@ def test_a_copied_folder_answers_as_its_run(made, tmp_path):
 def test_transformers_writes_from_a_checkpoint_what_predict_writes(family, tmp_path):
     """How a text is searched for stands in generation_config.json: nobody has to tell `generate` anything."""
     data = rows(tmp_path / "rows.jsonl", source=lambda i: f"the film {i}", target=lambda i: f"{i} film {i} the")
-    run(tmp_path / "run", "task.name=translate", f"model={{family: {family}, {SMALL}}}", f"data.train={data}", *TRAIN,
-        "train.batch=16 rows", "task.prompt='say: {source} '", "task.beam=3", "task.max_new_tokens=6",
-        "task.length_penalty={alpha: 0.3}")  # fmt: skip
+    told = run(
+        tmp_path / "run", "task.name=translate", f"model={{family: {family}, {SMALL}}}", f"data.train={data}", *TRAIN,
+        f"data.validation={data}", "train.batch=16 rows", "task.prompt='say: {source} '", "task.beam=3",
+        "task.max_new_tokens=3",  # which cuts texts
+        "task.length_penalty={alpha: 0.3}",
+    )  # fmt: skip
+    scores = json.loads(command("eval", str(tmp_path / "run"), "-d", str(data), "--json"))
+    assert scores["models"][str(tmp_path / "run")]["chrf"]["value"] == told["scores"]["chrf"]["value"]
     said = [
         json.loads(line)["text"] for line in command("predict", str(tmp_path / "run"), "-d", str(data)).splitlines()
     ]
