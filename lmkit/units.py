@@ -5,7 +5,7 @@ import re
 SCALE = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 LARGEST = 1e18  # whole numbers above lose digits, and fit no index
 SECONDS = {
-    "s": 1, "sec": 1, "second": 1, "m": 60, "min": 60, "minute": 60, "h": 3600, "hour": 3600, "d": 86400, "day": 86400,
+    "ms": 1e-3, "s": 1, "sec": 1, "second": 1, "m": 60, "min": 60, "minute": 60, "h": 3600, "hour": 3600, "d": 86400, "day": 86400,
 }  # fmt: skip
 QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*([a-zA-Z%]*)\s*([a-zA-Z]*)\s*", re.IGNORECASE)
 
@@ -25,10 +25,16 @@ def split_quantity(text: str | int | float) -> tuple[float, str]:
     if second:
         if first.lower() not in SCALE:
             raise ValueError(f"{text!r}: `{first}` is not a scale; use k, M, B or T")
-        return number * SCALE[first.lower()], second.lower().rstrip("s")
+        return number * SCALE[first.lower()], _singular(second)
     if first.lower() in SCALE and first not in ("m", ""):  # a lone small m is minutes; k, M, B, T scale
         return number * SCALE[first.lower()], ""
-    return number, first.lower() if len(first) < 2 else first.lower().rstrip("s")
+    return number, _singular(first)
+
+
+def _singular(unit: str) -> str:
+    """In lower case. Milliseconds are no minutes."""
+    unit = unit.lower()
+    return unit if unit in ("s", "ms") else unit.removesuffix("s")
 
 
 def count(text: str | int | float, *units: str) -> int:
@@ -57,7 +63,7 @@ def seconds(text: str | int | float) -> float:
     """`3 min`, `90s`, `1.5h` -> seconds."""
     number, unit = split_quantity(text)
     if unit not in SECONDS:
-        raise ValueError(f"{text!r}: unit `{unit}` is not a time; allowed: s, min, h, d")
+        raise ValueError(f"{text!r}: unit `{unit}` is not a time; allowed: ms, s, min, h, d")
     return number * SECONDS[unit]
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from lmkit import units
 from lmkit.builtin import builtin_recipes
 from lmkit.config import build, dump, load, parse_yaml, read_tree
 from lmkit.errors import UserError
@@ -148,3 +149,10 @@ def test_data_that_is_not_beside_the_recipe_is_found_in_the_working_directory(tm
     (tmp_path / "sub/text").mkdir()
     (tmp_path / "sub/text/b.txt").write_text("b")
     assert recipe(tmp_path / "sub", GOOD).data.train == str(tmp_path / "sub/text/*.txt")
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"), [("500 ms", 0.5), ("500ms", 0.5), ("5 m", 300), ("5 mins", 300), ("2s", 2)]
+)
+def test_times_are_read_by_their_units(written, seconds):
+    assert units.seconds(written) == seconds
