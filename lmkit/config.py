@@ -152,6 +152,8 @@ def build(schema: type[T], tree: dict, lines: dict[str, str], expand: Any = None
     except ValidationError as e:
         told = {"extra_forbidden"} if complete else {"extra_forbidden", "missing"}
         problems += [_explain(schema, error, lines, where) for error in e.errors() if error["type"] not in told]
+    if not problems:
+        problems = [f"{where}: the sizes of `model` do not go together ({failed})\n  → name num_heads and head_dim too"]
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
     raise UserError(f"{where}: {count}; nothing was started.\n\n" + "\n\n".join(problems))
 

@@ -36,6 +36,6 @@ def card_lines(store: TokenStore) -> list[str]:
         places = m["problems"]["examples"][kind]
         lines += [f"      {place}" for place in places]
         lines += ["      ..."] if count > len(places) else []
-    if not m["problems"]["counts"]:
+    if not m["problems"]["counts"] and not total["unspelt"]:
         lines.append("  nothing was left out")
     return lines

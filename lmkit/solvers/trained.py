@@ -114,7 +114,11 @@ def _as_configured(task: TranslateConfig | SummarizeConfig, loaded: Pretrained) 
     longest = settings.get("max_new_tokens")
     if longest is None and loaded.opening and isinstance(settings.get("max_length"), int):
         longest = settings["max_length"] - 1  # it counts the token that the decoder starts from
-    changes: dict[str, Any] = {"beam": settings.get("num_beams"), "max_new_tokens": longest}
+    changes: dict[str, Any] = {"beam": settings.get("num_beams") or 1, "max_new_tokens": longest}
+    if settings.get("num_beams") == 0:
+        changes["beam"] = 0  # which is no beam, and said to be wrong
+    if longest is None:
+        note(f"{loaded.folder} names no longest text (max_new_tokens): up to {task.max_new_tokens} tokens are written")
     if settings.get("length_penalty") is not None:
         changes["length_penalty"] = {"kind": "average", "alpha": settings["length_penalty"]}
     followed = ["num_beams", "max_new_tokens", "length_penalty", *(["max_length"] if loaded.opening else [])]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from lmkit.errors import UserError
+from lmkit.errors import ModelError, UserError
 from lmkit.text.tokenizer import Tokenizer
 
 CHUNK = 4_000_000  # characters encoded at a time: an encoding takes a hundred times the memory of its text
@@ -37,10 +37,14 @@ def frame_texts(
     tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 0
 ) -> list[Framed]:
     """Each text, or text and its pair, framed and cut to `max_length` tokens (0: not cut) as transformers does: at the
-    end, of a pair the longer text first. Raises UserError for text that is not valid Unicode."""
+    end, or where `truncation_side` of the tokenizer says so at the beginning; of a pair the longer text first. Raises
+    UserError for text that is not valid Unicode."""
     backend = tokenizer.backend
     if max_length:
-        backend.enable_truncation(max_length, strategy="longest_first")
+        side = tokenizer.settings.get("truncation_side") or "right"
+        if side not in ("left", "right"):
+            raise ModelError(f"tokenizer_config.json: truncation_side: {side!r}\n  allowed: left, right")
+        backend.enable_truncation(max_length, strategy="longest_first", direction=side)
     sides = [[_ends(text) for text in side] for side in (texts, pairs) if side is not None]
     framed = []
     try:

@@ -2,6 +2,7 @@
 
 import re
 import struct
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -65,7 +66,10 @@ def as_library(model: bytes, name: str) -> "Backend":
     backend.encode_special_tokens = True
     pieces = [text.replace(SPACE, " ") for text, _, kind in spec.pieces if kind == NORMAL]
     step = max(40, len(pieces) // 200)
-    for text in [*SAMPLE, *("".join(pieces[i : i + 40]) for i in range(0, len(pieces), step))]:
+    texts = [*SAMPLE, *("".join(pieces[i : i + 40]) for i in range(0, len(pieces), step))]
+    texts += [unicodedata.normalize("NFD", text) for text in texts]  # as some systems write names of files
+    texts += [f"a {text} b{text}  {text}" for text, _, kind in spec.pieces if kind == USER][:100]
+    for text in texts:
         ours, theirs = backend.encode(text, add_special_tokens=False).ids, library.encode(text)
         if ours != theirs:
             raise ModelError(
@@ -108,7 +112,9 @@ def _build(spec: Spec) -> "Backend":
                 vocabulary, _merges(spec, (NORMAL,)), unk_token=unk, fuse_unk=True, byte_fallback=spec.byte_fallback
             )
         )
-    steps: list[normalizers.Normalizer] = [normalizers.Precompiled(spec.charsmap)] if spec.charsmap else []
+    steps: list[normalizers.Normalizer] = []
+    if spec.charsmap:  # tokenizers looks up each character for itself, the library what was decomposed as well
+        steps = [normalizers.NFC(), normalizers.Precompiled(spec.charsmap)]
     if spec.remove_extra_whitespaces:
         steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     steps += [normalizers.Prepend(SPACE)] if spec.add_dummy_prefix else []

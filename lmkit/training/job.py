@@ -250,7 +250,7 @@ def _check_enough(work: Work, batch_rows: int, store: TokenStore, recipe: Recipe
     raise DataError(
         f"the training split has {store.split('train').num_tokens:,} tokens, fewer than one batch of"
         f" {recipe.train.batch:,} ({rows} of {batch_rows} rows of up to {context})\n"
-        f"  → train.batch={fits}, a smaller model.context, or more text"
+        f"  → train.batch='{fits} tokens', a smaller model.context, or more text"
     )
 
 

@@ -196,3 +196,8 @@ def test_a_damaged_average_is_noticed(tiny, monkeypatch, lmkit_):
     file.write_bytes(data)
     shown = lmkit_("generate", folder, "the cat")
     assert shown.code == ModelError.exit_code and "is damaged" in shown.err
+
+
+def test_sizes_that_make_no_heads_are_named(lmkit_):
+    shown = lmkit_("pretrain", "demo", "model.hidden_size=32", "--dry-run")
+    assert shown.code == 2 and "the sizes of `model` do not go together" in shown.err and "0 problem" not in shown.err

@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tokenizers import models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
 from lmkit.errors import ModelError
+from lmkit.text.framing import frame_texts
 from lmkit.text.tokenizer_files import load_tokenizer
 
 WORDS = "the Emma was handsome clever über naïve Häuser schön 東京都 世界 don't it 's 12 3.5 x=y(); привет мир ½ ﬁne"
@@ -283,3 +285,45 @@ def test_random_ids_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a/tokenizer.json").write_text(json.dumps(definition))
     with pytest.raises(ModelError, match=r"dropout=0\.1"):
         load_tokenizer(tmp_path / "a")
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_texts_are_cut_on_the_side_that_the_folder_says(side: str, tmp_path: Path) -> None:
+    wordpiece_files(tmp_path)
+    settings_of(tmp_path, tokenizer_class="BertTokenizer", truncation_side=side)
+    tokenizer, reference = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    texts, pairs = ["Emma was handsome clever the", "over"], ["it was the world 12", "don't it 's over the Emma was"]
+    for max_length in (6, 9):
+        ours = [f.ids for f in frame_texts(tokenizer, texts, pairs, max_length)]
+        assert ours == reference(texts, pairs, truncation=True, max_length=max_length).input_ids
+        assert [f.ids for f in frame_texts(tokenizer, texts, None, max_length)] == (
+            reference(texts, truncation=True, max_length=max_length).input_ids
+        )
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+def test_a_model_file_by_itself_reads_decomposed_text_as_its_library_does(kind: str, tmp_path: Path) -> None:
+    model, texts = io.BytesIO(), ["한국어 텍스트 처리", "Tiếng Việt được", "Ελληνικά ά", "naïve Häuser"]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts * 50), model_writer=model, vocab_size=90, model_type=kind, hard_vocab_limit=False,
+        minloglevel=3,
+    )  # fmt: skip
+    (tmp_path / "ko.model").write_bytes(model.getvalue())
+    library = sentencepiece.SentencePieceProcessor(str(tmp_path / "ko.model"))
+    tokenizer = load_tokenizer(tmp_path / "ko.model")
+    for text in texts:
+        for form in ("NFC", "NFD", "NFKD"):
+            written = unicodedata.normalize(form, text)
+            assert tokenizer.encode(written) == library.encode(written), (form, text)
+
+
+def test_a_model_file_by_itself_with_pieces_of_users_is_exact_or_refused(tmp_path: Path) -> None:
+    sentencepiece_file(tmp_path / "own.model", "unigram", [], user_defined_symbols=["<drug>"])
+    library = sentencepiece.SentencePieceProcessor(str(tmp_path / "own.model"))
+    try:
+        tokenizer = load_tokenizer(tmp_path / "own.model")
+    except ModelError as error:
+        assert "cannot be converted exactly" in str(error) and "<drug>" in str(error)
+    else:
+        for text in ("hello <drug>", "Emma<drug> was", "<drug>  <drug>"):
+            assert tokenizer.encode(text) == library.encode(text)
