@@ -31,7 +31,7 @@ def settle_labels(
 
     kind: `task.kind`. separator: `data.separator`. known: the classes of a trained model, whose spelling wins. Returns
     what people should know. Raises DataError for labels that mix lists with single ones, and for unreadable lists."""
-    labels = [_without_list_syntax(row["label"]) for row in rows]
+    labels = [without_list_syntax(row["label"]) for row in rows]
     named = [label for label in labels if label not in ("", None) and str(label).lower() not in NO_VALUE]
     numbers = bool(named) and all(map(is_number, named))
     if numbers or (named and all(isinstance(label, list) for label in named)):
@@ -80,7 +80,7 @@ def class_name(value: Any) -> str:
     return match[1] if (match := WHOLE.fullmatch(text)) else text
 
 
-def _without_list_syntax(value: Any) -> Any:
+def without_list_syntax(value: Any) -> Any:
     """A list where a cell spells one as JSON, Python or NumPy do; anything else as it is. None for an object."""
     if isinstance(value, tuple):
         return list(value)

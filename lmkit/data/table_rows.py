@@ -12,7 +12,7 @@ import numpy as np
 
 from lmkit.data.inputs import Problems
 from lmkit.data.readers import not_unicode
-from lmkit.data.table_labels import NO_LABEL
+from lmkit.data.table_labels import BRACKETED, NO_LABEL, NUMPY_TEXTS, without_list_syntax
 from lmkit.errors import DataError
 
 EMPTY, NO_TEXT, UNDECODABLE = "empty texts", "texts that are no text", "undecodable texts"
@@ -98,7 +98,9 @@ def _tag(values: Values, where: str, labelled: bool, problems: Problems) -> Row:
 
 def _words(value: Any, empty: str) -> list[str]:
     """Words, or tags, of a list; or between the blanks of a text. Other spaces, as U+00A0 and U+3000, are in words."""
-    value = _parsed(value)
+    value = without_list_syntax(value)
+    if isinstance(value, str) and BRACKETED.fullmatch(value) and NUMPY_TEXTS.search(value):
+        raise Unfit("lists that are written neither as JSON nor as Python do it")
     found = [word for word in BLANKS.split(value) if word] if isinstance(value, str) else value
     if not isinstance(found, list) or any(isinstance(word, (list, dict, float)) for word in found):
         raise Unfit(NO_TEXT)

@@ -143,22 +143,19 @@ def _conllu(sentence: list[list[str]]) -> dict[str, Any]:
 def squad_records(name: str, articles: list[dict[str, Any]], problems: Problems) -> Iterator[Record]:
     """The questions of SQuAD 1.1 and 2.0, with answers as datasets of the hub have them. Their place is their id."""
     for number, article in enumerate(articles, 1):
-        try:
-            for paragraph in article["paragraphs"]:
-                for question in paragraph["qas"]:
-                    answers = [] if question.get("is_impossible") else question.get("answers", [])
-                    yield (
-                        f"{name}:{question.get('id', number)}",
-                        {
-                            "id": question.get("id"),
-                            "title": article.get("title"),
-                            "context": paragraph["context"],
-                            "question": question["question"],
-                            "answers": answers,
-                        },
-                    )
-        except (KeyError, TypeError, AttributeError) as e:
-            problems.add(BROKEN, f"{name} (article {number}: {type(e).__name__} {e})")
+        paragraphs = article["paragraphs"]
+        for n, paragraph in enumerate(paragraphs if isinstance(paragraphs, list) else [None], 1):
+            asked = paragraph.get("qas") if isinstance(paragraph, dict) else None
+            for question in asked if isinstance(asked, list) else [None]:
+                if not isinstance(question, dict) or "question" not in question or "context" not in paragraph:
+                    problems.add(BROKEN, f"{name} (article {number}, paragraph {n}: a question or its text is missing)")
+                    continue
+                values = {key: question.get(key) for key in ("id", "question")} | {"title": article.get("title")}
+                answers = [] if question.get("is_impossible") else question.get("answers", [])
+                yield (
+                    f"{name}:{question.get('id', number)}",
+                    values | {"context": paragraph["context"], "answers": answers},
+                )
 
 
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}  # any other character stands for itself

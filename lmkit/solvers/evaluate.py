@@ -47,7 +47,8 @@ def read_labelled(
 
     solver: of the model, whose labels the rows are read for."""
     settings = settings_of(folder)
-    chosen = (settings.columns if settings else {}) | {
+    same_task = settings is not None and settings.task.name == task.name  # a reader of texts may serve another
+    chosen = (settings.columns if settings and same_task else {}) | {
         key: column for key, column in columns.items() if column is not None
     }
     if not labelled:

@@ -1,6 +1,7 @@
 """Labelled rows, pairs, questions and conversations in any state, through `lmkit finetune`: what cannot be learnt from
 is counted and named with its line, or ends with exit code 3 before any training."""
 
+import csv
 import json
 import random
 import shutil
@@ -118,7 +119,7 @@ REFUSED: dict[str, tuple[str, str, str | bytes, list[str]]] = {
                                  ["no row is left", "20 questions none of whose answers is in the context: a.json:q0"]),
     "broken questions": ("qa", "a.json",
                          '{"data": [{"paragraphs": [{"context": 5, "qas": [{}]}]}, {"paragraphs": 7}]}',
-                         ["no row is left", "2 broken records: a.json (article 1: KeyError 'question')"]),
+                         ["no row is left", "2 broken records: a.json (article 1, paragraph 1: a question or its text is missing)"]),
     "questions": ("classify", "a.json", questions([]), ["a.json holds questions and answers (SQuAD)", "task.name=qa"]),
     "no role": ("chat", "a.jsonl", lines([{"messages": [{"content": "a"}]}]),
                 ["no row is left", "1 conversations with the role `None` (allowed: system, user,", "a.jsonl:1"]),
@@ -411,3 +412,29 @@ def test_a_run_that_went_on_with_pretraining_is_scored(task, models, lmkit_, tmp
 def test_columns_in_another_encoding_are_told(finetune):
     shown = finetune("classify", "b.csv", "文本,标签\n很好,好\n".encode("gbk"))
     assert shown.code == 3 and "b.csv: the names of its columns are not UTF-8 (they can be read as gbk" in shown.err
+
+
+@pytest.mark.parametrize("write", [str, json.dumps, lambda words: str(tuple(words))], ids=["python", "json", "tuple"])
+def test_words_and_tags_in_lists_that_cells_spell(write, tmp_path):
+    rows = [(["the", "Paris", "it's"], ["O", "B-LOC", "O"]), (["old", "a, b"], ["O", "O"])]
+    with (tmp_path / "t.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("tokens", "ner_tags"), *((write(a), write(b)) for a, b in rows)])
+    table = read_table([str(tmp_path / "t.csv")], "tag", TableConfig(train="t.csv"))
+    assert [(row["words"], row["tags"]) for row in table.rows] == rows
+
+
+def test_lists_of_words_as_numpy_writes_them_are_counted_not_split(tmp_path):
+    (tmp_path / "t.csv").write_text("tokens,ner_tags\n['a' 'b'],['O' 'O']\na b,O O\n")
+    table = read_table([str(tmp_path / "t.csv")], "tag", TableConfig(train="t.csv"))
+    assert [row["words"] for row in table.rows] == [["a", "b"]] and [*table.problems.counts.values()] == [1]
+
+
+@pytest.mark.parametrize("broken", [{"context": "x"}, None, {"context": "x", "qas": 3}, {"qas": [{"question": "y"}]}])
+def test_a_broken_paragraph_costs_no_other(broken, tmp_path):
+    whole = [{"context": f"the word {i}", "qas": [{"id": f"q{i}", "question": "which", "answers": [
+        {"text": "word", "answer_start": 4}]}]} for i in range(4)]  # fmt: skip
+    articles = [{"title": "a", "paragraphs": [whole[0], broken, *whole[1:]]}]
+    (tmp_path / "s.json").write_text(json.dumps({"data": articles}))
+    table = read_table([str(tmp_path / "s.json")], "qa", TableConfig(train="s.json"))
+    assert [row["id"] for row in table.rows] == ["q0", "q1", "q2", "q3"]
+    assert [*table.problems.counts.values()] == [1] and "paragraph 2" in str(table.problems.examples)

@@ -250,9 +250,9 @@ def test_a_horizon_already_passed_is_done(tiny, monkeypatch, lmkit_):
     ("text", "settings", "code", "says"),
     [
         ("a b c", (), 3, "leaves none: there are too few"),
-        ("a b c", ("data.validation=held.txt",), 3, "train.batch=16"),
-        ("a b c", ("data.validation=held.txt", "train.batch=16"), 0, "done"),
-        ("a b c", ("data.validation=0", "train.batch=16"), 0, "no validation"),
+        ("a b c", ("data.validation=held.txt",), 3, "train.batch='16 tokens'"),
+        ("a b c", ("data.validation=held.txt", "train.batch='16 tokens'"), 0, "done"),
+        ("a b c", ("data.validation=0", "train.batch='16 tokens'"), 0, "no validation"),
         ("", ("data.validation=held.txt",), 3, "no train document could be read"),
     ],
 )
