@@ -62,16 +62,22 @@ def _locked(part: Path) -> Iterator[IO[bytes]]:
     """The file `part`, held alone. Raises BlockingIOError where another process holds it."""
     while True:
         with part.open("ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise
-            except OSError:
-                pass  # a file system without locks
+            lock_now(file.fileno(), fcntl.LOCK_EX)
             if not part.exists() or not os.path.samestat(part.stat(), os.fstat(file.fileno())):
                 continue  # another process has renamed it since it was opened
             yield file
             return
+
+
+def lock_now(descriptor: int, how: int) -> None:
+    """Lock an open file or folder, shared or alone, until it is closed; where the file system has no locks, as if it
+    were. Raises BlockingIOError where another process is in the way."""
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        pass  # a file system without locks
 
 
 def write_json(path: Path, value: Any) -> None:

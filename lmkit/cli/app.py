@@ -40,7 +40,7 @@ Target = Annotated[str | None, typer.Option("--target", help="Pairs: column, key
 Separator = Annotated[str | None, typer.Option("--separator", help="Text that ends a document inside .txt files.")]
 
 
-def _named(path: str) -> Path:
+def _named_path(path: str) -> Path:
     if not path:
         raise typer.BadParameter("the name is empty\n  → is a variable of the shell not set?")
     return Path(path)
@@ -48,7 +48,7 @@ def _named(path: str) -> Path:
 
 def run_folder(default: str) -> Any:
     """The option that names a run directory; default: where it is otherwise."""
-    return typer.Option("--out", "-o", metavar="PATH", parser=_named, help=f"Run directory. Default: {default}.")
+    return typer.Option("--out", "-o", metavar="PATH", parser=_named_path, help=f"Run directory. Default: {default}.")
 
 
 def in_options(message: str, command_name: str) -> str:

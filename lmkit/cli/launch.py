@@ -14,6 +14,7 @@ from lmkit.runs import LINK, fresh_path, read_status
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 LAUNCHED = "LMKIT_LAUNCHED"  # set for the processes that `run` starts: its own number
+MOST_A_CORE = 8  # processes; more only wait for each other, and each holds a model
 GRACE = 600  # seconds to finish a step and save, once asked to stop
 
 
@@ -32,16 +33,16 @@ def here(processes: int | None) -> bool:
     return processes is not None and processes > 1
 
 
-MOST_A_CORE = 8  # processes; more only wait for each other, and each holds a model
-
-
 def check(processes: int | None, rows: float | None) -> None:
-    """Before anything is started. rows: of a batch, where it is known. Raises UserError for more than can work."""
-    most, cores = (processes or 1), usable_cores()
-    if rows is not None and most > rows:
-        raise UserError(f"--processes {most}: a batch has {rows:.0f} rows\n  → fewer, or a larger train.batch")
-    if most > MOST_A_CORE * cores:
-        raise UserError(f"--processes {most}: this machine has {cores} cores\n  → at most {MOST_A_CORE * cores}")
+    """Called before anything is started. rows: of a batch, where it is known. Raises UserError for more processes than
+    can work."""
+    if processes is None:
+        return
+    most = MOST_A_CORE * usable_cores()
+    if rows is not None and processes > rows:
+        raise UserError(f"--processes {processes}: a batch has {rows:.0f} rows\n  → fewer, or a larger train.batch")
+    if processes > most:
+        raise UserError(f"--processes {processes}: this machine has {usable_cores()} cores\n  → at most {most}")
 
 
 def command(

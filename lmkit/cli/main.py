@@ -87,7 +87,9 @@ def _system_error(e: OSError) -> NoReturn:
 
 def _ignore_signals() -> None:
     """All is saved, and the exit code is to say so."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+    from lmkit.training.signals import ASKING
+
+    for number in ASKING:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -21,7 +21,7 @@ from typing import IO, Any, Self
 import numpy as np
 
 from lmkit.errors import DataError, RunInUse
-from lmkit.files import sha256
+from lmkit.files import lock_now, sha256
 from lmkit.text.tokenizer_files import load_tokenizer
 
 FORMAT = 1
@@ -190,12 +190,10 @@ def lock(path: Path, how: int, busy: str) -> IO[bytes]:
     """The manifest of a store, locked until it is closed. Raises RunInUse, with the text `busy`."""
     file = (path / MANIFEST).open("rb")
     try:
-        fcntl.flock(file, how | fcntl.LOCK_NB)
+        lock_now(file.fileno(), how)
     except BlockingIOError:
         file.close()
         raise RunInUse(busy) from None
-    except OSError:
-        pass  # a file system without locks
     return file
 
 

@@ -144,11 +144,12 @@ def squad_records(name: str, articles: list[dict[str, Any]], problems: Problems)
     """The questions of SQuAD 1.1 and 2.0, with answers as datasets of the hub have them. Their place is their id."""
     for number, article in enumerate(articles, 1):
         paragraphs = article["paragraphs"]
-        for n, paragraph in enumerate(paragraphs if isinstance(paragraphs, list) else [None], 1):
-            asked = paragraph.get("qas") if isinstance(paragraph, dict) else None
-            for question in asked if isinstance(asked, list) else [None]:
+        for position, paragraph in enumerate(paragraphs if isinstance(paragraphs, list) else [None], 1):
+            questions = paragraph.get("qas") if isinstance(paragraph, dict) else None
+            for question in questions if isinstance(questions, list) else [None]:
                 if not isinstance(question, dict) or "question" not in question or "context" not in paragraph:
-                    problems.add(BROKEN, f"{name} (article {number}, paragraph {n}: a question or its text is missing)")
+                    where = f"article {number}, paragraph {position}"
+                    problems.add(BROKEN, f"{name} ({where}: a question or its text is missing)")
                     continue
                 values = {key: question.get(key) for key in ("id", "question")} | {"title": article.get("title")}
                 answers = [] if question.get("is_impossible") else question.get("answers", [])

@@ -114,9 +114,8 @@ def _as_configured(task: TranslateConfig | SummarizeConfig, loaded: Pretrained) 
     longest = settings.get("max_new_tokens")
     if longest is None and loaded.opening and isinstance(settings.get("max_length"), int):
         longest = settings["max_length"] - 1  # it counts the token that the decoder starts from
-    changes: dict[str, Any] = {"beam": settings.get("num_beams") or 1, "max_new_tokens": longest}
-    if settings.get("num_beams") == 0:
-        changes["beam"] = 0  # which is no beam, and said to be wrong
+    beam = settings.get("num_beams")
+    changes: dict[str, Any] = {"beam": 1 if beam is None else beam, "max_new_tokens": longest}
     if longest is None:
         note(f"{loaded.folder} names no longest text (max_new_tokens): up to {task.max_new_tokens} tokens are written")
     if settings.get("length_penalty") is not None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from lmkit.cli.main import main
+from lmkit.training.signals import ASKING
 from tests.training.conftest import tiny, write_tiny  # noqa: F401 - a fixture
 
 
@@ -26,7 +27,7 @@ def lmkit_(monkeypatch, capfd) -> Callable[..., Shown]:
     def run(*args: object) -> Shown:
         monkeypatch.setattr(sys, "argv", ["lmkit", *map(str, args)])
         capfd.readouterr()
-        handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)}
+        handlers = {s: signal.getsignal(s) for s in ASKING}
         with pytest.raises(SystemExit) as ended:
             main()
         for s, handler in handlers.items():

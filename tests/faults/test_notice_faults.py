@@ -3,15 +3,20 @@
 import json
 import math
 import os
+import resource
 import signal
 import stat
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from lmkit.commands import pretrain
 from lmkit.errors import STOPPED_RESUMABLE, Diverged, ModelError
+from lmkit.recipe import TokenizerConfig
 from lmkit.runs import Run
+from lmkit.text.framing import frame_texts
+from lmkit.text.training import train_tokenizer
 from tests.training.stopping import events, rows, same, stopped_at
 
 # ---------------------------------------------------------------- checkpoints
@@ -52,8 +57,6 @@ def test_weights_that_overflow_are_not_saved(setting, tiny):
 
 
 def _weights(checkpoint: Path):
-    from safetensors.torch import load_file
-
     return load_file(checkpoint / "model.safetensors").values()
 
 
@@ -157,12 +160,6 @@ def test_small_things_that_people_type(tiny, lmkit_):
 
 
 def test_a_long_field_takes_memory_by_what_is_read_of_it():
-    import resource
-
-    from lmkit.recipe import TokenizerConfig
-    from lmkit.text.framing import frame_texts
-    from lmkit.text.training import train_tokenizer
-
     tokenizer = train_tokenizer(iter(["a word of text"] * 9), TokenizerConfig(type="wordpiece", vocab_size=300), "bert")
     short, long = "a word " * 200, "a word " * 4_000_000  # 28 MB
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
