@@ -75,6 +75,9 @@ def _float(text: str) -> float:
     return float(text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
 
 
+SIGN = re.compile(r""":\s+[^\w\s"'\[{~./$]""")  # begins a value, and means something in YAML
+
+
 def parse_yaml(text: str, where: str) -> Any:
     """Raises UserError with the line of the mistake."""
     try:
@@ -83,7 +86,10 @@ def parse_yaml(text: str, where: str) -> Any:
         mark = e.problem_mark
         line = f":{mark.line + 1}" if mark else ""
         tab = "\n  → indent with spaces: YAML does not allow tabs" if "\\t" in str(e.problem) else ""
-        raise UserError(f"{where}{line}: not a valid recipe: {e.problem or e.context}{tab}") from None
+        lines = text.splitlines()
+        written = lines[mark.line] if mark and mark.line < len(lines) else ""
+        quotes = "\n  → put quotes around text that begins with a sign, like ','" if SIGN.search(written) else ""
+        raise UserError(f"{where}{line}: not a valid recipe: {e.problem or e.context}{tab}{quotes}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as e:
         raise UserError(f"{where}: not a valid recipe: {e}") from None
 
@@ -247,7 +253,7 @@ def _explain(schema: type[BaseModel], error: Any, lines: dict[str, str], where: 
             error["ctx"]["tag"], choices
         )
     if kind == "literal_error":
-        choices = [c.strip("'") for c in re.split(r", | or ", error["ctx"]["expected"])]
+        choices = [c.strip("'") for c in re.split(r", | or ", error["ctx"]["expected"]) if c != "''"]
         return f"{line}\n  {name} = {value!r} is not one of the allowed values{did_you_mean(str(value), choices)}"
     if kind == "value_error":
         return f"{line}\n  {name}: {message}"
@@ -268,7 +274,7 @@ def _override(tree: dict, item: str) -> str:
     key = key.strip().lstrip("-")
     if not eq or not key:
         raise UserError(f"command line: `{item}` is not key=value\n  → for example train.lr=3e-4")
-    value = parse_yaml(text, f"command line: {item}")
+    value = text if _is_literal(text) else parse_yaml(text, f"command line: {item}")
     if isinstance(value, dict) and not text.lstrip().startswith("{"):
         value = text  # words with a colon in them
     *parents, leaf = key.split(".")
@@ -281,6 +287,13 @@ def _override(tree: dict, item: str) -> str:
     absolute = _absolute_paths(alone, Path.cwd())
     node[leaf] = absolute[parents[-1]][leaf] if parents else absolute[leaf]
     return key
+
+
+def _is_literal(text: str) -> bool:
+    """Of signs and blanks alone, or with control characters: separators, which YAML would read as its own or lose."""
+    if text in ("", "~") or text.lstrip(" ")[:1] in tuple("'\"[{"):
+        return False
+    return not any(c.isalnum() for c in text) or any(c < " " for c in text)
 
 
 def _as_section(name: str, value: Any) -> dict:

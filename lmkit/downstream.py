@@ -135,7 +135,9 @@ class TableConfig(Section):
         None, description="Column of the text to write; for files of lines the ending of a name."
     )
     separator: str | None = Field(
-        None, description="Between the labels of a row that has several (`|`); for `lm` what ends a document in .txt."
+        None,
+        min_length=1,
+        description="Between the labels of a row that has several (`|`); for `lm` what ends a document in .txt.",
     )
     max_length: Count = Field(0, ge=0, description="Tokens a row is cut to; 0: the model's context, at most 512.")
     pixels: PixelConfig = Field(default_factory=PixelConfig, description="Of images, for a new model.")

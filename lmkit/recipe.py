@@ -69,6 +69,7 @@ class DataConfig(Section):
     )
     separator: str | None = Field(
         None,
+        min_length=1,
         description="Text that ends a document inside .txt files, like '<|endoftext|>'. None: a file is a document.",
     )
     text: str = Field("text", description="Column or key that holds the text in .jsonl, .csv and .parquet.")

@@ -76,8 +76,13 @@ def run_of(model: str | Path) -> Path | None:
         file = folder / "recipe.yaml"
         if file.is_file():
             tree, _ = recipes.read_tree(file)
-            return folder if isinstance(tree.get("task"), dict) and "seeds" in tree else None
+            return folder if of_fine_tuning(tree) else None
     return None
+
+
+def of_fine_tuning(tree: dict[str, Any]) -> bool:
+    """Whether this is the whole recipe of a run that `lmkit finetune` began."""
+    return isinstance(tree.get("task"), dict) and "seeds" in tree
 
 
 def recipe_of(run: Path) -> FinetuneRecipe:

@@ -39,7 +39,7 @@ from lmkit.pretrained import Pretrained, load
 from lmkit.recipe import DataConfig, Recipe
 from lmkit.solvers import evaluate
 from lmkit.solvers.trained import load_all, task_of
-from lmkit.task_settings import run_of
+from lmkit.task_settings import run_of, settings_of
 
 PLL_TOKENS = 2000  # each costs a forward pass
 NOT_COMPARABLE = "the scores do not compare with those of other tokenizers"
@@ -90,7 +90,8 @@ def start(
     """Scores of one model on what it was made for, or of two side by side. columns: named by the user: text, pair,
     label, target. options: of `run`, for models that predict words. Raises UserError for options without a use."""
     if len(set(models)) != len(models) or len(models) > 2:
-        raise UserError(f"{', '.join(models)}: name one model, or two to be compared")
+        what = f"{models[0]} is named twice" if len(models) == 2 else f"{len(models)} models"
+        raise UserError(f"{what}\n  → name one model, or two that differ, to compare them")
     tasks = [task_of(model, task) for model in models]
     solved = [t for t in tasks if t is not None and t.name != "lm"]
     if len(solved) == len(models):
@@ -102,6 +103,9 @@ def start(
         raise UserError("two models are compared on a task they were both fine-tuned for\n  → name one")
     if named := [role for role in ("pair", "label") if columns.get(role) is not None]:
         raise UserError(f"--{named[0]}: {models[0]} was not fine-tuned for labels\n  → leave it out")
+    if tasks[0] is not None and (settings := settings_of(models[0])):  # of `lm`, which read its texts so
+        columns["text"] = columns["text"] or settings.columns.get("text")
+        options["separator"] = options["separator"] or settings.separator
     options |= {"text": columns["text"] or "text", "target": columns["target"]}
     return run(models[0], data, as_json=as_json, allow_pickle=allow_pickle, **options)
 

@@ -1,5 +1,6 @@
 """`lmkit pretrain`: a resolved recipe becomes objects, the objects meet the loop."""
 
+import shlex
 import time
 from pathlib import Path
 
@@ -8,10 +9,12 @@ from lmkit.data.cache import open_tokens
 from lmkit.data.inventory import of_store
 from lmkit.data.store import TokenStore
 from lmkit.display import note
+from lmkit.errors import UserError
 from lmkit.files import write_atomic
 from lmkit.presets import expand
 from lmkit.recipe import Recipe
 from lmkit.runs import Run, find_run, fresh_path, takes_latest
+from lmkit.task_settings import of_fine_tuning
 from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.training.distributed import ALONE, World
 from lmkit.training.ending import finish, keep_average, run_to_end
@@ -43,6 +46,8 @@ def resume(path: Path, given: Recipe | None = None, accept_changes: bool = False
 
     given: a recipe to go on by, which must be the run's own but for what `accept_changes`. Raises UserError."""
     tree, lines = config.read_tree(find_run(path) / "recipe.yaml")
+    if of_fine_tuning(tree):
+        raise UserError(f"{path} is a run of fine-tuning\n  → lmkit finetune --resume {shlex.quote(str(path))}")
     recipe = config.build(Recipe, tree, lines, expand, str(path / "recipe.yaml"))
     world = meet(given or recipe)
     run = open_run(path, world)

@@ -30,6 +30,7 @@ from lmkit.data.knowledge_lookup import (
     content,
     fold,
     key_of,
+    proper_names,
     relation_words,
     same_compounds,
     tokens,
@@ -112,14 +113,14 @@ class KnowledgeBase:
         words = tokens(question)
         found = [
             option
-            for start, end in self._spans(words, compounds(question))
+            for start, end in self._spans(words, compounds(question) + proper_names(question))
             for option in self._of_name(question, words, start, end)
         ]
         return found + self._facts(question)
 
     def _spans(self, words: list[str], compounds: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Where names stand in the question: none that lies inside a longer one, none that begins or ends inside what
-        is written as one word, no function words alone."""
+        is written as one word or as one name, no function words alone."""
         inside = {i for first, end in compounds for i in range(first + 1, end)}
         taken: list[tuple[int, int]] = []
         for length in range(min(LONGEST_NAME, len(words)), 0, -1):

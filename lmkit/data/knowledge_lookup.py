@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 # Words; single signs of scripts without spaces (so that names inside a sentence are found); signs that names are told
-# apart by (C, C++, C#); emoji. Other punctuation separates.
+# apart by (C, C++, C#, C--); emoji. Other punctuation separates.
 TOKEN = re.compile(
     r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+|[+#&\u2600-\u27bf\U0001f000-\U0001faff]"
+    r"|(?<=\w)--(?!\w)"
 )
-SIGNS = frozenset("+#&")
+SIGNS = frozenset(("+", "#", "&", "♯", "♭", "--"))
 JOINERS = re.compile(r"[-._\u2010-\u2013]")  # between words without spaces
 CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 ENDINGS = (("ies", "y"), ("ing", ""), ("es", ""), ("ed", ""), ("s", ""))
@@ -36,14 +37,15 @@ SLOT = "§"  # stands where the question names the subject
 
 def tokens(text: str) -> list[str]:
     """The words of a text, without case and accents."""
-    return TOKEN.findall(_plain(text))
+    return TOKEN.findall(_plain(text).casefold())
 
 
 def _plain(text: str) -> str:
+    """Without accents."""
     if not text.isascii():
         text = "".join(c for c in unicodedata.normalize("NFKD", text) if unicodedata.category(c) != "Mn")
         text = unicodedata.normalize("NFC", text)
-    return text.casefold()
+    return text
 
 
 def compounds(text: str) -> list[tuple[int, int]]:
@@ -61,6 +63,26 @@ def compounds(text: str) -> list[tuple[int, int]]:
             if i - start > 1:
                 found.append((start, i))
             start = i
+    return found
+
+
+def proper_names(text: str) -> list[tuple[int, int]]:
+    """Which of its `tokens` are capitalised side by side: (first, behind the last) of `New Guinea`. None where a text
+    begins every word so, and never the first word of the text, which is capitalised whatever it is."""
+    plain, found = _plain(text), list[tuple[int, int]]()
+    words = list(TOKEN.finditer(plain))
+    meaning = [word[0] for word in words if word[0].casefold() not in STOP]
+    start = 0
+    if any(word.islower() for word in meaning):
+        for i in range(1, len(words) + 1):
+            last = words[i - 1][0]
+            named = i > 1 and last[0].isupper() and last.casefold() not in STOP
+            blank = i < len(words) and plain[words[i - 1].end() : words[i].start()] == " "
+            if not named:
+                start = i
+            elif not (blank and words[i][0][0].isupper() and words[i][0].casefold() not in STOP):
+                found += [(start, i)] if i - start > 1 else []
+                start = i
     return found
 
 

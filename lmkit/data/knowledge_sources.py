@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lmkit.data import strict_json
+from lmkit.data.encodings import not_unicode
 from lmkit.data.formats import LONE_QUOTE
 from lmkit.data.inputs import KINDS, Input, Problems, files_of
 from lmkit.data.readers import (
@@ -16,7 +17,6 @@ from lmkit.data.readers import (
     csv_rows,
     guarded,
     json_records,
-    not_unicode,
     parquet_records,
     read_blocks,
     read_lines,

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from typing import Any
 
+from lmkit.data.encodings import not_unicode
 from lmkit.data.inputs import Document, Input, Problems
-from lmkit.data.readers import MAX_CHARS, guarded, not_unicode, read_lines, read_records
+from lmkit.data.readers import MAX_CHARS, guarded, read_lines, read_records
 from lmkit.errors import DataError
 from lmkit.recipe import DataConfig
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
 from lmkit.data import strict_json
+from lmkit.data.encodings import not_unicode
 from lmkit.data.hub import hub_records
 from lmkit.data.inputs import Document, Input, Problems
 from lmkit.errors import DataError, did_you_mean
@@ -25,6 +26,7 @@ BLOCK = 2**20
 
 EMPTY, UNDECODABLE, BROKEN = "empty documents", "undecodable documents (not UTF-8)", "broken records"
 NO_TEXT, BINARY, UNREADABLE = "records without text", "binary files", "unreadable files"
+UNCUT = "files in which the separator does not stand (each is one document)"
 OVER_LONG = "over-long documents (split)"
 
 QUOTING: dict[bool, Literal[0, 3]] = {True: csv.QUOTE_MINIMAL, False: csv.QUOTE_NONE}
@@ -90,15 +92,6 @@ def _checked(item: Input, document: Document, problems: Problems) -> Iterator[Do
         problems.add(OVER_LONG, where)
         for part, piece in enumerate(_parts(text)):
             yield Document(piece, document.line, part, document.held_out)
-
-
-def not_unicode(text: str) -> int | None:
-    """Where the first half of a surrogate pair is: bytes not UTF-8 decode to these, and JSON can spell them."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return error.start
-    return None
 
 
 def _cut(text: str) -> int:
@@ -241,6 +234,8 @@ def _txt(item: Input, config: DataConfig, problems: Problems) -> Iterator[Docume
         seen = item.done
     yield from cutter.feed(decode(b"", final=True))
     yield from cutter.finish()
+    if config.separator and cutter.documents == 1:
+        problems.add(UNCUT, item.name, lost=False)
 
 
 class _Cutter:

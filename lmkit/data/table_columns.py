@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from lmkit.data.readers import not_unicode
+from lmkit.data.encodings import encodings_of, not_unicode
 from lmkit.downstream import TableConfig
 from lmkit.errors import DataError, UserError, did_you_mean
 
@@ -21,7 +21,6 @@ def _role(name: str, names: str, noun: str = "", key: str = "", answer: bool = F
     return Role(name, tuple(names.split()), noun, key, answer)
 
 
-ENCODINGS = ("gbk", "big5", "shift_jis", "euc-kr", "cp1252", "cp1251")  # that tables are found in besides UTF-8
 SHOWN = 30  # columns that an error lists
 QUESTION = "question query"
 ANSWERS = "answers answer answer_text"
@@ -144,20 +143,12 @@ def choose_columns(
 
 
 def _not_utf8(where: str, column: str) -> DataError:
-    names = [name for name in ENCODINGS if _can_be(column, name)]
+    names = encodings_of(column)
     known = ", ".join(names) or "nothing common"
     return DataError(
         f"{where}: the names of its columns are not UTF-8 (they can be read as {known})\n"
         f"  → write the file in UTF-8, for example: iconv -f {names[0] if names else 'ENCODING'} -t UTF-8 {where} > NEW"
     )
-
-
-def _can_be(column: str, encoding: str) -> bool:
-    """Whether bytes that are not UTF-8, here half surrogates, are text in this encoding."""
-    try:
-        return column.encode(errors="surrogateescape").decode(encoding).isprintable()
-    except UnicodeError:
-        return False
 
 
 def _candidates(role: Role, columns: list[str]) -> list[str]:

@@ -5,7 +5,8 @@ import ast
 import json
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
 from lmkit.data.inputs import Problems
@@ -13,14 +14,25 @@ from lmkit.errors import DataError
 from lmkit.units import brief
 
 Kind = Literal["single", "multi", "regression"]
+SEPARATORS = ("|", ";", ",")  # that people write between labels of one cell
 SEPARATOR = "|"  # between the labels of one cell, unless `data.separator` says otherwise
 MANY = 20  # more different numbers than this, some of them with a fraction, are measurements and no classes
-NO_LABEL, NO_NUMBER = "rows without a label", "rows whose label is no number"
+ODD = 0.1  # up to this share of labels may be of another sort than the others: these rows are left out and counted
+NO_LABEL = "rows without a label"
+ODD_ONES = {"single": "rows whose label is a list", "multi": "rows whose label is no list like those of others",
+            "regression": "rows whose label is no number"}  # fmt: skip
 NO_VALUE = frozenset(("nan", "na", "n/a", "<na>", "null", "none"))  # pandas reads these as no value in a column
 BITS = {"0": 0, "0.0": 0, "false": 0, "1": 1, "1.0": 1, "true": 1}
 BRACKETED = re.compile(r"[\[({].*[\])}]", re.DOTALL)
+SHOWN = 5  # pairs of classes that are named as alike
 NUMPY_TEXTS = re.compile(r"""['"]\s+['"]""")
+QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
+NUMPY_LIST = re.compile(rf"\[\s*(?:{QUOTED})(?:\s+(?:{QUOTED}))*\s*\]", re.DOTALL)
 WHOLE = re.compile(r"([-+]?\d+)\.0+")
+# numbers as people write them, with decimal commas, groups of thousands or signs, which may also be something else
+WRITTEN = re.compile(
+    r"[-+]?[$€£]? ?(\d{1,3}(,\d{3})+(\.\d+)?|\d{1,3}(\.\d{3})+,\d+|\d+,\d+|\d+(\.\d+)? ?[%€]|[$€£] ?[\d.]+)"
+)
 
 
 def settle_labels(
@@ -33,22 +45,23 @@ def settle_labels(
     what people should know. Raises DataError for labels that mix lists with single ones, and for unreadable lists."""
     labels = [without_list_syntax(row["label"]) for row in rows]
     named = [label for label in labels if label not in ("", None) and str(label).lower() not in NO_VALUE]
-    numbers = bool(named) and all(map(is_number, named))
-    if numbers or (named and all(isinstance(label, list) for label in named)):
+    if _mostly(named, is_number) or _mostly(named, _is_list):
         labels = [None if str(label).lower() in NO_VALUE else label for label in labels]
     given = [(label, place) for label, place in zip(labels, places, strict=True) if label not in ("", None)]
-    settled = _kind(given, numbers, kind, separator)
-    notes = _notes(given, settled, numbers and kind == "auto")
+    settled = _kind(given, kind, separator)
     lists = [label for label, _ in given if isinstance(label, list)]
-    vectors = settled == "multi" and _are_vectors(lists)
-    if vectors:
-        notes.append(f"labels are vectors of {max(map(len, lists))} zeros and ones: a class is named by its position")
+    cut = None if kind == "auto" and separator is None else separator or SEPARATOR  # None: only lists are several
+    vector_length = _vector_length(lists) if settled == "multi" else 0
+    notes = _notes(given, settled, kind)
+    if vector_length:
+        notes.append(f"labels are vectors of {vector_length} zeros and ones: a class is named by its position")
+    if separator and given and not lists and not any(separator in str(label) for label, _ in given):
+        notes.append(f"no label holds data.separator={separator!r}: each row has one label, or none")
     kept_rows, kept_places = [], []
     for row, place, label in zip(rows, places, labels, strict=True):
-        value = _settled(label, settled, separator or SEPARATOR, vectors, known)
+        value = _settled(label, settled, cut, vector_length, known)
         if value is None:
-            blank = label in ("", None) or settled != "regression"
-            problems.add(NO_LABEL if blank else NO_NUMBER, place)
+            problems.add(NO_LABEL if label in ("", None, []) else ODD_ONES[settled], place)
         else:
             kept_rows.append(row | {"label": value})
             kept_places.append(place)
@@ -92,6 +105,8 @@ def without_list_syntax(value: Any) -> Any:
     except (ValueError, RecursionError):
         if re.fullmatch(r"\[\s*([-+]?\d+\.?\d*\s*)*\]", value):  # NumPy's
             return [float(number) for number in value[1:-1].split()]
+        if NUMPY_LIST.fullmatch(value):
+            return [ast.literal_eval(text) for text in re.findall(QUOTED, value)]
         if not NUMPY_TEXTS.search(value):  # which Python would join into one
             try:
                 parsed = ast.literal_eval(value)
@@ -104,78 +119,157 @@ def without_list_syntax(value: Any) -> Any:
     return list(parsed) if isinstance(parsed, (list, tuple)) else value
 
 
-def _kind(given: list[tuple[Any, str]], numbers: bool, kind: str, separator: str | None) -> Kind:
-    listed = next((place for label, place in given if isinstance(label, list)), None)
-    bracketed = [(label, place) for label, place in given if isinstance(label, str) and BRACKETED.fullmatch(label)]
-    unread = [item for item in bracketed if "," in item[0] or NUMPY_TEXTS.search(item[0])]
-    if unread and len(bracketed) + sum(isinstance(label, list) for label, _ in given) == len(given):
-        label, place = unread[0]
+def _mostly(labels: Sequence[Any], sort: Callable[[Any], bool]) -> bool:
+    return bool(labels) and sum(map(sort, labels)) >= (1 - ODD) * len(labels)
+
+
+def _is_list(label: Any) -> bool:
+    return isinstance(label, list)
+
+
+def _is_broken_list(label: Any) -> bool:
+    return isinstance(label, str) and label[0] in "[({" and ("," in label or NUMPY_TEXTS.search(label) is not None)
+
+
+def _kind(given: list[tuple[Any, str]], kind: str, separator: str | None) -> Kind:
+    """What the labels are, when those of a tenth of the rows or fewer may be of another sort."""
+    few = ODD * len(given)
+    listed = [item for item in given if isinstance(item[0], list)]
+    broken = [item for item in given if _is_broken_list(item[0])]
+    bracketed = sum(isinstance(label, str) and BRACKETED.fullmatch(label) is not None for label, _ in given)
+    if len(broken) > few and bracketed + len(listed) + few >= len(given):
         raise DataError(
-            f"{place}: cannot read the list of labels {brief(label)}\n"
+            f"{broken[0][1]}: cannot read the list of labels {brief(broken[0][0])}\n"
             "  allowed: lists as JSON or Python write them, or texts with data.separator between them"
         )
     if kind == "multi" or (kind == "auto" and separator is not None):
         return "multi"
-    if listed and kind != "auto":
-        raise DataError(f"{listed}: a list of labels, which task.kind={kind} does not take\n  → task.kind=multi")
-    if listed and not all(isinstance(label, list) for label, _ in given):
+    if len(listed) > few and kind != "auto":
+        place = listed[0][1]
+        raise DataError(f"{place}: a list of labels, which task.kind={kind} does not take\n  → task.kind=multi")
+    single = [item for item in given if not isinstance(item[0], list)]
+    if min(len(listed), len(single)) > few:
+        rarer, what = (single, "no list") if len(single) <= len(listed) else (listed, "a list")
+        label, place = rarer[0]
         raise DataError(
-            f"{listed}: a list of labels, where other rows have one\n  → give every row a list, of one label too"
+            f"{place}: the label {brief(json.dumps(label))} is {what}, unlike {len(given) - len(rarer):,} others\n"
+            "  → give every row a list, of one label too, or none"
         )
-    if listed:
+    if len(listed) > len(single):
         return "multi"
-    if kind != "auto":
-        return "regression" if kind == "regression" else "single"
-    values = {float(label) for label, _ in given if is_number(label)} if numbers else set()
-    return "regression" if len(values) > MANY and any(value % 1 for value in values) else "single"
+    return "single" if kind == "single" or (kind == "auto" and not _are_measurements(single)) else _regression(single)
 
 
-def _notes(given: list[tuple[Any, str]], kind: Kind, found: bool) -> list[str]:
-    """found: the labels are numbers, and nobody said what these stand for."""
-    values = {float(label) for label, _ in given if is_number(label)} if found and kind != "multi" else set()
-    if kind == "regression" and values:
+def _are_measurements(given: list[tuple[Any, str]]) -> bool:
+    """Whether labels are numbers of many different values, some of them with a fraction.
+
+    Raises DataError where over a tenth of the rows, and under half of them, have another label."""
+    numbers = [label for label, _ in given if is_number(label) or WRITTEN.fullmatch(str(label))]
+    fractions = any(_is_fraction(label) or not is_number(label) for label in numbers)
+    if len(set(numbers)) <= MANY or not fractions or 2 * len(numbers) < len(given):
+        return False
+    if len(given) - len(numbers) > ODD * len(given):
+        label, place = next(item for item in given if item[0] not in numbers)
+        raise DataError(
+            f"{place}: the label {brief(label)} is no number, as {len(numbers):,} of {len(given):,} labels are\n"
+            "  → task.kind=regression leaves out the rows without a number; task.kind=single makes each a class"
+        )
+    return True
+
+
+def _regression(given: list[tuple[Any, str]]) -> Kind:
+    """Raises DataError for numbers that are written as people read them: left out, only large ones might be missing."""
+    for label, place in given:
+        if not is_number(label) and WRITTEN.fullmatch(str(label)):
+            raise DataError(
+                f"{place}: the label {brief(label)} is not written as a number is\n"
+                "  allowed: digits with a point before the fraction and nothing else, like 1234.5\n"
+                "  → write it so; if these are names, task.kind=single; if it holds several labels, data.separator"
+            )
+    return "regression"
+
+
+def _notes(given: list[tuple[Any, str]], settled: Kind, kind: str) -> list[str]:
+    """What the labels were taken for where nobody said it, and what may have been meant instead."""
+    labels = [label for label, _ in given if not isinstance(label, list)]
+    if kind != "auto" or settled == "multi":
+        return []
+    values = {float(label) for label in labels if is_number(label)} if _mostly(labels, is_number) else set()
+    if settled == "regression":
         return [f"labels are numbers of {len(values):,} different values: a regression (task.kind=single: classes)"]
+    notes = _alike(labels)
     if len(values) > 2:
-        return [f"labels are numbers of {len(values):,} different values: classes (task.kind=regression: numbers)"]
-    return []
+        notes.append(f"labels are numbers of {len(values):,} different values: classes (task.kind=regression: numbers)")
+    for separator in SEPARATORS:
+        joined = {label for label in labels if isinstance(label, str) and separator in label}
+        parts = {part.strip() for label in joined for part in label.split(separator)}
+        others = {str(label) for label in labels} - joined
+        if len(joined) > 1 and len(parts | others) < len(joined | others):
+            notes.append(
+                f"{len(joined):,} of the classes are several joined by {separator}, like {brief(min(joined))}: "
+                f"data.separator='{separator}' takes them apart"
+            )
+    return notes
 
 
-def _are_vectors(lists: list[list[Any]]) -> bool:
-    """Whether lists of 0 and 1 say of each class whether it holds: they are equally long, of two or more.
+def _alike(labels: list[Any]) -> list[str]:
+    """Of classes that are spelt in two ways, most likely: Yes and yes, True and 1, 1e3 and 1000."""
+    spellings: dict[Any, set[str]] = {}
+    for name in {class_name(label) for label in labels}:
+        folded = " ".join(name.casefold().split())
+        key = BITS.get(folded, float(folded) if is_number(folded) else folded)
+        spellings.setdefault(key, set()).add(name)
+    return [
+        f"{' and '.join(map(brief, sorted(names)))} are different classes: write them alike if they are one"
+        for names in spellings.values() if len(names) > 1
+    ][:SHOWN]  # fmt: skip
+
+
+def _vector_length(lists: list[list[Any]]) -> int:
+    """The number of classes where lists of 0 and 1 say of each whether it holds: all but a tenth of them are equally
+    long, of two or more. 0 for lists of names.
 
     Raises DataError for lists of numbers that are neither such vectors nor whole numbers that name classes."""
     lists = [values for values in lists if values]
-    elements = [value for values in lists for value in values]
-    if broken := [value for value in elements if is_number(value) and float(value) % 1]:
+    few = ODD * len(lists)
+    bits = [values for values in lists if all(str(value).lower() in BITS for value in values)]
+    sizes = Counter(map(len, bits)).most_common()
+    if sizes and sizes[0][0] > 1 and sizes[0][1] >= len(lists) - few:
+        return sizes[0][0]
+    fractions = [value for values in lists for value in values if _is_fraction(value)]
+    if len(fractions) > few:
         raise DataError(
-            f"lists of labels hold the number {broken[0]}\n  allowed: names of classes, or a 0 or 1 for each"
+            f"lists of labels hold the number {fractions[0]}\n  allowed: names of classes, or a 0 or 1 for each"
         )
-    if not elements or not all(str(value).lower() in BITS for value in elements):
-        return False
-    sizes = {len(values) for values in lists}
-    if len(sizes) == 1:
-        return max(sizes) > 1
-    if any(len({str(value) for value in values}) < len(values) for values in lists):
-        raise DataError(
-            f"lists of zeros and ones differ in length: {min(sizes)} to {max(sizes)}\n  → one number a class"
-        )
-    return False
+    if len(sizes) > 1 and len(bits) >= len(lists) - few and any(len(set(map(str, row))) < len(row) for row in bits):
+        low, high = min(sizes)[0], max(sizes)[0]
+        raise DataError(f"lists of zeros and ones differ in length: {low} to {high}\n  → one number a class")
+    return 0
 
 
-def _settled(label: Any, kind: Kind, separator: str, vectors: bool, known: Collection[str]) -> Any:
-    """The label in its final type; None for none."""
-    if label is None:
+def _is_fraction(value: Any) -> bool:
+    return is_number(value) and float(value) % 1 != 0
+
+
+def _settled(label: Any, kind: Kind, separator: str | None, vector_length: int, known: Collection[str]) -> Any:
+    """The label in its final type; None for none. separator: between several; None: they have to be lists."""
+    if label is None or (kind == "single" and isinstance(label, list)):
         return None
     if kind == "regression":
         return float(label) if is_number(label) else None
     if kind == "single":
         return (str(label) if str(label) in known else class_name(label)) or None
     if not isinstance(label, list):
+        if label and (separator is None or _is_broken_list(label)):
+            return None
         label = [part for part in str(label).split(separator) if part.strip()]
     if any(part is None or part == "" or isinstance(part, (list, dict)) or part != part for part in label):
         return None
-    if vectors:
-        return [str(position) for position, bit in enumerate(label) if BITS[str(bit).lower()]]
+    if vector_length and label:
+        bits = [BITS.get(str(bit).lower()) for bit in label]
+        return None if len(bits) != vector_length or None in bits else [str(n) for n, bit in enumerate(bits) if bit]
+    if any(isinstance(part, float) and _is_fraction(part) for part in label):
+        return None
     return list(dict.fromkeys(part if part in known else class_name(part) for part in label))
 
 

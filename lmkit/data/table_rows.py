@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from lmkit.data.encodings import encodings_of, not_unicode
 from lmkit.data.inputs import Problems
-from lmkit.data.readers import not_unicode
 from lmkit.data.table_labels import BRACKETED, NO_LABEL, NUMPY_TEXTS, without_list_syntax
-from lmkit.errors import DataError
 
 EMPTY, NO_TEXT, UNDECODABLE = "empty texts", "texts that are no text", "undecodable texts"
+UNEVEN = "rows with another number of tags than of words"
 NO_ANSWER, NO_ASSISTANT = "questions without an answer", "conversations without answer"
+NULL_ANSWERS = "questions whose answers are null (an empty list or text says that there is none)"
 NOT_FOUND = "answers that are not in their context"
 ALL_LOST = "questions none of whose answers is in the context"
 BROKEN_MESSAGES = "conversations that are no lists of messages of text"
@@ -37,7 +38,11 @@ _as_written = json.JSONEncoder(ensure_ascii=False)
 
 
 class Unfit(Exception):
-    """A record that cannot become a row: what it is counted as."""
+    """A record that cannot become a row: what it is counted as, and what more there is to say of this one."""
+
+    def __init__(self, kind: str, detail: str = ""):
+        super().__init__(kind)
+        self.kind, self.detail = kind, detail
 
 
 def make_row(task: str, values: Values, where: str, labelled: bool, problems: Problems) -> Row:
@@ -45,8 +50,9 @@ def make_row(task: str, values: Values, where: str, labelled: bool, problems: Pr
 
     Raises Unfit for a record to be left out, and DataError for one that shows the whole file to be wrong."""
     row = MAKERS[task](values, where, labelled, problems)
-    if not_unicode(_as_written.encode({key: v for key, v in row.items() if key != "image"})) is not None:
-        raise Unfit(UNDECODABLE)
+    written = _as_written.encode({key: v for key, v in row.items() if key != "image"})
+    if not_unicode(written) is not None:
+        raise Unfit(UNDECODABLE, f" (can be read as {', '.join(encodings_of(written)) or 'nothing common'})")
     return row
 
 
@@ -92,7 +98,9 @@ def _tag(values: Values, where: str, labelled: bool, problems: Problems) -> Row:
             raise Unfit(NO_LABEL)
         return {"words": words}
     if len(words) != len(tags):
-        raise DataError(f"{where}: {len(words)} words and {len(tags)} tags\n  → give each word one tag")
+        if labelled:
+            raise Unfit(UNEVEN)
+        return {"words": words}
     return {"words": words, "tags": tags}
 
 
@@ -139,6 +147,8 @@ def _qa(values: Values, where: str, labelled: bool, problems: Problems) -> Row:
     }
     if "answers" not in values:
         return row
+    if values["answers"] is None and labelled:
+        raise Unfit(NULL_ANSWERS)
     given = _answers(values["answers"])
     if len(given) == 1 and given[0][1] is None:
         given = [(given[0][0], values.get("start"))]

@@ -62,12 +62,13 @@ def conll_records(item: Input, labelled: bool, problems: Problems) -> Iterator[R
     """A word a line, its tag in the last column, a blank line after each sentence. Columns lie between tabs, in files
     that have any, else between spaces. CoNLL-U gives its columns by their names, as lists.
 
-    A line with # is a comment only before a sentence, where it is metadata or has another number of columns. Raises
-    DataError for any other line with another number of columns; without `labelled` its sentence is counted."""
+    A line with # is a comment only before a sentence, where it is metadata or has another number of columns. Sentences
+    with any other line of another number of columns are counted. Raises DataError where no line has a tag."""
     lines = [(number, (line or "").rstrip("\r\n")) for number, line in read_lines(item, problems)]
     tabs = any("\t" in line for _, line in lines if not line.startswith("#"))
     rows = [(number, line, _cells(line, tabs)) for number, line in lines]
-    sure = [cells for _, _, cells in rows if cells and not cells[0].startswith(("#", "-DOCSTART-"))]
+    sure = [cells for _, line, cells in rows
+            if cells and not cells[0].startswith(("#", "-DOCSTART-")) and tabs == ("\t" in line)]  # fmt: skip
     width = Counter(map(len, sure)).most_common(1)[0][0] if sure else 1 + labelled
     known = {cells[-1] for cells in sure}
     universal = tabs and width == len(CONLLU) and all(re.fullmatch(r"\d+([-.]\d+)?", cells[0]) for cells in sure)
@@ -76,14 +77,16 @@ def conll_records(item: Input, labelled: bool, problems: Problems) -> Iterator[R
         raise DataError(
             f"{item.name}:{number}: a word without a tag\n  allowed: a word and its tag a line, between tabs"
         )
-    start, sentence, ragged = 0, list[list[str]](), False
+    start, sentence, ragged = 0, list[list[str]](), 0
     for number, line, cells in [*rows, (0, "", [])]:
+        if tabs and "\t" not in line and len(spaced := _cells(line, False)) == width and spaced[-1] in known:
+            cells = spaced
         if not cells:
             if ragged:
-                problems.add(RAGGED, f"{item.name}:{start}")
+                problems.add(RAGGED, f"{item.name}:{start} (line {ragged})")
             elif sentence:
                 yield f"{item.name}:{start}", _conllu(sentence) if universal else _tagged(sentence)
-            start, sentence, ragged = 0, [], False
+            start, sentence, ragged = 0, [], 0
         elif cells[0].startswith("-DOCSTART-"):
             continue
         elif line.startswith("#") and not start and _is_comment(line, cells, width, known, tabs):
@@ -94,13 +97,8 @@ def conll_records(item: Input, labelled: bool, problems: Problems) -> Iterator[R
         elif len(cells) == width and cells[0] and cells[-1]:
             start = start or number
             sentence.append(cells)
-        elif labelled:
-            raise DataError(
-                f"{item.name}:{number}: {len(cells)} columns, where most lines have {width}\n"
-                "  → each line has a word first and its tag last; a blank line ends a sentence"
-            )
         else:
-            start, ragged = start or number, True
+            start, ragged = start or number, ragged or number
 
 
 def is_conll(item: Input) -> bool:

@@ -120,7 +120,9 @@ def _no_rows(sources: list[str], problems: Problems) -> DataError:
     counted = "".join(f"\n  {n:,} {kind}: {problems.examples[kind][0]}" for kind, n in problems.counts.items())
     advice = "repair the files, or name others"
     if UNDECODABLE in problems.counts:
-        advice = "write the files in UTF-8, for example: iconv -f ENCODING -t UTF-8 FILE > NEW"
+        first = re.search(r"can be read as ([\w-]+)", problems.examples[UNDECODABLE][0])
+        encoding = first[1] if first and first[1] != "nothing" else "ENCODING"
+        advice = f"write the files in UTF-8, for example: iconv -f {encoding} -t UTF-8 FILE > NEW"
     return DataError(
         f"{', '.join(sources)}: no row is left{counted or chr(10) + '  the files hold no records'}\n  → {advice}"
     )
@@ -159,8 +161,8 @@ def _part(source: Source, task: str, config: TableConfig, labelled: bool, proble
             rows.append(make_row(task, values, where, labelled, own))
             places.append(where)
         except Unfit as e:
-            own.add(str(e), where, lost=False)
-            unfit.append((number, len(rows), where, str(e)))
+            own.add(e.kind, where + e.detail, lost=False)
+            unfit.append((number, len(rows), where, e.kind + e.detail))
     problems.merge(own)
     lost = [] if labelled else _in_order(source.item.name, [where for where, _ in records.rows], unfit, own.rows or [])
     return Table(rows, places, chosen or {}, records.format, problems, lost=tuple(lost))

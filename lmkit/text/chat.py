@@ -260,7 +260,13 @@ class Chat:
             {key: value if key == "role" else self._marked(value) for key, value in message.items() if key != "weight"}
             for message in messages
         ]
-        return self.template.render(marked, prompt, self._marked(tools))
+        try:
+            return self.template.render(marked, prompt, self._marked(tools))
+        except UserError:  # OpenAI writes null beside calls of tools, which templates that join texts cannot take
+            if all(message["content"] is not None for message in marked):
+                raise
+            texts = [message | {"content": message["content"] or ""} for message in marked]
+            return self.template.render(texts, prompt, self._marked(tools))
 
     def _marked(self, value: Any) -> Any:
         if isinstance(value, Mapping):

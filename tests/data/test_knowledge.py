@@ -44,8 +44,13 @@ def test_a_name_inside_a_longer_name_is_not_looked_up(tmp_path):
     asked = ["capital of Guinea-Bissau?", "author of C#?", "author of C++", "author of Node.js", "author of AT&T",
              "capital of Guinea‑Bissau", "Guinea's capital", "capital of Guinea, please", "capital: Guinea.",
              "author of C?"]  # fmt: skip
+    longer = ["capital of New Guinea", "What is the capital of Guinea Bissau?", "author of C--", "author of C--?",
+              "Who is the author of C♯?"]  # fmt: skip
+    alone = ["What Is the Capital Of Guinea", "Guinea: which capital?", "CAPITAL OF GUINEA", "capital of guinea new?",
+             "Did Guinea move its capital", "Is the capital of Guinea, Bissau"]  # fmt: skip
     with KnowledgeBase(tmp_path / "a.sqlite") as kb:
         assert [best(kb, q) for q in asked] == [""] * 6 + ["Conakry"] * 3 + ["Ritchie"]
+        assert [best(kb, q) for q in longer] == [""] * 5 and [best(kb, q) for q in alone] == ["Conakry"] * 6
     with KnowledgeBase(tmp_path / "b.sqlite") as kb:
         assert [best(kb, q) for q in asked[:2]] == ["Bissau", "Z"] and best(kb, "capital of Guinea Bissau") == "Bissau"
     with KnowledgeBase(tmp_path / "f.sqlite") as kb:

@@ -39,6 +39,7 @@ def test_lists_in_cells_are_several_labels_however_they_are_written(tmp_path: Pa
     assert labels(read(SETS, tmp_path / "a.csv")) == SETS  # pandas writes Python's
     assert labels(read([json.dumps(row) for row in SETS], tmp_path / "a.csv")) == SETS
     assert labels(read([tuple(row) for row in SETS], tmp_path / "a.csv")) == SETS
+    assert labels(read([np.array(row) for row in SETS], tmp_path / "a.csv")) == SETS
     table = read([";".join(row) for row in plain], tmp_path / "a.csv", separator=";")
     assert labels(table) == plain and not table.problems.counts  # an empty cell is a row without labels
     assert labels(read(["a|b", "", "b"], tmp_path / "a.csv", "multi")) == [["a", "b"], [], ["b"]]
@@ -67,8 +68,8 @@ def test_vectors_of_zeros_and_ones_are_labels_by_position(dtype: type, tmp_path:
     ("values", "message"),
     [
         (["[toxic, insult]", "[]", "[toxic]"], r"cannot read the list of labels \[toxic, insult\]\n  allowed: lists"),
-        ([str(np.array(["a", "b"])), "['a']"], r"cannot read the list of labels \['a' 'b'\]"),
-        (['["a", "b"]', "a"], "a list of labels, where other rows have one"),
+        (["['a' 'b', 'c']", "['a']"], r"cannot read the list of labels \['a' 'b', 'c'\]"),
+        (['["a", "b"]', "a"], r'a.csv:3: the label "a" is no list, unlike 1 others'),
         ([[0.2, 0.8], [0.9, 0.1]], "lists of labels hold the number 0.2"),
         ([[0, 0, 1], [0, 1]], "lists of zeros and ones differ in length: 2 to 3"),
     ],
@@ -103,6 +104,76 @@ def test_few_different_numbers_are_classes_and_the_key_that_changes_it_is_named(
         assert labels(table) == pytest.approx(many) and label_kind(table.rows) == "regression"
         assert table.notes == ("labels are numbers of 40 different values: a regression (task.kind=single: classes)",)
     assert labels(read(["1e-3", "-2.5", "x"], tmp_path / "a.csv", "regression")) == [0.001, -2.5]
+
+
+NUMBERS = [n / 7 for n in range(40)]
+VECTORS = [[0, 1, 0], [1, 1, 0], [0, 0, 0], [0, 1, 1]] * 10
+NAMES = [["a", "b"], ["a"], ["b"], []] * 10
+
+
+@pytest.mark.parametrize("odd", ["-", "?", "missing", "#N/A", "bad", "inf", "1.0.3", [1], ["a"], "[1, "])
+def test_one_odd_label_among_numbers_is_counted_as_pandas_reads_it(odd: Any, tmp_path: Path) -> None:
+    for path in (tmp_path / "a.csv", tmp_path / "a.jsonl"):
+        for kind in ("auto", "regression"):
+            table = read([*NUMBERS, odd], path, kind)
+            coerced = pandas.to_numeric(pandas.Series([*NUMBERS, str(odd)]), errors="coerce")
+            assert labels(table) == pytest.approx(list(coerced[np.isfinite(coerced)]))
+            assert table.problems.counts == {"rows whose label is no number": 1}
+    halves = read([*(n / 2 for n in range(2, 11)), "?"] * 3, tmp_path / "a.csv")
+    assert "?" in labels(halves) and "labels are numbers of 9 different values: classes" in halves.notes[0]
+
+
+@pytest.mark.parametrize("spelling", ["0,5", "1,000.5", "1.000,5", "5%", "12.5 %", "$3.20", "1,200"])
+def test_numbers_as_people_write_them_are_refused_and_never_classes(spelling: str, tmp_path: Path) -> None:
+    many = [spelling.replace("5", str(n)).replace("2", str(n)) for n in range(10, 50)]
+    for values in (many, [*NUMBERS, spelling], [spelling, *NUMBERS[1:]]):
+        for kind in ("auto", "regression"):
+            with pytest.raises(
+                DataError, match=r"a.csv:\d+: the label .* is not written as a number is\n  allowed: dig"
+            ):
+                read(values, tmp_path / "a.csv", kind)
+        assert len(labels(read(values, tmp_path / "a.csv", "single"))) == len(values)
+    with pytest.raises(DataError, match=r"a.csv:42: the label none so is no number, as 40 of 50 labels are\n.*=regres"):
+        read([*NUMBERS, *["none so"] * 10], tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("values", "odd", "settled"),
+    [
+        (VECTORS, [0, 1], ["1"]),
+        (VECTORS, [0, 1, "x"], ["1"]),
+        (VECTORS, [0, 1, 0.5], ["1"]),
+        (VECTORS, "a", ["1"]),
+        (NAMES, '["a", "b', ["a", "b"]),
+        (NAMES, "a", ["a", "b"]),
+        (NAMES, ["a", None], ["a", "b"]),
+        (NAMES, ["a", 0.5], ["a", "b"]),
+        (["x", "y"] * 20, ["x"], "x"),
+    ],
+)
+def test_one_odd_label_among_lists_is_counted_and_no_class(
+    values: list[Any], odd: Any, settled: Any, tmp_path: Path
+) -> None:
+    for path in (tmp_path / "a.csv", tmp_path / "a.jsonl"):
+        table = read([*values, odd], path)
+        assert labels(table)[0] == settled and labels(table) == labels(read(values, path))
+        assert (
+            list(table.problems.counts.values()) == [1]
+            and f"{path}:" in next(iter(table.problems.examples.values()))[0]
+        )
+
+
+def test_classes_that_may_be_meant_otherwise_are_named(tmp_path: Path) -> None:
+    def notes(*values: Any) -> str:
+        return "\n".join(read(list(values) * 5, tmp_path / "a.csv").notes)
+
+    assert "Yes and yes are different classes" in notes("Yes", "yes", "no")
+    assert "1000 and 1e3 are different classes" in notes("1e3", "1000", "7")
+    assert "True and true are different classes" in notes("True", "true", "False")
+    assert "4 of the classes are several joined by ;, like a; b: data.separator=';'" in notes(
+        "a", "b", "c", "a; b", "a; c", "b; c", "a; b; c"
+    )
+    assert notes("Paris, France", "Lyon, France", "Rome, Italy") == notes("a", "b") == ""
 
 
 @pytest.mark.parametrize(

@@ -253,12 +253,39 @@ def test_words_and_tags(tmp_path: Path) -> None:
     for name in ("a.conll", "b.txt", "c.jsonl", "d.csv"):
         assert read(tmp_path / name, "tag").rows == TAGGED
     assert read(tmp_path / "a.conll", "tag").problems.counts == {"lines of comments": 1}
-    (tmp_path / "a.conll").write_text("EU B-ORG\nrejects\nit O\n")
-    with pytest.raises(DataError, match=r"a.conll:2: 1 columns, where most lines have 2"):
-        read(tmp_path / "a.conll", "tag")
-    (tmp_path / "c.jsonl").write_bytes(as_jsonl([{"words": ["a", "b"], "tags": ["O"]}]))
-    with pytest.raises(DataError, match=r"c.jsonl:1: 2 words and 1 tags"):
-        read(tmp_path / "c.jsonl", "tag")
+    (tmp_path / "b.txt").write_text("EU\tB-ORG\nrejects O\n\nNew York\tB-LOC\nis\tO\n")  # one line between spaces
+    assert [row["words"] for row in read(tmp_path / "b.txt", "tag").rows] == [["EU", "rejects"], ["New York", "is"]]
+
+
+def test_a_sentence_with_a_broken_line_is_left_out_and_counted(tmp_path: Path) -> None:
+    broken = ("it", "it O O", "\tO", "it\t", "New York")
+    for separator in (" ", "\t"):
+        good = f"EU{separator}B-ORG\nleft{separator}O\n\n"
+        for line in broken[: 2 if separator == " " else None]:
+            (tmp_path / "a.conll").write_text(f"{good}the{separator}O\n{line}\nend{separator}O\n\n{good}")
+            table = read(tmp_path / "a.conll", "tag")
+            assert table.rows == [{"words": ["EU", "left"], "tags": ["B-ORG", "O"]}] * 2
+            assert table.problems.examples["sentences with a line of another number of columns"] == [
+                f"{tmp_path / 'a.conll'}:4 (line 5)"
+            ]
+    rows = [{"words": ["a", "b"], "tags": ["O", "O"]}, {"words": ["a", "b"], "tags": ["O"]}]
+    for name, content in (
+        ("c.jsonl", as_jsonl(rows)),
+        ("d.csv", as_csv([{k: str(v) for k, v in r.items()} for r in rows])),
+    ):
+        (tmp_path / name).write_bytes(content)
+        table = read(tmp_path / name, "tag")
+        assert table.rows == rows[:1]
+        assert table.problems.counts == {"rows with another number of tags than of words": 1}
+        assert read(tmp_path / name, "tag", labelled=False).rows[1] == {"words": ["a", "b"]}
+
+
+def test_null_answers_are_not_known_and_empty_ones_are_none(tmp_path: Path) -> None:
+    rows = [{"context": "a b", "question": "q", "answers": answers} for answers in (None, [], "", {"text": []}, "b")]
+    (tmp_path / "a.jsonl").write_bytes(as_jsonl(rows))
+    table = read(tmp_path / "a.jsonl", "qa")
+    assert [len(row["answers"]) for row in table.rows] == [0, 0, 0, 1] and sum(table.problems.counts.values()) == 1
+    assert len(read(tmp_path / "a.jsonl", "qa", labelled=False).rows) == 5
 
 
 def test_questions_are_the_same_from_squad_and_from_columns(tmp_path: Path) -> None:

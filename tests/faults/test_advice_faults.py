@@ -14,6 +14,11 @@ SCRATCH = (
     "tokenizer.type=wordpiece", "tokenizer.vocab_size=300", "train.budget=4 steps", "train.batch=4 rows",
     "task.baseline=false", "checkpoint.every=1", "checkpoint.keep=2",
 )  # fmt: skip
+RECIPE = {
+    "model": {"family": "gpt2", "hidden_size": 16, "num_layers": 1, "num_heads": 2, "context": 32},
+    "data": {"train": "c.jsonl", "text": "body"}, "tokenizer": {"vocab_size": 300},
+    "train": {"budget": "2 steps", "batch": 64},
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +61,22 @@ def test_changes_to_a_run_that_goes_on_are_refused_with_the_way(lmkit_):
     got = lmkit_("pretrain", "--resume", "runs/a", "train.budget=9 steps", "train.seed=1")
     way = "lmkit pretrain runs/a/recipe.yaml 'train.budget=9 steps' train.seed=1 --resume runs/a --accept-changes"
     assert got.code == 2 and way in got.err
+
+
+def test_a_run_of_the_other_command_is_named_with_the_command_that_goes_on(lmkit_):
+    Path("r.yaml").write_text(json.dumps(RECIPE))
+    assert lmkit_("pretrain", "r.yaml", "--out", "runs/a").code == 0
+    refused = lmkit_("finetune", "--resume", "runs/a")
+    assert refused.code == 2 and "lmkit pretrain --resume runs/a" in refused.err
+    assert lmkit_("pretrain", "--resume", "runs/a").code == 0
+    assert lmkit_("finetune", *SCRATCH, "--data", "labels.csv", "--out", "runs/b").code == 0
+    refused = lmkit_("pretrain", "--resume", "runs/b")
+    assert refused.code == 2 and "lmkit finetune --resume runs/b" in refused.err
+    assert lmkit_("finetune", "--resume", "runs/b").code == 0
+    twice = lmkit_("eval", "runs/b", "runs/b", "--data", "labels.csv")
+    assert twice.code == 2 and "runs/b is named twice" in twice.err
+    f1 = lmkit_("finetune", *SCRATCH, "--data", "labels.csv", "task.metric=f1")
+    assert f1.code == 2 and "allowed: accuracy, auroc, macro_f1, mcc, micro_f1, pearson, spearman\n" in f1.err
 
 
 def test_latest_names_a_run_only_once_it_has_begun_and_those_of_several_seeds(lmkit_):

@@ -90,7 +90,7 @@ REFUSED: dict[str, tuple[str, str, str | bytes, list[str]]] = {
     "one class": ("classify", "a.jsonl", labelled(["a"] * 40), ["all 36 rows have the label `a`", "data.label=COLUMN"]),
     "no label": ("classify", "a.jsonl", labelled([None] * 5), ["no row is left", "5 rows without a label: a.jsonl:1"]),
     "lists and names": ("classify", "a.jsonl", labelled([["a"], "b"] * 20),
-                        [": a list of labels, where other rows have one", "give every row a list"]),
+                        [': the label "b" is no list, unlike 20 others', "give every row a list"]),
     "no header": ("classify", "a.csv", "".join(f"{t},{i % 2}\n" for i, t in enumerate(TEXTS[:20])),
                   ["a.csv: the first row is no header", "put a row with the names of the columns"]),
     "other columns": ("classify", "a.csv", "id,remark,grade\n1,x,2\n",
@@ -104,6 +104,8 @@ REFUSED: dict[str, tuple[str, str, str | bytes, list[str]]] = {
     "one row": ("classify", "a.jsonl", labelled(["a"]), ["all 1 read the same", "data.validation"]),
     "all alike": ("classify", "a.jsonl", lines([{"text": "x", "label": x} for x in AB]),
                   ["cannot hold out rows: all 40 read the same"]),
+    "Latin-1 alone": ("classify", "a.csv", "text,label\ncafé,a\n".encode("latin-1"),
+                      ["1 undecodable texts: a.csv:2 (can be read as cp1252, ", "iconv -f cp1252 -t UTF-8 FILE"]),
     "binary": ("classify", "a.csv", b"text,label\n\0\0", ["1 binary files: a.csv"]),
     "cut JSON": ("classify", "a.json", '[{"text": "a", ', ["a.json: ", "is the file complete?"]),
     "deep JSON": ("classify", "a.json", "[" * 100_000, ["a.json: nested too deeply"]),
@@ -112,8 +114,9 @@ REFUSED: dict[str, tuple[str, str, str | bytes, list[str]]] = {
     "other kind": ("classify", "a.docx", b"PK", ["`.docx` is no kind of file that classify reads", "allowed: .csv"]),
     "archive": ("classify", "a.zip", b"PK", ["`.zip` is no kind of file"]),
     "words and tags": ("tag", "a.jsonl", lines([{"words": ["a", "b"], "tags": ["O"]}]),
-                       ["a.jsonl:1: 2 words and 1 tags", "give each word one tag"]),
-    "a word without a tag": ("tag", "a.conll", "the O\nfox\n\n", ["a.conll:2: 1 columns, where most lines have 2"]),
+                       ["no row is left", "1 rows with another number of tags than of words: a.jsonl:1"]),
+    "a word without a tag": ("tag", "a.conll", "the O\nfox\n\n",
+                             ["1 sentences with a line of another number of columns: a.conll:1 (line 2)"]),
     "one tag": ("tag", "a.conll", "the O\nfox O\n\n" * 20, ["all"]),
     "answers that are nowhere": ("qa", "a.json", questions([{"text": "cat", "answer_start": 3}]),
                                  ["no row is left", "20 questions none of whose answers is in the context: a.json:q0"]),
@@ -177,6 +180,8 @@ TAKEN: dict[str, tuple[str, str, str | bytes, list[str]]] = {
                 ["left out: 2 empty texts, like a.jsonl:41", "left out: 1 texts that are no text, like a.jsonl:42"]),
     "half characters": ("classify", "a.jsonl", labelled(AB) + '{"text": "\\ud83d", "label": "a"}\n',
                         ["left out: 1 undecodable texts, like a.jsonl:41"]),
+    "Latin-1": ("classify", "a.csv", table(AB).encode() + "café,a\n".encode("latin-1"),
+                ["left out: 1 undecodable texts, like a.csv:42 (can be read as ", "cp1252"]),
     "CRLF and a mark": ("classify", "a.csv", ("\ufeff" + table(AB)).replace("\n", "\r\n"), ["40 rows", "2 classes:"]),
     "UTF-16": ("classify", "a.csv", table(AB).encode("utf-16"), ["40 rows", "2 classes:"]),
     "semicolons": ("classify", "a.csv", table(AB).replace(",", ";"), ["40 rows", "2 classes:"]),
@@ -423,10 +428,12 @@ def test_words_and_tags_in_lists_that_cells_spell(write, tmp_path):
     assert [(row["words"], row["tags"]) for row in table.rows] == rows
 
 
-def test_lists_of_words_as_numpy_writes_them_are_counted_not_split(tmp_path):
-    (tmp_path / "t.csv").write_text("tokens,ner_tags\n['a' 'b'],['O' 'O']\na b,O O\n")
+def test_lists_of_words_as_numpy_writes_them_are_read_and_mixtures_are_counted(tmp_path):
+    words = [["it's", 'a "b"'], ["c\\", "d"], ["e"]]
+    lines = [f'"{str(np.array(row)).replace(chr(34), chr(34) * 2)}","{np.array(["O"] * len(row))}"\n' for row in words]
+    (tmp_path / "t.csv").write_text("tokens,ner_tags\n" + "".join(lines) + "\"['a' 'b', 'c']\",O O O\n")
     table = read_table([str(tmp_path / "t.csv")], "tag", TableConfig(train="t.csv"))
-    assert [row["words"] for row in table.rows] == [["a", "b"]] and [*table.problems.counts.values()] == [1]
+    assert [row["words"] for row in table.rows] == words and [*table.problems.counts.values()] == [1]
 
 
 @pytest.mark.parametrize("broken", [{"context": "x"}, None, {"context": "x", "qas": 3}, {"qas": [{"question": "y"}]}])

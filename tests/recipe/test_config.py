@@ -1,5 +1,6 @@
 """What a user sees when a recipe is wrong: the message is the interface."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,19 @@ def test_scalars_are_what_they_look_like():
     text = "[1e-3, 3.5, 012, 1:30, on, no, yes, true, ~, 1_000, 2026-01-01, -.5, 1.]"
     want = [1e-3, 3.5, 12, "1:30", "on", "no", "yes", True, None, 1000, "2026-01-01", -0.5, 1.0]
     assert parse_yaml(text, "x") == want
+
+
+@pytest.mark.parametrize(
+    "sign", [",", "|", "#", ";", ":", "-", "*", ">", "&", "?", " ", "; ", "\t", "\f", "\n\n", "<e>\n", "a\nb"]
+)
+def test_a_separator_is_what_the_command_line_says(sign, tmp_path):
+    rest = GOOD.replace("data: {train: text/*.txt}\n", "data:\n  train: x.txt\n")
+    assert recipe(tmp_path, rest, f"data.separator={sign}").data.separator == sign
+    before, after = rest.split("optimizer")
+    written = f"{before}  separator: {{}}\noptimizer{after}"
+    assert recipe(tmp_path, written.replace("{}", json.dumps(sign), 1)).data.separator == sign
+    if sign in ",:*&?-|>":
+        assert "r.yaml:4" in message(tmp_path, written.replace("{}", sign, 1))
 
 
 def test_override_beats_recipe_beats_base_beats_default(tmp_path):

@@ -244,3 +244,13 @@ def test_tools_calls_and_reasoning_are_written_as_transformers_does_and_weight_0
     chatml = Chat(mine, ChatTemplate(CHATML, {"bos_token": ""}))
     answered = [m for m in CALLED if m["content"]]
     assert chatml.ignored(answered, TOOLS) == ["name", "reasoning_content", "tools"]
+
+
+def test_content_that_is_null_beside_calls_is_no_text(kinds) -> None:
+    blank = [message | {"content": message["content"] or ""} for message in CALLED]
+    joined = ChatTemplate(TOOLED.replace("{{ m.content or '' }}", "{{ m.role + m.content }}"))
+    for template in (joined, ChatTemplate(CHATML, {"bos_token": ""})):
+        chat = Chat(kinds["bytes"], template)
+        assert chat.encode(CALLED) == chat.encode(blank) and chat.ignored(CALLED) == chat.ignored(blank)
+    with pytest.raises(UserError, match="cannot be joined"):
+        Chat(kinds["bytes"], ChatTemplate("{{ raise_exception('cannot be joined') }}")).encode(CALLED)
