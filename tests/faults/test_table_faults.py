@@ -408,10 +408,13 @@ def test_a_run_that_went_on_with_pretraining_is_scored(task, models, lmkit_, tmp
     monkeypatch.chdir(tmp_path)
     Path("a.txt").write_text("\n".join(TEXTS))
     shown = lmkit_("finetune", "--task", "lm", "--model", models.get(task, models["translate"]), "--data", "a.txt",
-                   "--out", "run", "train.budget=1 steps", "train.batch=2")  # fmt: skip
+                   "--out", "run", "train.budget=1 steps", "train.batch=2", "data.separator=\n")  # fmt: skip
     assert shown.code == 0, shown.err
     shown = lmkit_("eval", "run", "--data", "a.txt", "--json")
     assert shown.code == 0 and json.loads(shown.out)["perplexity"]["value"] > 1, shown.err
+    assert shown.out == lmkit_("eval", "run", "--data", "a.txt", "--json", "--separator", "\n").out
+    uncut = lmkit_("eval", "run", "--data", "a.txt", "--json", "--separator", "\f")
+    assert uncut.out != shown.out and "1 files in which the separator does not stand" in uncut.err
 
 
 def test_columns_in_another_encoding_are_told(finetune):
