@@ -27,6 +27,8 @@ from lmkit.manifest import damage, put_whole
 OWN = re.compile(r"step-\d{8,}")  # checkpoints; whatever else lies beside them is somebody else's
 # All that a start writes before its run begins: what a kill left of it is no run, and nobody else's.
 STARTED = {"lock", "checkpoints", "tokenizer", "environment.json"}
+# seconds in training/state.json, which no two runs share
+BY_THE_CLOCK = ("elapsed", "beside", "saving", "eval_seconds", "save_seconds", "reserve")
 LINK = "LMKIT_LINK_LATEST"  # set for the processes of a run whose place was chosen for them
 ADAPTER_CONFIG = "adapter_config.json"  # in a folder that holds an adapter instead of a whole model, as PEFT keeps it
 

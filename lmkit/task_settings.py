@@ -13,7 +13,7 @@ from lmkit import config as recipes
 from lmkit.downstream import DownstreamConfig, QAConfig
 from lmkit.errors import ModelError, UserError
 from lmkit.files import write_json
-from lmkit.finetune_recipe import FinetuneRecipe, expand
+from lmkit.finetune_recipe import FinetuneRecipe, expand, is_finetuning
 from lmkit.manifest import replace_listed
 from lmkit.objectives import Count, Section
 from lmkit.runs import model_folder, seeds_of
@@ -76,13 +76,8 @@ def run_of(model: str | Path) -> Path | None:
         file = folder / "recipe.yaml"
         if file.is_file():
             tree, _ = recipes.read_tree(file)
-            return folder if of_fine_tuning(tree) else None
+            return folder if is_finetuning(tree) else None
     return None
-
-
-def of_fine_tuning(tree: dict[str, Any]) -> bool:
-    """Whether this is the whole recipe of a run that `lmkit finetune` began."""
-    return isinstance(tree.get("task"), dict) and "seeds" in tree
 
 
 def recipe_of(run: Path) -> FinetuneRecipe:

@@ -19,7 +19,7 @@ from lmkit.display import note, note_marked
 from lmkit.downstream import AnswerConfig, ClassifyConfig, LMConfig
 from lmkit.errors import ModelError, UserError
 from lmkit.files import write_atomic, write_json
-from lmkit.finetune_recipe import WRITING, FinetuneRecipe, expand
+from lmkit.finetune_recipe import WRITING, FinetuneRecipe, expand, is_finetuning
 from lmkit.pretrained import load
 from lmkit.runs import Run, find_run, fresh_path, model_folder, takes_latest
 from lmkit.solvers import answering_fit
@@ -28,7 +28,6 @@ from lmkit.solvers.classify import Classifier, check_options, known_labels, name
 from lmkit.solvers.score_table import as_json, confusion_table, score_table, seeds_line
 from lmkit.solvers.solver import texts, unknown_tokens
 from lmkit.solvers.write import Writer
-from lmkit.task_settings import of_fine_tuning
 from lmkit.text.images import palette_tokenizer
 from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.training.continued import build_continued
@@ -57,7 +56,7 @@ def resume(path: Path) -> int:
     """Go on with a run, or several seeds' runs, where the newest whole checkpoint stands. Returns the exit code."""
     path = find_run(path)
     tree, lines = config.read_tree(path / "recipe.yaml")
-    if not of_fine_tuning(tree):
+    if not is_finetuning(tree):
         raise UserError(f"{path} is a run of pretraining\n  → lmkit pretrain --resume {shlex.quote(str(path))}")
     recipe = config.build(FinetuneRecipe, tree, lines, expand, str(path / "recipe.yaml"))
     return _seeds(recipe, path) if recipe.seeds > 1 else _run(recipe, path, goes_on=True)

@@ -11,10 +11,10 @@ from lmkit.data.store import TokenStore
 from lmkit.display import note
 from lmkit.errors import UserError
 from lmkit.files import write_atomic
+from lmkit.finetune_recipe import is_finetuning
 from lmkit.presets import expand
 from lmkit.recipe import Recipe
 from lmkit.runs import Run, find_run, fresh_path, takes_latest
-from lmkit.task_settings import of_fine_tuning
 from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.training.distributed import ALONE, World
 from lmkit.training.ending import finish, keep_average, run_to_end
@@ -46,7 +46,7 @@ def resume(path: Path, given: Recipe | None = None, accept_changes: bool = False
 
     given: a recipe to go on by, which must be the run's own but for what `accept_changes`. Raises UserError."""
     tree, lines = config.read_tree(find_run(path) / "recipe.yaml")
-    if of_fine_tuning(tree):
+    if is_finetuning(tree):
         raise UserError(f"{path} is a run of fine-tuning\n  → lmkit finetune --resume {shlex.quote(str(path))}")
     recipe = config.build(Recipe, tree, lines, expand, str(path / "recipe.yaml"))
     world = meet(given or recipe)

@@ -18,11 +18,10 @@ from lmkit.errors import UserError
 from lmkit.finetune_recipe import FinetuneRecipe, is_finetuning
 from lmkit.manifest import MANIFEST
 from lmkit.recipe import ParallelConfig, Recipe
-from lmkit.runs import read_jsonl
+from lmkit.runs import BY_THE_CLOCK, read_jsonl
 from lmkit.units import SECONDS, show_bytes, split_quantity
 
 EVALUATED = 8192  # tokens: enough to see whether evaluating disturbs training
-BY_THE_CLOCK = ("elapsed", "eval_seconds", "reserve")  # seconds in training/state.json, which no two runs share
 SHORT = 80  # characters of a difference worth showing; lists are longer
 CRASHING = "from lmkit.training.crash import kill_in_step; kill_in_step({}); from lmkit.cli.main import main; main()"
 KINDS = {  # of a checkpoint's files, by the end of their names; the first that fits

@@ -44,7 +44,10 @@ class State:
     step: int = 0
     tokens: int = 0  # trained on, as `train.batch` counts them
     elapsed: float = 0.0  # seconds in the loop, over all starts
-    eval_seconds: float = 0.0  # what an evaluation takes, with a margin
+    beside: float = 0.0  # of these not in steps: evaluations, texts, checkpoints
+    saving: float = 0.0  # and of these in checkpoints
+    eval_seconds: float = 0.0  # what the last evaluation took
+    save_seconds: float = 0.0  # what the longest save took
     reserve: float = 0.0  # seconds kept free at the end of a time budget for the last evaluation and save
     skipped: int = 0  # steps whose loss or gradient was not finite
     skipped_in_a_row: int = 0

@@ -5,7 +5,7 @@ from contextlib import contextmanager, suppress
 
 from lmkit.display import note
 from lmkit.errors import STOPPED_RESUMABLE, Diverged, StorageError
-from lmkit.runs import Run, read_status
+from lmkit.runs import BY_THE_CLOCK, Run, read_status
 from lmkit.training import checkpoints, loop
 from lmkit.training.guard import Rollback, give_up
 from lmkit.training.job import Job
@@ -75,13 +75,15 @@ def _go_back(job: Job, run: Run, bad: Rollback) -> None:
     """To the newest checkpoint, from which the bad batches will be passed over, but for those it was taken after.
     Raises Diverged where there is none yet."""
     passed_over, rollbacks = job.state.passed_over, job.state.rollbacks + 1
-    micro_batch = job.state.micro_batch
+    micro_batch, clock = job.state.micro_batch, job.state
     folder = job.world.agree(run.newest_whole(note) if job.world.first else None)
     if folder is None:
         give_up(job, run, f"step {bad.step} is bad, and there is no checkpoint yet to go back to")
     job.state = checkpoints.read(folder, job.model, job.optimizers, job.average)
     job.state.passed_over, job.state.rollbacks = passed_over, rollbacks
     job.state.micro_batch = micro_batch  # memory is no larger than it was
+    for name in BY_THE_CLOCK:  # nor did time go back
+        setattr(job.state, name, getattr(clock, name))
     ahead = [b for b in bad.batches if b >= job.batch_of(job.state.step)]
     job.state.passed_over = sorted({*passed_over, *ahead})
     run.truncate_logs(job.state.step, note)
@@ -99,8 +101,10 @@ def keep_average(job: Job, run: Run) -> None:
     folders = job.world.agree(run.steps()[-job.recipe.checkpoint.average :])
     checkpoints.average_models(folders, job.model)
     scores = job.score()
-    note(f"average of the last {len(folders)} checkpoints: {job.metric} {scores[job.metric]:.4f}")
-    if job.state.best is not None and job.better(scores):
+    is_best = job.state.best is not None and job.better(scores)
+    outcome = "better than the best of them, and kept" if is_best else "no better than the best of them, and not kept"
+    note(f"average of the last {len(folders)} checkpoints: {job.metric} {scores[job.metric]:.4f}, {outcome}")
+    if is_best:
         write = checkpoints.model_piece(job.model, job.tokenizer, job.special)
         job.state.best = {"step": job.state.step} | scores
         if job.world.first:

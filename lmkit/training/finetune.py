@@ -140,7 +140,8 @@ def build_finetuning(
         scores = held_out_scores(job, len(held)) if solver.likelihood else {}
         return scores | job.parallel.by_first(solved)
 
-    job.score = score
+    job.score, job.scored_rows = score, len(held)
+    job.closing = len(held_out.rows) / max(len(some.rows), 1)
     cut = len({e["row"] for e in rows if e["cut"]})
     return Finetuning(job, solver, train, held_out, cut, new, rows, lengths, setup.max_length, settings)
 

@@ -62,6 +62,8 @@ class Job:
     score: Callable[[], dict[str, float]]  # of the weights as they are, on held-out rows
     metric: str = "val_loss"  # the score that decides which checkpoint is best
     higher: bool = False  # is better
+    scored_rows: int = 0  # that `score` reads
+    closing: float = 0.0  # evaluations' worth of scoring after the last step
     patience: int = 0  # stop after this many evaluations without a better one; 0: never
     sample: Callable[[], str] | None = None  # a text by the model as it is
     adapter: Adapter | None = None  # what is trained, instead of all weights
@@ -127,7 +129,7 @@ def build_job(recipe: Recipe, store: TokenStore, model: Transformer | None = Non
         ragged=store.pairs,
     )
     limit = min(len(work.held_out), math.ceil(recipe.evaluate.tokens / work.row_tokens))
-    job.score = lambda: held_out_scores(job, limit)
+    job.score, job.scored_rows = lambda: held_out_scores(job, limit), limit
     if recipe.parallel.tensor == 1:
         job.sample = _sampler(job, recipe, tokenizer)
     if not len(work.held_out):

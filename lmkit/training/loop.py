@@ -1,9 +1,7 @@
 """The training loop. A run is a pure function of (recipe, step): weights, moments and `step` are all that is saved."""
 
 import json
-import math
 import os
-import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
@@ -13,18 +11,18 @@ import torch
 from lmkit.display import Meter
 from lmkit.errors import OutOfMemory
 from lmkit.runs import Run
-from lmkit.training import guard, step
+from lmkit.training import guard, rhythm, step
 from lmkit.training.distributed import World
 from lmkit.training.job import Job
+from lmkit.training.rhythm import Rhythm
 from lmkit.training.saving import Saver
 from lmkit.training.schedules import multiplier
 from lmkit.training.signals import StopFlag
 from lmkit.training.step import Share
 from lmkit.training.watchdog import Watchdog
-from lmkit.units import show_count, split_quantity
+from lmkit.units import show_count
 
 LESS = "train.recompute=true, train.precision=bf16 on a GPU, or a smaller model"
-clock = time.monotonic  # never the time of day, which may jump
 
 
 def train(job: Job, run: Run, stop: StopFlag) -> str:
@@ -38,7 +36,7 @@ def train(job: Job, run: Run, stop: StopFlag) -> str:
     if state.scaler:
         scaler.load_state_dict(state.scaler)
     job.model.train()
-    rhythm = Rhythm(job)
+    pace = Rhythm(job)
     with (
         Meter("train", 1.0) as meter, ThreadPoolExecutor(1) as ahead, Saver(job, run) as saver,
         Watchdog(world, recipe.parallel.patience, run.path) as watchdog,
@@ -47,11 +45,11 @@ def train(job: Job, run: Run, stop: StopFlag) -> str:
         upcoming: Future[Share] = ahead.submit(step.read_share, job, state.step)
         finished = asked = False
         while not (finished or asked):
-            began, tokens_before, micro = clock(), state.tokens, job.recipe.train.micro_batch
+            began, tokens_before, micro = rhythm.clock(), state.tokens, job.recipe.train.micro_batch
             mine, upcoming = upcoming.result(), ahead.submit(step.read_share, job, state.step + 1)
             with watchdog.waiting():
                 share = mine.agreed(world)
-            rate = multiplier(recipe.schedule, state.step, min(rhythm.now, 1 - 1e-9))
+            rate = multiplier(recipe.schedule, state.step, min(pace.now, 1 - 1e-9))
             row, asked = _step(job, rate, share, scaler, stop.asked is not None)
             if job.recipe.train.micro_batch != micro:  # what was read ahead is cut for more memory than there is
                 upcoming = ahead.submit(step.read_share, job, state.step + 1)
@@ -59,13 +57,14 @@ def train(job: Job, run: Run, stop: StopFlag) -> str:
             lr = rate * job.optimizers[0].param_groups[0]["peak_lr"]
             row = {"step": state.step, "lr": lr} | row | {"tokens": state.tokens}
             run.check()
+            pace.look()  # where the step is rolled back, its time has passed all the same
             guard.count(job, run, row, share.batches)
             state.scaler = scaler.state_dict() if scaler.is_enabled() else {}
-            timing.write(json.dumps({"step": state.step, "seconds": round(clock() - began, 4)}) + "\n")
-            finished = rhythm.tick() >= 1
-            _show(meter, row, rhythm.now, (row["tokens"] - tokens_before) / max(clock() - began, 1e-9))
-            if finished or rhythm.due(recipe.evaluate.every):
-                with watchdog.at_work():
+            timing.write(json.dumps({"step": state.step, "seconds": round(rhythm.clock() - began, 4)}) + "\n")
+            finished = pace.tick() >= 1
+            _show(meter, row, pace.now, (row["tokens"] - tokens_before) / max(rhythm.clock() - began, 1e-9))
+            if finished or pace.evaluation_due():
+                with watchdog.at_work(), pace.beside():
                     row |= evaluate(job, meter)
                 if job.patience and state.evaluations_since_best >= job.patience:
                     meter.line(f"no better {job.metric} in {job.patience} evaluations: stopping early")
@@ -73,11 +72,11 @@ def train(job: Job, run: Run, stop: StopFlag) -> str:
             metrics.write(json.dumps(row) + "\n")
             best = state.best is not None and state.best["step"] == state.step
             asked = asked or _asked_alone(world, stop)
-            if finished or asked or best or rhythm.due(recipe.checkpoint.every):
+            if finished or asked or best or pace.checkpoint_due():
                 metrics.flush()
                 _make_durable(metrics)  # the rows of a checkpoint's steps are as durable as the checkpoint
-                rhythm.progress()  # brings `elapsed` up to date
-                with watchdog.at_work():
+                pace.look()
+                with watchdog.at_work(), pace.saving():
                     saver.save(best, last=finished or asked)
                     if finished or asked:
                         world.wait()  # for the first, whose checkpoint it is: a process that left gives no sign of life
@@ -130,43 +129,11 @@ def is_over(job: Job) -> bool:
     return Rhythm(job).now >= 1 or bool(job.patience and job.state.evaluations_since_best >= job.patience)
 
 
-class Rhythm:
-    """The clock of a run: how much is done, and what is due. Several processes go by the clock of the first."""
-
-    def __init__(self, job: Job):
-        self.state, self.horizon, self.world = job.state, job.horizon, job.world
-        self.started = clock() - job.state.elapsed
-        self.before = self.now = self.progress()
-
-    def progress(self) -> float:
-        """Share of the horizon done. A time budget keeps room for the last evaluation and save."""
-        self.state.elapsed = clock() - self.started
-        if self.horizon.seconds is None:
-            return self.horizon.progress(self.state.step, 0.0)
-        self.state.elapsed = self.world.agree(self.state.elapsed)
-        usable = max(self.horizon.seconds - self.world.agree(self.state.reserve), 0.5 * self.horizon.seconds)
-        return min(1.0, self.state.elapsed / usable)
-
-    def tick(self) -> float:
-        """A step was taken. Progress is read once, so that all that is due is judged alike."""
-        self.before, self.now = self.now, self.progress()
-        return self.now
-
-    def due(self, every: str) -> bool:
-        """Whether the step just taken passed a multiple of `every`."""
-        number, unit = split_quantity(every)
-        if not number:
-            return False
-        if unit != "%":
-            return self.state.step % int(number) == 0
-        return math.floor(self.now * 100 / number + 1e-9) > math.floor(self.before * 100 / number + 1e-9)
-
-
 def evaluate(job: Job, meter: Meter) -> dict[str, float]:
     """Validation scores of the model to use (its average, if there is one), shown with a text it writes."""
     if not len(job.work.held_out):
         return {}
-    began = clock()
+    began = rhythm.clock()
     with job.average.as_model() if job.average else nullcontext():
         scores = _score(job)
         text = _sample(job) if job.sample else ""
@@ -181,7 +148,7 @@ def evaluate(job: Job, meter: Meter) -> dict[str, float]:
     )
     if text:
         meter.line(f"  » {text}")
-    job.state.eval_seconds = 1.3 * (clock() - began)
+    job.state.eval_seconds = rhythm.clock() - began
     return scores
 
 

@@ -1,6 +1,5 @@
 """When a checkpoint is written, by whom, and what happens if it cannot be: training goes on, and says so."""
 
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -14,7 +13,7 @@ from lmkit.display import note
 from lmkit.errors import OutOfMemory, StorageError, UserError
 from lmkit.files import write_atomic
 from lmkit.runs import Run
-from lmkit.training import checkpoints, guard, shards
+from lmkit.training import checkpoints, guard, rhythm, shards
 from lmkit.training.checkpoints import SHARDS, Piece
 from lmkit.training.job import Job
 from lmkit.training.step import out_of_memory
@@ -54,7 +53,7 @@ class Saver:
     def save(self, best: bool, last: bool) -> None:
         """Of the job as it is now. Raises StorageError where this is the last one, or three in a row failed; Diverged
         where a weight is not finite."""
-        began, job = time.monotonic(), self.job
+        began, job = rhythm.clock(), self.job
         self.finish(last=False)  # of the checkpoint before this one
         guard.check_finite(job, self.run)
         self.best = job.state.best
@@ -72,8 +71,8 @@ class Saver:
                 self.finish(last)
         else:
             self._settle(lambda: self._write(step, pieces, held, best, progress), last)
-        took = max(self.took, time.monotonic() - began)  # beside training only a part of it is waited for
-        job.state.reserve = max(job.state.reserve, job.state.eval_seconds + 1.3 * took)
+        # beside training only a part of it is waited for
+        job.state.save_seconds = max(job.state.save_seconds, self.took, rhythm.clock() - began)
 
     def _snapshot(self, copy: bool) -> tuple[list[Piece], dict[str, Tensor]]:
         job = self.job
@@ -109,7 +108,7 @@ class Saver:
             self.run.event("not saved", reason=str(e))
 
     def _write(self, step: int, pieces: list[Piece], held: dict[str, Tensor], best: bool, progress: dict) -> None:
-        world, job, began = self.job.world, self.job, time.monotonic()
+        world, job, began = self.job.world, self.job, rhythm.clock()
 
         def write(folder: Path) -> None:
             for piece in pieces:
@@ -125,4 +124,4 @@ class Saver:
         elif held:
             world.wait_to_save()
             shards.save(self.run.part(step) / SHARDS, held, world.saving)
-        self.took = time.monotonic() - began
+        self.took = rhythm.clock() - began

@@ -6,16 +6,20 @@ from dataclasses import dataclass
 from lmkit.recipe import ScheduleConfig
 from lmkit.units import count, seconds, split_quantity
 
+WARMUP_AT_MOST = 0.2  # of the horizon, for a warm-up in steps
+
 
 def multiplier(c: ScheduleConfig, step: int, progress: float) -> float:
     """Learning rate / peak for the step about to be taken.
 
     step: steps already done. progress: share of the horizon already done, in [0, 1). `wsd` is warm-up, stable, linear
-    decay (Hu et al. 2024); `inverse_sqrt` is Vaswani et al. 2017, 5.3, scaled to peak at the end of the warm-up.
+    decay (Hu et al. 2024); `inverse_sqrt` is Vaswani et al. 2017, 5.3, scaled to peak at the end of the warm-up. A
+    warm-up of more steps than a fifth of the horizon has ends there.
     """
     number, unit = split_quantity(c.warmup)
     share = unit == "%"
-    warmed = (progress * 100 / number if share else (step + 1) / number) if number else 1.0
+    by_steps = lambda: max((step + 1) / number, progress / WARMUP_AT_MOST)
+    warmed = (progress * 100 / number if share else by_steps()) if number else 1.0
     if warmed < 1:
         return warmed
     start = number / 100 if share else 0.0
@@ -40,13 +44,6 @@ class Horizon:
 
     steps: int | None
     seconds: float | None = None
-
-    def progress(self, step: int, elapsed: float) -> float:
-        """Share done, in [0, 1]. For a time budget it follows the clock, so the decay always completes."""
-        if self.steps is not None:
-            return min(1.0, step / self.steps)
-        assert self.seconds is not None
-        return min(1.0, elapsed / self.seconds)
 
 
 def horizon(budget: str, batch_tokens: int, batch_rows: int, num_rows: int) -> Horizon:

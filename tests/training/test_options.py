@@ -2,7 +2,6 @@
 
 import json
 import math
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,19 +19,6 @@ from lmkit.training.job import Job
 
 def rows(run: str) -> list[dict]:
     return [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
-
-
-def test_a_time_budget_ends_inside_it_with_a_full_decay(tiny):
-    began = time.monotonic()
-    settings = ("train.budget=3 s", "schedule.warmup=5%", "evaluate.every=50%", "checkpoint.every=50%")
-    assert pretrain.start(tiny, settings, Path("run")) == 0
-    log = rows("run")
-    peak = max(r["lr"] for r in log)
-    assert json.loads(Path("run/status.json").read_text())["state"] == "done"
-    assert time.monotonic() - began < 3 + 2  # building the job comes on top
-    assert log[-1]["lr"] < 0.05 * peak and "val_loss" in log[-1]
-    state = json.loads(Path("run/latest/training/state.json").read_text())
-    assert 2.0 < state["elapsed"] <= 3.0
 
 
 def test_the_average_of_weights_is_the_model_and_the_weights_are_kept(tiny):

@@ -45,4 +45,3 @@ def test_horizons():
     assert horizon("10k tokens", 1024, 4, 99).steps == 10  # 9.8 batches
     assert horizon("2 epochs", 1024, 4, 99).steps == 50  # 49.5 batches
     assert horizon("1.5 min", 1024, 4, 99) == Horizon(None, 90.0)
-    assert Horizon(None, 90.0).progress(5, 45.0) == 0.5
