@@ -15,6 +15,10 @@ from lmkit.runs import LINK, fresh_path, read_status
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 LAUNCHED = "LMKIT_LAUNCHED"  # set for the processes that `run` starts: its own number
 MOST_A_CORE = 8  # processes; more only wait for each other, and each holds a model
+GIVEN_THREADS = os.environ.get("OMP_NUM_THREADS")  # by a person, or by the launcher of this process
+# How often GNU's OpenMP looks again before a waiting thread sleeps, instead of 300,000 times: beside busy processes it
+# would only burn the time of the thread it waits for (docs/benchmarks.md has the measurements).
+SPINS = 3000
 GRACE = 600  # seconds to finish a step and save, once asked to stop
 
 
@@ -24,6 +28,15 @@ def die_with_launcher() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
     if os.getppid() != int(os.environ[LAUNCHED]):  # it has died already
         raise ProcessFailed("the process that started this one has ended")
+
+
+def share_cores(processes: int) -> None:
+    """Before torch starts: as many threads for each process as its container and its siblings leave it, which wait in
+    a way that costs their neighbours little. What the environment says of either stands."""
+    if GIVEN_THREADS is None and (processes > 1 or usable_cores() < (os.cpu_count() or 1)):
+        os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // processes))
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
 
 
 def here(processes: int | None) -> bool:
@@ -76,7 +89,7 @@ def run(arguments: list[str], processes: int, max_restarts: int, path: Path, ver
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it is said below, once
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
+    share_cores(processes)
     os.environ |= {LINK: "1"} if link else {}
     launch = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex, rdzv_backend="c10d",

@@ -31,6 +31,7 @@ def main() -> None:
     if rank:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
     _open_streams()
+    launch.share_cores(1)
     try:
         try:
             app()

@@ -189,17 +189,18 @@ def _continue(recipe: FinetuneRecipe, run: Run, goes_on: bool, world: World) -> 
     else:
         begin(job, run, facts, lambda: of_store(store, recipe.data.train) + of_model(recipe))
     note("\n".join(describe_text(job, store)))
-    before = job.score() if len(job.work.held_out) and not job.state.step else None
+    if len(job.work.held_out) and not job.state.step:
+        job.state.before = job.score()
     began = time.monotonic()
     code = run_to_end(job, run, "finetune")
     if code is not None:
         return code
-    return finish(job, run, "finetune", lambda: _tell_continued(job, run, before, began))
+    return finish(job, run, "finetune", lambda: _tell_continued(job, run, began))
 
 
-def _tell_continued(job: Job, run: Run, before: dict[str, float] | None, began: float) -> None:
-    """before: the scores of the model that was started from."""
+def _tell_continued(job: Job, run: Run, began: float) -> None:
     keep_average(job, run)
+    before = job.state.before
     print(f"done in {show_seconds(time.monotonic() - began)}: {job.state.step} steps")
     if job.state.best and job.world.first:
         was = f", from {before['val_perplexity']:.2f}" if before else ""

@@ -124,7 +124,7 @@ class World:
         rows = x[self.rank * share : (self.rank + 1) * share]
         if len(rows):
             mine[: len(rows)] = function(rows)
-        dist.all_gather_single(out, mine)
+        dist.all_gather(list(out.chunk(self.size)), mine)
         return out[: len(x)]
 
 
@@ -211,7 +211,8 @@ class Parallel:
             _shard(scored, world.mesh, c, precision)
             self.module = scored
         elif world.size > 1:
-            self.module = DistributedDataParallel(scored, forward_sync_buffers=False)
+            self.module = DistributedDataParallel(scored)
+            self.module.broadcast_buffers = False  # all hold the same; its argument has other names in other torches
         else:
             self.module = scored
             model.embedding.sparse = model.embedding.weight.device.type == "cpu"

@@ -22,7 +22,8 @@ def shared(model: Transformer) -> bool:
 
 def save(folder: Path, tensors: dict[str, Tensor], group: Any) -> None:
     """All processes must call together, on a file system they share. group: theirs. Raises StorageError on all."""
-    lined = {k: v if v.dim() else v.reshape(1) for k, v in tensors.items()}  # DCP's format has no scalars
+    # in one order, whatever a resume did to that of the moments; DCP's format has no scalars
+    lined = {k: v if v.dim() else v.reshape(1) for k, v in sorted(tensors.items())}
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
         dcp.save(lined, storage_writer=writer, process_group=group)

@@ -129,6 +129,8 @@ def four(folder, two):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LMKIT_CACHE", str(folder / "cache"))
         patch.chdir(folder)
+        again = [stopped_early(f"{name} on 2", f"{name}, then 2") for name in RESHARDED]
+        run_world(2, [{"out": out, "recipe": "", "changes": [], "verb": "resume"} for out in again])
         again = [stopped_early(f"{name} on 2", f"{name}, then 4") for name in RESHARDED]
         run_world(4, [*jobs(4), *({"out": out, "recipe": "", "changes": [], "verb": "resume"} for out in again)])
 
@@ -173,6 +175,15 @@ def test_shards_saved_by_two_are_taken_up_by_one_and_by_four(name, here, four):
     assert do(one, "", [], "resume") == 0
     for run in (one, f"{name}, then 4"):
         assert_alike(run, f"{name} alone")
+
+
+@pytest.mark.parametrize("name", RESHARDED)
+def test_shards_saved_after_a_resume_are_those_of_a_straight_run_byte_for_byte(name, four):
+    straight, resumed = (Path(f"{name}{how}", "checkpoints/step-00000006") for how in (" on 2", ", then 2"))
+    shards = sorted(p.relative_to(straight) for p in straight.glob("training/shards/*"))
+    assert len(shards) > 1
+    for file in (*shards, "model.safetensors"):
+        assert (straight / file).read_bytes() == (resumed / file).read_bytes(), file
 
 
 def test_matrices_split_over_two_are_taken_up_whole(here, two):

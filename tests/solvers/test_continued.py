@@ -1,6 +1,7 @@
 """`--task lm`: pretraining goes on with other text, through the real commands."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from lmkit.commands import finetune, pretrain
 from lmkit.errors import ModelError
 from lmkit.finetune_recipe import FinetuneRecipe, expand
 from lmkit.runs import model_folder
+from lmkit.training import loop
+from tests.training.stopping import Crash, at_call, crash
 
 WORDS = ["the cat sat on a mat.", "one red bird saw it!", "an old hill is over there.", "who can fly so far?"]
 SIZES = "hidden_size: 16, num_layers: 2, num_heads: 2, context: 64, dropout: 0.1"
@@ -65,6 +68,18 @@ def test_a_run_goes_on_with_other_text_and_transformers_loads_it(folder, capsys,
     theirs, report = getattr(transformers, auto).from_pretrained(last, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     assert json.loads((last / "config.json").read_text())["architectures"] == [type(theirs).__name__]
+
+
+def test_what_was_known_before_is_known_after_a_resume(folder, monkeypatch):
+    pretrained("family: gpt2")
+    go_on()
+    straight = json.loads(Path("more/scores.json").read_text())
+    shutil.move("more", "straight")
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        at_call(patch, loop, "_step", 15, crash)
+        go_on()
+    assert finetune.resume(Path("more")) == 0
+    assert json.loads(Path("more/scores.json").read_text()) == straight and straight["before"]["val_loss"] > 0
 
 
 def test_a_model_of_labels_has_no_words_to_go_on_with(folder):
