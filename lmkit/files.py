@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,14 +15,20 @@ from lmkit.errors import RunInUse, StorageError
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write beside `path`, flush to disk, rename over it."""
+    """Write beside `path`, flush to disk, rename over it. An OSError names `path`, as those of a full disk do not."""
     part = path.with_name(f".{path.name}.part")
     data = content.encode() if isinstance(content, str) else content
-    with part.open("wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
-    part.replace(path)
+    try:
+        with part.open("wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        part.replace(path)
+    except OSError as e:
+        with suppress(OSError):
+            part.unlink()
+        e.filename = str(path)
+        raise
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """How a run ends: trained, stopped with a checkpoint, or by an error; its status says which."""
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -36,7 +38,11 @@ def finish(job: Job, run: Run, verb: str, rest: Callable[[], None]) -> int:
     full disk ends it; a resume does it again."""
     try:
         with _failures_told(job, run, verb), leaving_at_once():
-            rest()
+            try:
+                rest()
+            except BrokenPipeError:  # nobody reads what it says; what it does is done all the same
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+                rest()
     except Asked as e:
         run.status("stopped", reason=str(e), **job.progress)
         print(f"stopped by {e} after the last step\n  → lmkit {verb} --resume {run.path} does what is left")

@@ -1,11 +1,13 @@
 """Damage, edits and numbers out of hand are noticed; what is left of a run can always be listed and gone on from."""
 
+import io
 import json
 import math
 import os
 import resource
 import signal
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from safetensors.torch import load_file
 
 from lmkit.commands import pretrain
 from lmkit.errors import STOPPED_RESUMABLE, Diverged, ModelError
+from lmkit.files import write_atomic
 from lmkit.recipe import TokenizerConfig
 from lmkit.runs import Run
 from lmkit.text.framing import frame_texts
@@ -125,6 +128,26 @@ def test_a_signal_after_the_last_step_is_resumable(number, tiny, straight, monke
     assert pretrain.resume(Path("run")) == 0
     assert json.loads(Path("run/status.json").read_text())["state"] == "done"
     same(straight, "run")
+
+
+def test_a_reader_that_leaves_while_the_end_is_told_costs_nothing(tiny, straight, monkeypatch):
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    assert pretrain.start(tiny, (), Path("run")) == 0
+    assert json.loads(Path("run/status.json").read_text())["state"] == "done"
+    same(straight, "run")
+
+
+def test_a_full_disk_is_named_wherever_a_file_is_written(tmp_path):
+    """As `/dev/full` is: what the system says of a write names no file."""
+    target = tmp_path / "a.json"
+    (tmp_path / ".a.json.part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as told:
+        write_atomic(target, "x" * 100_000)
+    assert told.value.filename == str(target) and not target.exists() and not (tmp_path / ".a.json.part").is_symlink()
 
 
 LONG = "x" * 300
