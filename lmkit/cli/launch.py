@@ -7,6 +7,7 @@ import signal
 import sys
 import uuid
 from pathlib import Path
+from typing import Any
 
 from lmkit.environment import usable_cores
 from lmkit.errors import STOPPED_RESUMABLE, ProcessFailed, UserError
@@ -91,10 +92,12 @@ def run(arguments: list[str], processes: int, max_restarts: int, path: Path, ver
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it is said below, once
     share_cores(processes)
     os.environ |= {LINK: "1"} if link else {}
+    # torch 2.11 has no such setting, and always waits 30 s
+    patience: dict[str, Any] = {"shutdown_timeout": GRACE} if hasattr(LaunchConfig, "shutdown_timeout") else {}
     launch = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
         rdzv_endpoint="localhost:0", max_restarts=max_restarts, monitor_interval=0.2, signals_to_handle=SIGNALS,
-        shutdown_timeout=GRACE,
+        **patience,
     )  # fmt: skip
     os.environ[LAUNCHED] = str(os.getpid())
     before = _status(path)
