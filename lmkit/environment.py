@@ -74,8 +74,11 @@ def redacted(arguments: list[str]) -> list[str]:
 
 
 def requirements() -> dict[str, str]:
-    """What lmkit needs: package -> oldest version that will do."""
-    lines = metadata.requires("lmkit") or []
+    """What lmkit needs: package -> oldest version that will do. Nothing is known of a copy that is not installed."""
+    try:
+        lines = metadata.requires("lmkit") or []
+    except metadata.PackageNotFoundError:
+        return {}
     found = (re.fullmatch(r"([\w.-]+)>=([\d.]+)", line) for line in lines if ";" not in line)
     return {match[1]: match[2] for match in found if match}
 

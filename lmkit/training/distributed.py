@@ -21,6 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from lmkit.batch import Batch, Loss, Task
+from lmkit.display import note
 from lmkit.errors import ProcessFailed, UserError
 from lmkit.model.sharding import local, whole
 from lmkit.model.transformer import Transformer
@@ -142,6 +143,8 @@ def join(c: ParallelConfig, device: torch.device) -> World:
                 f"parallel needs {max(c.tensor, c.shards)} processes or more, and there is one\n"
                 "  → --processes N, or torchrun; or leave `parallel` out"
             )
+        if c.data == "fsdp" or c.offload:
+            note("parallel: there is one process, so nothing is sharded or offloaded (--processes N, or torchrun)")
         return ALONE
     global _STORE
     if not dist.is_initialized():

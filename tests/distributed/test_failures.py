@@ -198,7 +198,7 @@ def test_processes_that_were_given_different_recipes_are_refused(here):
     assert not Path("apart", "recipe.yaml").exists()
 
 
-def test_variables_of_a_launcher_that_is_not_there(monkeypatch):
+def test_variables_of_a_launcher_that_is_not_there(monkeypatch, capsys):
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -214,6 +214,8 @@ def test_variables_of_a_launcher_that_is_not_there(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
     with pytest.raises(UserError, match="needs 2 processes"):
         join(ParallelConfig(tensor=2), torch.device("cpu"))
+    assert join(ParallelConfig(data="fsdp"), torch.device("cpu")).size == 1
+    assert "there is one process, so nothing is sharded" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
