@@ -1,6 +1,6 @@
 """Kills, stops, damage, full disks: what the promises of docs/reliability.md rest on, measured.
 
-    python benchmarks/faults.py [kills stops signals damage numbers disk saving] [--kills 200] [--seed 0]
+    python benchmarks/faults.py [kills stops signals damage stores numbers disk budgets saving] [--kills 200] [--seed 0]
 
 Runs are tiny (two layers of width 16, dropout on) and each start of one is a process of its own, forked from this one,
 which has loaded torch and computed nothing; a few are real `lmkit` commands. All that is compared is compared byte for
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from fault_kinds import budgets, stores
 from fault_runs import (
     PHASES,
     STEPS,
@@ -397,7 +398,7 @@ def saving(folder: Path, pairs: int, every: int) -> None:
     say("load of the machine, on its cores", f"{os.getloadavg()[0]:.1f}, on {os.cpu_count()}")
 
 
-PARTS = ("kills", "stops", "signals", "damage", "numbers", "disk", "saving")
+PARTS = ("kills", "stops", "signals", "damage", "stores", "numbers", "disk", "budgets", "saving")
 
 
 def main() -> None:
@@ -421,7 +422,9 @@ def main() -> None:
             "stops": lambda: stops(folder),
             "signals": lambda: signals(folder, rng),
             "damage": lambda: damages(folder, rng),
+            "stores": lambda: stores(folder, rng, say),
             "numbers": lambda: numbers(folder, rng),
+            "budgets": lambda: budgets(folder, say),
             "disk": lambda: disk(folder),
             "saving": lambda: saving(folder, args.pairs, args.every),
         }

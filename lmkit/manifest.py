@@ -22,7 +22,7 @@ def put_whole(final: Path, part: Path, write: Callable[[Path], None], step: int)
     write(part)
     files = sorted(f for f in part.rglob("*") if f.is_file())
     facts = {str(f.relative_to(part)): {"bytes": f.stat().st_size, "sha256": sha256(f)} for f in files}
-    _write(part, {"step": step, "files": facts})
+    write_manifest(part / MANIFEST, {"step": step, "files": facts})
     share(part, part / MANIFEST)
     for f in files:
         with f.open("rb") as handle:
@@ -45,10 +45,10 @@ def replace_listed(folder: Path, name: str, content: str) -> None:
     before, data = manifest["files"].get(name), content.encode()
     facts = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     manifest["files"][name] = facts | ({"before": before} if before else {})
-    _write(folder, manifest)
+    write_manifest(folder / MANIFEST, manifest)
     write_atomic(folder / name, data)
     manifest["files"][name] = facts
-    _write(folder, manifest)
+    write_manifest(folder / MANIFEST, manifest)
 
 
 def damage(folder: Path, to_use: bool = False) -> str | None:
@@ -57,7 +57,7 @@ def damage(folder: Path, to_use: bool = False) -> str | None:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         checksum, files = manifest.pop("sha256"), dict(manifest["files"])
-        if checksum != _checksum(manifest):
+        if checksum != checksum(manifest):
             return "its manifest does not match its own checksum"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "its manifest is missing or unreadable"
@@ -81,9 +81,10 @@ def _differs(path: Path, name: str, facts: dict[str, Any]) -> str | None:
         return f"{name} cannot be read: {e.strerror}"
 
 
-def _write(folder: Path, manifest: dict[str, Any]) -> None:
-    write_json(folder / MANIFEST, manifest | {"sha256": _checksum(manifest)})
+def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    """With a checksum of its own."""
+    write_json(path, manifest | {"sha256": checksum(manifest)})
 
 
-def _checksum(manifest: dict[str, Any]) -> str:
+def checksum(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()

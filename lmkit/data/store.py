@@ -22,6 +22,7 @@ import numpy as np
 
 from lmkit.errors import DataError, RunInUse
 from lmkit.files import lock_now, sha256
+from lmkit.manifest import checksum
 from lmkit.text.tokenizer_files import load_tokenizer
 
 FORMAT = 1
@@ -123,6 +124,7 @@ class TokenStore:
             raise DataError(f"{self.path} is no token store ({MANIFEST} is missing; {hint})")
         try:
             self.manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            written = self.manifest.pop("sha256", None)  # of stores by older versions there is none
             version, self.fingerprint = self.manifest["format"], str(self.manifest["fingerprint"])
         except (ValueError, KeyError, TypeError) as error:
             raise self._damaged(f"{MANIFEST} cannot be read: {error!r}") from error
@@ -130,9 +132,11 @@ class TokenStore:
             raise DataError(
                 f"{file}: format {version}; this lmkit reads format {FORMAT}\n  → run `lmkit tokenize` again"
             )
-        name, entry = next(self._files())  # the tokenizer, which goes into every checkpoint
-        if (self.path / name).is_file() and sha256(self.path / name) != entry["sha256"]:
-            raise self._damaged(f"{name} is not what was written (its checksum differs)")
+        if written not in (None, checksum(self.manifest)):
+            raise self._damaged(f"{MANIFEST} is not what was written (its checksum differs)")
+        for name, entry in self._tokenizer_files():  # they go into every checkpoint
+            if (self.path / name).is_file() and sha256(self.path / name) != entry["sha256"]:
+                raise self._damaged(f"{name} is not what was written (its checksum differs)")
         for name, entry in self._files():
             found = (self.path / name).stat().st_size if (self.path / name).is_file() else None
             if found != entry["size"]:
@@ -158,8 +162,13 @@ class TokenStore:
             f"token store {self.path} is damaged: {what}\n  → delete the folder and run `lmkit tokenize` again"
         )
 
+    def _tokenizer_files(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        facts = self.manifest["tokenizer"]
+        for name, entry in (facts.get("files") or {"tokenizer.json": facts["file"]}).items():
+            yield f"tokenizer/{name}", entry
+
     def _files(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        yield "tokenizer/tokenizer.json", self.manifest["tokenizer"]["file"]
+        yield from self._tokenizer_files()
         for split in SPLITS:
             for shard in self.manifest["shards"][split]:
                 yield f"{shard['name']}.tokens", shard["tokens_file"]

@@ -29,6 +29,7 @@ from lmkit.display import Meter, note
 from lmkit.environment import usable_cores
 from lmkit.errors import DataError, StorageError, UserError
 from lmkit.files import disk_error, fsync_directory, sha256, write_atomic, write_json
+from lmkit.manifest import write_manifest
 from lmkit.recipe import DataConfig, TokenizerConfig
 from lmkit.text.tokenizer import Tokenizer, read_object
 from lmkit.text.tokenizer_files import load_tokenizer
@@ -66,10 +67,8 @@ def tokenize(data: DataConfig, tokenizer: TokenizerConfig, family: str, out: Pat
 
 
 def _unwritable(out: Path, problem: OSError) -> StorageError:
-    return StorageError(
-        f"{out}: {problem.strerror}\n"
-        "  → make room, or choose another folder (--out; LMKIT_CACHE for the cache of tokens), then run again"
-    )
+    advice = "make room, or choose another folder (--out; LMKIT_CACHE for the cache of tokens), then run again"
+    return StorageError(f"{out}: {problem.strerror}\n  → {advice}")
 
 
 @contextmanager
@@ -249,7 +248,7 @@ class _Job:
         identity = repr(
             (self.settings, tokenizer.fingerprint, [i["sha256"] for i in inputs], len(self.inputs["train"]))
         )
-        file = self.out / "tokenizer" / "tokenizer.json"
+        files = sorted((self.out / "tokenizer").iterdir())
         manifest = {
             "format": FORMAT,
             **({} if self.data.target is None else {"pairs": True}),
@@ -260,7 +259,7 @@ class _Job:
                 "fingerprint": tokenizer.fingerprint,
                 "vocab_size": tokenizer.vocab_size,
                 **{f"{role}_id": getattr(tokenizer, f"{role}_id") for role in ("bos", "eos", "pad")},
-                "file": {"size": file.stat().st_size, "sha256": sha256(file)},
+                "files": {f.name: {"size": f.stat().st_size, "sha256": sha256(f)} for f in files},
             },
             "checks": {key: sum(u[key] for u in units) for key in ("checked", "differs")},
             "problems": asdict(problems),
@@ -269,7 +268,7 @@ class _Job:
             "plan": plan,
         }
         fsync_directory(self.out)  # the shards, before what says that they are there
-        write_json(self.out / MANIFEST, manifest)
+        write_manifest(self.out / MANIFEST, manifest)
         fsync_directory(self.out)
 
     def _nothing(self, split: str, problems: Problems) -> DataError:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,17 @@ def test_a_damaged_store_is_noticed(lmkit_):
     words.write_text(words.read_text().replace("document", "documenT", 1))
     got = lmkit_("pretrain", "demo", "data.train=t", "train.budget=1 step")
     assert got.code == 3 and "tokenizer.json is not what was written" in got.err
+    for name, old, new in (
+        ("tokenizer/tokenizer_config.json", "AutoTokenizer", "AutoTokenizar"),
+        ("manifest.json", '"dtype": "uint16"', '"dtype": "uint17"'),
+        ("manifest.json", '"name"', '"nome"'),
+    ):
+        shutil.rmtree("t")
+        lmkit_("tokenize", "c.jsonl", "--text", "body", "--out", "t", "--vocab-size", 300)
+        file = Path("t", name)
+        file.write_text(file.read_text().replace(old, new, 1) if old in file.read_text() else file.read_text() + " ")
+        got = lmkit_("pretrain", "demo", "data.train=t", "train.budget=1 step")
+        assert got.code == 3 and f"{name} " in got.err and "damaged" in got.err, got.err
 
 
 def test_rows_of_any_length_are_not_compiled_on_a_gpu():
