@@ -56,8 +56,8 @@ def damage(folder: Path, to_use: bool = False) -> str | None:
     alone, for those who do not train on."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        checksum, files = manifest.pop("sha256"), dict(manifest["files"])
-        if checksum != checksum(manifest):
+        written, files = manifest.pop("sha256"), dict(manifest["files"])
+        if written != checksum(manifest):
             return "its manifest does not match its own checksum"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "its manifest is missing or unreadable"

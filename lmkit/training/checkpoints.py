@@ -58,6 +58,7 @@ class State:
     rollbacks: int = 0
     best: dict[str, float] | None = None  # step and scores of the best evaluation
     evaluations_since_best: int = 0
+    finished: str = ""  # the budget that was used up
     before: dict[str, float] | None = None  # scores of the model that was started from, where they are compared
     scaler: dict[str, Any] = field(default_factory=dict)  # fp16 loss scale
     # where memory was not enough: the micro-batch of the recipe, and the smaller one that is used since

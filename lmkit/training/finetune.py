@@ -141,7 +141,8 @@ def build_finetuning(
         return scores | job.parallel.by_first(solved)
 
     job.score, job.scored_rows = score, len(held)
-    job.closing = len(held_out.rows) / max(len(some.rows), 1)
+    beam = getattr(recipe.task, "beam", 1)  # takes about as many times as long as the greedy search of evaluations
+    job.closing = beam * len(held_out.rows) / max(len(some.rows), 1)
     cut = len({e["row"] for e in rows if e["cut"]})
     return Finetuning(job, solver, train, held_out, cut, new, rows, lengths, setup.max_length, settings)
 

@@ -69,6 +69,7 @@ def train(job: Job, run: Run, stop: StopFlag) -> str:
                 if job.patience and state.evaluations_since_best >= job.patience:
                     meter.line(f"no better {job.metric} in {job.patience} evaluations: stopping early")
                     finished = True
+            state.finished = recipe.train.budget if finished else ""
             metrics.write(json.dumps(row) + "\n")
             best = state.best is not None and state.best["step"] == state.step
             asked = asked or _asked_alone(world, stop)
@@ -125,8 +126,13 @@ def _step(
 
 
 def is_over(job: Job) -> bool:
-    """Whether a run taken up again had come to its end."""
-    return Rhythm(job).now >= 1 or bool(job.patience and job.state.evaluations_since_best >= job.patience)
+    """Whether a run taken up again had come to its end. Of a time budget the clock alone does not say so: the last
+    evaluation may have taken less than what was kept free for it."""
+    return (
+        job.state.finished == job.recipe.train.budget
+        or Rhythm(job).now >= 1
+        or bool(job.patience and job.state.evaluations_since_best >= job.patience)
+    )
 
 
 def evaluate(job: Job, meter: Meter) -> dict[str, float]:

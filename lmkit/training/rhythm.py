@@ -31,7 +31,7 @@ class Rhythm:
         self.step_seconds = self.save_seconds = 0.0  # of the last one; of a save what training waits for
         self.fastest = math.inf  # of all steps but the first, which also compiles
         self.thinned = set[str]()  # what is, which is said once
-        self.before = self.now = self.world.agree(self._progress())
+        self.before = self.now = self._agreed(self._progress())
 
     def look(self) -> None:
         """Bring `elapsed` up to date."""
@@ -43,9 +43,12 @@ class Rhythm:
         if self.step_seconds:
             self.fastest = min(self.fastest, self.state.elapsed - self.last)
         self.step_seconds, self.last = self.state.elapsed - self.last, self.state.elapsed
-        self.before, self.now = self.now, self.world.agree(self._landing(self._progress()))
+        self.before, self.now = self.now, self._agreed(self._landing(self._progress()))
         self._tell_warmup()
         return self.now
+
+    def _agreed(self, progress: float) -> float:
+        return progress if self.seconds is None else self.world.agree(progress)  # steps are the same to all
 
     def _progress(self) -> float:
         """Share of the horizon done. Of a time budget it is the share of the time for steps, which is what evaluations
@@ -60,7 +63,8 @@ class Rhythm:
         """When the last step of a time budget has to be done, in seconds from the start."""
         assert self.seconds is not None
         evaluation = self.state.eval_seconds or self._expected_evaluation()
-        self.state.reserve = MARGIN * ((1 + self.job.closing) * evaluation + self.state.save_seconds)
+        scorings = 1 + self.job.closing + (self.job.recipe.checkpoint.average > 1)  # of an average of checkpoints, too
+        self.state.reserve = MARGIN * (scorings * evaluation + self.state.save_seconds)
         return self.seconds - min(self.state.reserve, 0.5 * self.seconds)
 
     def _expected_evaluation(self) -> float:

@@ -14,10 +14,12 @@ from lmkit.training.guard import Rollback
 
 
 class Clock:
-    """Seconds that pass in steps, evaluations and saves alone. step: by the number of the step."""
+    """Seconds that pass in steps, evaluations and saves alone. step: by the number of the step; evaluation: by the
+    seconds since the start."""
 
     def __init__(self, step=0.1, evaluation=0.1, save=0.1):
-        self.now, self.step, self.evaluation, self.save = 1000.0, step, evaluation, save
+        self.now = self.began = 1000.0
+        self.step, self.evaluation, self.save = step, evaluation, save
         self.spent = {"step": 0.0, "evaluation": 0.0, "save": 0.0}
 
     def passes(self, what: str, seconds: float) -> None:
@@ -38,7 +40,8 @@ def timed(tiny, monkeypatch):
             return step(job, *rest)
 
         def slow_score(job):
-            clock.passes("evaluation", clock.evaluation)
+            since = clock.now - clock.began
+            clock.passes("evaluation", clock.evaluation(since) if callable(clock.evaluation) else clock.evaluation)
             return score(job)
 
         def slow_save(self, *rest):
@@ -112,6 +115,14 @@ def test_a_warm_up_in_steps_ends_within_a_fifth_of_the_run(timed, capsys):
     rows = timed(Clock(), "train.budget=20 steps", "schedule.warmup=20 steps", "schedule.decay=0.5", out="steps")
     rates = [row["lr"] / rows[4]["lr"] for row in rows]
     assert rates[:5] == pytest.approx([0.05, 0.25, 0.5, 0.75, 1.0]) and rates[-1] == pytest.approx(0.1)
+
+
+def test_a_run_whose_last_evaluation_was_quicker_than_expected_has_ended(timed, capsys):
+    rows = timed(Clock(evaluation=lambda seconds: 3.0 if seconds < 50 else 0.1), "train.budget=60 s")
+    state = json.loads(Path("run/latest/training/state.json").read_text())
+    assert state["elapsed"] < 58 and state["finished"] == "60 s"
+    assert pretrain.resume(Path("run")) == 0 and "nothing left to train" in capsys.readouterr().out
+    assert len(list(read_jsonl(Path("run/metrics.jsonl")))) == len(rows)
 
 
 def test_a_rollback_keeps_the_clock(timed, monkeypatch):
