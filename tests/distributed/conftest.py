@@ -64,7 +64,7 @@ def run_world(size: int, jobs: list[dict]) -> None:
         for log in [open(f"log-{size}-{r}.txt", "w")]  # noqa: SIM115 - the process's from here on
     ]
     try:
-        codes = [p.wait(timeout=200) for p in ranks]
+        codes = [p.wait(timeout=900) for p in ranks]
     finally:
         for p in ranks:
             p.kill()

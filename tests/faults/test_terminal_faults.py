@@ -37,7 +37,7 @@ def shell(tmp_path):
     def run(command: str, setup: str = ":", **changes: str | None) -> tuple[int, str, str]:
         line = f"{setup}; {shlex.quote(sys.executable)} -m lmkit {command}; echo ${{PIPESTATUS[0]}} > code"
         done = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment(**changes), capture_output=True,
-                              stdin=subprocess.DEVNULL, timeout=60)  # fmt: skip
+                              stdin=subprocess.DEVNULL, timeout=600)  # fmt: skip
         out, err = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
         assert "Traceback" not in err and "Exception ignored" not in err, err
         return int((tmp_path / "code").read_text()), out, err
@@ -96,7 +96,7 @@ def on_terminal(command: str, folder: Path, columns: int = 80, **changes: str | 
             break
         shown += block
     os.close(outer)
-    return process.wait(timeout=60), shown.decode(errors="replace")
+    return process.wait(timeout=600), shown.decode(errors="replace")
 
 
 COLOUR = re.compile(r"\x1b\[[\d;]*[1-9]\d*m")
@@ -171,7 +171,7 @@ def test_few_file_descriptors_are_enough(tmp_path):
         (tmp_path / f"{i}.jsonl").write_text(ROWS)
     done = subprocess.run(
         [sys.executable, "-m", "lmkit", "tokenize", ".", "--out", "tokens", "--kind", "bytes"],
-        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60,
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=600,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (16, 16)),
     )  # fmt: skip
     assert done.returncode == 0 and "nothing was left out" in done.stdout, done.stderr
