@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import time
@@ -21,7 +22,7 @@ from typing import IO, Any
 
 from lmkit.environment import environment
 from lmkit.errors import CONTROL, ModelError, RunInUse, StorageError, UserError
-from lmkit.files import disk_error, write_atomic, write_json
+from lmkit.files import disk_error, replace_link, write_atomic, write_json
 from lmkit.manifest import damage, put_whole
 
 OWN = re.compile(r"step-\d{8,}")  # checkpoints; whatever else lies beside them is somebody else's
@@ -164,7 +165,7 @@ class Run:
         return self.checkpoint(step).with_suffix(".part")
 
     def _point(self, name: str, target: Path) -> None:
-        _symlink(self.path / name, target.relative_to(self.path))
+        replace_link(self.path / name, target.relative_to(self.path))
 
     def point_again(self, newest: Path, best: int | None) -> None:
         """`latest`, and `best` of step `best`, as they stood when `newest` was written: a kill may have come before
@@ -301,14 +302,13 @@ def takes_latest(out: Path | None) -> bool:
 def link_latest(run: Path) -> None:
     """`latest`, beside the run, means it."""
     run.parent.mkdir(parents=True, exist_ok=True)
-    _symlink(run.parent / "latest", Path(run.name))
+    replace_link(run.parent / "latest", Path(run.name))
 
 
-def _symlink(link: Path, target: Path) -> None:
-    part = link.with_name(f".{link.name}.part")
-    part.unlink(missing_ok=True)
-    part.symlink_to(target)
-    part.replace(link)
+def going_on(run: Path, verb: str) -> str:
+    """The command that goes on with a run, for a shell; of one of several seeds, the one that goes on with all."""
+    several = run.name.startswith("seed-") and (run.parent / "recipe.yaml").is_file()
+    return f"lmkit {verb} --resume {shlex.quote(str(run.parent if several else run))}"
 
 
 def read_jsonl(path: Path, damaged: list[int] | None = None) -> Iterator[dict[str, Any]]:
@@ -371,7 +371,7 @@ def fresh_path(out: Path | None, name: str, verb: str) -> Path:
     Raises UserError where there is a run, or what is somebody's."""
     if out is not None:
         if (out / "recipe.yaml").exists():
-            raise UserError(f"{out}: holds a run already\n  → lmkit {verb} --resume {out}, or another --out")
+            raise UserError(f"{out}: holds a run already\n  → {going_on(out, verb)}, or another --out")
         if names := _of_others(out):
             raise UserError(
                 f"--out {out}: holds {', '.join(names[:6])}, and no run\n  → name a new folder: a run has its own"

@@ -11,7 +11,7 @@ from typing import Any
 
 from lmkit.environment import usable_cores
 from lmkit.errors import STOPPED_RESUMABLE, ProcessFailed, UserError
-from lmkit.runs import LINK, fresh_path, read_status
+from lmkit.runs import LINK, fresh_path, going_on, read_status
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 LAUNCHED = "LMKIT_LAUNCHED"  # set for the processes that `run` starts: its own number
@@ -113,7 +113,7 @@ def run(arguments: list[str], processes: int, max_restarts: int, path: Path, ver
         more = f", also after {max_restarts} restarts" if max_restarts else ""
         raise ProcessFailed(
             f"process {rank} (pid {failure.pid}) was killed by {failure.signal_name()}{more}; the others were stopped\n"
-            f"  → lmkit {verb} --resume {path} --processes {processes}"
+            f"  → {going_on(path, verb)} --processes {processes}"
         ) from None
     return STOPPED_RESUMABLE if _status(path).get("state") == "stopped" else 0
 

@@ -105,7 +105,8 @@ def start(
         raise UserError(f"--{named[0]}: {models[0]} was not fine-tuned for labels\n  → leave it out")
     if tasks[0] is not None and (settings := settings_of(models[0])):  # of `lm`, which read its texts so
         columns["text"] = columns["text"] or settings.columns.get("text")
-        options["separator"] = options["separator"] or settings.separator
+        if columns["target"] is None:
+            options["separator"] = options["separator"] or settings.separator
     options |= {"text": columns["text"] or "text", "target": columns["target"]}
     return run(models[0], data, as_json=as_json, allow_pickle=allow_pickle, **options)
 

@@ -21,7 +21,7 @@ from lmkit.errors import ModelError, UserError
 from lmkit.files import write_atomic, write_json
 from lmkit.finetune_recipe import WRITING, FinetuneRecipe, expand, is_finetuning
 from lmkit.pretrained import load
-from lmkit.runs import Run, find_run, fresh_path, model_folder, takes_latest
+from lmkit.runs import Run, find_run, fresh_path, going_on, model_folder, takes_latest
 from lmkit.solvers import answering_fit
 from lmkit.solvers.answer_spans import SpanFinder
 from lmkit.solvers.classify import Classifier, check_options, known_labels, names_of
@@ -57,7 +57,7 @@ def resume(path: Path) -> int:
     path = find_run(path)
     tree, lines = config.read_tree(path / "recipe.yaml")
     if not is_finetuning(tree):
-        raise UserError(f"{path} is a run of pretraining\n  → lmkit pretrain --resume {shlex.quote(str(path))}")
+        raise UserError(f"{path} is a run of pretraining\n  → {going_on(path, 'pretrain')}")
     recipe = config.build(FinetuneRecipe, tree, lines, expand, str(path / "recipe.yaml"))
     return _seeds(recipe, path) if recipe.seeds > 1 else _run(recipe, path, goes_on=True)
 
@@ -208,7 +208,7 @@ def _tell_continued(job: Job, run: Run, began: float) -> None:
         after = {k: {"value": v} for k, v in job.state.best.items() if k != "step"}
         write_json(run.path / "scores.json", {"before": before, "scores": after})
     run.status("done", **job.progress)
-    print(f"  next   lmkit eval {run.path} --data FILE")
+    print(f"  next   lmkit eval {shlex.quote(str(run.path))} --data FILE")
 
 
 def _train(f: Finetuning, run: Run) -> int:
@@ -234,7 +234,7 @@ def _tell(f: Finetuning, run: Run, began: float) -> None:
     print(f"  model  {folder}   (transformers: {job.model.config.spec.cls})")
     chats = job.recipe.task.name == "chat"
     use = "generate {} --chat" if chats else "predict {} --data FILE --out predictions.jsonl"
-    print(f"  next   lmkit {use.format(run.path)}")
+    print(f"  next   lmkit {use.format(shlex.quote(str(run.path)))}")
 
 
 def _scores(f: Finetuning, folder: Path, run: Run) -> None:

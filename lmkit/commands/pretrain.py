@@ -14,7 +14,7 @@ from lmkit.files import write_atomic
 from lmkit.finetune_recipe import is_finetuning
 from lmkit.presets import expand
 from lmkit.recipe import Recipe
-from lmkit.runs import Run, find_run, fresh_path, takes_latest
+from lmkit.runs import Run, find_run, fresh_path, going_on, takes_latest
 from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.training.distributed import ALONE, World
 from lmkit.training.ending import finish, keep_average, run_to_end
@@ -47,7 +47,7 @@ def resume(path: Path, given: Recipe | None = None, accept_changes: bool = False
     given: a recipe to go on by, which must be the run's own but for what `accept_changes`. Raises UserError."""
     tree, lines = config.read_tree(find_run(path) / "recipe.yaml")
     if is_finetuning(tree):
-        raise UserError(f"{path} is a run of fine-tuning\n  → lmkit finetune --resume {shlex.quote(str(path))}")
+        raise UserError(f"{path} is a run of fine-tuning\n  → {going_on(path, 'finetune')}")
     recipe = config.build(Recipe, tree, lines, expand, str(path / "recipe.yaml"))
     world = meet(given or recipe)
     run = open_run(path, world)
@@ -109,7 +109,9 @@ def _tell(job: Job, run: Run, began: float) -> None:
     skipped = f" · {state.skipped} steps skipped (events.jsonl)" if state.skipped else ""
     print(f"done in {took}: {state.step} steps, {show_count(state.tokens)} tokens{skipped}{best}")
     folder = "best" if (run.path / "best").exists() else "latest"
-    print(f"  model  {run.path}/{folder}   (a Hugging Face folder)\n  next   lmkit generate {run.path} {_prompt(job)}")
+    print(
+        f"  model  {run.path}/{folder}   (a Hugging Face folder)\n  next   lmkit generate {shlex.quote(str(run.path))} {_prompt(job)}"
+    )
 
 
 def _figure(best: dict[str, float]) -> str:

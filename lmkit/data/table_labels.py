@@ -42,7 +42,8 @@ def settle_labels(
     """Make each `label` text (one class), a list of text (several) or a float (a number), and drop rows without one.
 
     kind: `task.kind`. separator: `data.separator`. known: the classes of a trained model, whose spelling wins. Returns
-    what people should know. Raises DataError for labels that mix lists with single ones, and for unreadable lists."""
+    what people should know. Raises DataError for labels of which over a tenth are of another sort than the others, for
+    unreadable lists, and for numbers written as people read them."""
     labels = [without_list_syntax(row["label"]) for row in rows]
     named = [label for label in labels if label not in ("", None) and str(label).lower() not in NO_VALUE]
     if _mostly(named, is_number) or _mostly(named, _is_list):

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 
 from lmkit.display import note
 from lmkit.errors import STOPPED_RESUMABLE, Diverged, StorageError
-from lmkit.runs import BY_THE_CLOCK, Run, read_status
+from lmkit.runs import BY_THE_CLOCK, Run, going_on, read_status
 from lmkit.training import checkpoints, loop
 from lmkit.training.guard import Rollback, give_up
 from lmkit.training.job import Job
@@ -29,7 +29,7 @@ def run_to_end(job: Job, run: Run, verb: str) -> int | None:
             run.status("stopped", reason=ended, **job.progress)
     if ended == "done":
         return None
-    print(f"stopped by {ended} at step {job.state.step}, saved\n  → lmkit {verb} --resume {run.path}")
+    print(f"stopped by {ended} at step {job.state.step}, saved\n  → {going_on(run.path, verb)}")
     return STOPPED_RESUMABLE
 
 
@@ -45,7 +45,7 @@ def finish(job: Job, run: Run, verb: str, rest: Callable[[], None]) -> int:
                 rest()
     except Asked as e:
         run.status("stopped", reason=str(e), **job.progress)
-        print(f"stopped by {e} after the last step\n  → lmkit {verb} --resume {run.path} does what is left")
+        print(f"stopped by {e} after the last step\n  → {going_on(run.path, verb)} does what is left")
         return STOPPED_RESUMABLE
     return 0
 
@@ -64,7 +64,7 @@ def _failures_told(job: Job, run: Run, verb: str) -> Iterator[None]:
         run.check()
         raise StorageError(
             f"{e.filename or run.path}: {e.strerror or e}, at step {job.state.step}\n"
-            f"  → make room, then lmkit {verb} --resume {run.path} goes on from the last checkpoint"
+            f"  → make room, then {going_on(run.path, verb)} goes on from the last checkpoint"
         ) from None
 
 

@@ -1,14 +1,18 @@
 """What a message says to do works, in the command that said it; and nothing moves before a run has begun."""
 
 import json
+import os
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
 from lmkit.data.store import TokenStore
+from lmkit.training import loop
 from lmkit.training.precision import choose_compile
+from tests.training.stopping import at_call
 
 SCRATCH = (
     "--task", "classify", "model={family: bert, hidden_size: 16, num_layers: 1, num_heads: 2, context: 32}",
@@ -78,6 +82,19 @@ def test_a_run_of_the_other_command_is_named_with_the_command_that_goes_on(lmkit
     assert twice.code == 2 and "runs/b is named twice" in twice.err
     f1 = lmkit_("finetune", *SCRATCH, "--data", "labels.csv", "task.metric=f1")
     assert f1.code == 2 and "allowed: accuracy, auroc, macro_f1, mcc, micro_f1, pearson, spearman\n" in f1.err
+
+
+def test_a_seed_that_was_stopped_goes_on_with_all_of_them(lmkit_, monkeypatch):
+    out = "runs/of seeds"
+    command = (*SCRATCH, "--data", "labels.csv", "seeds=2", "--out", out)
+    with monkeypatch.context() as patch:
+        at_call(patch, loop, "_step", 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        stopped = lmkit_("finetune", *command)
+    assert stopped.code == 75 and "lmkit finetune --resume 'runs/of seeds'\n" in stopped.out, stopped
+    assert lmkit_("finetune", "--resume", out).code == 0
+    assert all(Path(out, f"seed-{n}", "scores.json").is_file() for n in (0, 1))
+    again = lmkit_("finetune", *command)
+    assert again.code == 2 and "lmkit finetune --resume 'runs/of seeds', or another" in again.err
 
 
 def test_latest_names_a_run_only_once_it_has_begun_and_those_of_several_seeds(lmkit_):
