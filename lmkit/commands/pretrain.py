@@ -109,9 +109,8 @@ def _tell(job: Job, run: Run, began: float) -> None:
     skipped = f" · {state.skipped} steps skipped (events.jsonl)" if state.skipped else ""
     print(f"done in {took}: {state.step} steps, {show_count(state.tokens)} tokens{skipped}{best}")
     folder = "best" if (run.path / "best").exists() else "latest"
-    print(
-        f"  model  {run.path}/{folder}   (a Hugging Face folder)\n  next   lmkit generate {shlex.quote(str(run.path))} {_prompt(job)}"
-    )
+    print(f"  model  {run.path}/{folder}   (a Hugging Face folder)")
+    print(f"  next   lmkit generate {shlex.quote(str(run.path))} {_prompt(job)}")
 
 
 def _figure(best: dict[str, float]) -> str:
