@@ -100,7 +100,10 @@ def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> tuple[dict, dict[str, 
     if path in seen:
         raise UserError(f"{path}: `base:` goes in a circle: {' -> '.join(p.name for p in (*seen, path))}")
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            raise UserError(f"{path}: above {MAX_BYTES:,} bytes, which is too large for a recipe")
         text = raw.decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: no such recipe\n  → `lmkit recipes` lists the built-in ones") from None
@@ -108,8 +111,6 @@ def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> tuple[dict, dict[str, 
         raise UserError(f"{path}: not UTF-8 text (byte {e.start})") from None
     except OSError as e:
         raise UserError(f"{path}: cannot be read: {e.strerror}") from None
-    if len(raw) > MAX_BYTES:
-        raise UserError(f"{path}: {len(raw):,} bytes is too large for a recipe")
     tree = parse_yaml(text, _shown(path))
     if not isinstance(tree, dict):
         kind = "empty" if tree is None else f"a {type(tree).__name__}"

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from lmkit import config
 from lmkit.data.inventory import of_model, of_store, of_tables
@@ -21,7 +22,7 @@ from lmkit.errors import ModelError, UserError
 from lmkit.files import write_atomic, write_json
 from lmkit.finetune_recipe import WRITING, FinetuneRecipe, expand, is_finetuning
 from lmkit.pretrained import load
-from lmkit.runs import Run, find_run, fresh_path, going_on, model_folder, takes_latest
+from lmkit.runs import Run, find_run, fresh_path, going_on, model_folder, read_status, takes_latest
 from lmkit.solvers import answering_fit
 from lmkit.solvers.answer_spans import SpanFinder
 from lmkit.solvers.classify import Classifier, check_options, known_labels, names_of
@@ -67,22 +68,35 @@ def _seeds(recipe: FinetuneRecipe, path: Path, latest: Path | None = None) -> in
     found, world = [], meet(recipe)
     for seed in range(recipe.train.seed, recipe.train.seed + recipe.seeds):
         folder, train = path / f"seed-{seed}", recipe.train.model_copy(update={"seed": seed})
-        scores = folder / "scores.json"
         world.wait()
-        if not world.agree(scores.exists()):
+        if not world.agree(_seed_scores(folder)):
             note(f"seed {seed}")
+            if world.first and read_status(folder).get("state") == "done":  # its end is told again, with scores
+                (folder / "status.json").unlink()
             begun = world.agree((folder / "recipe.yaml").exists())
             single = recipe.model_copy(update={"train": train, "seeds": 1})
             code = resume(folder) if begun else _run(single, folder, latest)
             if code:
                 return code
-        if scores.exists():  # none where no row was held out
-            found.append(json.loads(scores.read_text())["scores"])
+        if scores := _seed_scores(folder):  # none where no row was held out
+            found.append(scores)
     if found:
         print(seeds_line(found))
     if world.first:
         write_json(path / "scores.json", {"seeds": found})
     return 0
+
+
+def _seed_scores(folder: Path) -> dict[str, Any] | None:
+    """Of the run of one seed; None where there are none yet, or their file is damaged, which is said."""
+    file = folder / "scores.json"
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))["scores"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        note(f"{file} is damaged: that seed is scored again")
+        return None
 
 
 def tables(recipe: FinetuneRecipe) -> tuple[Table, Table]:

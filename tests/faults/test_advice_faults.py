@@ -93,6 +93,13 @@ def test_a_seed_that_was_stopped_goes_on_with_all_of_them(lmkit_, monkeypatch):
     assert stopped.code == 75 and "lmkit finetune --resume 'runs/of seeds'\n" in stopped.out, stopped
     assert lmkit_("finetune", "--resume", out).code == 0
     assert all(Path(out, f"seed-{n}", "scores.json").is_file() for n in (0, 1))
+    scores = Path(out, "seed-1/scores.json")
+    before = json.loads(scores.read_text())
+    for damage in ("{", "[]", '{"scores": 1}', None):
+        scores.write_text(damage) if damage else scores.unlink()
+        told = lmkit_("finetune", "--resume", out)
+        assert told.code == 0 and (damage is None or "scores.json is damaged: that seed is scored again" in told.err)
+        assert json.loads(scores.read_text()) == before and "mean" in told.out
     again = lmkit_("finetune", *command)
     assert again.code == 2 and "lmkit finetune --resume 'runs/of seeds', or another" in again.err
 
