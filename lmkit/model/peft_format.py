@@ -16,6 +16,7 @@ from lmkit.architecture import ModelConfig
 from lmkit.downstream import LoraConfig
 from lmkit.errors import ModelError
 from lmkit.files import write_json
+from lmkit.model.adapter_base import check_base
 from lmkit.model.config_json import config_from_hf, config_to_hf
 from lmkit.model.heads import TaskHead
 from lmkit.model.huggingface import TRANSPOSED, from_hf, head_of, names_of, read_config, read_tensors
@@ -300,6 +301,7 @@ def load_adapted(folder: Path, allow_pickle: bool = False) -> tuple[Transformer,
     ModelError where the base is not here, and for what does not fit."""
     said, tensors = read_adapter(folder)
     base = _base_folder(folder, said)
+    check_base(folder, base)
     h, weights = adapted_config(folder, base), read_tensors(base, allow_pickle)
     had = head_of(read_config(base), set(weights))
     whole = {name: value for name, value in tensors.items() if not ADAPTED.fullmatch(name)}

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ from lmkit.downstream import LoraConfig
 from lmkit.errors import ModelError
 from lmkit.files import write_json
 from lmkit.generation.rules import GENERATION_CONFIG, with_settings
+from lmkit.model import adapter_base
 from lmkit.model.huggingface import from_hf, read_tensors, to_hf, write_folder
 from lmkit.model.lora import adapter_tensors, load_adapter_tensors, merged
 from lmkit.model.peft_format import adapter_writer
 from lmkit.model.sharding import fill, local, whole
 from lmkit.model.transformer import Transformer
+from lmkit.runs import model_folder
 from lmkit.text.tokenizer import copy_tokenizer, read_object
 from lmkit.training import shards
 from lmkit.training.optimizers import load_state_tensors, state_tensors
@@ -104,6 +107,10 @@ class Adapter:
     config: LoraConfig
     base: str
 
+    @cached_property
+    def base_checksums(self) -> dict[str, str]:
+        return adapter_base.weight_checksums(model_folder(self.base))
+
 
 @torch.no_grad()
 def snapshot(
@@ -148,6 +155,8 @@ def model_piece(model: Transformer, tokenizer: Path, special: dict[str, Any], ad
 
     def write(folder: Path) -> None:
         save(folder)
+        if adapter and not adapter.config.merge:
+            write_json(folder / adapter_base.FILE, adapter.base_checksums)
         ids = read_object(folder / GENERATION_CONFIG)
         copy_tokenizer(tokenizer, folder, segments)
         if chosen := read_object(tokenizer / GENERATION_CONFIG):

@@ -17,7 +17,7 @@ import lmkit
 from lmkit import config, display
 from lmkit.commands import finetune, predict
 from lmkit.commands.eval import start
-from lmkit.errors import DataError, UserError
+from lmkit.errors import DataError, ModelError, UserError
 from lmkit.finetune_recipe import FinetuneRecipe, expand
 from lmkit.solvers import evaluate
 from lmkit.solvers.trained import task_of
@@ -210,6 +210,11 @@ def test_several_labels_numbers_pairs_and_adapters(tmp_path):
                 "optimizer.lr=0", "train.budget=1 steps")  # fmt: skip
     for name, score in same["scores"].items():  # an adapter is taken with the model it changes
         assert again["scores"][name]["value"] == pytest.approx(score["value"], abs=1e-3)
+    weights = Path(base, "model.safetensors")
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ModelError, match=r"its base .* has other weights than those it was trained on"):
+        lmkit.load(tmp_path / "adapter")
 
 
 def test_labels_in_one_cell_are_cut_where_the_user_says_and_so_when_scored(tmp_path, capsys):
