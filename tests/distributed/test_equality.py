@@ -178,7 +178,7 @@ def test_shards_saved_by_two_are_taken_up_by_one_and_by_four(name, here, four):
 
 
 @pytest.mark.parametrize("name", RESHARDED)
-def test_shards_saved_after_a_resume_are_those_of_a_straight_run_byte_for_byte(name, four):
+def test_shards_saved_after_a_resume_are_those_of_a_straight_run_byte_for_byte(name, here, four):
     straight, resumed = (Path(f"{name}{how}", "checkpoints/step-00000006") for how in (" on 2", ", then 2"))
     shards = sorted(p.relative_to(straight) for p in straight.glob("training/shards/*"))
     assert len(shards) > 1
