@@ -129,7 +129,7 @@ def is_over(job: Job) -> bool:
     """Whether a run taken up again had come to its end. Of a time budget the clock alone does not say so: the last
     evaluation may have taken less than what was kept free for it."""
     return (
-        job.state.finished == job.recipe.train.budget
+        (job.state.finished != "" and job.state.finished == job.recipe.train.budget)
         or Rhythm(job).now >= 1
         or bool(job.patience and job.state.evaluations_since_best >= job.patience)
     )
