@@ -19,7 +19,7 @@ MOST_A_CORE = 8  # processes; more only wait for each other, and each holds a mo
 GIVEN_THREADS = os.environ.get("OMP_NUM_THREADS")  # by a person, or by the launcher of this process
 # How often GNU's OpenMP looks again before a waiting thread sleeps, instead of 300,000 times: beside busy processes it
 # would only burn the time of the thread it waits for (docs/benchmarks.md has the measurements).
-SPINS = 3000
+SPINS = 6000
 GRACE = 600  # seconds to finish a step and save, once asked to stop
 
 
