@@ -51,7 +51,7 @@ def settle_labels(
     given = [(label, place) for label, place in zip(labels, places, strict=True) if label not in ("", None)]
     settled = _kind(given, kind, separator)
     lists = [label for label, _ in given if isinstance(label, list)]
-    cut = None if kind == "auto" and separator is None else separator or SEPARATOR  # None: only lists are several
+    between = None if kind == "auto" and separator is None else separator or SEPARATOR  # None: only lists are several
     vector_length = _vector_length(lists) if settled == "multi" else 0
     notes = _notes(given, settled, kind)
     if vector_length:
@@ -60,7 +60,7 @@ def settle_labels(
         notes.append(f"no label holds data.separator={separator!r}: each row has one label, or none")
     kept_rows, kept_places = [], []
     for row, place, label in zip(rows, places, labels, strict=True):
-        value = _settled(label, settled, cut, vector_length, known)
+        value = _settled(label, settled, between, vector_length, known)
         if value is None:
             problems.add(NO_LABEL if label in ("", None, []) else ODD_ONES[settled], place)
         else:

@@ -86,11 +86,13 @@ class Rhythm:
         """What is done inside is no training: it moves neither the rate nor the decay."""
         began = clock()
         yield
-        self.state.beside += clock() - began
-        self.last += clock() - began
+        took = clock() - began
+        self.state.beside += took
+        self.last += took
 
     @contextmanager
     def saving(self) -> Iterator[None]:
+        """The same, of a checkpoint."""
         began = clock()
         with self.beside():
             yield

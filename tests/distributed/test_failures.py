@@ -113,8 +113,9 @@ def test_a_killed_process_is_named_and_its_run_goes_on_bit_for_bit(straight):
     job = started("pretrain", "r.yaml", "--out", "killed", "--processes", "2")
     wait_for_step("killed", 20)
     os.kill(ranks(job)[1], signal.SIGKILL)
+    began = time.monotonic()
     code, said = ended(job)
-    assert code == ProcessFailed.exit_code
+    assert code == ProcessFailed.exit_code and time.monotonic() - began < 60
     assert "process 1 (pid" in said and "SIGKILL" in said and "--resume killed --processes 2" in said
     assert "Traceback" not in said
     assert ended(started("pretrain", "--resume", "killed", "--processes", "2"))[0] == 0
@@ -166,7 +167,7 @@ def test_processes_save_and_end_with_their_launcher(straight):
     workers = ranks(job).values()
     job.kill()
     job.communicate()
-    deadline = time.monotonic() + 300  # for a step and a save, on a machine however busy
+    deadline = time.monotonic() + 20  # for a step and a save on a busy machine
     while any(map(alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not [pid for pid in workers if alive(pid)]

@@ -323,4 +323,4 @@ def test_a_clock_that_jumps_loses_no_checkpoint_and_no_time(tiny, straight, monk
     assert looks[0] > 10 and json.loads(Path("run", LAST, "training/state.json").read_text())["elapsed"] > 0
     assert all(row["seconds"] >= 0 for row in read_jsonl(Path("run/timing.jsonl")))
     assert pretrain.start(tiny, ("train.budget=1 s", "schedule.warmup=5%"), Path("timed")) == 0
-    assert 0 < json.loads(Path("timed/latest/training/state.json").read_text())["elapsed"] < 1e6  # years, by that clock
+    assert 0 < json.loads(Path("timed/latest/training/state.json").read_text())["elapsed"] < 60  # years, by that clock
