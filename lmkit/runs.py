@@ -60,7 +60,7 @@ class Run:
             ) from None
         except OSError as e:
             raise StorageError(
-                f"{path}: cannot write a run here: {e.strerror}\n  → --out names another place"
+                f"{path}: cannot write a run here: {e.strerror or e}\n  → --out names another place"
             ) from None
         if not (path / "recipe.yaml").exists():
             self._sweep()

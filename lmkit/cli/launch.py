@@ -13,7 +13,7 @@ from lmkit.environment import usable_cores
 from lmkit.errors import STOPPED_RESUMABLE, ProcessFailed, UserError
 from lmkit.runs import LINK, fresh_path, going_on, read_status
 
-SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
 LAUNCHED = "LMKIT_LAUNCHED"  # set for the processes that `run` starts: its own number
 MOST_A_CORE = 8  # processes; more only wait for each other, and each holds a model
 GIVEN_THREADS = os.environ.get("OMP_NUM_THREADS")  # by a person, or by the launcher of this process
@@ -47,10 +47,12 @@ def here(processes: int | None) -> bool:
     return processes is not None and processes > 1
 
 
-def check(processes: int | None, rows: float | None) -> None:
+def check(processes: int | None, max_restarts: int, rows: float | None) -> None:
     """Called before anything is started. rows: of a batch, where it is known. Raises UserError for more processes than
-    can work."""
+    can work, and for restarts without processes to watch."""
     if processes is None:
+        if max_restarts and "RANK" not in os.environ:
+            raise UserError("--max-restarts starts the processes of --processes again\n  → add --processes 2, or more")
         return
     most = MOST_A_CORE * usable_cores()
     if rows is not None and processes > rows:

@@ -19,7 +19,8 @@ from lmkit.cli import train, use, kb, runs, look  # noqa: F401 - they add their 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
-NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)  # a person named the wrong thing
+# A person named the wrong thing.
+NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 NO_MEMORY = ("not enough memory", "can't allocate memory")  # how torch says so of a CPU
 PATIENCE = 10.0  # seconds in which a launcher stops the other processes of one that failed
 

@@ -61,6 +61,8 @@ def pretrain(
 
     if resume is not None and (out or dry_run):
         raise UserError("--resume goes on with a run where it is\n  → leave out --out and --dry-run")
+    if accept_changes and resume is None:
+        raise UserError("--accept-changes says how to go on\n  → add --resume RUN, or leave it out")
     if resume is None and recipe is None:
         raise UserError("name a recipe, or a run after --resume\n  → `lmkit recipes` lists the built-in recipes")
     if resume is not None and recipe is not None and "=" in recipe:
@@ -72,7 +74,7 @@ def pretrain(
     changes = tuple(overrides or ())
     path = None if recipe is None else find_recipe(recipe, "pretrain")
     given = None if path is None else load(Recipe, path, changes, expand)  # a mistake ends here, before torch is loaded
-    launch.check(processes, given.train.batch // given.model.context if given else None)
+    launch.check(processes, max_restarts, given.train.batch // given.model.context if given else None)
     if launch.here(processes) and not dry_run:
         raise typer.Exit(launch.command("pretrain", processes, max_restarts, out, resume, path.stem if path else None))
     from lmkit.commands import pretrain as command
@@ -107,9 +109,9 @@ def finetune(
 ) -> None:
     """Teach a trained model a task from labelled rows."""
     if resume is not None:
-        if recipe or out or task or model or data:
+        if recipe or out or task or model or data or validation:
             raise UserError("--resume goes on with a run as it is\n  → leave out everything else")
-        launch.check(processes, None)
+        launch.check(processes, max_restarts, None)
         if launch.here(processes):
             raise typer.Exit(launch.command("finetune", processes, max_restarts, out, resume, None))
         from lmkit.commands import finetune as command
@@ -133,7 +135,7 @@ def finetune(
     loaded = load(FinetuneRecipe, path, (*said, *changes), expand)  # a mistake ends here, before torch is loaded
     name = path.stem if path else f"{loaded.task.name}-{Path(str(data[0])).name.partition('.')[0] if data else 'run'}"
     rows, unit = split_quantity(loaded.train.batch)
-    launch.check(processes, rows if unit == "row" else None)
+    launch.check(processes, max_restarts, rows if unit == "row" else None)
     if launch.here(processes):
         raise typer.Exit(launch.command("finetune", processes, max_restarts, out, resume, name))
     from lmkit.commands import finetune as command

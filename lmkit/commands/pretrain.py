@@ -132,8 +132,6 @@ def _prompt(job: Job) -> str:
 def _settle(recipe: Recipe, world: World = ALONE) -> tuple[Recipe, TokenStore]:
     """Tokens on disk, and the sizes that follow from them."""
     with world.first_alone():
-        store = open_tokens(recipe.data, recipe.tokenizer, recipe.model.family)
-        if world.first:
-            store.verify()  # about a second a GB, once a start: what is damaged would be learnt in silence
+        store = open_tokens(recipe.data, recipe.tokenizer, recipe.model.family, verify=world.first)
     model = fit_vocabulary(recipe.model, load_tokenizer(store.tokenizer_path))
     return recipe.model_copy(update={"model": model}), store

@@ -27,6 +27,7 @@ from lmkit.text.tokenizer_files import load_tokenizer
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+PLAN = "plan.json"  # what a store is being made from, from the first moment on
 SPLITS = ("train", "validation")
 
 
@@ -116,11 +117,7 @@ class TokenStore:
         self.path = Path(path)
         file = self.path / MANIFEST
         if not file.is_file():
-            hint = (
-                "unfinished: run the same `lmkit tokenize` again"
-                if (self.path / "plan.json").is_file()
-                else "not a store"
-            )
+            hint = "unfinished: run the same `lmkit tokenize` again" if is_unfinished(self.path) else "not a store"
             raise DataError(f"{self.path} is no token store ({MANIFEST} is missing; {hint})")
         try:
             self.manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -211,6 +208,11 @@ def unmake(path: Path, busy: str) -> None:
     text `busy`, where a process has it `held`."""
     with lock(path, fcntl.LOCK_EX, busy):
         (path / MANIFEST).unlink()
+
+
+def is_unfinished(path: Path | str) -> bool:
+    """Whether `lmkit tokenize` began here and has not come to its end."""
+    return (Path(path) / PLAN).is_file() and not (Path(path) / MANIFEST).is_file()
 
 
 def is_store(path: Path | str) -> bool:

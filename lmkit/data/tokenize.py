@@ -24,7 +24,7 @@ from lmkit.data.inputs import Document, Input, Pairing, Problems, list_inputs
 from lmkit.data.parallel import read_pairs
 from lmkit.data.readers import read_documents
 from lmkit.data.shards import Batch, ShardWriter
-from lmkit.data.store import FORMAT, MANIFEST, SPLITS, TokenStore, unmake
+from lmkit.data.store import FORMAT, MANIFEST, PLAN, SPLITS, TokenStore, unmake
 from lmkit.display import Meter, note
 from lmkit.environment import usable_cores
 from lmkit.errors import DataError, StorageError, UserError
@@ -43,7 +43,7 @@ SMALL_BYTES = 10_000_000  # of input, for which starting processes does not pay
 MOST_PROCESSES = 16  # of 100 MB at most; more would wait for the reader
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  # or not to be written to
 PARTS = ".*.part"
-OWN_FILES = ("unit-*.json", "train-*.*", "validation-*.*", "tokenizer", "card.txt", PARTS, "plan.json")  # as removed
+OWN_FILES = ("unit-*.json", "train-*.*", "validation-*.*", "tokenizer", "card.txt", PARTS, PLAN)  # as removed
 
 
 def tokenize(data: DataConfig, tokenizer: TokenizerConfig, family: str, out: Path) -> TokenStore:
@@ -152,9 +152,9 @@ class _Job:
     def _prepare(self, plan: dict[str, Any]) -> None:
         """A folder that holds finished units of this plan, or nothing."""
         held = [p for p in self.out.iterdir() if p.name != ".lock" and not p.match(PARTS)]
-        if held and not any((self.out / name).is_file() for name in (MANIFEST, "plan.json")):
+        if held and not any((self.out / name).is_file() for name in (MANIFEST, PLAN)):
             raise UserError(f"{self.out} is not empty and not a token store\n  → choose another folder for the tokens")
-        if held and read_object(self.out / "plan.json") == plan and not (self.out / MANIFEST).is_file():
+        if held and read_object(self.out / PLAN) == plan and not (self.out / MANIFEST).is_file():
             note(f"{self.out}: continuing after {len(list(self.out.glob('unit-*.json')))} finished parts")
             return
         if (self.out / MANIFEST).is_file():
@@ -163,7 +163,7 @@ class _Job:
             note(why + "making it anew")
         for path in [path for pattern in OWN_FILES for path in self.out.glob(pattern)]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        write_json(self.out / "plan.json", plan)
+        write_json(self.out / PLAN, plan)
 
     def _tokenizer(self) -> Tokenizer:
         """The one given, the one an earlier try has trained, or a new one; saved in the store."""

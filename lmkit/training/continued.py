@@ -47,9 +47,7 @@ def build_continued(recipe: FinetuneRecipe, folder: Path, world: World) -> tuple
         separator=recipe.data.separator,
     )  # fmt: skip
     with world.first_alone():
-        store = open_tokens(data, TokenizerConfig(path=str(loaded.tokenizer_folder)), c.family)
-        if world.first:
-            store.verify()
+        store = open_tokens(data, TokenizerConfig(path=str(loaded.tokenizer_folder)), c.family, verify=world.first)
     pretraining = _as_pretraining(recipe, ModelSection(**c.model_dump()), data)
     adapter = None
     if recipe.lora:

@@ -333,9 +333,25 @@ def _memory(job: Job) -> float:
     """Bytes: weights; gradients, moments and averages of what is trained; activations of one micro-batch; a chunk of
     logits."""
     train, c = job.recipe.train, job.model.config
-    moments = {"muon": 1.2, "sgd": 1, "adagrad": 1, "adafactor": 0.1}.get(job.recipe.optimizer.name, 2)
-    total = sum(p.numel() for p in job.model.parameters())
-    trained = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
-    fixed = 4 * (total + trained * (1 + moments + (1 if train.ema else 0)))
+    total, trained = _sizes(job.model)
+    fixed = 4 * (total + trained * (1 + _numbers_beside(job)))
     number = 4 if job.precision == "fp32" else 2
     return fixed + train.micro_batch * activation_bytes(c, number) + 8 * CHUNK * c.vocab_size
+
+
+def checkpoint_bytes(job: Job) -> float:
+    """Of one checkpoint: weights (an adapter's alone where it is one), moments and averages of what is trained."""
+    total, trained = _sizes(job.model)
+    return 4 * ((trained if job.adapter else total) + trained * _numbers_beside(job))
+
+
+def _sizes(model: Transformer) -> tuple[int, int]:
+    """How many parameters there are, and how many of them are trained."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+
+
+def _numbers_beside(job: Job) -> float:
+    """How many numbers the moments and the average keep for each parameter that is trained."""
+    moments = {"muon": 1.2, "sgd": 1, "adagrad": 1, "adafactor": 0.1}.get(job.recipe.optimizer.name, 2)
+    return moments + (1 if job.recipe.train.ema else 0)

@@ -1,5 +1,6 @@
 """How a run begins, or goes on where it was."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from lmkit.runs import Follower, Run, read_status
 from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.training import checkpoints, loop
 from lmkit.training.distributed import World, join
-from lmkit.training.job import Job
+from lmkit.training.job import Job, checkpoint_bytes
 from lmkit.training.precision import choose_device, torch_environment
+from lmkit.units import show_bytes
 
 HARMLESS = ("evaluate.sample", "evaluate.sample_tokens", "checkpoint.keep", "checkpoint.async", "train.device",
             "train.micro_batch", "train.compile", "train.recompute", "parallel.")  # fmt: skip
@@ -48,7 +50,20 @@ def begin(job: Job, run: Run, facts: dict[str, str], files: Callable[[], list[En
         place = {"processes": job.world.size, "device": str(job.device), "precision": job.precision}
         more = {"seed": job.recipe.train.seed} | made_of | place | torch_environment() | {"files": files()}
         run.begin(config.dump(job.recipe), more)
+        _check_room(job, run)
     run.event("start", parameters=sum(job.model.num_parameters().values()))
+
+
+def _check_room(job: Job, run: Run) -> None:
+    """Says so where the disk cannot hold the checkpoints of this run: a full disk is told when it is met, and costs
+    checkpoints then."""
+    at_once = job.recipe.checkpoint.keep + 2  # the best one, and one that is being written
+    needed, free = at_once * checkpoint_bytes(job), shutil.disk_usage(run.path).free
+    if needed > free:
+        note(
+            f"{run.path}: up to {at_once} checkpoints may lie there at once, about {show_bytes(needed)} in all, and the"
+            f" disk has {show_bytes(free)} free\n  → make room, checkpoint.keep=1, or --out on another disk"
+        )
 
 
 def take_up(job: Job, run: Run, facts: dict[str, str], accept_changes: bool = False) -> None:

@@ -12,7 +12,7 @@ import pytest
 from lmkit.data.store import TokenStore
 from lmkit.training import loop
 from lmkit.training.precision import choose_compile
-from tests.training.stopping import at_call
+from tests.training.stopping import at_call, rows
 
 SCRATCH = (
     "--task", "classify", "model={family: bert, hidden_size: 16, num_layers: 1, num_heads: 2, context: 32}",
@@ -142,6 +142,29 @@ def test_a_damaged_store_is_noticed(lmkit_):
         file.write_text(file.read_text().replace(old, new, 1) if old in file.read_text() else file.read_text() + " ")
         got = lmkit_("pretrain", "demo", "data.train=t", "train.budget=1 step")
         assert got.code == 3 and f"{name} " in got.err and "damaged" in got.err, got.err
+
+
+def test_damaged_tokens_in_the_cache_are_made_anew(lmkit_, tmp_path, monkeypatch):
+    monkeypatch.setenv("LMKIT_CACHE", str(tmp_path / "cache"))
+    recipe = Path("r.yaml")
+    recipe.write_text(json.dumps(RECIPE))
+    assert lmkit_("pretrain", recipe, "--out", "whole").code == 0
+    (store,) = Path("cache/tokens").iterdir()
+    for name in ("train-00000.tokens", "tokenizer/tokenizer.json", "manifest.json", "train-00000.index"):
+        file, before = store / name, (store / name).read_bytes()
+        file.write_bytes(before[:-30] + bytes([before[-30] ^ 1]) + before[-29:])
+        got = lmkit_("pretrain", recipe, "--out", f"after-{file.name}")
+        assert got.code == 0 and "is damaged" in got.err and "it is made anew from the texts" in got.err, got.err
+        assert file.read_bytes() == before
+        assert [r["loss"] for r in rows(f"after-{file.name}")] == [r["loss"] for r in rows("whole")]
+
+
+def test_an_unfinished_store_is_no_folder_of_texts(lmkit_):
+    lmkit_("tokenize", "c.jsonl", "--text", "body", "--out", "t", "--vocab-size", 300)
+    Path("t/manifest.json").unlink()  # it is written last
+    Path("r.yaml").write_text(json.dumps(RECIPE | {"data": {"train": "t"}}))
+    got = lmkit_("pretrain", "r.yaml", "--out", "run")
+    assert got.code == 3 and "unfinished: run the same `lmkit tokenize` again" in got.err
 
 
 def test_rows_of_any_length_are_not_compiled_on_a_gpu():

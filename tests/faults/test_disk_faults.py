@@ -9,6 +9,7 @@ import socket
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -59,6 +60,20 @@ def test_a_full_disk_keeps_the_previous_checkpoint_and_training_goes_on(tiny, st
     assert [e["reason"].partition(":")[0][-1] for e in events("run", "not saved")] == ["6", "8"]
     assert links == ["step-00000004"] and not list(Path("run/checkpoints").glob("*.part"))
     same(straight, "run")
+
+
+def test_too_little_room_for_the_checkpoints_is_said_before_the_first_step(tiny, monkeypatch, lmkit_):
+    weights = sum(f.stat().st_size for f in _checkpoint(monkeypatch).rglob("*.safetensors"))
+    keep = 2
+    for free, is_said in ((0.8 * (keep + 2) * weights, True), (1.2 * (keep + 2) * weights, False)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda place, free=free: SimpleNamespace(free=int(free)))
+        shown = lmkit_("pretrain", tiny, f"checkpoint.keep={keep}", "--out", f"run{is_said}")
+        assert shown.code == 0 and ("4 checkpoints may lie there at once" in shown.err) is is_said, shown.err
+
+
+def _checkpoint(monkeypatch) -> Path:
+    stopped_at(monkeypatch, 5)
+    return Path("run/latest").resolve()
 
 
 def test_the_best_is_one_that_was_saved(tiny, straight, monkeypatch):

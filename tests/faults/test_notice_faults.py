@@ -177,6 +177,10 @@ def test_small_things_that_people_type(tiny, lmkit_):
     shown = lmkit_("pretrain", tiny, "optimizer.betas=[2,-1]")
     assert shown.code == 2 and "optimizer.betas" in shown.err
     assert lmkit_("pretrain", tiny, "model.num_layers=1000000000").code == 2
+    for idle in ("--accept-changes", "--max-restarts=2"):  # each of which means something beside another option
+        shown = lmkit_("pretrain", tiny, idle)
+        assert shown.code == 2 and "add --" in shown.err
+    assert lmkit_("finetune", "--resume", "run", "--validation", "20%").code == 2
     Path("link").symlink_to("link")
     for verb, *more in (("predict", "-d", "🙂.csv"), ("eval", "-d", "corpus.txt"), ("generate", "a")):
         assert lmkit_(verb, "link", *more).code in (2, 4)

@@ -25,7 +25,7 @@ def test_crashed_and_resumed_equals_straight(tiny, monkeypatch, forward):
     same(Path("straight"), Path("crashed"))
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGQUIT", "SIGHUP"])
 def test_a_signal_finishes_the_step_and_saves(tiny, monkeypatch, capsys, name):
     assert pretrain.start(tiny, (), Path("straight")) == 0
     with monkeypatch.context() as patch:
