@@ -92,7 +92,7 @@ def test_the_decay_is_complete_where_the_machine_slows_down(slower, timed):
 
 @pytest.mark.parametrize(("evaluation", "save"), [(2.0, 0.1), (0.1, 2.0), (1.0, 1.0), (6.0, 0.5)])
 def test_evaluations_and_checkpoints_are_thinned_to_their_share_and_it_is_said(evaluation, save, timed, capsys):
-    clock = Clock(evaluation=evaluation, save=save)
+    clock = Clock(step=0.4, evaluation=evaluation, save=save)
     timed(clock, "train.budget=60 s", "evaluate.every=2%", "checkpoint.every=2%")
     last, total = evaluation + save, sum(clock.spent.values())
     beside = clock.spent["evaluation"] + clock.spent["save"] - last
@@ -118,7 +118,7 @@ def test_a_warm_up_in_steps_ends_within_a_fifth_of_the_run(timed, capsys):
 
 
 def test_a_run_whose_last_evaluation_was_quicker_than_expected_has_ended(timed, capsys):
-    rows = timed(Clock(evaluation=lambda seconds: 3.0 if seconds < 50 else 0.1), "train.budget=60 s")
+    rows = timed(Clock(step=0.4, evaluation=lambda seconds: 3.0 if seconds < 50 else 0.1), "train.budget=60 s")
     state = json.loads(Path("run/latest/training/state.json").read_text())
     assert state["elapsed"] < 58 and state["finished"] == "60 s"
     assert pretrain.resume(Path("run")) == 0 and "nothing left to train" in capsys.readouterr().out
@@ -126,8 +126,7 @@ def test_a_run_whose_last_evaluation_was_quicker_than_expected_has_ended(timed, 
 
 
 def test_a_rollback_keeps_the_clock(timed, monkeypatch):
-    clock, failures = Clock(), iter([80])
-    fails_at = next(failures)
+    clock, fails_at = Clock(step=0.2), 40.0
     count = loop.guard.count
 
     def fails_once(job, run, row, batches):
