@@ -14,6 +14,7 @@ import re
 import shlex
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -112,6 +113,7 @@ class Run:
     def begin(self, recipe_yaml: str, facts: dict[str, Any]) -> None:
         with self._writing("recipe.yaml"):
             write_json(self.path / "environment.json", environment() | facts)
+            sys.audit("lmkit.begin")
             write_atomic(self.path / "recipe.yaml", recipe_yaml)  # last: from here on there is a run to resume
         if self.named_latest:
             link_latest(self.named_latest)
@@ -127,6 +129,7 @@ class Run:
     def save(self, step: int, write: Callable[[Path], None], keep: int, best: bool) -> Path:
         """A checkpoint, which exists under its name if and only if it is whole (`put_whole`). Raises StorageError."""
         final, part = self.checkpoint(step), self.part(step)
+        sys.audit("lmkit.save", step)
         with self._saving(final, part):
             put_whole(final, part, write, step)
             self._point("latest", final)
@@ -165,6 +168,7 @@ class Run:
         return self.checkpoint(step).with_suffix(".part")
 
     def _point(self, name: str, target: Path) -> None:
+        sys.audit("lmkit.link", name)
         replace_link(self.path / name, target.relative_to(self.path))
 
     def point_again(self, newest: Path, best: int | None) -> None:
@@ -179,6 +183,7 @@ class Run:
 
     def _retire(self, keep: int) -> None:
         """Only whole checkpoints, oldest step first; never the best, nor one that somebody is reading."""
+        sys.audit("lmkit.retire")
         best = (self.path / "best").resolve()
         for old in self.steps()[:-keep]:
             with _locked(old, fcntl.LOCK_EX | fcntl.LOCK_NB) as ours:

@@ -9,6 +9,7 @@ import hashlib
 import heapq
 import os
 import shutil
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -349,6 +350,7 @@ class _Unit:
         self.checked = self.differs = 0
 
     def encode(self, items: list[Input], progress: _Progress) -> None:
+        sys.audit("lmkit.tokenize")
         problems = Problems()
         for item in items:
             for document in self.job.read(item, self.job.data, problems):

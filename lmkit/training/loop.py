@@ -1,7 +1,10 @@
-"""The training loop. A run is a pure function of (recipe, step): weights, moments and `step` are all that is saved."""
+"""The training loop. A run is a pure function of (recipe, step): weights, moments and `step` are all that is saved.
+
+`sys.audit` names the moments at which tests stop a run (docs/architecture.md); nothing hears it otherwise."""
 
 import json
 import os
+import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
@@ -36,6 +39,7 @@ def train(job: Job, run: Run, stop: StopFlag) -> str:
     if state.scaler:
         scaler.load_state_dict(state.scaler)
     job.model.train()
+    sys.audit("lmkit.train")
     pace = Rhythm(job)
     with (
         Meter("train", 1.0) as meter, ThreadPoolExecutor(1) as ahead, Saver(job, run) as saver,
@@ -58,6 +62,7 @@ def train(job: Job, run: Run, stop: StopFlag) -> str:
             row = {"step": state.step, "lr": lr} | row | {"tokens": state.tokens}
             run.check()
             pace.look()  # where the step is rolled back, its time has passed all the same
+            sys.audit("lmkit.step.done", state.step)
             guard.count(job, run, row, share.batches)
             state.scaler = scaler.state_dict() if scaler.is_enabled() else {}
             timing.write(json.dumps({"step": state.step, "seconds": round(rhythm.clock() - began, 4)}) + "\n")
@@ -100,6 +105,7 @@ def _step(
     job: Job, rate: float, share: Share, scaler: torch.amp.GradScaler, asked: bool
 ) -> tuple[dict[str, Any], bool]:
     """`train_step`, with ever smaller micro-batches where memory is not enough: the same gradient in more parts."""
+    sys.audit("lmkit.step", job.state.step + 1)
     while True:
         try:
             return step.train_step(job, rate, share, scaler, asked)
@@ -140,6 +146,7 @@ def evaluate(job: Job, meter: Meter) -> dict[str, float]:
     if not len(job.work.held_out):
         return {}
     began = rhythm.clock()
+    sys.audit("lmkit.evaluate", job.state.step)
     with job.average.as_model() if job.average else nullcontext():
         scores = _score(job)
         text = _sample(job) if job.sample else ""

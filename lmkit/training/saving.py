@@ -1,5 +1,6 @@
 """When a checkpoint is written, by whom, and what happens if it cannot be: training goes on, and says so."""
 
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -112,6 +113,7 @@ class Saver:
 
         def write(folder: Path) -> None:
             for piece in pieces:
+                sys.audit("lmkit.save.file", step)
                 piece(folder)
             if held:
                 world.wait_to_save()

@@ -1,6 +1,7 @@
 """One optimizer step: a global batch, its gradient, and whether the weights may move by it."""
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,6 +112,7 @@ def _gradient(job: Job, share: Share, scaler: torch.amp.GradScaler, asked: bool)
         job.parallel.start_gradient()
         with keeping_casts(job.precision, job.device):
             for i in range(share.passes):
+                sys.audit("lmkit.pass", job.state.step + 1)
                 weight, batch = float(i < len(share.batches)), share.batches[min(i, len(share.batches) - 1)]
                 with job.parallel.accumulating(last=i == share.passes - 1):
                     with autocast(job.precision, job.device):

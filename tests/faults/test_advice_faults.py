@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from lmkit.data.store import TokenStore
-from lmkit.training import loop
 from lmkit.training.precision import choose_compile
-from tests.training.stopping import at_call, rows
+from tests.training.stopping import at, rows
 
 SCRATCH = (
     "--task", "classify", "model={family: bert, hidden_size: 16, num_layers: 1, num_heads: 2, context: 32}",
@@ -88,7 +87,7 @@ def test_a_seed_that_was_stopped_goes_on_with_all_of_them(lmkit_, monkeypatch):
     out = "runs/of seeds"
     command = (*SCRATCH, "--data", "labels.csv", "seeds=2", "--out", out)
     with monkeypatch.context() as patch:
-        at_call(patch, loop, "_step", 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        at(patch, "lmkit.step", 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
         stopped = lmkit_("finetune", *command)
     assert stopped.code == 75 and "lmkit finetune --resume 'runs/of seeds'\n" in stopped.out, stopped
     assert lmkit_("finetune", "--resume", out).code == 0

@@ -18,8 +18,7 @@ from lmkit.commands import pretrain
 from lmkit.errors import STOPPED_RESUMABLE, ModelError, RunInUse, StorageError
 from lmkit.manifest import MANIFEST, damage
 from lmkit.runs import Run, read_jsonl, reading
-from lmkit.training import checkpoints
-from tests.training.stopping import LAST, at_call, at_forward, events, same, stopped_at
+from tests.training.stopping import LAST, at, at_call, at_file, at_pass, events, same, stopped_at
 
 # `tiny` writes a checkpoint after steps 3, 4, 6, 8, 9 and 12; 4, 8 and 12 are the best so far
 BESIDE = ["checkpoint.async=false", "checkpoint.async=true"]
@@ -106,7 +105,7 @@ def test_the_last_checkpoint_is_tried_though_the_one_before_failed(tiny, straigh
 
 def test_asked_to_stop_in_a_save_that_fails_it_saves_the_next_step(tiny, straight, monkeypatch):
     full_at(monkeypatch, 6)
-    at_call(monkeypatch, Run, "save", 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    at(monkeypatch, "lmkit.save", 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert pretrain.start(tiny, ("checkpoint.async=false",), Path("run")) == STOPPED_RESUMABLE
     assert Path("run/latest").resolve().name == "step-00000007"
     assert pretrain.resume(Path("run")) == 0
@@ -117,7 +116,7 @@ def test_a_disk_full_of_metrics_ends_in_one_message_and_is_resumed_exactly(tiny,
     logs, real = {}, Run.open_log
     with monkeypatch.context() as patch, open("/dev/full", "w") as full:
         patch.setattr(Run, "open_log", lambda run, name: logs.setdefault(name, real(run, name)))
-        at_forward(patch, 20, lambda: os.dup2(full.fileno(), logs["metrics.jsonl"].fileno()))
+        at_pass(patch, 20, lambda: os.dup2(full.fileno(), logs["metrics.jsonl"].fileno()))
         shown = lmkit_("pretrain", tiny, "--out", "run")
     assert shown.code == 7 and "run: No space left on device, at step 7" in shown.err
     assert "--resume run" in shown.err and json.loads(Path("run/status.json").read_text())["state"] == "failed"
@@ -152,9 +151,9 @@ def test_a_run_whose_directory_is_deleted_stops_and_makes_no_half_of_one(tiny, m
     gone = lambda: Path("run").rename("moved")
     with monkeypatch.context() as patch:
         if when == "step":
-            at_forward(patch, 14, gone)
+            at_pass(patch, 14, gone)
         else:
-            at_call(patch, checkpoints, "write_json", 3, gone)  # in the third checkpoint, half written
+            at_file(patch, 3, gone)  # in the third checkpoint, half written
         with pytest.raises(StorageError, match="run: deleted or replaced while the run went on"):
             pretrain.start(tiny, (beside,), Path("run"))
     assert not Path("run").exists()
@@ -169,7 +168,7 @@ def test_a_directory_put_in_its_place_is_not_written_to_and_the_run_goes_on_when
         Path("run/lock").write_text("another's")
 
     with monkeypatch.context() as patch:
-        at_forward(patch, 14, swap)
+        at_pass(patch, 14, swap)
         with pytest.raises(StorageError, match="deleted or replaced"):
             pretrain.start(tiny, (), Path("run"))
     assert [p.name for p in Path("run").iterdir()] == ["lock"] and Path("run/lock").read_text() == "another's"

@@ -11,7 +11,7 @@ from lmkit.commands import pretrain
 from lmkit.tasks.causal_lm import CausalLM
 from lmkit.training import checkpoints, guard, step
 from lmkit.training.muon import Muon
-from tests.training.stopping import FILES, LAST, Crash, at_call, at_forward, crash, events, rows, same
+from tests.training.stopping import FILES, LAST, Crash, at_call, at_pass, crash, events, rows, same
 
 STEADY = ("model.dropout=0", "model.attention_dropout=0")  # dropout is drawn for each micro-batch
 
@@ -63,7 +63,7 @@ def test_out_of_memory_later_retries_that_step_once_and_is_resumed_exactly(tiny,
         torch.testing.assert_close(weights[1][name], tensor, rtol=1e-3, atol=1e-4)  # rates are 3e-4 and more
     with monkeypatch.context() as patch:  # killed after the last save before it, and after the first one since
         for run, call in (("early", 13), ("late", 29)):
-            at_forward(patch, call, crash)
+            at_pass(patch, call, crash)
             with pytest.raises(Crash):
                 pretrain.start(tiny, settings, Path(run))
     for run in ("early", "late"):

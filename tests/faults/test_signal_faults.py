@@ -8,14 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmkit import runs
 from lmkit.commands import pretrain
-from lmkit.data import tokenize as tokenizing
 from lmkit.errors import INTERRUPTED, STOPPED_RESUMABLE
 from lmkit.manifest import damage
 from lmkit.runs import Run, read_jsonl
-from lmkit.training import checkpoints, guard, loop, saving, step
-from tests.training.stopping import at_call, at_forward, same
+from lmkit.training import guard, saving, step
+from tests.training.stopping import at, at_call, at_file, at_pass, same
 
 BESIDE = ["checkpoint.async=false", "checkpoint.async=true"]
 
@@ -32,11 +30,11 @@ def status(run: str = "run") -> dict:
 
 
 MOMENTS = {  # -> the step after which it must have stopped
-    "before the first step": (lambda p: at_call(p, loop, "Rhythm", 1, ask()), 1),
-    "in the evaluation of step 4": (lambda p: at_call(p, loop, "evaluate", 1, ask()), 4),
-    "after step 5, which is not due": (lambda p: at_call(p, guard, "count", 5, ask()), 5),
-    "in the save of step 6": (lambda p: at_call(p, Run, "part", 3, ask()), 6),
-    "in the last step": (lambda p: at_forward(p, 35, ask()), 12),
+    "before the first step": (lambda p: at(p, "lmkit.train", 1, ask()), 1),
+    "in the evaluation of step 4": (lambda p: at(p, "lmkit.evaluate", 1, ask()), 4),
+    "after step 5, which is not due": (lambda p: at(p, "lmkit.step.done", 5, ask()), 5),
+    "in the save of step 6": (lambda p: at_file(p, 3, ask()), 6),
+    "in the last step": (lambda p: at_pass(p, 35, ask()), 12),
 }
 
 
@@ -66,9 +64,9 @@ def test_a_second_ctrl_c_stops_at_once_and_the_last_checkpoint_is_whole(tiny, st
 
     with monkeypatch.context() as patch:
         if where == "step":
-            at_forward(patch, 20, twice)
+            at_pass(patch, 20, twice)
         else:
-            at_call(patch, checkpoints, "write_json", 3, twice)  # of step 6: the weights are written, no manifest
+            at_file(patch, 3, twice)  # of step 6: the weights are written, no manifest
         shown = lmkit_("pretrain", tiny, "--out", "run")
     assert shown.code == INTERRUPTED and "a second Ctrl-C stops at once" in shown.err
     assert status()["state"] == "interrupted"
@@ -81,7 +79,7 @@ def test_a_second_ctrl_c_stops_at_once_and_the_last_checkpoint_is_whole(tiny, st
 
 def test_ctrl_c_while_text_is_tokenized_leaves_no_run_and_the_same_command_starts_it(tiny, monkeypatch, lmkit_):
     with monkeypatch.context() as patch:
-        at_call(patch, tokenizing._Unit, "encode", 1, ask("SIGINT"))
+        at(patch, "lmkit.tokenize", 1, ask("SIGINT"))
         assert lmkit_("pretrain", tiny, "--out", "run").code == INTERRUPTED
     assert not Path("run").exists()
     assert lmkit_("pretrain", tiny, "train.budget=1 step", "--out", "run").code == 0
@@ -121,17 +119,17 @@ def killed(monkeypatch, at, work) -> None:
 
 die = ask("SIGKILL")
 PLACES = {
-    "tokenizing": lambda p: at_call(p, tokenizing._Unit, "encode", 1, die),
-    "before recipe.yaml": lambda p: at_call(p, runs, "write_atomic", 1, die),
-    "the first step": lambda p: at_forward(p, 2, die),
-    "a step": lambda p: at_forward(p, 32, die),
-    "an evaluation": lambda p: at_call(p, loop, "_score", 2, die),
-    "the first save": lambda p: at_call(p, checkpoints, "write_json", 1, die),
-    "a save": lambda p: at_call(p, checkpoints, "write_json", 4, die),
-    "between rename and links": lambda p: at_call(p, Run, "_point", 5, die),  # latest at 3, 4, 6, 8; best at 4, 8
-    "between the links": lambda p: at_call(p, Run, "_point", 6, die),
-    "retention": lambda p: at_call(p, Run, "_retire", 5, die),
-    "the last save": lambda p: at_call(p, checkpoints, "write_json", 6, die),
+    "tokenizing": lambda p: at(p, "lmkit.tokenize", 1, die),
+    "before recipe.yaml": lambda p: at(p, "lmkit.begin", 1, die),
+    "the first step": lambda p: at_pass(p, 2, die),
+    "a step": lambda p: at_pass(p, 32, die),
+    "an evaluation": lambda p: at(p, "lmkit.evaluate", 2, die),
+    "the first save": lambda p: at_file(p, 1, die),
+    "a save": lambda p: at_file(p, 4, die),
+    "between rename and links": lambda p: at(p, "lmkit.link", 5, die),  # latest at 3, 4, 6, 8; best at 4, 8
+    "between the links": lambda p: at(p, "lmkit.link", 6, die),
+    "retention": lambda p: at(p, "lmkit.retire", 5, die),
+    "the last save": lambda p: at_file(p, 6, die),
     "before the end is told": lambda p: at_call(p, Run, "status", 8, die),
 }
 

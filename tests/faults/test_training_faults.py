@@ -15,8 +15,8 @@ from lmkit.errors import Diverged, UserError
 from lmkit.manifest import damage
 from lmkit.model.loss import IGNORE
 from lmkit.tasks.causal_lm import CausalLM
-from lmkit.training import checkpoints, guard, job, step
-from tests.training.stopping import FILES, Crash, at_call, crash, events, rows, same, stopped_at
+from lmkit.training import guard, job, step
+from tests.training.stopping import FILES, Crash, at_file, crash, events, rows, same, stopped_at
 
 STEADY = ("model.dropout=0", "model.attention_dropout=0")  # dropout is drawn for each micro-batch
 EVERY = ("checkpoint.every=1", "checkpoint.keep=12")
@@ -183,7 +183,7 @@ def test_a_rollback_passes_over_the_batch_and_is_resumed_exactly(tiny, monkeypat
         assert seen == [*range(10), 10, 11, 12]  # back to the checkpoint of step 9, and past batch 9
         (event,) = events("run", "rollback")
         assert (event["from_step"], event["to_step"], event["batches"]) == (10, 9, [9])
-        at_call(patch, checkpoints, "write_json", 6, crash)  # in the first save since
+        at_file(patch, 6, crash)  # in the first save since
         with pytest.raises(Crash):
             pretrain.start(tiny, settings, Path("crashed"))
         assert pretrain.resume(Path("crashed")) == 0

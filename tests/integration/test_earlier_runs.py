@@ -1,5 +1,5 @@
 """Runs that an earlier lmkit (2026-11-28) was stopped in: they open, go on to the weights and figures that it came to,
-and score the same. `fixtures/earlier` holds both after step 4 of 8, and what they were after step 8, straight through."""
+and score the same. `fixtures/earlier` holds both after step 4 of 8, and what each was after step 8, never stopped."""
 
 import json
 import shutil

@@ -12,8 +12,7 @@ from lmkit.commands import finetune, pretrain
 from lmkit.errors import ModelError
 from lmkit.finetune_recipe import FinetuneRecipe, expand
 from lmkit.runs import model_folder
-from lmkit.training import loop
-from tests.training.stopping import Crash, at_call, crash
+from tests.training.stopping import Crash, at, crash
 
 WORDS = ["the cat sat on a mat.", "one red bird saw it!", "an old hill is over there.", "who can fly so far?"]
 SIZES = "hidden_size: 16, num_layers: 2, num_heads: 2, context: 64, dropout: 0.1"
@@ -76,7 +75,7 @@ def test_what_was_known_before_is_known_after_a_resume(folder, monkeypatch):
     straight = json.loads(Path("more/scores.json").read_text())
     shutil.move("more", "straight")
     with monkeypatch.context() as patch, pytest.raises(Crash):
-        at_call(patch, loop, "_step", 15, crash)
+        at(patch, "lmkit.step", 15, crash)
         go_on()
     assert finetune.resume(Path("more")) == 0
     assert json.loads(Path("more/scores.json").read_text()) == straight and straight["before"]["val_loss"] > 0

@@ -1,6 +1,8 @@
 """Runs that are stopped at a chosen place, and compared with the one that nothing happened to."""
 
+import sys
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,9 @@ import pytest
 
 from lmkit.commands import pretrain
 from lmkit.runs import read_jsonl
-from lmkit.tasks.causal_lm import CausalLM
 
 LAST = "checkpoints/step-00000012"  # of a run by the recipe of `tiny`
+FILES_OF_A_SAVE = 5  # by the recipe of `tiny`: raw weights, model, state, moments, recipe
 FILES = ["model.safetensors", "training/weights.safetensors", "training/optimizer.safetensors"]
 
 
@@ -32,18 +34,37 @@ def crash() -> None:
     raise Crash
 
 
-def at_forward(monkeypatch: Any, number: int, act: Callable[[], object]) -> None:
-    """Call `act` before forward pass `number` of training; a step has three (128 tokens in micro-batches of 48)."""
-    real, seen = CausalLM.loss, [0]
+_actions: list[Callable[[str], object]] = []  # each is given the names of the moments that `sys.audit` tells
 
-    def loss(self: Any, model: Any, batch: Any) -> Any:
-        if model.training:
-            seen[0] += 1
-            if seen[0] == number:
-                act()
-        return real(self, model, batch)
 
-    monkeypatch.setattr(CausalLM, "loss", loss)
+def _heard(event: str, _: tuple) -> None:
+    if event.startswith("lmkit."):
+        for act in tuple(_actions):
+            act(event)
+
+
+sys.addaudithook(_heard)  # one for all tests: a hook cannot be taken away
+
+
+def whenever(monkeypatch: Any, event: str, act: Callable[[], object]) -> None:
+    """Call `act` at every such moment of a run, until `monkeypatch` is undone."""
+    monkeypatch.setattr(sys.modules[__name__], "_actions", [*_actions, lambda name: act() if name == event else None])
+
+
+def at(monkeypatch: Any, event: str, number: int, act: Callable[[], object]) -> None:
+    """Call `act` when this moment of a run comes for time `number`."""
+    times = count(1)
+    whenever(monkeypatch, event, lambda: act() if next(times) == number else None)
+
+
+def at_pass(monkeypatch: Any, number: int, act: Callable[[], object]) -> None:
+    """Call `act` before pass `number` of training; a step has three (128 tokens in micro-batches of 48)."""
+    at(monkeypatch, "lmkit.pass", number, act)
+
+
+def at_file(monkeypatch: Any, save: int, act: Callable[[], object]) -> None:
+    """Call `act` in the middle of a save: the model is written, and three files and the manifest are not."""
+    at(monkeypatch, "lmkit.save.file", FILES_OF_A_SAVE * (save - 1) + 3, act)
 
 
 def at_call(monkeypatch: Any, owner: Any, name: str, number: int, act: Callable[[], object]) -> None:
@@ -62,7 +83,7 @@ def at_call(monkeypatch: Any, owner: Any, name: str, number: int, act: Callable[
 def stopped_at(monkeypatch: Any, step: int, *settings: str) -> None:
     """A run by the recipe of `tiny`, in `run`, that ended by a crash in this step."""
     with monkeypatch.context() as patch:
-        at_forward(patch, 3 * step - 2, crash)
+        at_pass(patch, 3 * step - 2, crash)
         with pytest.raises(Crash):
             pretrain.start(Path("tiny.yaml"), settings, Path("run"))
 

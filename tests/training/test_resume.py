@@ -11,14 +11,14 @@ from lmkit.commands import pretrain
 from lmkit.errors import STOPPED_RESUMABLE, Diverged, ModelError, RunInUse, UserError
 from lmkit.runs import Run
 from lmkit.tasks.causal_lm import CausalLM
-from tests.training.stopping import Crash, at_forward, crash, same
+from tests.training.stopping import Crash, at_pass, crash, same
 
 
 @pytest.mark.parametrize("forward", [2, 10, 14, 30, 36], ids=lambda n: f"step{(n - 1) // 3 + 1}-micro{(n - 1) % 3 + 1}")
 def test_crashed_and_resumed_equals_straight(tiny, monkeypatch, forward):
     assert pretrain.start(tiny, (), Path("straight")) == 0
     with monkeypatch.context() as patch:
-        at_forward(patch, forward, crash)
+        at_pass(patch, forward, crash)
         with pytest.raises(Crash):
             pretrain.start(tiny, (), Path("crashed"))
     assert pretrain.resume(Path("crashed")) == 0
@@ -29,7 +29,7 @@ def test_crashed_and_resumed_equals_straight(tiny, monkeypatch, forward):
 def test_a_signal_finishes_the_step_and_saves(tiny, monkeypatch, capsys, name):
     assert pretrain.start(tiny, (), Path("straight")) == 0
     with monkeypatch.context() as patch:
-        at_forward(patch, 14, lambda: os.kill(os.getpid(), getattr(signal, name)))
+        at_pass(patch, 14, lambda: os.kill(os.getpid(), getattr(signal, name)))
         assert pretrain.start(tiny, (), Path("stopped")) == STOPPED_RESUMABLE
     assert "step 5, saved" in (out := capsys.readouterr().out) and "--resume stopped" in out
     assert json.loads(Path("stopped/status.json").read_text())["state"] == "stopped"
@@ -40,7 +40,7 @@ def test_a_signal_finishes_the_step_and_saves(tiny, monkeypatch, capsys, name):
 def test_a_damaged_checkpoint_is_passed_over(tiny, monkeypatch, capsys):
     assert pretrain.start(tiny, (), Path("straight")) == 0
     with monkeypatch.context() as patch:
-        at_forward(patch, 31, crash)
+        at_pass(patch, 31, crash)
         with pytest.raises(Crash):
             pretrain.start(tiny, (), Path("run"))
     weights = Path("run/checkpoints/step-00000009/training/optimizer.safetensors")
@@ -125,7 +125,7 @@ def test_two_processes_cannot_share_a_run(tiny):
 
 def test_other_data_on_resume_is_refused(tiny, monkeypatch):
     with monkeypatch.context() as patch:
-        at_forward(patch, 20, crash)
+        at_pass(patch, 20, crash)
         with pytest.raises(Crash):
             pretrain.start(tiny, (), Path("run"))
     with open("corpus.txt", "a") as f:

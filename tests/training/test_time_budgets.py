@@ -1,16 +1,16 @@
 """Budgets in time, by a clock that the tests set: steps, evaluations and saves take what is said here and no more."""
 
 import json
-import math
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 
 import pytest
 
 from lmkit.commands import pretrain
-from lmkit.runs import Run, read_jsonl
-from lmkit.training import loop, rhythm
+from lmkit.runs import read_jsonl
+from lmkit.training import rhythm
 from lmkit.training.guard import Rollback
+from tests.training.stopping import at, whenever
 
 
 class Clock:
@@ -32,26 +32,21 @@ def timed(tiny, monkeypatch):
     """Train the tiny recipe by such a clock: the clock, and the rows of its metrics."""
 
     def run(clock: Clock, *settings: str, out: str = "run") -> list[dict]:
-        step, score, save = loop._step, loop._score, Run.save
+        numbers = count()
         monkeypatch.setattr(rhythm, "clock", lambda: clock.now)
 
-        def slow_step(job, *rest):
-            clock.passes("step", clock.step(job.state.step) if callable(clock.step) else clock.step)
-            return step(job, *rest)
+        def step() -> None:
+            number = next(numbers)
+            clock.passes("step", clock.step(number) if callable(clock.step) else clock.step)
 
-        def slow_score(job):
+        def evaluation() -> None:
             since = clock.now - clock.began
             clock.passes("evaluation", clock.evaluation(since) if callable(clock.evaluation) else clock.evaluation)
-            return score(job)
-
-        def slow_save(self, *rest):
-            clock.passes("save", clock.save)
-            return save(self, *rest)
 
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "_step", slow_step)
-            patch.setattr(loop, "_score", slow_score)
-            patch.setattr(Run, "save", slow_save)
+            whenever(patch, "lmkit.step", step)
+            whenever(patch, "lmkit.evaluate", evaluation)
+            whenever(patch, "lmkit.save", lambda: clock.passes("save", clock.save))
             assert pretrain.start(tiny, ("checkpoint.every=10%", "evaluate.every=10%", *settings), Path(out)) == 0
         assert json.loads(Path(out, "status.json").read_text())["state"] == "done"
         return list(read_jsonl(Path(out, "metrics.jsonl")))
@@ -126,17 +121,12 @@ def test_a_run_whose_last_evaluation_was_quicker_than_expected_has_ended(timed, 
 
 
 def test_a_rollback_keeps_the_clock(timed, monkeypatch):
-    clock, fails_at = Clock(step=0.2), 40.0
-    count = loop.guard.count
+    clock = Clock(step=0.2)
 
-    def fails_once(job, run, row, batches):
-        nonlocal fails_at
-        if job.state.step == fails_at:
-            fails_at = math.inf
-            raise Rollback(job.state.step, [])
-        count(job, run, row, batches)
+    def fails() -> None:
+        raise Rollback(40, [])
 
-    monkeypatch.setattr(loop.guard, "count", fails_once)
+    at(monkeypatch, "lmkit.step.done", 40, fails)
     rows = timed(clock, "train.budget=20 s", "checkpoint.every=40%", "train.spikes=rollback")
     assert sum(clock.spent.values()) <= 20 and decayed(rows) < 0.05
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
