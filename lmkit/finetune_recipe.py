@@ -140,9 +140,12 @@ def expand(tree: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def default_lr(recipe: FinetuneRecipe, hidden_size: int) -> float:
-    """Peak learning rate of a pretrained model: 5e-5 at BERT-base's width, the largest of Devlin et al. 2019, A.3, and
-    more for narrower ones (Turc et al. 2019 try up to 3e-4 at a width of 128); 3e-4 for adapters (Hu et al. 2022), and
-    for a head alone, which is linear regression."""
+def with_default_lr(recipe: FinetuneRecipe, hidden_size: int) -> FinetuneRecipe:
+    """The recipe with a peak learning rate, where it leaves it open: 5e-5 at BERT-base's width, the largest of Devlin
+    et al. 2019, A.3, and more for narrower models (Turc et al. 2019 try up to 3e-4 at a width of 128); 3e-4 for
+    adapters (Hu et al. 2022), and for a head alone, which is linear regression."""
+    if recipe.optimizer.lr is not None:
+        return recipe
     small = recipe.lora is not None or "body" in recipe.freeze
-    return float(f"{(3e-4 if small else 5e-5) * PRETRAINED_WIDTH / hidden_size:.2g}")
+    lr = float(f"{(3e-4 if small else 5e-5) * PRETRAINED_WIDTH / hidden_size:.2g}")
+    return recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"lr": lr})})

@@ -8,16 +8,15 @@ from lmkit.data.cache import open_tokens
 from lmkit.data.store import TokenStore
 from lmkit.display import note
 from lmkit.errors import ModelError
-from lmkit.finetune_recipe import FinetuneRecipe, default_lr
+from lmkit.finetune_recipe import FinetuneRecipe, with_default_lr
 from lmkit.generation.rules import GENERATION_CONFIG
 from lmkit.model.heads import Head
-from lmkit.model.lora import add_lora, freeze
 from lmkit.objectives import default_task
 from lmkit.pretrained import BESIDE, copy_beside, load
 from lmkit.recipe import DataConfig, EvaluateConfig, ModelSection, Recipe, TokenizerConfig, TrainConfig
 from lmkit.task_settings import TaskSettings
-from lmkit.training.checkpoints import Adapter
 from lmkit.training.distributed import World
+from lmkit.training.finetune import adapt
 from lmkit.training.job import Job, build_job
 from lmkit.units import split_quantity
 
@@ -39,9 +38,7 @@ def build_continued(recipe: FinetuneRecipe, folder: Path, world: World) -> tuple
         model.config, model.pairs = c, None
     if default_task(c.family) == "seq2seq":
         raise ModelError(f"{origin}: a {c.family} learns from pairs of texts\n  → --task translate or summarize")
-    if recipe.optimizer.lr is None:
-        lr = default_lr(recipe, c.hidden_size)
-        recipe = recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"lr": lr})})
+    recipe = with_default_lr(recipe, c.hidden_size)
     data = DataConfig(
         train=recipe.data.train, validation=recipe.data.validation, text=recipe.data.text or "text",
         separator=recipe.data.separator,
@@ -49,12 +46,7 @@ def build_continued(recipe: FinetuneRecipe, folder: Path, world: World) -> tuple
     with world.first_alone():
         store = open_tokens(data, TokenizerConfig(path=str(loaded.tokenizer_folder)), c.family, verify=world.first)
     pretraining = _as_pretraining(recipe, ModelSection(**c.model_dump()), data)
-    adapter = None
-    if recipe.lora:
-        add_lora(model, recipe.lora, recipe.train.seed)
-        adapter = Adapter(recipe.lora, str(origin))
-    if recipe.freeze:
-        freeze(model, recipe.freeze)
+    adapter = adapt(model, recipe, str(origin))
     job = build_job(pretraining, store, model.train(), world)
     job.adapter, job.patience = adapter, recipe.train.patience
     if world.first:

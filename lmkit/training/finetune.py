@@ -14,7 +14,7 @@ from lmkit.display import Piece, note
 from lmkit.downstream import ChatConfig, ClassifyConfig, DownstreamConfig, QAConfig
 from lmkit.errors import DataError, ModelError, UserError, did_you_mean
 from lmkit.files import write_json
-from lmkit.finetune_recipe import WRITING, FinetuneRecipe, default_lr
+from lmkit.finetune_recipe import WRITING, FinetuneRecipe, with_default_lr
 from lmkit.generation.rules import GENERATION_CONFIG, settings_on
 from lmkit.model.huggingface import adopt
 from lmkit.model.initial import init_weights
@@ -99,12 +99,7 @@ def build_finetuning(
     settings.write(folder / "tokenizer")
     if isinstance(solver, Writer):
         write_json(folder / "tokenizer" / GENERATION_CONFIG, solver.generation_config())
-    adapter = None
-    if recipe.lora:
-        add_lora(model, recipe.lora, recipe.train.seed)
-        adapter = Adapter(recipe.lora, str(recipe.model))
-    if recipe.freeze:
-        freeze(model, recipe.freeze)
+    adapter = adapt(model, recipe, str(recipe.model))
     some = limit(held_out, recipe.evaluate.rows, seed=0)
     rows = solver.examples(train)
     try:
@@ -119,9 +114,7 @@ def build_finetuning(
     mean = solver.task.length(rows[0]) if setup.packed else solver.task.collate(some_rows).num_tokens / len(some_rows)
     lengths = [n for e in rows for n in e.get("lengths", [solver.task.length(e)])]
     work = Work(solver.task, rows, solver.task, held, mean, "")
-    if recipe.optimizer.lr is None:
-        lr = default_lr(recipe, model.config.hidden_size)
-        recipe = recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"lr": lr})})
+    recipe = with_default_lr(recipe, model.config.hidden_size)
     job = assemble(
         recipe, model, work, _batch_rows(recipe.train.batch, mean, len(rows), setup.packed), folder / "tokenizer",
         static=False, world=world, ragged=not setup.packed,
@@ -145,6 +138,18 @@ def build_finetuning(
     job.closing = beam * len(held_out.rows) / max(len(some.rows), 1)
     cut = len({e["row"] for e in rows if e["cut"]})
     return Finetuning(job, solver, train, held_out, cut, new, rows, lengths, setup.max_length, settings)
+
+
+def adapt(model: Transformer, recipe: FinetuneRecipe, base: str) -> Adapter | None:
+    """Gives the model the adapter that the recipe asks for, and freezes what it names, in place. Returns the adapter,
+    None where all weights are trained. base: the folder of the model that it changes."""
+    adapter = None
+    if recipe.lora:
+        add_lora(model, recipe.lora, recipe.train.seed)
+        adapter = Adapter(recipe.lora, base)
+    if recipe.freeze:
+        freeze(model, recipe.freeze)
+    return adapter
 
 
 def _settled(task: DownstreamConfig, solver: Solver) -> DownstreamConfig:
