@@ -24,6 +24,7 @@ def run_to_end(job: Job, run: Run, verb: str) -> int | None:
         return 0
     run.status("running", step=job.state.step)
     with _failures_told(job, run, verb), StopFlag() as stop:
+        sys.audit("lmkit.train")
         ended = _train(job, run, stop)
         if ended != "done":
             run.status("stopped", reason=ended, **job.progress)

