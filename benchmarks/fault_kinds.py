@@ -9,9 +9,9 @@ from pathlib import Path
 
 from fault_runs import damaged, whole_run
 
-from lmkit.data.store import TokenStore
-from lmkit.errors import UserError
-from lmkit.runs import read_jsonl
+from lmkit.base.errors import UserError
+from lmkit.base.runs import read_jsonl
+from lmkit.data.tokens.store import TokenStore
 
 Say = Callable[[str, str], None]
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from lmkit.base.errors import UserError
+from lmkit.base.runs import Run
 from lmkit.commands import pretrain
-from lmkit.data import tokenize as tokenizing
-from lmkit.errors import UserError
-from lmkit.runs import Run
+from lmkit.data.tokens import tokenize as tokenizing
 from lmkit.training import loop
 
 STEPS = 40

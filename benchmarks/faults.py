@@ -47,12 +47,12 @@ from fault_runs import (
 )  # fmt: skip
 from safetensors.torch import load_file
 
-from lmkit.builtin import find_recipe
+from lmkit.base.errors import STOPPED_RESUMABLE
+from lmkit.base.manifest import MANIFEST, damage
+from lmkit.base.runs import Run, read_jsonl
 from lmkit.commands import pretrain
-from lmkit.errors import STOPPED_RESUMABLE
-from lmkit.manifest import MANIFEST, damage
-from lmkit.runs import Run, read_jsonl
-from lmkit.tasks.causal_lm import CausalLM
+from lmkit.objectives.causal_lm import CausalLM
+from lmkit.recipe.builtin import find_recipe
 from lmkit.training import step
 from lmkit.training.saving import Saver
 

@@ -22,8 +22,8 @@ from unittest import mock
 import torch
 
 from lmkit.commands.plan import planned
-from lmkit.hardware import HARDWARE, Hardware
-from lmkit.scaling import Estimate, Plan, compare, fastest
+from lmkit.plan.hardware import HARDWARE, Hardware
+from lmkit.plan.scaling import Estimate, Plan, compare, fastest
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST = 240  # seconds for one process: none needs as many, so it hangs
@@ -231,12 +231,13 @@ def train_as_torchrun_does(recipe: str, out: str, changes: list[str], mesh: bool
     from torch.distributed.device_mesh import init_device_mesh
 
     from lmkit.commands import pretrain
-    from lmkit.training import distributed, starting
+    from lmkit.training import starting
+    from lmkit.training.distributed import world
 
-    class SharesMatrices(distributed.World):
+    class SharesMatrices(world.World):
         shares_matrices = True
 
-    def join(*_: Any) -> distributed.World:
+    def join(*_: Any) -> world.World:
         backend = "cpu:gloo,cuda:nccl" if on_device() == "cuda" else "gloo"  # as lmkit's own `join`
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         shape = init_device_mesh(on_device(), (1, 1, 1), mesh_dim_names=("replicate", "shard", "tensor"))
@@ -244,7 +245,7 @@ def train_as_torchrun_does(recipe: str, out: str, changes: list[str], mesh: bool
 
     with (
         mock.patch.dict(os.environ, TORCHRUN),
-        mock.patch.object(starting, "join", join if mesh else distributed.join),
+        mock.patch.object(starting, "join", join if mesh else world.join),
     ):
         try:
             return pretrain.start(Path(recipe), tuple(changes), Path(out))

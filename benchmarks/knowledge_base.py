@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 
 from lmkit.data.inputs import Problems
-from lmkit.data.knowledge import KnowledgeBase, build
-from lmkit.data.splitting import split
-from lmkit.data.tables import Table
-from lmkit.downstream import AnswerConfig
-from lmkit.solvers.answering_fit import compare, fit
-from lmkit.solvers.score_table import score_table
+from lmkit.data.tables.splitting import split
+from lmkit.data.tables.table import Table
+from lmkit.kb.knowledge_base import KnowledgeBase, build
+from lmkit.recipe.tasks import AnswerConfig
+from lmkit.tasks.answer_fitting import compare, fit
+from lmkit.tasks.score_table import score_table
 
 Triple = tuple[str, str, str]
 POINTERS = {"!": "antonym", "@": "hypernym", "@i": "hypernym", "%p": "meronym"}

@@ -24,9 +24,9 @@ CORPUS = Path(__file__).parent.parent / "recipes" / "corpus"
 def lmkit_job(args: argparse.Namespace) -> Any:
     """The job that `lmkit pretrain` would run, on tokens in the user's cache."""
     from lmkit.commands.pretrain import _settle
-    from lmkit.config import build
-    from lmkit.presets import expand
-    from lmkit.recipe import Recipe
+    from lmkit.recipe.defaults import expand
+    from lmkit.recipe.pretraining import Recipe
+    from lmkit.recipe.recipe_file import build
     from lmkit.training.job import build_job
 
     family = "bert" if args.objective == "masked_lm" else "t5"
@@ -67,7 +67,7 @@ def transformers_model(job: Any, compiled: bool) -> tuple[Any, Any, Any]:
     import torch
     import transformers
 
-    from lmkit.model.huggingface import save_folder
+    from lmkit.model.formats.huggingface import save_folder
 
     auto = transformers.AutoModelForMaskedLM if job.model.decoder is None else transformers.AutoModelForSeq2SeqLM
     with tempfile.TemporaryDirectory() as folder:

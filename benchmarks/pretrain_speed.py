@@ -17,13 +17,13 @@ LAYERS, HIDDEN, HEADS, VOCABULARY, ROWS, CONTEXT = 6, 384, 6, 50304, 16, 256
 
 
 def lmkit_step() -> Callable[[], float]:
-    from lmkit.batch import Batch
     from lmkit.model.initial import init_weights
     from lmkit.model.transformer import Transformer
-    from lmkit.presets import expand
-    from lmkit.recipe import Recipe
-    from lmkit.tasks.causal_lm import CausalLM
-    from lmkit.training.optimizers import build_optimizers
+    from lmkit.objectives.batch import Batch
+    from lmkit.objectives.causal_lm import CausalLM
+    from lmkit.recipe.defaults import expand
+    from lmkit.recipe.pretraining import Recipe
+    from lmkit.training.optimizers.build import build_optimizers
 
     sizes = {
         "hidden_size": HIDDEN,

@@ -18,13 +18,13 @@ import sys
 import time
 from typing import Any, NamedTuple
 
-from lmkit.architecture import ModelConfig
-from lmkit.config import build
-from lmkit.hardware import HARDWARE, cpu
-from lmkit.presets import expand
-from lmkit.recipe import Recipe
-from lmkit.scaling import SHAPES, Layout, Plan, compare, estimate, fastest, parameters
-from lmkit.units import show_count
+from lmkit.architecture.model_config import ModelConfig
+from lmkit.base.units import show_count
+from lmkit.plan.hardware import HARDWARE, cpu
+from lmkit.plan.scaling import SHAPES, Layout, Plan, compare, estimate, fastest, parameters
+from lmkit.recipe.defaults import expand
+from lmkit.recipe.pretraining import Recipe
+from lmkit.recipe.recipe_file import build
 
 LLAMA_2 = {"family": "llama", "vocab_size": 32000, "context": 4096}
 GPT2 = {"family": "gpt2", "vocab_size": 50304, "context": 1024}  # padded to 64, as llm.c does
@@ -157,12 +157,12 @@ def measure(name: str, optimizer: str, recompute: bool, rounds: int) -> None:
     """In a process of its own: GFLOP/s of matrix products, GB/s of a copy, seconds of a step, bytes above the start."""
     import torch
 
-    from lmkit.batch import Batch
     from lmkit.model.initial import init_weights
     from lmkit.model.transformer import Transformer
-    from lmkit.recipe import OptimizerConfig
-    from lmkit.tasks.causal_lm import CausalLM
-    from lmkit.training.optimizers import build_optimizers
+    from lmkit.objectives.batch import Batch
+    from lmkit.objectives.causal_lm import CausalLM
+    from lmkit.recipe.pretraining import OptimizerConfig
+    from lmkit.training.optimizers.build import build_optimizers
 
     def timed(f: Any) -> float:
         began = time.perf_counter()

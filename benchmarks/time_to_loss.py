@@ -21,14 +21,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lmkit.builtin import find_recipe
-from lmkit.config import load
-from lmkit.data.packing import PackedRows
-from lmkit.data.store import TokenStore
-from lmkit.data.tokenize import tokenize
-from lmkit.presets import expand
-from lmkit.recipe import Recipe
-from lmkit.units import count
+from lmkit.base.units import count
+from lmkit.data.tokens.packing import PackedRows
+from lmkit.data.tokens.store import TokenStore
+from lmkit.data.tokens.tokenize import tokenize
+from lmkit.recipe.builtin import find_recipe
+from lmkit.recipe.defaults import expand
+from lmkit.recipe.pretraining import Recipe
+from lmkit.recipe.recipe_file import load
 
 
 def train_nanogpt(folder: str, recipe: Recipe, store: TokenStore, tokens: int) -> tuple[float, float, int]:

@@ -33,8 +33,8 @@ def bare(tokenizer: Path, separator: str, texts: list[str]) -> None:
 
 
 def lmkit(tokenizer: Path, separator: str, texts: list[str], out: Path) -> None:
-    from lmkit.data.tokenize import tokenize
-    from lmkit.recipe import DataConfig, TokenizerConfig
+    from lmkit.data.tokens.tokenize import tokenize
+    from lmkit.recipe.pretraining import DataConfig, TokenizerConfig
 
     data = DataConfig(train=texts, validation=0.01, separator=separator)
     store = tokenize(data, TokenizerConfig(path=str(tokenizer)), "nanochat", out)
@@ -99,7 +99,7 @@ def main() -> None:
 
 
 def compare(options: argparse.Namespace) -> None:
-    from lmkit.recipe import TokenizerConfig
+    from lmkit.recipe.pretraining import TokenizerConfig
     from lmkit.text.training import train_tokenizer
 
     size = sum(Path(t).stat().st_size for t in options.texts) / 1e6

@@ -9,23 +9,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lmkit.architecture import ModelConfig
-from lmkit.data import palette
-from lmkit.display import note
-from lmkit.errors import ModelError, StorageError, UserError
-from lmkit.files import disk_error, write_atomic, write_json
+from lmkit.architecture.model_config import ModelConfig
+from lmkit.base.display import note
+from lmkit.base.errors import ModelError, StorageError, UserError
+from lmkit.base.files import disk_error, write_atomic, write_json
+from lmkit.base.runs import ADAPTER_CONFIG, model_folder, reading
 from lmkit.generation.batches import Completion, Opening
 from lmkit.generation.engine import complete
 from lmkit.generation.filling import Filled, fill
 from lmkit.generation.prompts import end_ids
 from lmkit.generation.rules import GENERATION_CONFIG, GENERATION_KEYS, Rules, not_followed, rules_of
 from lmkit.generation.sampling import SamplingConfig
+from lmkit.images import palette
+from lmkit.model.formats.huggingface import check_whole, load_folder, read_config, save_folder
+from lmkit.model.formats.peft import adapted_config, load_adapted
 from lmkit.model.heads import Head
-from lmkit.model.huggingface import check_whole, load_folder, read_config, save_folder
-from lmkit.model.peft_format import adapted_config, load_adapted
 from lmkit.model.transformer import Transformer
-from lmkit.runs import ADAPTER_CONFIG, model_folder, reading
-from lmkit.task_settings import settings_of
+from lmkit.recipe.task_settings import settings_of
 from lmkit.text.chat import TEMPLATE_FILE, own_template
 from lmkit.text.tokenizer import Tokenizer
 from lmkit.text.tokenizer_files import load_tokenizer

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from lmkit.builtin import find_recipe
 from lmkit.cli.main import app
-from lmkit.config import keys, load
-from lmkit.data.table_rows import SHAREGPT
-from lmkit.finetune_recipe import FinetuneRecipe, flags
-from lmkit.finetune_recipe import expand as expand_finetune
+from lmkit.data.tables.rows import SHAREGPT
 from lmkit.generation.rules import FOLLOWED
-from lmkit.presets import expand
-from lmkit.recipe import Recipe
+from lmkit.recipe.builtin import find_recipe
+from lmkit.recipe.defaults import expand
+from lmkit.recipe.finetuning import FinetuneRecipe, flags
+from lmkit.recipe.finetuning import expand as expand_finetune
+from lmkit.recipe.pretraining import Recipe
+from lmkit.recipe.recipe_file import keys, load
 from lmkit.text import tokenizer_classes
 from lmkit.text.tokenizer_classes import CLASSES
 from lmkit.text.tokenizer_files import SAME_RULES

@@ -9,10 +9,11 @@ import lmkit
 
 ROOT = Path(lmkit.__file__).parent
 LIGHT = [
-    *("errors", "units", "files", "config", "order", "runs", "display", "architecture", "presets", "builtin", "recipe"),
+    *("base.errors", "base.units", "base.files", "base.order", "base.runs", "base.display", "base.environment"),
+    *("architecture.model_config", "recipe.recipe_file", "recipe.defaults", "recipe.builtin", "recipe.pretraining"),
     *("text.special", "text.tokenizer", "text.training", "cli.main", "commands.recipes", "commands.runs"),
-    *("environment", "commands.doctor", "commands.prove_resume", "commands.reproduce", "data.inventory"),
-    *("data.readers", "data.store", "data.packing", "data.tokenize", "data.card"),
+    *("commands.doctor", "commands.prove_resume", "commands.reproduce", "data.inventory"),
+    *("data.readers", "data.tokens.store", "data.tokens.packing", "data.tokens.tokenize", "data.tokens.card"),
 ]
 
 

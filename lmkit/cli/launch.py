@@ -9,9 +9,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from lmkit.environment import usable_cores
-from lmkit.errors import STOPPED_RESUMABLE, ProcessFailed, UserError
-from lmkit.runs import LINK, fresh_path, going_on, read_status
+from lmkit.base.environment import usable_cores
+from lmkit.base.errors import STOPPED_RESUMABLE, ProcessFailed, UserError
+from lmkit.base.runs import LINK, fresh_path, going_on, read_status
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
 LAUNCHED = "LMKIT_LAUNCHED"  # set for the processes that `run` starts: its own number

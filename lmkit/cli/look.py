@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from lmkit.base.errors import UserError
 from lmkit.cli.app import Json, Overrides, app
-from lmkit.errors import UserError
 
 
 @app.command(epilog="Example: lmkit recipes demo")
@@ -39,8 +39,8 @@ def plan(
         changes, recipe = [recipe, *changes], None
     if (recipe is None) == (model is None):
         raise UserError("name a recipe, or a size after --model\n  → lmkit plan gpt2-124m, or --model llama-2-7b")
-    from lmkit.builtin import find_recipe
     from lmkit.commands import plan as command
+    from lmkit.recipe.builtin import find_recipe
 
     path = None if recipe is None else find_recipe(recipe, "pretrain")
     command.run(path, tuple(changes), model, gpus, gpu, gflops, as_json)
@@ -68,7 +68,7 @@ def doctor(
     temporary folder, and compare weights, optimizer state and metrics byte for byte. Exit code 1: they differ.
     """
     if tokens is not None:
-        from lmkit.data.store import TokenStore
+        from lmkit.data.tokens.store import TokenStore
 
         store = TokenStore(tokens)
         store.verify()

@@ -9,9 +9,9 @@ import time
 from contextlib import suppress
 from typing import NoReturn
 
+from lmkit.base.errors import INTERRUPTED, STOPPED_RESUMABLE, OutOfMemory, ProcessFailed, StorageError, UserError, say
 from lmkit.cli import launch
 from lmkit.cli.app import app, in_options
-from lmkit.errors import INTERRUPTED, STOPPED_RESUMABLE, OutOfMemory, ProcessFailed, StorageError, UserError, say
 
 # isort: off
 from lmkit.cli import train, use, kb, runs, look  # noqa: F401 - they add their commands to `app`, in the order of --help

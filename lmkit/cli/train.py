@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
+from lmkit.base.errors import UserError
+from lmkit.base.units import split_quantity
 from lmkit.cli import launch
 from lmkit.cli.app import Overrides, Processes, Restarts, Separator, Target, Text, app, run_folder
-from lmkit.errors import UserError
-from lmkit.units import split_quantity
 
 
 @app.command(epilog="Example: lmkit tokenize recipes/corpus/*.txt --out tokens --vocab-size 1000")
@@ -54,10 +54,10 @@ def pretrain(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen: sizes, memory, time.")] = False,
 ) -> None:
     """Train a model from scratch."""
-    from lmkit.builtin import find_recipe
-    from lmkit.config import load
-    from lmkit.presets import expand
-    from lmkit.recipe import Recipe
+    from lmkit.recipe.builtin import find_recipe
+    from lmkit.recipe.defaults import expand
+    from lmkit.recipe.pretraining import Recipe
+    from lmkit.recipe.recipe_file import load
 
     if resume is not None and (out or dry_run):
         raise UserError("--resume goes on with a run where it is\n  → leave out --out and --dry-run")
@@ -117,14 +117,14 @@ def finetune(
         from lmkit.commands import finetune as command
 
         raise typer.Exit(launch.exit_code(command.resume(resume)))
-    from lmkit.builtin import find_recipe
+    from lmkit.recipe.builtin import find_recipe
 
     changes = list(overrides or ())
     if recipe is not None and "=" in recipe:  # no recipe, only changes
         changes, recipe = [recipe, *changes], None
     path = None if recipe is None else find_recipe(str(recipe), "finetune")
-    from lmkit.config import load
-    from lmkit.finetune_recipe import FinetuneRecipe, expand, flags
+    from lmkit.recipe.finetuning import FinetuneRecipe, expand, flags
+    from lmkit.recipe.recipe_file import load
 
     if path is None and task is None and not any(change.startswith("task") for change in changes):
         raise UserError(

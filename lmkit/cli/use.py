@@ -6,8 +6,8 @@ from typing import IO, Annotated
 
 import typer
 
+from lmkit.base.errors import DataError, UserError
 from lmkit.cli.app import Column, Data, Json, Label, Model, Pair, Pickle, Separator, Target, app
-from lmkit.errors import DataError, UserError
 
 MOST_BYTES = 2**28
 
@@ -63,7 +63,7 @@ def generate(
     prompts = [] if talks or images else _prompts(prompt, file)
     given = [k for k in context.params if (s := context.get_parameter_source(k)) and s.name == "COMMANDLINE"]
     from lmkit.generation.sampling import SamplingConfig
-    from lmkit.task_settings import settings_of
+    from lmkit.recipe.task_settings import settings_of
 
     config = SamplingConfig(
         max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,

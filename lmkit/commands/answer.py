@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lmkit.base.errors import UserError
 from lmkit.data.inputs import Problems
-from lmkit.data.knowledge import shown
-from lmkit.data.tables import Table
-from lmkit.downstream import AnswerConfig
-from lmkit.errors import UserError
+from lmkit.data.tables.table import Table
+from lmkit.kb.knowledge_base import shown
 from lmkit.pretrained import load
-from lmkit.solvers.answering import Answered, open_answering
-from lmkit.task_settings import settings_of
+from lmkit.recipe.task_settings import settings_of
+from lmkit.recipe.tasks import AnswerConfig
+from lmkit.tasks.answer import Answered, open_answering
 
 USED = ("model", "prompt", "file", "max_tokens", "stream", "kb", "as_json", "allow_pickle")
 HOW = {"kb": "looked up", "passage": "read in", "model": "the model's own words"}

@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from lmkit.display import note, write
-from lmkit.errors import UserError
+from lmkit.base.display import note, write
+from lmkit.base.errors import UserError
+from lmkit.base.runs import ADAPTER_CONFIG, model_folder
 from lmkit.evaluation.scoring import check_embedded
 from lmkit.generation.batches import Completion
 from lmkit.generation.engine import MAX_ROWS, generate
 from lmkit.generation.sampling import SamplingConfig
 from lmkit.generation.stream import TextStream
 from lmkit.pretrained import Pretrained, load, say_not_followed
-from lmkit.runs import ADAPTER_CONFIG, model_folder
 from lmkit.text.chat import Chat, find_template
 from lmkit.text.tokenizer import read_object
 

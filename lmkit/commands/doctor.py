@@ -20,10 +20,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from lmkit.data.cache import cache_folder
-from lmkit.environment import cpu_model, requirements, usable_cores, usable_memory, version
-from lmkit.errors import StorageError
-from lmkit.units import show_bytes
+from lmkit.base.environment import cpu_model, requirements, usable_cores, usable_memory, version
+from lmkit.base.errors import StorageError
+from lmkit.base.units import show_bytes
+from lmkit.data.tokens.cache import cache_folder
 
 MARKS = {"ok": "✓", "note": "–", "wrong": "✗"}
 IMPORTED = (

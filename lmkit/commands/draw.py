@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from lmkit import units
-from lmkit.data.palette import Palette, load_palette
-from lmkit.data.tables import read_table
-from lmkit.downstream import TableConfig
-from lmkit.errors import DataError, ModelError, StorageError, UserError
+from lmkit.base import units
+from lmkit.base.errors import DataError, ModelError, StorageError, UserError
+from lmkit.data.tables.table import read_table
 from lmkit.generation.engine import generate
 from lmkit.generation.prompts import prompt_ids
 from lmkit.generation.sampling import SamplingConfig
+from lmkit.images.palette import Palette, load_palette
 from lmkit.model.transformer import Transformer
 from lmkit.pretrained import Pretrained, load
+from lmkit.recipe.tasks import TableConfig
 
 IMAGES = 8  # rows of the picture
 DRAWN = 3  # continuations of each; the likeliest one is always the same

@@ -1,5 +1,5 @@
 """lmkit eval MODEL --data PATH: scores on files of text, of pairs or of labelled rows, by what the model is. Fine-tuned
-models have the scores of their task (`lmkit.solvers.evaluate`); what follows is about the others.
+models have the scores of their task (`lmkit.tasks.evaluate`); what follows is about the others.
 
 Decoders: loss, perplexity and bits per byte. Encoders: the same of masked tokens, and pseudo-perplexity. Encoder-
 decoders: of target texts with `--target`, else of texts that were damaged as the family's own training does it, or as
@@ -23,23 +23,23 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lmkit import config as recipes
+from lmkit.base.display import Meter, note
+from lmkit.base.errors import DataError, UserError
 from lmkit.data.inputs import Document, Input, Pairing, Problems, list_inputs
 from lmkit.data.parallel import read_pairs
 from lmkit.data.readers import read_documents
-from lmkit.display import Meter, note
-from lmkit.errors import DataError, UserError
 from lmkit.evaluation import masked_lm, perplexity, pseudo, seq2seq
 from lmkit.evaluation.intervals import Estimate
 from lmkit.evaluation.scoring import BATCH_TOKENS, Tally
 from lmkit.model.heads import Head
-from lmkit.objectives import DenoisingConfig, MaskedLMConfig, SpanCorruptionConfig, TaskConfig, default_task
-from lmkit.presets import expand
 from lmkit.pretrained import Pretrained, load
-from lmkit.recipe import DataConfig, Recipe
-from lmkit.solvers import evaluate
-from lmkit.solvers.trained import load_all, task_of
-from lmkit.task_settings import run_of, settings_of
+from lmkit.recipe import recipe_file as recipes
+from lmkit.recipe.defaults import expand
+from lmkit.recipe.objectives import DenoisingConfig, MaskedLMConfig, SpanCorruptionConfig, TaskConfig, default_task
+from lmkit.recipe.pretraining import DataConfig, Recipe
+from lmkit.recipe.task_settings import run_of, settings_of
+from lmkit.tasks import evaluate
+from lmkit.tasks.trained import load_all, task_of
 
 PLL_TOKENS = 2000  # each costs a forward pass
 NOT_COMPARABLE = "the scores do not compare with those of other tokenizers"

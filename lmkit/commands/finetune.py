@@ -9,36 +9,36 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lmkit import config
+from lmkit.base.display import note, note_marked
+from lmkit.base.errors import ModelError, UserError
+from lmkit.base.files import write_atomic, write_json
+from lmkit.base.runs import Run, find_run, fresh_path, going_on, model_folder, read_status, takes_latest
+from lmkit.base.units import show_count, show_seconds
 from lmkit.data.inventory import of_model, of_store, of_tables
-from lmkit.data.palette import as_texts, fit_palette, holds_images, load_palette
-from lmkit.data.splitting import limit, split
-from lmkit.data.table_labels import label_kind
-from lmkit.data.table_report import report
-from lmkit.data.tables import Table, read_table
-from lmkit.display import note, note_marked
-from lmkit.downstream import AnswerConfig, ClassifyConfig, LMConfig
-from lmkit.errors import ModelError, UserError
-from lmkit.files import write_atomic, write_json
-from lmkit.finetune_recipe import WRITING, FinetuneRecipe, expand, is_finetuning
+from lmkit.data.tables.labels import label_kind
+from lmkit.data.tables.report import report
+from lmkit.data.tables.splitting import limit, split
+from lmkit.data.tables.table import Table, read_table
+from lmkit.images.palette import as_texts, fit_palette, holds_images, load_palette
+from lmkit.images.tokenizer import palette_tokenizer
 from lmkit.pretrained import load
-from lmkit.runs import Run, find_run, fresh_path, going_on, model_folder, read_status, takes_latest
-from lmkit.solvers import answering_fit
-from lmkit.solvers.answer_spans import SpanFinder
-from lmkit.solvers.classify import Classifier, check_options, known_labels, names_of
-from lmkit.solvers.score_table import as_json, confusion_table, score_table, seeds_line
-from lmkit.solvers.solver import texts, unknown_tokens
-from lmkit.solvers.write import Writer
-from lmkit.text.images import palette_tokenizer
+from lmkit.recipe import recipe_file
+from lmkit.recipe.finetuning import WRITING, FinetuneRecipe, expand, is_finetuning
+from lmkit.recipe.tasks import AnswerConfig, ClassifyConfig, LMConfig
+from lmkit.tasks import answer_fitting
+from lmkit.tasks.classify import Classifier, check_options, known_labels, names_of
+from lmkit.tasks.qa import SpanFinder
+from lmkit.tasks.score_table import as_json, confusion_table, score_table, seeds_line
+from lmkit.tasks.solver import texts, unknown_tokens
+from lmkit.tasks.write import Writer
 from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.training.continued import build_continued
-from lmkit.training.distributed import World
+from lmkit.training.distributed.world import World
 from lmkit.training.ending import finish, keep_average, run_to_end
 from lmkit.training.finetune import Finetuning, build_finetuning, describe
 from lmkit.training.job import Job
 from lmkit.training.job import describe as describe_text
 from lmkit.training.starting import begin, meet, open_run, take_up
-from lmkit.units import show_count, show_seconds
 
 
 def start(recipe: FinetuneRecipe, name: str, out: Path | None) -> int:
@@ -49,17 +49,17 @@ def start(recipe: FinetuneRecipe, name: str, out: Path | None) -> int:
         return _run(recipe, path, latest=path if takes_latest(out) else None)
     if world.first:
         path.mkdir(parents=True, exist_ok=True)
-        write_atomic(path / "recipe.yaml", config.dump(recipe))
+        write_atomic(path / "recipe.yaml", recipe_file.dump(recipe))
     return _seeds(recipe, path, path if takes_latest(out) else None)
 
 
 def resume(path: Path) -> int:
     """Go on with a run, or several seeds' runs, where the newest whole checkpoint stands. Returns the exit code."""
     path = find_run(path)
-    tree, lines = config.read_tree(path / "recipe.yaml")
+    tree, lines = recipe_file.read_tree(path / "recipe.yaml")
     if not is_finetuning(tree):
         raise UserError(f"{path} is a run of pretraining\n  → {going_on(path, 'pretrain')}")
-    recipe = config.build(FinetuneRecipe, tree, lines, expand, str(path / "recipe.yaml"))
+    recipe = recipe_file.build(FinetuneRecipe, tree, lines, expand, str(path / "recipe.yaml"))
     return _seeds(recipe, path) if recipe.seeds > 1 else _run(recipe, path, goes_on=True)
 
 
@@ -130,7 +130,7 @@ def _read(sources: str | list[str], recipe: FinetuneRecipe, kind: str = "") -> T
 def _run(recipe: FinetuneRecipe, path: Path, latest: Path | None = None, goes_on: bool = False) -> int:
     """latest: what `runs/latest` is to name once the run has begun; None: as it was."""
     if isinstance(recipe.task, AnswerConfig):
-        return answering_fit.start(recipe, path, latest)
+        return answer_fitting.start(recipe, path, latest)
     world = meet(recipe)
     run = open_run(path, world)
     run.named_latest = latest

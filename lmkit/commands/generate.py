@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
 
-from lmkit.display import note, write
-from lmkit.errors import UserError
+from lmkit.base.display import note, write
+from lmkit.base.errors import UserError
 from lmkit.generation.batches import Completion
 from lmkit.generation.engine import complete
 from lmkit.generation.filling import Filled, fill

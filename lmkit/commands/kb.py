@@ -5,10 +5,10 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from lmkit.data import knowledge
-from lmkit.data.knowledge import Added, KnowledgeBase, shown
-from lmkit.display import note
-from lmkit.units import show_seconds
+from lmkit.base.display import note
+from lmkit.base.units import show_seconds
+from lmkit.kb import knowledge_base
+from lmkit.kb.knowledge_base import Added, KnowledgeBase, shown
 
 SNIPPET = 160
 
@@ -16,7 +16,7 @@ SNIPPET = 160
 def build(out: Path, sources: list[str]) -> None:
     """Raises what `knowledge.build` does."""
     began = time.monotonic()
-    added = knowledge.build(out, sources)
+    added = knowledge_base.build(out, sources)
     _say(out, added, began)
 
 

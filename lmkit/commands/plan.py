@@ -11,16 +11,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from lmkit import config
-from lmkit.architecture import ModelConfig
-from lmkit.environment import usable_memory
-from lmkit.errors import UserError, did_you_mean
-from lmkit.hardware import HARDWARE, Hardware, cpu
-from lmkit.presets import expand
-from lmkit.recipe import Recipe
-from lmkit.scaling import SHAPES, USABLE, Estimate, Plan, compare, fastest, parameters
-from lmkit.sizes import PRESETS
-from lmkit.units import count, show_count, show_seconds, split_quantity
+from lmkit.architecture.model_config import ModelConfig
+from lmkit.architecture.sizes import PRESETS
+from lmkit.base.environment import usable_memory
+from lmkit.base.errors import UserError, did_you_mean
+from lmkit.base.units import count, show_count, show_seconds, split_quantity
+from lmkit.plan.hardware import HARDWARE, Hardware, cpu
+from lmkit.plan.scaling import SHAPES, USABLE, Estimate, Plan, compare, fastest, parameters
+from lmkit.recipe import recipe_file
+from lmkit.recipe.defaults import expand
+from lmkit.recipe.pretraining import Recipe
 
 TOKENS_PER_PARAMETER = 20  # Hoffmann et al. 2022 (Chinchilla), where no budget says otherwise
 GB = 1e9
@@ -74,14 +74,14 @@ def _measure() -> tuple[float, float]:
 def planned(path: Path | None, overrides: tuple[str, ...], model: str | None) -> tuple[Plan, str]:
     """What is trained, and where its number of tokens comes from."""
     if model is None:
-        recipe = config.load(Recipe, path, overrides, expand)
+        recipe = recipe_file.load(Recipe, path, overrides, expand)
     else:
         if model not in PRESETS and model not in SHAPES:
             raise UserError(f"--model {model}: unknown size{did_you_mean(model, (*PRESETS, *SHAPES))}")
         size = SHAPES.get(model, {"preset": model})
         target = {"target": "-"} if PRESETS.get(model, {}).get("family") in ("transformer", "marian") else {}
         low = {"model": dict(size), "data": {"train": "-"} | target, "train": {"budget": "1 epoch"}}
-        recipe = config.load(Recipe, None, overrides, expand, low)
+        recipe = recipe_file.load(Recipe, None, overrides, expand, low)
     c = ModelConfig(**recipe.model.model_dump())
     if not c.vocab_size:
         c = c.model_copy(update={"vocab_size": recipe.tokenizer.vocab_size})

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lmkit.data.tables import Table
-from lmkit.display import note
-from lmkit.errors import UserError
-from lmkit.files import replacing
-from lmkit.solvers.evaluate import read_labelled, together
-from lmkit.solvers.trained import load_all, task_of, trained_solver
+from lmkit.base.display import note
+from lmkit.base.errors import UserError
+from lmkit.base.files import replacing
+from lmkit.data.tables.table import Table
+from lmkit.tasks.evaluate import read_labelled, together
+from lmkit.tasks.trained import load_all, task_of, trained_solver
 
 
 def run(model: str, sources: list[str], out: Path | None, columns: dict[str, str | None], task: str | None) -> None:

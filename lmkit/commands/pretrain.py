@@ -4,29 +4,29 @@ import shlex
 import time
 from pathlib import Path
 
-from lmkit import config
-from lmkit.data.cache import open_tokens
+from lmkit.base.display import note
+from lmkit.base.errors import UserError
+from lmkit.base.files import write_atomic
+from lmkit.base.runs import Run, find_run, fresh_path, going_on, takes_latest
+from lmkit.base.units import show_count, show_seconds
 from lmkit.data.inventory import of_store
-from lmkit.data.store import TokenStore
-from lmkit.display import note
-from lmkit.errors import UserError
-from lmkit.files import write_atomic
-from lmkit.finetune_recipe import is_finetuning
-from lmkit.presets import expand
-from lmkit.recipe import Recipe
-from lmkit.runs import Run, find_run, fresh_path, going_on, takes_latest
+from lmkit.data.tokens.cache import open_tokens
+from lmkit.data.tokens.store import TokenStore
+from lmkit.recipe import recipe_file
+from lmkit.recipe.defaults import expand
+from lmkit.recipe.finetuning import is_finetuning
+from lmkit.recipe.pretraining import Recipe
 from lmkit.text.tokenizer_files import load_tokenizer
-from lmkit.training.distributed import ALONE, World
+from lmkit.training.distributed.world import ALONE, World
 from lmkit.training.ending import finish, keep_average, run_to_end
 from lmkit.training.job import Job, build_job, describe, fit_vocabulary
 from lmkit.training.starting import begin, meet, open_run, take_up
 from lmkit.training.step import probe_speed
-from lmkit.units import show_count, show_seconds
 
 
 def start(recipe_path: Path, overrides: tuple[str, ...], out: Path | None) -> int:
     """Train from the beginning. Returns the exit code."""
-    recipe = config.load(Recipe, recipe_path, overrides, expand)
+    recipe = recipe_file.load(Recipe, recipe_path, overrides, expand)
     world = meet(recipe)
     path = world.agree(fresh_path(out, recipe_path.stem, "pretrain"))
     run = open_run(path, world)  # first: nothing is computed for a place that cannot be written to
@@ -45,10 +45,10 @@ def resume(path: Path, given: Recipe | None = None, accept_changes: bool = False
     """Go on with a run where its newest whole checkpoint stands. Returns the exit code.
 
     given: a recipe to go on by, which must be the run's own but for what `accept_changes`. Raises UserError."""
-    tree, lines = config.read_tree(find_run(path) / "recipe.yaml")
+    tree, lines = recipe_file.read_tree(find_run(path) / "recipe.yaml")
     if is_finetuning(tree):
         raise UserError(f"{path} is a run of fine-tuning\n  → {going_on(path, 'finetune')}")
-    recipe = config.build(Recipe, tree, lines, expand, str(path / "recipe.yaml"))
+    recipe = recipe_file.build(Recipe, tree, lines, expand, str(path / "recipe.yaml"))
     world = meet(given or recipe)
     run = open_run(path, world)
     try:
@@ -58,7 +58,7 @@ def resume(path: Path, given: Recipe | None = None, accept_changes: bool = False
             given = given.model_copy(update={"train": given.train.model_copy(update=same)})
         recipe, store = _settle(given or recipe, world)
         job = build_job(recipe, store, world=world)
-        resolved = config.dump(job.recipe)
+        resolved = recipe_file.dump(job.recipe)
         take_up(job, run, {"data": store.fingerprint}, accept_changes)
         if given is not None and world.first:
             write_atomic(path / "recipe.yaml", resolved)
@@ -69,9 +69,9 @@ def resume(path: Path, given: Recipe | None = None, accept_changes: bool = False
 
 def dry_run(recipe_path: Path, overrides: tuple[str, ...]) -> None:
     """Print what would happen; writes tokens (they are cached) and nothing else."""
-    recipe, store = _settle(config.load(Recipe, recipe_path, overrides, expand))
+    recipe, store = _settle(recipe_file.load(Recipe, recipe_path, overrides, expand))
     job = build_job(recipe, store)
-    print(config.dump(job.recipe))
+    print(recipe_file.dump(job.recipe))
     note("\n".join(describe(job, store)))
     speed = probe_speed(job, 5.0, time.perf_counter)
     job_steps, train = job.horizon.steps, job.recipe.train

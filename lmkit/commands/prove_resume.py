@@ -10,16 +10,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from lmkit import config, finetune_recipe, presets
-from lmkit.builtin import find_recipe
-from lmkit.display import note
-from lmkit.downstream import AnswerConfig
-from lmkit.errors import UserError
-from lmkit.finetune_recipe import FinetuneRecipe, is_finetuning
-from lmkit.manifest import MANIFEST
-from lmkit.recipe import ParallelConfig, Recipe
-from lmkit.runs import BY_THE_CLOCK, read_jsonl
-from lmkit.units import SECONDS, show_bytes, split_quantity
+from lmkit.base.display import note
+from lmkit.base.errors import UserError
+from lmkit.base.manifest import MANIFEST
+from lmkit.base.runs import BY_THE_CLOCK, read_jsonl
+from lmkit.base.units import SECONDS, show_bytes, split_quantity
+from lmkit.recipe import defaults, finetuning, recipe_file
+from lmkit.recipe.builtin import find_recipe
+from lmkit.recipe.finetuning import FinetuneRecipe, is_finetuning
+from lmkit.recipe.pretraining import ParallelConfig, Recipe
+from lmkit.recipe.tasks import AnswerConfig
 
 EVALUATED = 8192  # tokens: enough to see whether evaluating disturbs training
 SHORT = 80  # characters of a difference worth showing; lists are longer
@@ -50,7 +50,7 @@ def run(name: str, overrides: tuple[str, ...], steps: int, as_json: bool) -> int
     """Returns the exit code: 0 where all is equal, 1 where something is not, else that of a run that failed. Raises
     UserError for mistakes in the recipe."""
     path = find_recipe(name)
-    verb = "finetune" if is_finetuning(config.read_tree(path)[0]) else "pretrain"
+    verb = "finetune" if is_finetuning(recipe_file.read_tree(path)[0]) else "pretrain"
     killed_in = steps // 2 + 1
     changes = _pretraining(path, overrides, steps) if verb == "pretrain" else _finetuning(path, overrides, steps)
     note(f"changed for the proof: {'; '.join(changes)}")
@@ -121,7 +121,7 @@ def _alone(parallel: ParallelConfig) -> list[str]:
 
 
 def _pretraining(path: Path, overrides: tuple[str, ...], steps: int) -> list[str]:
-    recipe = config.load(Recipe, path, overrides, presets.expand)
+    recipe = recipe_file.load(Recipe, path, overrides, defaults.expand)
     every = _rhythm(steps)
     tokens = min(recipe.evaluate.tokens, max(EVALUATED, recipe.model.context))
     changes = [_budget(recipe.train.budget, steps), f"checkpoint.every={every}", f"evaluate.every={every}"]
@@ -130,7 +130,7 @@ def _pretraining(path: Path, overrides: tuple[str, ...], steps: int) -> list[str
 
 def _finetuning(path: Path, overrides: tuple[str, ...], steps: int) -> list[str]:
     """No rows are held out: to score them all at the end would take longer than the proof."""
-    recipe = config.load(FinetuneRecipe, path, overrides, finetune_recipe.expand)
+    recipe = recipe_file.load(FinetuneRecipe, path, overrides, finetuning.expand)
     if isinstance(recipe.task, AnswerConfig):
         raise UserError("task answer fits thresholds in one go: there is nothing to resume")
     changes = [_budget(recipe.train.budget, steps), f"checkpoint.every={_rhythm(steps)}", "data.validation=0"]
@@ -177,7 +177,7 @@ def _files(kind: str, names: list[str], one: Path, two: Path) -> Compared:
         if not ((one / name).exists() and (two / name).exists()):
             told.append(f"{name}: only one of them has it")
         elif name.endswith("state.json"):
-            lines = config.differences(_state(one / name), _state(two / name))
+            lines = recipe_file.differences(_state(one / name), _state(two / name))
             told += [line if len(line) < SHORT else f"{line.partition(':')[0]}: differ" for line in lines]
         elif (one / name).read_bytes() != (two / name).read_bytes():
             told.append(f"{name}: {_tensors(one / name, two / name) if name.endswith('.safetensors') else 'differs'}")
@@ -212,4 +212,6 @@ def _metrics(one: Path, two: Path) -> Compared:
     if len(a) != len(b):
         return Compared(one.name, False, f"{len(a)} rows and {len(b)}")
     first = next(i for i in range(len(a)) if a[i] != b[i])
-    return Compared(one.name, False, f"step {a[first]['step']}: " + "; ".join(config.differences(a[first], b[first])))
+    return Compared(
+        one.name, False, f"step {a[first]['step']}: " + "; ".join(recipe_file.differences(a[first], b[first]))
+    )

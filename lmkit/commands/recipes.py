@@ -4,12 +4,12 @@ import typing
 
 from pydantic import BaseModel
 
-from lmkit.builtin import builtin_recipes, find_recipe
-from lmkit.config import build, keys, sections_of
-from lmkit.finetune_recipe import FinetuneRecipe
-from lmkit.presets import expand
-from lmkit.recipe import Recipe
-from lmkit.sizes import PRESETS
+from lmkit.architecture.sizes import PRESETS
+from lmkit.recipe.builtin import builtin_recipes, find_recipe
+from lmkit.recipe.defaults import expand
+from lmkit.recipe.finetuning import FinetuneRecipe
+from lmkit.recipe.pretraining import Recipe
+from lmkit.recipe.recipe_file import build, keys, sections_of
 
 
 def run(name: str | None) -> None:
@@ -52,7 +52,7 @@ def _families() -> None:
     """Every published size with its parameters, counted on a model without memory."""
     import torch
 
-    from lmkit.architecture import ModelConfig
+    from lmkit.architecture.model_config import ModelConfig
     from lmkit.model.transformer import Transformer
 
     print(f"{'model.preset':<24} {'family':<12} {'parameters':>14}  layers × hidden_size, vocabulary, context")

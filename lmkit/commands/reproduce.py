@@ -6,15 +6,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lmkit import config, finetune_recipe, presets
+from lmkit.base.environment import PACKAGE, environment, read_environment
+from lmkit.base.errors import UserError
+from lmkit.base.runs import find_run, read_jsonl
+from lmkit.base.units import SECONDS, split_quantity
 from lmkit.data.inventory import changed
-from lmkit.environment import PACKAGE, environment, read_environment
-from lmkit.errors import UserError
-from lmkit.finetune_recipe import FinetuneRecipe, is_finetuning
-from lmkit.recipe import Recipe
-from lmkit.runs import find_run, read_jsonl
+from lmkit.recipe import defaults, finetuning, recipe_file
+from lmkit.recipe.finetuning import FinetuneRecipe, is_finetuning
+from lmkit.recipe.pretraining import Recipe
 from lmkit.text.tokenizer_files import load_tokenizer
-from lmkit.units import SECONDS, split_quantity
 
 MACHINE = ("cpu", "cores", "gpus", "cuda")
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
@@ -80,15 +80,15 @@ def _status(run: Path) -> dict[str, Any]:
 
 
 def _read_recipe(run: Path, before: dict[str, Any]) -> Recipes:
-    tree, lines = config.read_tree(run / "recipe.yaml")
+    tree, lines = recipe_file.read_tree(run / "recipe.yaml")
     verb = "finetune" if is_finetuning(tree) else "pretrain"
     where = str(run / "recipe.yaml")
     recipe: Recipe | FinetuneRecipe
     try:
         if verb == "finetune":
-            recipe = config.build(FinetuneRecipe, tree, lines, finetune_recipe.expand, where)
+            recipe = recipe_file.build(FinetuneRecipe, tree, lines, finetuning.expand, where)
         else:
-            recipe = config.build(Recipe, tree, lines, presets.expand, where)
+            recipe = recipe_file.build(Recipe, tree, lines, defaults.expand, where)
         found = [Difference("data", *line.split(": ", 1)) for line in changed(before.get("files", []), recipe)]
         return Recipes(verb, tree, found + _tokenizer(recipe, before))
     except UserError as e:

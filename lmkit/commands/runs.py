@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lmkit.config import parse_yaml
-from lmkit.errors import CONTROL, UserError
-from lmkit.runs import read_status
-from lmkit.units import show_count
+from lmkit.base.errors import CONTROL, UserError
+from lmkit.base.runs import read_status
+from lmkit.base.units import show_count
+from lmkit.recipe.recipe_file import parse_yaml
 
 
 def run(folder: Path, as_json: bool) -> None:

@@ -4,14 +4,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from lmkit import config
-from lmkit.data.card import card_lines
-from lmkit.data.store import TokenStore
-from lmkit.data.tokenize import tokenize
-from lmkit.downstream import PixelConfig
-from lmkit.errors import UserError, did_you_mean
-from lmkit.families import FAMILIES
-from lmkit.recipe import DataConfig, TokenizerConfig
+from lmkit.architecture.families import FAMILIES
+from lmkit.base.errors import UserError, did_you_mean
+from lmkit.data.tokens.card import card_lines
+from lmkit.data.tokens.store import TokenStore
+from lmkit.data.tokens.tokenize import tokenize
+from lmkit.recipe import recipe_file
+from lmkit.recipe.pretraining import DataConfig, TokenizerConfig
+from lmkit.recipe.tasks import PixelConfig
 
 OF_TEXTS = {"target": "--target", "separator": "--separator"}  # settings without a meaning for images
 
@@ -20,8 +20,8 @@ def run(data: dict[str, Any], tokenizer: dict[str, Any], family: str, out: Path,
     """pixels: the inputs are images, and how these become words: `size=14 patch=1 colours=16`."""
     if family not in FAMILIES:
         raise UserError(f"--family {family}: unknown{did_you_mean(family, FAMILIES)}")
-    settings = config.build(DataConfig, data, {}, where="lmkit tokenize")
-    kind = config.build(TokenizerConfig, tokenizer, {}, where="lmkit tokenize")
+    settings = recipe_file.build(DataConfig, data, {}, where="lmkit tokenize")
+    kind = recipe_file.build(TokenizerConfig, tokenizer, {}, where="lmkit tokenize")
     if pixels is None:
         store = tokenize(settings, kind, family, out)
     else:
@@ -41,13 +41,13 @@ def pixel_config(text: str) -> PixelConfig:
         if not equals:
             raise UserError(f"--pixels: `{item}` is not key=value\n  → for example --pixels 'size=14 colours=16'")
         settings[key] = value
-    return config.build(PixelConfig, settings, {}, where="--pixels")
+    return recipe_file.build(PixelConfig, settings, {}, where="--pixels")
 
 
 def _images(settings: DataConfig, pixels: PixelConfig, family: str, out: Path) -> TokenStore:
     """Their texts are files beside `out` for as long as it takes. Raises DataError."""
-    from lmkit.data.image_tokens import learn_palette, write_texts
-    from lmkit.text.images import palette_tokenizer
+    from lmkit.images.tokenizer import palette_tokenizer
+    from lmkit.images.tokens import learn_palette, write_texts
 
     named = {"train": settings.train} | ({} if isinstance(settings.validation, float) else
                                          {"validation": settings.validation})  # fmt: skip

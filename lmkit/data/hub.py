@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from lmkit.errors import DataError
+from lmkit.base.errors import DataError
 
 
 def hub_records(name: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -6,14 +6,14 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from lmkit.data.formats import list_sources
+from lmkit.base.errors import DataError
+from lmkit.base.files import sha256
+from lmkit.base.runs import model_folder
 from lmkit.data.inputs import Pairing, list_inputs
-from lmkit.data.store import TokenStore, is_store
-from lmkit.errors import DataError
-from lmkit.files import sha256
-from lmkit.finetune_recipe import FinetuneRecipe
-from lmkit.recipe import Recipe
-from lmkit.runs import model_folder
+from lmkit.data.tables.formats import list_sources
+from lmkit.data.tokens.store import TokenStore, is_store
+from lmkit.recipe.finetuning import FinetuneRecipe
+from lmkit.recipe.pretraining import Recipe
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 Entry = dict[str, Any]  # path, bytes, sha256; of a token store its fingerprint stands for a checksum

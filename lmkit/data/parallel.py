@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from itertools import zip_longest
 from typing import Any
 
+from lmkit.base.errors import DataError
 from lmkit.data.encodings import not_unicode
 from lmkit.data.inputs import Document, Input, Problems
 from lmkit.data.readers import MAX_CHARS, guarded, read_lines, read_records
-from lmkit.errors import DataError
-from lmkit.recipe import DataConfig
+from lmkit.recipe.pretraining import DataConfig
 
 EMPTY, UNDECODABLE = "pairs with an empty side", "pairs with an undecodable side"
 NO_TEXT, OVER_LONG = "pairs with a side that is no text", "over-long pairs (left out)"

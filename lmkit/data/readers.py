@@ -12,13 +12,13 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
+from lmkit.base.errors import DataError, did_you_mean
+from lmkit.base.files import sha256
 from lmkit.data import strict_json
 from lmkit.data.encodings import not_unicode
 from lmkit.data.hub import hub_records
 from lmkit.data.inputs import Document, Input, Problems
-from lmkit.errors import DataError, did_you_mean
-from lmkit.files import sha256
-from lmkit.recipe import DataConfig
+from lmkit.recipe.pretraining import DataConfig
 
 MAX_CHARS = 1_000_000  # a longer document is cut at a line end: memory stays bounded, and all cores have work
 MAX_RECORD = 128 * 2**20  # bytes of one line of JSON, characters of one CSV field

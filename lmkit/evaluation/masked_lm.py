@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from lmkit.errors import DataError
+from lmkit.base.errors import DataError
+from lmkit.base.order import rng_for
 from lmkit.evaluation.pseudo import Sample
 from lmkit.evaluation.scoring import BATCH_TOKENS, Tally, check_embedded, check_finite, score_rows
 from lmkit.model.loss import IGNORE
 from lmkit.model.transformer import Transformer
-from lmkit.objectives import MaskedLMConfig
-from lmkit.order import rng_for
-from lmkit.tasks.build import vocabulary
-from lmkit.tasks.masked_lm import MaskedLM
+from lmkit.objectives.build import vocabulary
+from lmkit.objectives.masked_lm import MaskedLM
+from lmkit.recipe.objectives import MaskedLMConfig
 from lmkit.text.tokenizer import Tokenizer
 
 

@@ -12,12 +12,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lmkit.errors import DataError, UserError
+from lmkit.base.errors import DataError, UserError
+from lmkit.base.order import by_length
 from lmkit.evaluation.intervals import Estimate, ratio
 from lmkit.evaluation.scoring import BATCH_TOKENS, BATCHES, Tally, check_finite, label_scores
 from lmkit.model.loss import IGNORE
 from lmkit.model.transformer import Transformer
-from lmkit.order import by_length
 from lmkit.text.tokenizer import Tokenizer
 
 

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from lmkit.errors import UserError
+from lmkit.base.errors import UserError
+from lmkit.base.order import by_length
 from lmkit.evaluation.scoring import BATCH_TOKENS, Tally, check_embedded, check_finite, label_scores
 from lmkit.model.loss import IGNORE
 from lmkit.model.transformer import Transformer
-from lmkit.order import by_length
-from lmkit.tasks.build import vocabulary
-from lmkit.tasks.collating import kept, padded
-from lmkit.tasks.masked_lm import Vocabulary
+from lmkit.objectives.build import vocabulary
+from lmkit.objectives.collating import kept, padded
+from lmkit.objectives.masked_lm import Vocabulary
 from lmkit.text.tokenizer import Tokenizer
 
 

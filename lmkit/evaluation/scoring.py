@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmkit.batch import Task
-from lmkit.errors import ModelError
+from lmkit.base.errors import ModelError
+from lmkit.base.order import by_length
 from lmkit.evaluation.intervals import Estimate, exponential, ratio
 from lmkit.model.loss import CHUNK, IGNORE, score_chunk
 from lmkit.model.transformer import Transformer
-from lmkit.order import by_length
+from lmkit.objectives.batch import Task
 
 BATCH_TOKENS = 16_384  # in one forward pass; changes speed and memory only
 BATCHES = 16  # held back to be sorted by length, so that little is padding

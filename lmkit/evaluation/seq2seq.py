@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lmkit.errors import DataError
+from lmkit.base.errors import DataError
+from lmkit.base.order import rng_for
 from lmkit.evaluation.scoring import BATCH_TOKENS, Tally, check_embedded, check_finite, score_rows
 from lmkit.model.transformer import Transformer
-from lmkit.objectives import DenoisingConfig, SpanCorruptionConfig
-from lmkit.order import rng_for
-from lmkit.tasks.build import denoising, frame, raw_tokens, span_corruption
-from lmkit.tasks.seq2seq import Denoising, Seq2Seq, SpanCorruption, parallel
+from lmkit.objectives.build import denoising, frame, raw_tokens, span_corruption
+from lmkit.objectives.seq2seq import Denoising, Seq2Seq, SpanCorruption, parallel
+from lmkit.recipe.objectives import DenoisingConfig, SpanCorruptionConfig
 from lmkit.text.tokenizer import Tokenizer
 
 NoiseConfig = SpanCorruptionConfig | DenoisingConfig

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from lmkit.data.table_labels import as_iob2
+from lmkit.data.tables.labels import as_iob2
 from lmkit.evaluation.classification import divide
 from lmkit.evaluation.intervals import Estimate, resampled
 

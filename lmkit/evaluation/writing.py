@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lmkit.errors import UserError
+from lmkit.base.errors import UserError
 from lmkit.evaluation.intervals import Estimate, means, resampled
 
 # A run of letters and digits; each character of Chinese and Japanese, which put no spaces between words.

@@ -10,12 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lmkit.downstream import LengthPenalty
-from lmkit.errors import ModelError
+from lmkit.base.errors import ModelError
 from lmkit.generation.batches import Answers, Batch, Completion, Continuations, Opening, most_tokens
 from lmkit.generation.engine import MAX_ROWS, MAX_TOKENS, check_prompt
 from lmkit.generation.sampling import SamplingConfig
 from lmkit.model.transformer import Transformer
+from lmkit.recipe.tasks import LengthPenalty
 
 
 class Hypothesis(NamedTuple):

@@ -8,15 +8,15 @@ from itertools import islice
 import numpy as np
 import torch
 
-from lmkit.errors import ModelError, UserError
+from lmkit.base.errors import ModelError, UserError
+from lmkit.base.order import rng_for
 from lmkit.generation.batches import Answers, Batch, Completion, Continuations, Opening, most_tokens
 from lmkit.generation.prompts import end_ids, prompt_ids, source_ids
 from lmkit.generation.sampling import SamplingConfig, choose
 from lmkit.generation.stream import TextStream
 from lmkit.model.transformer import Transformer
-from lmkit.order import rng_for
-from lmkit.tasks.build import starts
-from lmkit.tasks.spans import restore
+from lmkit.objectives.build import starts
+from lmkit.objectives.noise.spans import restore
 from lmkit.text.tokenizer import Tokenizer
 
 MAX_ROWS = 64  # rows at a time

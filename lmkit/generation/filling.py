@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lmkit.errors import ModelError, UserError
+from lmkit.base.errors import ModelError, UserError
+from lmkit.base.order import by_length
 from lmkit.generation.prompts import masked_ids
 from lmkit.model.transformer import Transformer
-from lmkit.order import by_length
-from lmkit.tasks.build import need
-from lmkit.tasks.collating import kept, padded
+from lmkit.objectives.build import need
+from lmkit.objectives.collating import kept, padded
 from lmkit.text.tokenizer import Tokenizer
 
 TEXTS = 1024  # read at a time and sorted by length, so that little is padding

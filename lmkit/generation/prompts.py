@@ -5,7 +5,7 @@ Where an encoder or an encoder-decoder reads the text, `tokenizer.special.mask` 
 (<extra_id_0>, <extra_id_1>, ...) become the tokens they name, if its tokenizer has them. One space before a gap belongs
 to it, for so it was in training: what was taken out of a text there is a token together with the space before it."""
 
-from lmkit.tasks.build import frame
+from lmkit.objectives.build import frame
 from lmkit.text.tokenizer import Tokenizer
 
 

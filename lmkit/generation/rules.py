@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmkit.errors import ModelError
+from lmkit.base.errors import ModelError
 
 GENERATION_CONFIG = "generation_config.json"
 

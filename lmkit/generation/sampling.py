@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmkit.errors import UserError
+from lmkit.base.errors import UserError
 from lmkit.generation.rules import NO_RULES, Rules
 
 

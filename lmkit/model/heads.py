@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmkit.architecture import ModelConfig
-from lmkit.families import HeadSpec
+from lmkit.architecture.families import HeadSpec
+from lmkit.architecture.model_config import ModelConfig
 from lmkit.model.layers import ACTIVATIONS, Dropout, make_norm
 from lmkit.model.loss import IGNORE, Scores, head_loss
 

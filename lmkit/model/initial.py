@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lmkit.architecture import ModelConfig
+from lmkit.architecture.model_config import ModelConfig
 from lmkit.model.transformer import Transformer
 
 

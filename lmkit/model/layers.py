@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmkit.architecture import ModelConfig, RopeScaling
+from lmkit.architecture.model_config import ModelConfig, RopeScaling
 from lmkit.model.kernels import cpu_attention, dropout, rms_norm, squared_relu
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

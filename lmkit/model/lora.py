@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmkit.downstream import LoraConfig
-from lmkit.errors import ModelError, UserError, did_you_mean
+from lmkit.base.errors import ModelError, UserError, did_you_mean
+from lmkit.model.formats.huggingface import names_of
 from lmkit.model.heads import TaskHead
-from lmkit.model.huggingface import names_of
 from lmkit.model.layers import Dropout
 from lmkit.model.transformer import Transformer
+from lmkit.recipe.tasks import LoraConfig
 
 ADDED = re.compile(r"\.(lora_a|lora_b\.\d+|magnitude\.\d+)$")  # names of the parameters of adapters
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lmkit.architecture import ModelConfig
+from lmkit.architecture.model_config import ModelConfig
 from lmkit.model.heads import Head, TaskHead
 from lmkit.model.layers import Block, Cache, Dropout, make_norm, relative_bucket, rope_table, sinusoids
 from lmkit.model.loss import Scores

@@ -1,184 +1,87 @@
-"""A recipe's task and data -> the task and its rows."""
+"""A task's section of the recipe -> what solves it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from lmkit.batch import Source, Task
-from lmkit.data.packing import PackedRows
-from lmkit.data.rows import ParallelRows, SentenceChunks, StreamRows
-from lmkit.data.store import Split, TokenStore
-from lmkit.errors import DataError, ModelError, UserError
-from lmkit.families import FAMILIES
-from lmkit.objectives import Denoiser, DenoisingConfig, MaskedLMConfig, Seq2SeqConfig, SpanCorruptionConfig
-from lmkit.recipe import Recipe
-from lmkit.tasks.causal_lm import CausalLM
-from lmkit.tasks.masked_lm import MaskedLM, Vocabulary
-from lmkit.tasks.seq2seq import Denoising, Seq2Seq, SpanCorruption, parallel
-from lmkit.tasks.spans import corrupted_lengths, raw_length
-from lmkit.text.pieces import ordinary_ids, sentence_ends, word_starts
+from lmkit.architecture.model_config import ModelConfig
+from lmkit.base.errors import ModelError
+from lmkit.data.tables.labels import label_kind
+from lmkit.data.tables.table import Table
+from lmkit.generation.batches import Opening
+from lmkit.generation.rules import Rules
+from lmkit.objectives.build import starts
+from lmkit.recipe.tasks import (  # fmt: skip
+    ChatConfig,
+    ClassifyConfig,
+    DownstreamConfig,
+    QAConfig,
+    SummarizeConfig,
+    TagConfig,
+    TranslateConfig,
+)
+from lmkit.tasks import chat
+from lmkit.tasks.classify import PROBLEMS, Classifier, class_weights, labels_of
+from lmkit.tasks.qa import SpanFinder
+from lmkit.tasks.solver import Solver, layout
+from lmkit.tasks.tag import Tagger, tags_of
+from lmkit.tasks.write import Writer
+from lmkit.text.chat import Chat, find_template
 from lmkit.text.tokenizer import Tokenizer
+
+MOST_TOKENS = 512  # a row is cut to, unless `data.max_length` says otherwise
+WINDOW_TOKENS = 384  # of question and context together (Devlin et al. 2019's SQuAD code)
 
 
 @dataclass(frozen=True)
-class Work:
-    """A task with the rows it learns from, and the same task as it is scored on the held-out rows."""
+class Setup:
+    """A solver, and what its model must be."""
 
-    task: Task
-    rows: Source
-    scored: Task
-    held_out: Source
-    row_tokens: float  # of an average row, as `train.batch` counts them
-    note: str  # what became of the text, for people
-    tokens_per_byte: float | None = None  # of the held-out text, where its every token is predicted
-
-
-def build_task(recipe: Recipe, store: TokenStore, tokenizer: Tokenizer) -> Work:
-    """Raises DataError where the data is of another kind, ModelError for a tokenizer that lacks what the task needs."""
-    task = recipe.task
-    if store.pairs != isinstance(task, Seq2SeqConfig):
-        held = "pairs of texts" if store.pairs else "single texts"
-        raise DataError(
-            f"{store.path} holds {held}, which {task.name} does not learn from\n  → tokenize the data again"
-        )
-    train, held_out = store.split("train"), store.split("validation")
-    if isinstance(task, MaskedLMConfig):
-        return _masked(recipe, task, train, held_out, tokenizer)
-    if isinstance(task, SpanCorruptionConfig):
-        return _spans(recipe, task, train, held_out, tokenizer)
-    if isinstance(task, DenoisingConfig):
-        return _denoising(recipe, task, train, held_out, tokenizer)
-    if isinstance(task, Seq2SeqConfig):
-        return _pairs(recipe, task, train, held_out, tokenizer)
-    context, pad = recipe.model.context, tokenizer.pad_id or 0
-    causal = CausalLM(recipe.data.document_masking)
-    rows, scored = PackedRows(train, context, pad), PackedRows(held_out, context, pad)
-    said = f"{len(rows):,} rows, {rows.waste:.1%} padding, {rows.num_cut} documents cut to fill rows"
-    # bytes that the tokenizer dropped are never predicted, so there are no bits per byte
-    per_byte = None if held_out.num_unspelt else scored.num_scored / max(held_out.num_bytes, 1)
-    return Work(causal, rows, causal, scored, context, said, per_byte)
+    solver: Solver
+    head: str
+    what: str  # the head is for
+    max_length: int
+    labels: tuple[str, ...] = ()
+    config_keys: dict[str, Any] = field(default_factory=dict)  # of config.json
+    higher: bool = True  # scores of the solver's metric are better
+    packed: bool = False  # several examples stand in one row, so nobody chose how many rows there are
 
 
-def need(tokenizer: Tokenizer, task: str, *roles: str) -> list[int]:
-    """The ids of control tokens. Raises ModelError for those that are missing."""
-    found = {role: getattr(tokenizer, f"{role}_id") for role in roles}
-    if missing := [role for role, i in found.items() if i is None]:
-        raise ModelError(
-            f"{task}: the tokenizer has no {' and no '.join(missing)} token\n"
-            "  → tokenize for a family that has it (`lmkit tokenize --family bert`), or take the model's own tokenizer"
-        )
-    return [found[role] for role in roles]
-
-
-def vocabulary(tokenizer: Tokenizer, whole_word: bool) -> Vocabulary:
-    """Raises ModelError for a tokenizer without a mask or ends of texts, UserError for one without words where whole
-    words are to be masked."""
-    mask, pad = need(tokenizer, "masked_lm", "mask", "pad")
-    first, last = frame(tokenizer)
-    starts = word_starts(tokenizer) if whole_word else None
-    return Vocabulary(mask, first, last, pad, ordinary_ids(tokenizer), _maskable(tokenizer), starts)
-
-
-def _maskable(tokenizer: Tokenizer) -> np.ndarray:
-    """(V,) bool, True on tokens of text."""
-    maskable = np.zeros(tokenizer.vocab_size, bool)
-    maskable[ordinary_ids(tokenizer)] = True
-    return maskable
-
-
-def frame(tokenizer: Tokenizer) -> tuple[int, int]:
-    """What stands around a text: [CLS] and [SEP], or BOS and EOS. Raises ModelError where there is none."""
-    first = tokenizer.cls_id if tokenizer.cls_id is not None else tokenizer.bos_id
-    last = tokenizer.sep_id if tokenizer.sep_id is not None else tokenizer.eos_id
-    if first is None or last is None:
-        raise ModelError("the tokenizer has no tokens for the beginning and the end of a text ([CLS] and [SEP])")
-    return first, last
-
-
-def _left_over(rows: StreamRows) -> str:
-    return f"{len(rows):,} rows without padding; {rows.num_left_over:,} tokens at the end fill none"
-
-
-def _masked(recipe: Recipe, c: MaskedLMConfig, train: Split, held_out: Split, tokenizer: Tokenizer) -> Work:
-    context, v = recipe.model.context, vocabulary(tokenizer, c.whole_word)
-    if c.pairs is None:
-        masking = recipe.data.document_masking
-        task = MaskedLM(c, v, c.rate, document_masking=masking)
-        rows, scored = (StreamRows(s, context, (v.cls,), (v.sep,)) for s in (train, held_out))
-        return Work(task, rows, replace(task, rate=c.eval_rate), scored, context, _left_over(rows))
-    ends = sentence_ends(tokenizer)
-    chunks, held = (SentenceChunks(s, context - 3, ends) for s in (train, held_out))
-    task = MaskedLM(c, v, c.rate, chunks, context)
-    scored_task = replace(task, rate=c.eval_rate, chunks=held)
-    said = f"{len(chunks):,} pairs; {chunks.num_single:,} single sentences ({chunks.num_left_out:,} tokens) left out"
-    if c.pairs == "next_sentence" and chunks.num_documents < 2:
-        raise DataError("next_sentence draws from other documents; there is one\n  → data.separator splits .txt files")
-    return Work(task, chunks, scored_task, held, chunks.mean_tokens + 3, said)
-
-
-def sentinel_ids(tokenizer: Tokenizer) -> np.ndarray:
-    """<extra_id_0>, <extra_id_1>, ...: as many as there are. Raises ModelError for none."""
-    if not tokenizer.sentinels:
-        raise ModelError(
-            "span_corruption: the tokenizer has no sentinels (<extra_id_0>, ...)\n"
-            "  → tokenize for T5 (`lmkit tokenize --family t5`), or take T5's own tokenizer"
-        )
-    return np.array(tokenizer.sentinels)
-
-
-def raw_tokens(d: Denoiser, context: int) -> int:
-    """The most raw tokens whose inputs and targets both fit the context, EOS and mode token included."""
-    room = context - (d.mode is not None)
-    if d.prefix:
-        return room - 2
-    raw = raw_length(room, d.density, d.mean_span)[0]
-    while corrupted_lengths(raw, d.density, d.mean_span)[1] > context:
-        raw -= 1
-    return raw
-
-
-def span_corruption(c: SpanCorruptionConfig, tokenizer: Tokenizer) -> SpanCorruption:
-    modes: list[int | None] = []
-    for d in c.denoisers:
-        modes.append(None if d.mode is None else tokenizer.token_id(d.mode))
-        if d.mode is not None and modes[-1] is None:
-            raise UserError(f"task.denoisers: mode {d.mode!r} is no token of the tokenizer")
-    (eos,) = need(tokenizer, "span_corruption", "eos")
-    return SpanCorruption(c.denoisers, tuple(modes), sentinel_ids(tokenizer), eos)
-
-
-def _spans(recipe: Recipe, c: SpanCorruptionConfig, train: Split, held_out: Split, tokenizer: Tokenizer) -> Work:
-    context = recipe.model.context
-    raw = min(raw_tokens(d, context) for d in c.denoisers)
-    task = Seq2Seq(span_corruption(c, tokenizer), *starts(recipe.model.family, tokenizer), row_tokens=context)
-    rows, scored = StreamRows(train, raw), StreamRows(held_out, raw)
-    return Work(task, rows, task, scored, context, f"{_left_over(rows)}; {raw} tokens a row before corruption")
-
-
-def denoising(c: DenoisingConfig, tokenizer: Tokenizer) -> Denoising:
-    (mask,) = need(tokenizer, "denoising", "mask")
-    return Denoising(c, sentence_ends(tokenizer), _maskable(tokenizer), mask)
-
-
-def _denoising(recipe: Recipe, c: DenoisingConfig, train: Split, held_out: Split, tokenizer: Tokenizer) -> Work:
-    context = recipe.model.context
-    first, last = frame(tokenizer)
-    task = Seq2Seq(denoising(c, tokenizer), *starts(recipe.model.family, tokenizer), row_tokens=context)
-    rows, scored = (StreamRows(s, context, (first,), (last,)) for s in (train, held_out))
-    return Work(task, rows, task, scored, context, _left_over(rows))
-
-
-def _pairs(recipe: Recipe, c: Seq2SeqConfig, train: Split, held_out: Split, tokenizer: Tokenizer) -> Work:
-    context = recipe.model.context
-    task = Seq2Seq(parallel, *starts(recipe.model.family, tokenizer), c.label_smoothing)
-    rows, scored = ParallelRows(train, context), ParallelRows(held_out, context)
-    if not len(rows):
-        raise DataError(f"no pair of texts fits model.context {context}\n  → a larger model.context")
-    said = f"{len(rows):,} pairs; {rows.num_too_long:,} longer than {context} tokens left out"
-    return Work(task, rows, task, scored, float(rows.lengths.sum() / len(rows)), said)
-
-
-def starts(family: str, tokenizer: Tokenizer) -> tuple[int, int]:
-    """What a decoder beside an encoder starts from, and padding."""
-    start, pad = need(tokenizer, "an encoder-decoder", FAMILIES[family].start, "pad")
-    return start, pad
+def solver_for(
+    task: DownstreamConfig, train: Table, tokenizer: Tokenizer, model: ModelConfig, max_length: int,
+    kept: Path | None = None,
+) -> Setup:  # fmt: skip
+    """For training on this table. kept: the folder of the tokenizer, where chat finds its template. Raises DataError
+    for labels that do not fit the task, ModelError for a model that cannot do it."""
+    length = min(max_length or MOST_TOKENS, model.context)
+    start = starts(model.family, tokenizer)[0] if model.stacks == "encoder_decoder" else None
+    frame = layout(model, tokenizer, start)
+    if isinstance(task, ClassifyConfig):
+        kind = label_kind(train.rows)
+        labels = labels_of(train, kind)
+        weights = class_weights(train, labels) if task.class_weights else ()
+        solver = Classifier(
+            tokenizer, frame, kind, labels, length, weights, task.label_smoothing, task.metric,
+            middle=task.cut == "middle",
+        )  # fmt: skip
+        return Setup(solver, "sequence", "labels of texts", length, labels, {"problem_type": PROBLEMS[kind]})
+    if isinstance(task, TranslateConfig | SummarizeConfig):
+        if model.stacks == "encoder":
+            raise ModelError(f"{model.family} is an encoder, which writes no text\n  → {task.name} needs a decoder")
+        opening = None if start is None else Opening(start)
+        rules = Rules(never=tokenizer.unused_ids(model.vocab_size))
+        return Setup(Writer(tokenizer, model, task, length, opening, rules=rules), "lm", "words", length)
+    if isinstance(task, TagConfig):
+        tags = tags_of(train)
+        return Setup(Tagger(tokenizer, frame, tags, length), "token", "labels of words", length, tags)
+    if isinstance(task, QAConfig):
+        none = task.no_answer if task.no_answer is not None else any(not row["answers"] for row in train.rows)
+        length = min(max_length or WINDOW_TOKENS, model.context)
+        finder = SpanFinder(tokenizer, frame, task, length, 0.0 if none else None)
+        return Setup(finder, "span", "answers in texts", length, ("start", "end"))
+    if isinstance(task, ChatConfig):
+        length = min(max_length or chat.MOST_TOKENS, model.context)
+        template = find_template([kept] if kept else [], "auto" if kept else task.template, tokenizer)
+        learner = chat.ChatLearner(Chat(tokenizer, template), length)
+        return Setup(learner, "lm", "words", length, higher=False, packed=True)
+    raise AssertionError(task.name)

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmkit.batch import Batch, Loss
 from lmkit.model.heads import TaskHead
 from lmkit.model.loss import IGNORE
 from lmkit.model.transformer import Transformer
-from lmkit.tasks.collating import kept, padded
+from lmkit.objectives.batch import Batch, Loss
+from lmkit.objectives.collating import kept, padded
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import jinja2.ext
 from jinja2 import nodes
 from jinja2.parser import Parser
 
-from lmkit.errors import ModelError, UserError
+from lmkit.base.errors import ModelError, UserError
 from lmkit.text.sandbox import Sandbox, limits
 from lmkit.text.tokenizer import ROLES, Tokenizer, read_object
 

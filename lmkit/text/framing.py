@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from lmkit.errors import ModelError, UserError
+from lmkit.base.errors import ModelError, UserError
 from lmkit.text.tokenizer import Tokenizer
 
 CHUNK = 4_000_000  # characters encoded at a time: an encoding takes a hundred times the memory of its text

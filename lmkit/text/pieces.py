@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lmkit.errors import UserError
+from lmkit.base.errors import UserError
 from lmkit.text.tokenizer import Tokenizer, byte_alphabet
 from lmkit.text.tokenizer_classes import SPACE
 

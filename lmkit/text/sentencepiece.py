@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lmkit.errors import ModelError
+from lmkit.base.errors import ModelError
 from lmkit.text.special import cuts_inside
 from lmkit.text.tokenizer_classes import SPACE, Vocabulary
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lmkit.errors import ModelError, UserError
-from lmkit.files import write_atomic, write_json
+from lmkit.base.errors import ModelError, UserError
+from lmkit.base.files import write_atomic, write_json
 from lmkit.text.special import Special, cuts_inside
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmkit.errors import ModelError
+from lmkit.base.errors import ModelError
 from lmkit.text.sentencepiece import as_library, read_model, vocabulary_of
 from lmkit.text.special import Special
 from lmkit.text.tokenizer import ROLES, Tokenizer, add_post_processor, read_object

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lmkit.display import note
-from lmkit.errors import DataError, ModelError, UserError
-from lmkit.families import FAMILIES
-from lmkit.recipe import TokenizerConfig
+from lmkit.architecture.families import FAMILIES
+from lmkit.base.display import note
+from lmkit.base.errors import DataError, ModelError, UserError
+from lmkit.recipe.pretraining import TokenizerConfig
 from lmkit.text.sentencepiece import as_library
 from lmkit.text.special import SPECIAL, Special
 from lmkit.text.tokenizer import Tokenizer, add_post_processor, byte_alphabet

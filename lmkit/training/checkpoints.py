@@ -19,20 +19,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lmkit.downstream import LoraConfig
-from lmkit.errors import ModelError
-from lmkit.files import write_json
+from lmkit.base.errors import ModelError
+from lmkit.base.files import write_json
+from lmkit.base.runs import model_folder
 from lmkit.generation.rules import GENERATION_CONFIG, with_settings
-from lmkit.model import adapter_base
-from lmkit.model.huggingface import from_hf, read_tensors, to_hf, write_folder
+from lmkit.model.formats import adapter_base
+from lmkit.model.formats.huggingface import from_hf, read_tensors, to_hf, write_folder
+from lmkit.model.formats.peft import adapter_writer
 from lmkit.model.lora import adapter_tensors, load_adapter_tensors, merged
-from lmkit.model.peft_format import adapter_writer
 from lmkit.model.sharding import fill, local, whole
 from lmkit.model.transformer import Transformer
-from lmkit.runs import model_folder
+from lmkit.recipe.tasks import LoraConfig
 from lmkit.text.tokenizer import copy_tokenizer, read_object
-from lmkit.training import shards
-from lmkit.training.optimizers import load_state_tensors, state_tensors
+from lmkit.training.distributed import shards
+from lmkit.training.optimizers.build import load_state_tensors, state_tensors
 
 ADAPTER = "training/adapter.safetensors"
 SHARDS = "training/shards"

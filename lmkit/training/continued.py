@@ -4,21 +4,21 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from lmkit.data.cache import open_tokens
-from lmkit.data.store import TokenStore
-from lmkit.display import note
-from lmkit.errors import ModelError
-from lmkit.finetune_recipe import FinetuneRecipe, with_default_lr
+from lmkit.base.display import note
+from lmkit.base.errors import ModelError
+from lmkit.base.units import split_quantity
+from lmkit.data.tokens.cache import open_tokens
+from lmkit.data.tokens.store import TokenStore
 from lmkit.generation.rules import GENERATION_CONFIG
 from lmkit.model.heads import Head
-from lmkit.objectives import default_task
 from lmkit.pretrained import BESIDE, copy_beside, load
-from lmkit.recipe import DataConfig, EvaluateConfig, ModelSection, Recipe, TokenizerConfig, TrainConfig
-from lmkit.task_settings import TaskSettings
-from lmkit.training.distributed import World
+from lmkit.recipe.finetuning import FinetuneRecipe, with_default_lr
+from lmkit.recipe.objectives import default_task
+from lmkit.recipe.pretraining import DataConfig, EvaluateConfig, ModelSection, Recipe, TokenizerConfig, TrainConfig
+from lmkit.recipe.task_settings import TaskSettings
+from lmkit.training.distributed.world import World
 from lmkit.training.finetune import adapt
 from lmkit.training.job import Job, build_job
-from lmkit.units import split_quantity
 
 MOST_TOKENS = 1024  # of a row, unless `data.max_length` says otherwise
 

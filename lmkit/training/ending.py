@@ -5,9 +5,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from lmkit.display import note
-from lmkit.errors import STOPPED_RESUMABLE, Diverged, StorageError
-from lmkit.runs import BY_THE_CLOCK, Run, going_on, read_status
+from lmkit.base.display import note
+from lmkit.base.errors import STOPPED_RESUMABLE, Diverged, StorageError
+from lmkit.base.runs import BY_THE_CLOCK, Run, going_on, read_status
 from lmkit.training import checkpoints, loop
 from lmkit.training.guard import Rollback, give_up
 from lmkit.training.job import Job

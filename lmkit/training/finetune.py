@@ -5,39 +5,39 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from lmkit import units
-from lmkit.architecture import ModelConfig
-from lmkit.data.splitting import limit
-from lmkit.data.table_columns import trained_columns
-from lmkit.data.tables import Table
-from lmkit.display import Piece, note
-from lmkit.downstream import ChatConfig, ClassifyConfig, DownstreamConfig, QAConfig
-from lmkit.errors import DataError, ModelError, UserError, did_you_mean
-from lmkit.files import write_json
-from lmkit.finetune_recipe import WRITING, FinetuneRecipe, with_default_lr
+from lmkit.architecture.model_config import ModelConfig
+from lmkit.base import units
+from lmkit.base.display import Piece, note
+from lmkit.base.errors import DataError, ModelError, UserError, did_you_mean
+from lmkit.base.files import write_json
+from lmkit.base.runs import model_folder
+from lmkit.base.units import brief, show_count
+from lmkit.data.tables.columns import trained_columns
+from lmkit.data.tables.splitting import limit
+from lmkit.data.tables.table import Table
 from lmkit.generation.rules import GENERATION_CONFIG, settings_on
-from lmkit.model.huggingface import adopt
+from lmkit.model.formats.huggingface import adopt
 from lmkit.model.initial import init_weights
 from lmkit.model.lora import add_lora, freeze
 from lmkit.model.resize import order_labels
 from lmkit.model.transformer import Transformer
+from lmkit.objectives.build import Work
 from lmkit.pretrained import copy_beside, load
-from lmkit.runs import model_folder
-from lmkit.solvers import chat
-from lmkit.solvers.answer_spans import SpanFinder
-from lmkit.solvers.build import Setup, solver_for
-from lmkit.solvers.classify import Classifier
-from lmkit.solvers.solver import Solver, texts
-from lmkit.solvers.write import CHOSEN, Writer
-from lmkit.task_settings import TaskSettings
-from lmkit.tasks.build import Work
+from lmkit.recipe.finetuning import WRITING, FinetuneRecipe, with_default_lr
+from lmkit.recipe.task_settings import TaskSettings
+from lmkit.recipe.tasks import ChatConfig, ClassifyConfig, DownstreamConfig, QAConfig
+from lmkit.tasks import chat
+from lmkit.tasks.build import Setup, solver_for
+from lmkit.tasks.classify import Classifier
+from lmkit.tasks.qa import SpanFinder
+from lmkit.tasks.solver import Solver, texts
+from lmkit.tasks.write import CHOSEN, Writer
 from lmkit.text.tokenizer import Tokenizer
 from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.text.training import train_tokenizer
 from lmkit.training.checkpoints import Adapter
-from lmkit.training.distributed import ALONE, World
+from lmkit.training.distributed.world import ALONE, World
 from lmkit.training.job import Job, assemble, describe_machine, describe_model, fit_vocabulary, held_out_scores
-from lmkit.units import brief, show_count
 
 
 @dataclass

@@ -11,13 +11,13 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
-from lmkit.batch import Batch
-from lmkit.errors import Diverged
+from lmkit.base.errors import Diverged
+from lmkit.base.runs import Run
 from lmkit.model.sharding import local
-from lmkit.runs import Run
+from lmkit.objectives.batch import Batch
 from lmkit.training.checkpoints import State
 from lmkit.training.job import Job
-from lmkit.training.optimizers import state_tensors
+from lmkit.training.optimizers.build import state_tensors
 
 WINDOW, ENOUGH, SIGMAS = 128, 32, 6.0
 SKIPS_IN_A_ROW = 3

@@ -9,25 +9,26 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from lmkit.architecture import ModelConfig
-from lmkit.data.store import TokenStore
-from lmkit.display import note
-from lmkit.errors import DataError, UserError
-from lmkit.finetune_recipe import FinetuneRecipe
+from lmkit.architecture.model_config import ModelConfig
+from lmkit.base.display import note
+from lmkit.base.errors import DataError, UserError
+from lmkit.base.order import nth_left
+from lmkit.base.units import show_bytes, show_count
+from lmkit.data.tokens.store import TokenStore
 from lmkit.generation.engine import prompt_ids, sample_seq2seq, sample_text
 from lmkit.generation.filling import sample_fill
 from lmkit.generation.prompts import masked_ids, source_ids
 from lmkit.model.initial import init_weights
 from lmkit.model.loss import CHUNK
 from lmkit.model.transformer import Transformer
-from lmkit.order import nth_left
-from lmkit.recipe import ModelSection, Recipe
-from lmkit.tasks.build import Work, build_task
+from lmkit.objectives.build import Work, build_task
+from lmkit.recipe.finetuning import FinetuneRecipe
+from lmkit.recipe.pretraining import ModelSection, Recipe
 from lmkit.text.tokenizer import Tokenizer
 from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.training.checkpoints import Adapter, Average, State
-from lmkit.training.distributed import ALONE, Parallel, World
-from lmkit.training.optimizers import build_optimizers
+from lmkit.training.distributed.world import ALONE, Parallel, World
+from lmkit.training.optimizers.build import build_optimizers
 from lmkit.training.precision import (
     BF16_REPAYS_FROM,
     autocast,
@@ -38,7 +39,6 @@ from lmkit.training.precision import (
 )
 from lmkit.training.schedules import Horizon, horizon
 from lmkit.training.validation import validate
-from lmkit.units import show_bytes, show_count
 
 CPU_MICRO_TOKENS = 4096  # measured on two cores: larger is not faster, and memory grows with it
 

@@ -11,19 +11,19 @@ from typing import Any
 
 import torch
 
-from lmkit.display import Meter
-from lmkit.errors import OutOfMemory
-from lmkit.runs import Run
+from lmkit.base.display import Meter
+from lmkit.base.errors import OutOfMemory
+from lmkit.base.runs import Run
+from lmkit.base.units import show_count
 from lmkit.training import guard, rhythm, step
-from lmkit.training.distributed import World
+from lmkit.training.distributed.watchdog import Watchdog
+from lmkit.training.distributed.world import World
 from lmkit.training.job import Job
 from lmkit.training.rhythm import Rhythm
 from lmkit.training.saving import Saver
 from lmkit.training.schedules import multiplier
 from lmkit.training.signals import StopFlag
 from lmkit.training.step import Share
-from lmkit.training.watchdog import Watchdog
-from lmkit.units import show_count
 
 LESS = "train.recompute=true, train.precision=bf16 on a GPU, or a smaller model"
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from lmkit.errors import UserError
-from lmkit.recipe import TrainConfig
+from lmkit.base.errors import UserError
+from lmkit.recipe.pretraining import TrainConfig
 
 COMPILE_REPAYS_AFTER = 600.0  # seconds of training on a CPU; starting the compiler costs about a minute there
 BF16_REPAYS_FROM = 384  # hidden_size: there 1.7 times as fast, where a CPU can; at 128 it gained nothing sure

@@ -5,10 +5,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lmkit.display import note
+from lmkit.base.display import note
+from lmkit.base.units import split_quantity
 from lmkit.training.job import Job
 from lmkit.training.schedules import WARMUP_AT_MOST
-from lmkit.units import split_quantity
 
 clock = time.monotonic  # never the time of day, which may jump; tests set it
 # Of a time budget, at most: an evaluation comes where all that is beside the steps stays under the first share, with

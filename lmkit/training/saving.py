@@ -10,12 +10,13 @@ from typing import Self
 
 from torch import Tensor
 
-from lmkit.display import note
-from lmkit.errors import OutOfMemory, StorageError, UserError
-from lmkit.files import write_atomic
-from lmkit.runs import Run
-from lmkit.training import checkpoints, guard, rhythm, shards
+from lmkit.base.display import note
+from lmkit.base.errors import OutOfMemory, StorageError, UserError
+from lmkit.base.files import write_atomic
+from lmkit.base.runs import Run
+from lmkit.training import checkpoints, guard, rhythm
 from lmkit.training.checkpoints import SHARDS, Piece
+from lmkit.training.distributed import shards
 from lmkit.training.job import Job
 from lmkit.training.step import out_of_memory
 

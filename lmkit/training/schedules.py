@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from lmkit.recipe import ScheduleConfig
-from lmkit.units import count, seconds, split_quantity
+from lmkit.base.units import count, seconds, split_quantity
+from lmkit.recipe.pretraining import ScheduleConfig
 
 WARMUP_AT_MOST = 0.2  # of the horizon, for a warm-up in steps
 

@@ -6,21 +6,21 @@ from pathlib import Path
 
 import torch
 
-from lmkit import config
+from lmkit.base.display import note
+from lmkit.base.environment import read_environment
+from lmkit.base.errors import ModelError, UserError
+from lmkit.base.manifest import replace_listed
+from lmkit.base.runs import Follower, Run, read_status
+from lmkit.base.units import show_bytes
 from lmkit.data.inventory import Entry
-from lmkit.display import note
-from lmkit.environment import read_environment
-from lmkit.errors import ModelError, UserError
-from lmkit.finetune_recipe import FinetuneRecipe
-from lmkit.manifest import replace_listed
-from lmkit.recipe import Recipe
-from lmkit.runs import Follower, Run, read_status
+from lmkit.recipe import recipe_file
+from lmkit.recipe.finetuning import FinetuneRecipe
+from lmkit.recipe.pretraining import Recipe
 from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.training import checkpoints, loop
-from lmkit.training.distributed import World, join
+from lmkit.training.distributed.world import World, join
 from lmkit.training.job import Job, checkpoint_bytes
 from lmkit.training.precision import choose_device, torch_environment
-from lmkit.units import show_bytes
 
 HARMLESS = ("evaluate.sample", "evaluate.sample_tokens", "checkpoint.keep", "checkpoint.async", "train.device",
             "train.micro_batch", "train.compile", "train.recompute", "parallel.")  # fmt: skip
@@ -44,12 +44,12 @@ def open_run(path: Path, world: World) -> Run:
 def begin(job: Job, run: Run, facts: dict[str, str], files: Callable[[], list[Entry]]) -> None:
     """A new run. facts: fingerprints of what it reads; files: lists them with checksums, for `lmkit runs reproduce`.
     Raises UserError where processes were given different things."""
-    job.world.check_same(recipe=config.dump(job.recipe), **facts)
+    job.world.check_same(recipe=recipe_file.dump(job.recipe), **facts)
     if job.world.first:
         made_of = {"tokenizer": load_tokenizer(job.tokenizer).fingerprint} | facts
         place = {"processes": job.world.size, "device": str(job.device), "precision": job.precision}
         more = {"seed": job.recipe.train.seed} | made_of | place | torch_environment() | {"files": files()}
-        run.begin(config.dump(job.recipe), more)
+        run.begin(recipe_file.dump(job.recipe), more)
         _check_room(job, run)
     run.event("start", parameters=sum(job.model.num_parameters().values()))
 
@@ -70,7 +70,7 @@ def take_up(job: Job, run: Run, facts: dict[str, str], accept_changes: bool = Fa
     """A run where its newest whole checkpoint stands. Raises ModelError where what it reads is not what it was, or no
     checkpoint is whole; UserError where its recipe is not the one it was trained by, unless that is accepted."""
     world = job.world
-    world.check_same(recipe=config.dump(job.recipe), **facts)
+    world.check_same(recipe=recipe_file.dump(job.recipe), **facts)
     before = read_environment(run.path)
     if changed := [key for key, value in facts.items() if before.get(key, value) != value]:
         names = " and the ".join(changed).replace("data", "training data or its tokenizer")
@@ -105,8 +105,8 @@ def _check_recipe(job: Job, run: Run, newest: Path | None, accept: bool) -> None
     """Compare with the recipe that lies in the newest checkpoint, which a person does not edit; checkpoints of older
     versions have none. Raises UserError as `take_up` does."""
     file = newest / checkpoints.RECIPE if newest else None
-    before = config.load(type(job.recipe), file if file and file.is_file() else run.path / "recipe.yaml")
-    changes = config.differences(config.as_tree(before), config.as_tree(job.recipe))
+    before = recipe_file.load(type(job.recipe), file if file and file.is_file() else run.path / "recipe.yaml")
+    changes = recipe_file.differences(recipe_file.as_tree(before), recipe_file.as_tree(job.recipe))
     if not changes:
         return
     lines = f"{run.path}: the recipe changed since this run began\n  " + "\n  ".join(changes)
@@ -119,4 +119,5 @@ def _check_recipe(job: Job, run: Run, newest: Path | None, accept: bool) -> None
     note(lines)
     run.event("recipe changed", step=int(newest.name.partition("-")[2]) if newest else 0, changes=changes)
     if newest and file and file.is_file() and job.world.first:
-        replace_listed(newest, checkpoints.RECIPE, config.dump(job.recipe))  # a kill before the next one asks no more
+        # from the first checkpoint on, so that a kill before the next one asks no more
+        replace_listed(newest, checkpoints.RECIPE, recipe_file.dump(job.recipe))

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmkit.batch import Batch
-from lmkit.order import OVERHEAD, batch_rows, by_length, nth_left, rng_for, rounded_up
+from lmkit.base.order import OVERHEAD, batch_rows, by_length, nth_left, rng_for, rounded_up
+from lmkit.objectives.batch import Batch
 from lmkit.training import guard
-from lmkit.training.distributed import World, gradient_norm, scale_gradients
+from lmkit.training.distributed.world import World, gradient_norm, scale_gradients
 from lmkit.training.job import Job
 from lmkit.training.precision import autocast, keeping_casts
 

@@ -4,9 +4,9 @@ import math
 
 import torch
 
-from lmkit.order import by_length, rng_for
-from lmkit.tasks.build import Work
-from lmkit.training.distributed import Parallel
+from lmkit.base.order import by_length, rng_for
+from lmkit.objectives.build import Work
+from lmkit.training.distributed.world import Parallel
 
 
 @torch.no_grad()

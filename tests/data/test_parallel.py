@@ -13,16 +13,16 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
+from lmkit.base.errors import DataError, UserError
 from lmkit.data import parallel, readers
-from lmkit.data import tokenize as pipeline
-from lmkit.data.card import card_lines
 from lmkit.data.inputs import Pairing, Problems, list_inputs
 from lmkit.data.parallel import read_pairs
-from lmkit.data.rows import ParallelRows
-from lmkit.data.store import TokenStore
-from lmkit.data.tokenize import tokenize
-from lmkit.errors import DataError, UserError
-from lmkit.recipe import DataConfig, TokenizerConfig
+from lmkit.data.tokens import tokenize as pipeline
+from lmkit.data.tokens.card import card_lines
+from lmkit.data.tokens.rows import ParallelRows
+from lmkit.data.tokens.store import TokenStore
+from lmkit.data.tokens.tokenize import tokenize
+from lmkit.recipe.pretraining import DataConfig, TokenizerConfig
 from lmkit.text.tokenizer_files import load_tokenizer
 
 Pairs = list[tuple[str, str]]

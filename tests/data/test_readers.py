@@ -12,11 +12,11 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
+from lmkit.base.errors import DataError
 from lmkit.data import readers
 from lmkit.data.inputs import Document, Problems, list_inputs
 from lmkit.data.readers import read_documents
-from lmkit.errors import DataError
-from lmkit.recipe import DataConfig
+from lmkit.recipe.pretraining import DataConfig
 
 TEXTS = ["one\r\ntwo\n", 'a "quoted", text\nover lines', "日本語 🙂 \u2028 e\u0301", "  spaces kept \t", "שלום\u200f"]
 

@@ -8,17 +8,17 @@ import os
 import sys
 from pathlib import Path
 
-from lmkit import config
 from lmkit.commands import finetune, pretrain
-from lmkit.finetune_recipe import FinetuneRecipe
-from lmkit.finetune_recipe import expand as expand_finetuning
+from lmkit.recipe import recipe_file
+from lmkit.recipe.finetuning import FinetuneRecipe
+from lmkit.recipe.finetuning import expand as expand_finetuning
 
 
 def do(out: str, recipe: str, changes: list[str], verb: str) -> int:
     if verb == "resume":
         return pretrain.resume(Path(out))
     if verb == "finetune":
-        loaded = config.load(FinetuneRecipe, Path(recipe), tuple(changes), expand_finetuning)
+        loaded = recipe_file.load(FinetuneRecipe, Path(recipe), tuple(changes), expand_finetuning)
         return finetune.start(loaded, "toy", Path(out))
     return pretrain.start(Path(recipe), tuple(changes), Path(out))
 

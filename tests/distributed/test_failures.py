@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmkit.errors import STOPPED_RESUMABLE, ProcessFailed, UserError
-from lmkit.recipe import ParallelConfig
-from lmkit.training.distributed import join, layout
+from lmkit.base.errors import STOPPED_RESUMABLE, ProcessFailed, UserError
+from lmkit.recipe.pretraining import ParallelConfig
+from lmkit.training.distributed.world import join, layout
 from tests.distributed.conftest import ROOT, environment, free_port, write_texts
 
 RECIPE = """

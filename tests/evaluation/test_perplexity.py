@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 import lmkit
+from lmkit.base.errors import DataError, UserError
 from lmkit.commands import eval as command
-from lmkit.errors import DataError, UserError
 from lmkit.evaluation.intervals import bootstrap_ratio
 from lmkit.evaluation.perplexity import evaluate, windows
 from tests.generation.folders import TEXT, llama_folder

@@ -6,7 +6,7 @@ import torch
 import transformers as hf
 
 import lmkit
-from lmkit.errors import ModelError, UserError
+from lmkit.base.errors import ModelError, UserError
 from lmkit.evaluation.pseudo import Sample, masked_row, pseudo_log_likelihood, score_sample, words
 from lmkit.text.special import Special
 from lmkit.text.tokenizer import Tokenizer

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import lmkit
+from lmkit.base.errors import DataError, UserError
+from lmkit.base.order import rng_for
 from lmkit.commands import eval as command
-from lmkit.errors import DataError, UserError
 from lmkit.evaluation.seq2seq import evaluate_noise, evaluate_pairs
-from lmkit.objectives import Denoiser, DenoisingConfig, SpanCorruptionConfig
-from lmkit.order import rng_for
-from lmkit.tasks.build import denoising
-from lmkit.tasks.spans import corrupt, noise_mask, raw_length
+from lmkit.objectives.build import denoising
+from lmkit.objectives.noise.spans import corrupt, noise_mask, raw_length
+from lmkit.recipe.objectives import Denoiser, DenoisingConfig, SpanCorruptionConfig
 from tests.evaluation.folders import SENTINELS, folder, tokenizer
 
 TEXTS = ["a b aa aaaa. " * 12, "yes!", "an old hill is over there. who flies over it? a a a", "qwertyuiop asdfghjkl"]

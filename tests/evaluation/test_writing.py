@@ -5,7 +5,7 @@ import random
 import pytest
 import sacrebleu
 
-from lmkit.errors import UserError
+from lmkit.base.errors import UserError
 from lmkit.evaluation.writing import longest_common_subsequence, rouge, score, words
 
 REFERENCES = [f"a man number {i} is riding his {thing}, slowly ." for i, thing in enumerate(["bike", "horse"] * 20)]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lmkit.data.store import TokenStore
+from lmkit.data.tokens.store import TokenStore
 from lmkit.training.precision import choose_compile
 from tests.training.stopping import at, rows
 
@@ -169,7 +169,7 @@ def test_an_unfinished_store_is_no_folder_of_texts(lmkit_):
 def test_rows_of_any_length_are_not_compiled_on_a_gpu():
     import torch
 
-    from lmkit.recipe import TrainConfig
+    from lmkit.recipe.pretraining import TrainConfig
 
     train, device = TrainConfig(), torch.device("cuda")
     assert choose_compile(train, device, 1e9, causal=False) and not choose_compile(

@@ -17,9 +17,9 @@ import pytest
 import zstandard
 
 from lmkit.data import readers
-from lmkit.data import tokenize as pipeline
-from lmkit.data.store import TokenStore
-from lmkit.recipe import TokenizerConfig
+from lmkit.data.tokens import tokenize as pipeline
+from lmkit.data.tokens.store import TokenStore
+from lmkit.recipe.pretraining import TokenizerConfig
 from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.text.training import LONGEST, train_tokenizer
 

@@ -14,10 +14,10 @@ from types import SimpleNamespace
 import pytest
 
 import lmkit
+from lmkit.base.errors import STOPPED_RESUMABLE, ModelError, RunInUse, StorageError
+from lmkit.base.manifest import MANIFEST, damage
+from lmkit.base.runs import Run, read_jsonl, reading
 from lmkit.commands import pretrain
-from lmkit.errors import STOPPED_RESUMABLE, ModelError, RunInUse, StorageError
-from lmkit.manifest import MANIFEST, damage
-from lmkit.runs import Run, read_jsonl, reading
 from tests.training.stopping import LAST, at, at_call, at_file, at_pass, events, same, stopped_at
 
 # `tiny` writes a checkpoint after steps 3, 4, 6, 8, 9 and 12; 4, 8 and 12 are the best so far

@@ -14,11 +14,11 @@ import torch
 from transformers import AutoTokenizer
 
 import lmkit
+from lmkit.base.runs import read_jsonl
 from lmkit.data.inputs import Problems
 from lmkit.generation.engine import generate
 from lmkit.generation.prompts import prompt_ids, source_ids
 from lmkit.generation.sampling import SamplingConfig
-from lmkit.runs import read_jsonl
 from lmkit.text.tokenizer_files import load_tokenizer
 from tests.generation.folders import encoder_folder, llama_folder, seq2seq_folder
 

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from lmkit.commands import pretrain
-from lmkit.tasks.causal_lm import CausalLM
+from lmkit.objectives.causal_lm import CausalLM
 from lmkit.training import checkpoints, guard, step
-from lmkit.training.muon import Muon
+from lmkit.training.optimizers.muon import Muon
 from tests.training.stopping import FILES, LAST, Crash, at_call, at_pass, crash, events, rows, same
 
 STEADY = ("model.dropout=0", "model.attention_dropout=0")  # dropout is drawn for each micro-batch

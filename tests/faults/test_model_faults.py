@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lmkit
-from lmkit.errors import ModelError, UserError
+from lmkit.base.errors import ModelError, UserError
 from lmkit.text import sandbox
 from lmkit.text.chat import ChatTemplate, find_template
 from lmkit.text.tokenizer_files import load_tokenizer

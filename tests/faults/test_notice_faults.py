@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from lmkit.base.errors import STOPPED_RESUMABLE, Diverged, ModelError
+from lmkit.base.files import write_atomic
+from lmkit.base.runs import Run
 from lmkit.commands import pretrain
-from lmkit.errors import STOPPED_RESUMABLE, Diverged, ModelError
-from lmkit.files import write_atomic
-from lmkit.recipe import TokenizerConfig
-from lmkit.runs import Run
+from lmkit.recipe.pretraining import TokenizerConfig
 from lmkit.text.framing import frame_texts
 from lmkit.text.training import train_tokenizer
 from tests.training.stopping import events, rows, same, stopped_at

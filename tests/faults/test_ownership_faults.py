@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lmkit.data.store import TokenStore
-from lmkit.files import replacing
+from lmkit.base.files import replacing
+from lmkit.data.tokens.store import TokenStore
 from lmkit.text.tokenizer_files import load_tokenizer
 
 QUICK = ("train.budget=1 step", "train.batch=4 rows", "tokenizer.type=bytes", "data.validation=0.3",
@@ -105,7 +105,7 @@ def test_a_start_that_failed_leaves_nothing_to_the_next(rows, lmkit_, monkeypatc
     shown = classify(lmkit_, *trained, "train.batch=5000 rows")
     assert shown.code == 3 and not Path("run").exists(), shown
     with monkeypatch.context() as patch:
-        patch.setattr("lmkit.runs.Run.close", lambda run: run._lock.close())  # as a kill leaves it
+        patch.setattr("lmkit.base.runs.Run.close", lambda run: run._lock.close())  # as a kill leaves it
         assert classify(lmkit_, *trained, "train.batch=5000 rows").code == 3
     assert Path("run/tokenizer").is_dir()
     assert classify(lmkit_, "tokenizer.type=bpe", "tokenizer.vocab_size=280").code == 0

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from lmkit.base.errors import INTERRUPTED, STOPPED_RESUMABLE
+from lmkit.base.manifest import damage
+from lmkit.base.runs import Run, read_jsonl
 from lmkit.commands import pretrain
-from lmkit.errors import INTERRUPTED, STOPPED_RESUMABLE
-from lmkit.manifest import damage
-from lmkit.runs import Run, read_jsonl
 from lmkit.training import guard, saving, step
 from tests.training.stopping import at, at_call, at_file, at_pass, same
 

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lmkit import config
 from lmkit.commands import finetune as finetuning
-from lmkit.data.tables import read_table
-from lmkit.downstream import TableConfig
+from lmkit.data.tables.table import read_table
 from lmkit.evaluation import baseline, classification
-from lmkit.finetune_recipe import FinetuneRecipe, expand
+from lmkit.recipe import recipe_file
+from lmkit.recipe.finetuning import FinetuneRecipe, expand
+from lmkit.recipe.tasks import TableConfig
 from tests.generation.folders import encoder_folder, llama_folder, seq2seq_folder
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog"]
@@ -293,7 +293,7 @@ def runs(models, tmp_path_factory) -> dict[str, Path]:
         file.write_text(content)
         keys = [f"task.name={task}", f"model={models[task]}", f"data.train={file}", "train.batch=2",
                 "train.budget=1 steps", "data.validation=0"]  # fmt: skip
-        assert finetuning.start(config.load(FinetuneRecipe, None, keys, expand), name, home / name) == 0
+        assert finetuning.start(recipe_file.load(FinetuneRecipe, None, keys, expand), name, home / name) == 0
     return {name: home / name for name in contents}
 
 

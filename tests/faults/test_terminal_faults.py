@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 import lmkit
+from lmkit.base.errors import DataError
 from lmkit.data.hub import hub_records
-from lmkit.errors import DataError
 
 ABOVE = str(Path(lmkit.__file__).parent.parent)
 ROWS = "".join(json.dumps({"text": f"document {i} has a few words"}) + "\n" for i in range(60))

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from lmkit.base.errors import Diverged, UserError
+from lmkit.base.manifest import damage
 from lmkit.commands import pretrain
-from lmkit.data.store import TokenStore
-from lmkit.errors import Diverged, UserError
-from lmkit.manifest import damage
+from lmkit.data.tokens.store import TokenStore
 from lmkit.model.loss import IGNORE
-from lmkit.tasks.causal_lm import CausalLM
+from lmkit.objectives.causal_lm import CausalLM
 from lmkit.training import guard, job, step
 from tests.training.stopping import FILES, Crash, at_file, crash, events, rows, same, stopped_at
 

@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from lmkit.downstream import LengthPenalty
-from lmkit.errors import ModelError, UserError
+from lmkit.base.errors import ModelError, UserError
 from lmkit.generation import beam as beams
 from lmkit.generation.batches import Opening
 from lmkit.generation.beam import beam_search
 from lmkit.generation.engine import generate
 from lmkit.generation.rules import not_followed, rules_of
 from lmkit.generation.sampling import SamplingConfig
+from lmkit.recipe.tasks import LengthPenalty
 from tests.generation.test_seq2seq import reference as listening
 from tests.model.families import SEQ2SEQ, ours, reference
 

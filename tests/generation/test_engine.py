@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lmkit.errors import ModelError, UserError
+from lmkit.base.errors import ModelError, UserError
 from lmkit.generation import engine
 from lmkit.generation.engine import generate
 from lmkit.generation.sampling import SamplingConfig

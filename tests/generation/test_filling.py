@@ -7,8 +7,8 @@ import torch
 import transformers as hf
 
 import lmkit
+from lmkit.base.errors import ModelError, UserError
 from lmkit.commands import generate as command
-from lmkit.errors import ModelError, UserError
 from lmkit.generation import filling
 from lmkit.generation.filling import fill, sample_fill
 from lmkit.generation.sampling import SamplingConfig

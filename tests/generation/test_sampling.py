@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers.generation import logits_process as theirs
 
-from lmkit.errors import UserError
+from lmkit.base.errors import UserError
 from lmkit.generation.sampling import SamplingConfig, choose, penalise, warp
 
 LOGITS = torch.randn(7, 200, generator=torch.Generator().manual_seed(0)) * 3

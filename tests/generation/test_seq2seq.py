@@ -8,8 +8,8 @@ import torch
 import transformers as hf
 
 import lmkit
+from lmkit.base.errors import ModelError, UserError
 from lmkit.commands import generate as command
-from lmkit.errors import ModelError, UserError
 from lmkit.generation import engine
 from lmkit.generation.batches import Opening
 from lmkit.generation.engine import generate, sample_seq2seq

@@ -7,8 +7,8 @@ import torch
 import transformers as hf
 
 import lmkit
+from lmkit.base.errors import ModelError, UserError
 from lmkit.commands import generate as command
-from lmkit.errors import ModelError, UserError
 from lmkit.generation.engine import sample_text
 from lmkit.generation.sampling import SamplingConfig
 from tests.generation.folders import llama_folder, tokenizer

@@ -15,14 +15,14 @@ import transformers as hf
 
 from lmkit.cli import main as cli
 from lmkit.data.inputs import Problems
-from lmkit.data.knowledge import KnowledgeBase, Passage, build
-from lmkit.data.knowledge_lookup import Matcher
-from lmkit.data.tables import Table
-from lmkit.downstream import AnswerConfig
+from lmkit.data.tables.table import Table
 from lmkit.evaluation.answers import threshold_for_precision
+from lmkit.kb.knowledge_base import KnowledgeBase, Passage, build
+from lmkit.kb.lookup import Matcher
 from lmkit.pretrained import load
-from lmkit.solvers.answering import Answered, Answering, Levels, PromptReader, graded, rank_of, reader_for
-from lmkit.solvers.answering_fit import fit, fit_matcher
+from lmkit.recipe.tasks import AnswerConfig
+from lmkit.tasks.answer import Answered, Answering, Levels, PromptReader, graded, rank_of, reader_for
+from lmkit.tasks.answer_fitting import fit, fit_matcher
 from tests.generation.folders import encoder_folder, llama_folder
 
 RELATIONS = {

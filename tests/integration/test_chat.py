@@ -11,17 +11,17 @@ import transformers
 from typer.testing import CliRunner
 
 import lmkit
+from lmkit.base.errors import DataError, ModelError, UserError
 from lmkit.cli.main import app
 from lmkit.commands import chat as talking
 from lmkit.commands import finetune
 from lmkit.data.inputs import Problems
-from lmkit.data.tables import Table
-from lmkit.errors import DataError, ModelError, UserError
+from lmkit.data.tables.table import Table
 from lmkit.generation.sampling import SamplingConfig
 from lmkit.model.resize import resize_vocabulary
 from lmkit.model.transformer import Transformer
-from lmkit.solvers.chat import ChatLearner
-from lmkit.tasks.causal_lm import PromptedLM
+from lmkit.objectives.causal_lm import PromptedLM
+from lmkit.tasks.chat import ChatLearner
 from lmkit.text.chat import Chat, find_template
 from tests.generation.folders import llama_folder
 from tests.model.families import ours, reference

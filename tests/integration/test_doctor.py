@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmkit import environment
+from lmkit.base import environment
 from lmkit.commands import doctor
 
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 import lmkit
+from lmkit.base.runs import read_jsonl
 from lmkit.commands import finetune, pretrain
-from lmkit.runs import read_jsonl
 
 EARLIER = Path(__file__).parent.parent / "fixtures" / "earlier"
 CLOSE = 1e-6  # other processors round in other places; on the one that made them all is equal byte for byte

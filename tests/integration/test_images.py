@@ -13,16 +13,16 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import lmkit
-from lmkit import config, presets
-from lmkit.builtin import builtin_recipes
+from lmkit.base.errors import DataError, UserError
 from lmkit.cli.main import app
 from lmkit.commands import draw
-from lmkit.data.palette import load_palette
-from lmkit.data.store import TokenStore
-from lmkit.errors import DataError, UserError
-from lmkit.finetune_recipe import FinetuneRecipe, expand
-from lmkit.recipe import Recipe
-from lmkit.tasks.build import build_task
+from lmkit.data.tokens.store import TokenStore
+from lmkit.images.palette import load_palette
+from lmkit.objectives.build import build_task
+from lmkit.recipe import defaults, recipe_file
+from lmkit.recipe.builtin import builtin_recipes
+from lmkit.recipe.finetuning import FinetuneRecipe, expand
+from lmkit.recipe.pretraining import Recipe
 from lmkit.text.tokenizer_files import load_tokenizer
 
 FAMILIES = {"gpt2": 20, "llama": 20, "bert": 19, "modernbert": 19}  # context: an image of 16 words, framed
@@ -218,7 +218,7 @@ def test_mistakes_in_pixels_and_images_are_said(work, tmp_path):
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
 def test_the_recipes_of_fine_tuning_fit_their_images(name):
-    recipe = config.load(FinetuneRecipe, builtin_recipes("finetune")[name], (), expand)
+    recipe = recipe_file.load(FinetuneRecipe, builtin_recipes("finetune")[name], (), expand)
     side = {"mnist": 28, "cifar10": 32}[name]
     assert not isinstance(recipe.model, str) and recipe.task.name == "classify"
     assert (side // recipe.data.pixels.patch) ** 2 + 2 <= recipe.model.context
@@ -231,7 +231,7 @@ def test_the_recipes_of_pretraining_have_one_image_a_row(name, family, tmp_path)
             "--validation", "10%")  # fmt: skip
     store = TokenStore(tmp_path / "tokens")
     changes = (f"data.train={tmp_path / 'tokens'}",)
-    recipe = config.load(Recipe, builtin_recipes("pretrain")[name], changes, presets.expand)
+    recipe = recipe_file.load(Recipe, builtin_recipes("pretrain")[name], changes, defaults.expand)
     rows = build_task(recipe, store, load_tokenizer(store.tokenizer_path)).rows
     held = [rows[i] for i in range(len(rows))]
     assert sorted(row["documents"] for row in held) == [[i] for i in range(store.split("train").num_documents)]

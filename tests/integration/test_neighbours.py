@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from lmkit.base.environment import usable_cores
 from lmkit.cli import launch
-from lmkit.environment import usable_cores
 
 
 def openmp(**given: str) -> dict[str, str]:

@@ -2,9 +2,9 @@
 
 import torch
 
-from lmkit.downstream import LoraConfig
 from lmkit.model.lora import adapter_tensors, add_lora
 from lmkit.model.transformer import Transformer
+from lmkit.recipe.tasks import LoraConfig
 from tests.model.families import decoder_inputs, inputs, ours, reference
 
 TOLERANCE = 2e-5

@@ -7,9 +7,9 @@ import torch
 import transformers as hf
 from torch import nn
 
-from lmkit.architecture import ModelConfig
-from lmkit.model.config_json import config_from_hf
-from lmkit.model.huggingface import from_hf, head_of
+from lmkit.architecture.model_config import ModelConfig
+from lmkit.model.formats.config_json import config_from_hf
+from lmkit.model.formats.huggingface import from_hf, head_of
 from lmkit.model.transformer import Transformer
 
 VOCAB, LENGTH = 101, 23

@@ -6,9 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lmkit.downstream import LoraConfig
-from lmkit.errors import ModelError, UserError
-from lmkit.model.huggingface import save_folder
+from lmkit.base.errors import ModelError, UserError
+from lmkit.model.formats.huggingface import save_folder
 from lmkit.model.lora import (
     ADDED,
     LoraLinear,
@@ -22,6 +21,7 @@ from lmkit.model.lora import (
     merged,
     trainable,
 )
+from lmkit.recipe.tasks import LoraConfig
 from tests.model.adapting import SMALL, adapted, close, logits, merging, shake, their_logits
 from tests.model.families import auto_class, decoder_inputs, inputs, ours, reference
 

@@ -5,10 +5,10 @@ import torch
 import transformers
 
 import lmkit
-from lmkit.errors import ModelError, UserError
-from lmkit.families import FAMILIES
-from lmkit.model.config_json import config_from_hf, config_to_hf
-from lmkit.model.huggingface import from_hf, load_folder, save_folder, to_hf
+from lmkit.architecture.families import FAMILIES
+from lmkit.base.errors import ModelError, UserError
+from lmkit.model.formats.config_json import config_from_hf, config_to_hf
+from lmkit.model.formats.huggingface import from_hf, load_folder, save_folder, to_hf
 from lmkit.model.transformer import Transformer
 from tests.model.families import (
     CASES,

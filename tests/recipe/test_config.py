@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from lmkit import units
-from lmkit.builtin import builtin_recipes
-from lmkit.config import build, dump, load, parse_yaml, read_tree
-from lmkit.errors import UserError
-from lmkit.finetune_recipe import FinetuneRecipe, flags
-from lmkit.finetune_recipe import expand as expand_finetune
-from lmkit.presets import expand
-from lmkit.recipe import Recipe
+from lmkit.base import units
+from lmkit.base.errors import UserError
+from lmkit.recipe.builtin import builtin_recipes
+from lmkit.recipe.defaults import expand
+from lmkit.recipe.finetuning import FinetuneRecipe, flags
+from lmkit.recipe.finetuning import expand as expand_finetune
+from lmkit.recipe.pretraining import Recipe
+from lmkit.recipe.recipe_file import build, dump, load, parse_yaml, read_tree
 
 GOOD = """\
 model: {family: nanochat, depth: 2, context: 64}

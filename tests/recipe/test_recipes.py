@@ -7,17 +7,17 @@ import pytest
 import torch
 import transformers as hf
 
-from lmkit.architecture import ModelConfig
-from lmkit.builtin import builtin_recipes
+from lmkit.architecture.families import FAMILIES
+from lmkit.architecture.model_config import ModelConfig
+from lmkit.architecture.sizes import PRESETS
 from lmkit.commands import pretrain
 from lmkit.commands.recipes import sized
-from lmkit.config import build, load
-from lmkit.families import FAMILIES
-from lmkit.model.config_json import config_to_hf
+from lmkit.model.formats.config_json import config_to_hf
 from lmkit.model.transformer import Transformer
-from lmkit.presets import expand
-from lmkit.recipe import Recipe
-from lmkit.sizes import PRESETS
+from lmkit.recipe.builtin import builtin_recipes
+from lmkit.recipe.defaults import expand
+from lmkit.recipe.pretraining import Recipe
+from lmkit.recipe.recipe_file import build, load
 
 PROMISED = ("transformer", "bert", "roberta", "albert", "electra", "modernbert", "t5", "bart", "gpt2", "llama")
 

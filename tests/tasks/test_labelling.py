@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from lmkit.architecture import ModelConfig
-from lmkit.config import build
+from lmkit.architecture.model_config import ModelConfig
 from lmkit.model.initial import init_weights
 from lmkit.model.loss import IGNORE
 from lmkit.model.transformer import Transformer
-from lmkit.presets import expand
-from lmkit.recipe import Recipe
-from lmkit.tasks.causal_lm import PromptedLM
+from lmkit.objectives.causal_lm import PromptedLM
+from lmkit.recipe.defaults import expand
+from lmkit.recipe.pretraining import Recipe
+from lmkit.recipe.recipe_file import build
 from lmkit.tasks.labelling import Classify, Layout, Span, Tag
 
 LENGTHS = (5, 9, 16)

@@ -6,8 +6,8 @@ import pytest
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from lmkit.errors import UserError
-from lmkit.recipe import TokenizerConfig
+from lmkit.base.errors import UserError
+from lmkit.recipe.pretraining import TokenizerConfig
 from lmkit.text.chat import CHATML, NANOCHAT, Chat, ChatTemplate, Spelled, find_template, with_tokens
 from lmkit.text.tokenizer import Tokenizer
 from lmkit.text.training import train_tokenizer

@@ -7,8 +7,8 @@ import pytest
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from lmkit.errors import UserError
-from lmkit.recipe import TokenizerConfig
+from lmkit.base.errors import UserError
+from lmkit.recipe.pretraining import TokenizerConfig
 from lmkit.text.pieces import ordinary_ids, sentence_ends, word_starts
 from lmkit.text.special import Special
 from lmkit.text.tokenizer import Tokenizer

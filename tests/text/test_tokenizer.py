@@ -9,8 +9,8 @@ import pytest
 import sentencepiece
 from transformers import AutoTokenizer
 
-from lmkit.errors import ModelError, UserError
-from lmkit.recipe import TokenizerConfig
+from lmkit.base.errors import ModelError, UserError
+from lmkit.recipe.pretraining import TokenizerConfig
 from lmkit.text.framing import frame_texts
 from lmkit.text.special import SPECIAL
 from lmkit.text.tokenizer import Tokenizer

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
-from lmkit.errors import ModelError
+from lmkit.base.errors import ModelError
 from lmkit.text.framing import frame_texts
 from lmkit.text.tokenizer_files import load_tokenizer
 

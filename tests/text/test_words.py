@@ -7,7 +7,7 @@ import pytest
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
-from lmkit.recipe import TokenizerConfig
+from lmkit.recipe.pretraining import TokenizerConfig
 from lmkit.text.special import Special
 from lmkit.text.tokenizer import Tokenizer
 from lmkit.text.training import train_tokenizer

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from lmkit.base.runs import read_jsonl
 from lmkit.commands import pretrain
-from lmkit.runs import read_jsonl
 
 LAST = "checkpoints/step-00000012"  # of a run by the recipe of `tiny`
 FILES_OF_A_SAVE = 5  # by the recipe of `tiny`: raw weights, model, state, moments, recipe

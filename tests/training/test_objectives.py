@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmkit import config
+from lmkit.base.errors import DataError, ModelError, UserError
+from lmkit.base.order import rng_for
 from lmkit.commands import pretrain
-from lmkit.data.cache import open_tokens
-from lmkit.data.store import TokenStore
-from lmkit.errors import DataError, ModelError, UserError
-from lmkit.order import rng_for
-from lmkit.presets import expand
-from lmkit.recipe import Recipe
+from lmkit.data.tokens.cache import open_tokens
+from lmkit.data.tokens.store import TokenStore
+from lmkit.recipe import recipe_file
+from lmkit.recipe.defaults import expand
+from lmkit.recipe.pretraining import Recipe
 from lmkit.training import checkpoints, step
 from lmkit.training.job import build_job
 from lmkit.training.step import passes_cost, read_share
@@ -132,8 +132,8 @@ def test_transformers_finds_the_loss_that_was_logged(folder, name):
 def made(run: str):
     """The job of a finished run, with its last weights."""
     path = Path(run, "recipe.yaml")
-    tree, lines = config.read_tree(path)
-    settled, store = pretrain._settle(config.build(Recipe, tree, lines, expand))
+    tree, lines = recipe_file.read_tree(path)
+    settled, store = pretrain._settle(recipe_file.build(Recipe, tree, lines, expand))
     job = build_job(settled, store)
     newest = sorted(Path(run, "checkpoints").iterdir())[-1]
     job.state = checkpoints.read(newest, job.model, job.optimizers, job.average)
@@ -147,10 +147,10 @@ def test_micro_batches_change_no_gradient(folder, name, monkeypatch):
     grads = []
     for micro, multiple in ((256, 1), (128, 1), (128, 16)):
         monkeypatch.setattr(step, "passes_cost", lambda *_, multiple=multiple: (64, multiple))
-        tree, lines = config.read_tree(recipe(name))
+        tree, lines = recipe_file.read_tree(recipe(name))
         tree["train"]["micro_batch"] = micro
         tree["model"] |= {"dropout": 0, "attention_dropout": 0, "activation_dropout": 0}
-        settled, store = pretrain._settle(config.build(Recipe, tree, lines, expand))
+        settled, store = pretrain._settle(recipe_file.build(Recipe, tree, lines, expand))
         job = build_job(settled, store)
         batches = read_share(job, 0).batches
         counts = {k: sum(b.counts[k] for b in batches) for k in batches[0].counts}
@@ -178,9 +178,9 @@ def test_rows_never_become_longer_than_the_context():
 @pytest.mark.parametrize("name", ["masked_lm", "span_corruption"])  # a head tied to the embedding, and one apart
 def test_what_saves_time_in_a_step_changes_no_gradient(folder, name, precision, monkeypatch):
     """Of the second step: what the first one left in memory is not in it."""
-    tree, lines = config.read_tree(recipe(name))
+    tree, lines = recipe_file.read_tree(recipe(name))
     tree["train"] |= {"micro_batch": 128, "precision": precision}
-    settled, store = pretrain._settle(config.build(Recipe, tree, lines, expand))
+    settled, store = pretrain._settle(recipe_file.build(Recipe, tree, lines, expand))
     job = build_job(settled, store)
     off, grads = torch.amp.GradScaler(enabled=False), []
     for plain in (False, True):
@@ -226,7 +226,7 @@ def test_packed_documents_cost_what_they_cost_apart(folder):
 
 
 def built(name: str, *overrides: str):
-    settled, store = pretrain._settle(config.load(Recipe, recipe(name), overrides, expand))
+    settled, store = pretrain._settle(recipe_file.load(Recipe, recipe(name), overrides, expand))
     return build_job(settled, store)
 
 
@@ -339,7 +339,7 @@ def test_what_does_not_fit_together_is_refused(folder, name, change, error, says
 
 
 def _store(task: str) -> TokenStore:
-    r = config.load(Recipe, recipe(task), (), expand)
+    r = recipe_file.load(Recipe, recipe(task), (), expand)
     return open_tokens(r.data, r.tokenizer, r.model.family)
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lmkit.architecture import ModelConfig
+from lmkit.architecture.model_config import ModelConfig
 from lmkit.commands import pretrain
 from lmkit.model.initial import init_weights
 from lmkit.model.transformer import Transformer
-from lmkit.tasks.collating import within
+from lmkit.objectives.collating import within
 from lmkit.training.job import Job
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from lmkit.base.errors import UserError
 from lmkit.commands import pretrain, prove_resume
-from lmkit.config import load
-from lmkit.errors import UserError
-from lmkit.finetune_recipe import FinetuneRecipe
-from lmkit.finetune_recipe import expand as expand_finetuning
-from lmkit.presets import expand
-from lmkit.recipe import Recipe
+from lmkit.recipe.defaults import expand
+from lmkit.recipe.finetuning import FinetuneRecipe
+from lmkit.recipe.finetuning import expand as expand_finetuning
+from lmkit.recipe.pretraining import Recipe
+from lmkit.recipe.recipe_file import load
 
 FINETUNING = """
 task: {name: classify, baseline: false}

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from lmkit import environment as env
-from lmkit.builtin import find_recipe
+from lmkit.base import environment as env
+from lmkit.base.errors import ModelError
 from lmkit.cli.main import main
 from lmkit.commands import reproduce
-from lmkit.errors import ModelError
+from lmkit.recipe.builtin import find_recipe
 from tests.training.conftest import write_tiny
 
 
@@ -240,8 +240,8 @@ def test_a_record_that_is_gone_or_damaged_is_an_error_for_people(run):
 
 
 def test_built_in_recipes_are_told_apart():
-    from lmkit.config import read_tree
-    from lmkit.finetune_recipe import is_finetuning
+    from lmkit.recipe.finetuning import is_finetuning
+    from lmkit.recipe.recipe_file import read_tree
 
     assert is_finetuning(read_tree(find_recipe("mnist"))[0]) and not is_finetuning(read_tree(find_recipe("t5-tiny"))[0])
     assert not is_finetuning({"task": ["classify"]})

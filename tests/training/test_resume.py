@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from lmkit.base.errors import STOPPED_RESUMABLE, Diverged, ModelError, RunInUse, UserError
+from lmkit.base.runs import Run
 from lmkit.commands import pretrain
-from lmkit.errors import STOPPED_RESUMABLE, Diverged, ModelError, RunInUse, UserError
-from lmkit.runs import Run
-from lmkit.tasks.causal_lm import CausalLM
+from lmkit.objectives.causal_lm import CausalLM
 from tests.training.stopping import Crash, at_pass, crash, same
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from lmkit.recipe import ScheduleConfig
+from lmkit.recipe.pretraining import ScheduleConfig
 from lmkit.training.schedules import Horizon, horizon, multiplier
 
 STEPS = 100

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from lmkit.base.runs import read_jsonl
 from lmkit.commands import pretrain
-from lmkit.runs import read_jsonl
 from lmkit.training import rhythm
 from lmkit.training.guard import Rollback
 from tests.training.stopping import at, whenever

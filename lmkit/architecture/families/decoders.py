@@ -1,0 +1,93 @@
+"""GPT-2, Llama and what is built like it, nanochat."""
+
+from typing import Any
+
+from lmkit.architecture.families.spec import BIAS, QKV, SIZES, Family, HeadSpec, at
+
+_GENERIC_HEADS = {  # of every Llama-like class: sequence and token classification, questions
+    "sequence": ("ForSequenceClassification", {"output": "score"}, "last", False, None),
+    "token": ("ForTokenClassification", {"output": "score"}, "each", True, None),
+    "span": ("ForQuestionAnswering", {"output": "qa_outputs"}, "each", True, "transformer."),
+}
+
+
+def _causal_heads(cls: str, span_prefix: str = "transformer.") -> dict[str, HeadSpec]:
+    heads = {"lm": HeadSpec(f"{cls}ForCausalLM", {"": "lm_head"}), "none": HeadSpec(f"{cls}Model", {})}
+    for kind, (suffix, modules, pool, bias, prefix) in _GENERIC_HEADS.items():
+        where = span_prefix if prefix else None
+        heads[kind] = HeadSpec(cls + suffix, modules, pool, output_bias=bias, prefix=where)
+    return heads
+
+
+_LLAMA_AXES = {"norm": "rms", "activation": "silu", "gated": True}
+_LLAMA_KEYS = SIZES | {
+    "num_kv_heads": "num_key_value_heads", "head_dim": "head_dim", "norm_eps": "rms_norm_eps",
+    "activation": "hidden_act", "attention_dropout": "attention_dropout", "tied": "tie_word_embeddings",
+}  # fmt: skip
+_LLAMA_BLOCK = {
+    "attention_norm": "input_layernorm", "attention.qkv": QKV, "attention.output": "self_attn.o_proj",
+    "attention.q_norm": "self_attn.q_norm", "attention.k_norm": "self_attn.k_norm",
+    "mlp_norm": "post_attention_layernorm", "mlp.up": "mlp.gate_proj mlp.up_proj", "mlp.down": "mlp.down_proj",
+}  # fmt: skip
+_LLAMA_NAMES = {"embedding": "model.embed_tokens", "decoder.norm": "model.norm"} | at(
+    "decoder.blocks.{i}.", "model.layers.{i}.", _LLAMA_BLOCK
+)
+_LM_COPY = {"lm_head.weight": "model.embed_tokens.weight"}
+_ROPE = ("rope_theta", "rope_scaling")
+
+
+def _llama(cls: str, keys: dict[str, str], coded: tuple[str, ...], **axes: Any) -> Family:
+    return Family(
+        _LLAMA_AXES | axes, _LLAMA_KEYS | keys, _LLAMA_NAMES,
+        _causal_heads(cls, "model." if cls == "Mistral" else "transformer."), coded, _LM_COPY, tokens="llama",
+    )  # fmt: skip
+
+
+_NANOCHAT = Family(
+    axes={
+        "norm": "rms", "norm_gain": False, "embedding_norm": True, "qk_norm": "after_rope", "activation": "relu2",
+        "rope_theta": 100_000.0, "rope_reversed": True, "logit_softcap": 15.0,
+    },
+    keys=_LLAMA_KEYS | {"logit_softcap": "final_logit_softcapping"},
+    names=_LLAMA_NAMES | at(
+        "decoder.blocks.{i}.", "model.layers.{i}.", {"mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2"}
+    ),
+    heads={"lm": HeadSpec("NanoChatForCausalLM", {"": "lm_head"}), "none": HeadSpec("NanoChatModel", {})},
+    coded=(*_ROPE, "qkv_bias"), copies=_LM_COPY, tokens="nanochat",
+)  # fmt: skip
+_GPT2 = Family(
+    axes={
+        "positions": "learned", "norm": "layer", "norm_eps": 1e-5, "activation": "gelu_tanh", "qkv_bias": True,
+        "output_bias": True, "mlp_bias": True, "tied": True,
+    },
+    keys={
+        "vocab_size": "vocab_size", "hidden_size": "n_embd", "num_layers": "n_layer", "num_heads": "n_head",
+        "intermediate_size": "n_inner", "context": "n_positions", "activation": "activation_function",
+        "norm_eps": "layer_norm_epsilon", "dropout": "resid_pdrop", "attention_dropout": "attn_pdrop",
+        "tied": "tie_word_embeddings",
+    },
+    names={
+        "embedding": "transformer.wte", "decoder.inputs.position": "transformer.wpe", "decoder.norm": "transformer.ln_f"
+    } | at("decoder.blocks.{i}.", "transformer.h.{i}.", {
+        "attention_norm": "ln_1", "attention.qkv": "attn.c_attn", "attention.output": "attn.c_proj",
+        "mlp_norm": "ln_2", "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj",
+    }),
+    heads={
+        "lm": HeadSpec("GPT2LMHeadModel", {"": "lm_head"}), "none": HeadSpec("GPT2Model", {}),
+        "sequence": HeadSpec("GPT2ForSequenceClassification", {"output": "score"}, "last", output_bias=False),
+        "token": HeadSpec("GPT2ForTokenClassification", {"output": "classifier"}),
+        "span": HeadSpec("GPT2ForQuestionAnswering", {"output": "qa_outputs"}),
+    },
+    copies={"lm_head.weight": "transformer.wte.weight"}, prefix="transformer.", tokens="gpt2",
+    fixed={
+        "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False, "scale_attn_weights": True,
+    },
+)  # fmt: skip
+
+DECODERS = {
+    "gpt2": _GPT2,
+    "llama": _llama("Llama", {"mlp_bias": "mlp_bias"}, (*_ROPE, *BIAS)),
+    "mistral": _llama("Mistral", {"sliding_window": "sliding_window"}, _ROPE),
+    "qwen3": _llama("Qwen3", {}, (*_ROPE, *BIAS, "sliding_window", "window_layers"), qk_norm="before_rope"),
+    "nanochat": _NANOCHAT,
+}

@@ -1,0 +1,95 @@
+"""What a person sees while work goes on: a live bar on a terminal, one plain dated line per interval elsewhere.
+
+Everything here writes to standard error; results (tables, texts, JSON) go to standard output.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.text import Text
+
+from lmkit.base.errors import CONTROL, say
+from lmkit.base.units import show_seconds
+
+HUSHED = int(os.environ.get("RANK", "0")) > 0  # not the first of several processes: that one speaks for all
+UNKNOWN = None if os.environ.get("TERM") else False  # a terminal that does not say what it can is written to plainly
+console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=HUSHED, force_terminal=UNKNOWN)
+Piece = tuple[str, bool]  # a part of a text, and whether it is marked
+PLAIN_INTERVAL = float(os.environ.get("LMKIT_LOG_SECONDS", "10"))
+
+
+def note(text: str) -> None:
+    """One permanent line: something inferred, skipped or counted that the user should know."""
+    if console.is_terminal:
+        console.print(text.translate(CONTROL), markup=False)
+    elif not HUSHED:
+        say(text)
+
+
+def note_marked(title: str, pieces: Sequence[Piece]) -> None:
+    """A line of which parts are marked: in colour on a terminal that has colours, else in »«."""
+    if console.is_terminal and not console.no_color:
+        console.print(Text.assemble(title, *((text.translate(CONTROL), "bold green" * on) for text, on in pieces)))
+    else:
+        note(title + "".join(f"»{text}«" if on else text for text, on in pieces))
+
+
+def write(text: str) -> None:
+    """A result that is being written, to standard output at once; on a terminal without control characters."""
+    sys.stdout.write(text.translate(CONTROL) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+class Meter:
+    """Progress of one long piece of work, counted in `total` units of any kind (bytes, steps, seconds).
+
+    `update(done, text)` is cheap to call often: a terminal redraws ten times a second at most, other outputs get a
+    line every PLAIN_INTERVAL seconds. The ETA is proportional to what is left."""
+
+    def __init__(self, title: str, total: float):
+        self.title, self.total, self.start = title, max(total, 1e-9), time.monotonic()
+        self.first: float | None = None  # work already done when this meter began, as after a resume
+        self.last_line = self.start
+        self.bar = Progress(
+            TextColumn("[bold]{task.description}"), BarColumn(bar_width=None), TaskProgressColumn(),
+            TextColumn("{task.fields[text]}"), TextColumn("eta {task.fields[eta]}"),
+            console=console, transient=True, refresh_per_second=10,
+        )  # fmt: skip
+        self.task = self.bar.add_task(title, total=self.total, text="", eta="-")
+
+    def __enter__(self) -> Self:
+        if console.is_terminal:
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if console.is_terminal:
+            self.bar.stop()
+
+    def update(self, done: float, text: str = "") -> None:
+        now = time.monotonic()
+        if self.first is None:
+            self.first = done
+        rate = (done - self.first) / max(now - self.start, 1e-9)
+        eta = show_seconds((self.total - done) / rate) if rate > 0 else "-"
+        if console.is_terminal:
+            self.bar.update(self.task, completed=done, text=text, eta=eta)
+        elif now - self.last_line >= PLAIN_INTERVAL and not HUSHED:
+            self.last_line = now
+            stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
+            say(f"{stamp} {self.title} {done / self.total:.0%} {text} eta {eta}")
+
+    def line(self, text: str) -> None:
+        """A permanent line above the bar."""
+        if console.is_terminal:
+            console.print(text.translate(CONTROL), markup=False)
+        elif not HUSHED:
+            say(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}")

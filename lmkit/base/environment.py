@@ -1,0 +1,158 @@
+"""What it takes to understand a result later, and to have it again: versions, code, command, machine. No torch here.
+
+No environment variables: they may hold secrets. What looks like one on the command line is left out of the record."""
+
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lmkit.base.errors import ModelError
+
+PACKAGE = Path(__file__).parents[1]  # lmkit/
+GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+REDACTED = "[left out]"
+_SECRET_NAME = r"(?:token|secret|password|passwd|credentials?|authorization|(?:api|access|private|secret)[_-]?key)"
+_OPTION = re.compile(rf"--?(?:[\w-]*[_-])?{_SECRET_NAME}", re.IGNORECASE)  # its value is the next word
+_ASSIGNED = re.compile(rf"(-*(?:[\w.-]*[_.-])?{_SECRET_NAME}=)(.+)", re.IGNORECASE | re.DOTALL)
+_VARIABLE = re.compile(r"([A-Z][A-Z0-9_]*=)(.+)", re.DOTALL)  # recipe keys are lower-case
+_BY_LOOK = re.compile(  # of Hugging Face, OpenAI and its kin, GitHub, GitLab, AWS, Slack, Google; JSON web tokens
+    r"\b(?:hf_|api_org_|sk-|gh[pousr]_|github_pat_|glpat-|AKIA|xox[abprs]-|AIza|eyJ)[A-Za-z0-9_.-]{12,}"
+    r"|(?<=://)[^/\s@]+(?=@)"  # user:password of an address
+)
+
+
+def environment() -> dict[str, Any]:
+    """Of this process and machine, as a run keeps it."""
+    return {
+        "command": redacted(sys.argv),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "versions": versions(),
+        **git_state(),
+        "cpu": cpu_model(),
+        "cores": usable_cores(),
+        "memory": usable_memory(),
+    }
+
+
+def read_environment(run: Path) -> dict[str, Any]:
+    """What a run kept of where it began. Raises ModelError."""
+    file = run / "environment.json"
+    try:
+        return dict(json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError) as e:
+        problem = e.strerror if isinstance(e, OSError) else f"damaged ({e})"
+        raise ModelError(
+            f"{file}: {problem}, so whether data and software are the same cannot be told\n"
+            "  → restore the file, or start a new run"
+        ) from None
+
+
+def redacted(arguments: list[str]) -> list[str]:
+    """A command line without what looks like a secret: `--token X`, `password=X`, `NAME=X`, and tokens known by their
+    look."""
+    kept, secret = list[str](), False
+    for argument in arguments:
+        shown = _ASSIGNED.sub(rf"\1{REDACTED}", argument, count=1) if _ASSIGNED.fullmatch(argument) else argument
+        shown = _VARIABLE.sub(rf"\1{REDACTED}", shown, count=1) if _VARIABLE.fullmatch(shown) else shown
+        shown = REDACTED if secret else _BY_LOOK.sub(REDACTED, shown)
+        kept.append(shown.encode(errors="backslashreplace").decode())  # bytes that are no UTF-8 fit no JSON
+        secret = _OPTION.fullmatch(argument) is not None
+    return kept
+
+
+# ---------------------------------------------------------------- software
+
+
+def requirements() -> dict[str, str]:
+    """What lmkit needs: package -> oldest version that will do. Nothing is known of a copy that is not installed."""
+    try:
+        lines = metadata.requires("lmkit") or []
+    except metadata.PackageNotFoundError:
+        return {}
+    found = (re.fullmatch(r"([\w.-]+)>=([\d.]+)", line) for line in lines if ";" not in line)
+    return {match[1]: match[2] for match in found if match}
+
+
+def versions() -> dict[str, str | None]:
+    """Of lmkit and of everything it needs; None: not installed."""
+    return {package: version(package) for package in ["lmkit", *sorted(requirements())]}
+
+
+def version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of the checkout that lmkit runs from, whether its code was changed since, and a fingerprint of these
+    changes; None for an installed package, also if it is installed inside somebody's repository."""
+    root = _git("rev-parse", "--show-toplevel").strip() if shutil.which("git") else ""
+    if not root or Path(root).resolve() != PACKAGE.parent.resolve():
+        return {"git": None, "git_dirty": None, "git_changes": None}
+    code = ("--", "lmkit", "recipes")
+    new = _git("ls-files", "--others", "--exclude-standard", *code).splitlines()
+    changes = [_git("diff", "HEAD", *code), *new, *(_read(str(PACKAGE.parent / name)) for name in new)]
+    dirty = any(changes)
+    digest = hashlib.sha256("\0".join(changes).encode()).hexdigest() if dirty else None
+    return {"git": _git("rev-parse", "HEAD").strip() or None, "git_dirty": dirty, "git_changes": digest}
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", "-C", str(PACKAGE.parent), *arguments], capture_output=True, text=True).stdout
+
+
+# ---------------------------------------------------------------- machine
+
+
+def cpu_model() -> str:
+    found = re.search(r"^model name\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Of this process: by its affinity and by its container's limit, which torch does not look at."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for group in _control_groups("cpu"):
+        said = _read(group / "cpu.max") or " ".join(_read(group / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+        quota, period = (*said.split(), "", "")[:2]
+        if quota.isdigit() and period.isdigit() and int(quota) > 0:
+            cores = min(cores, max(1, round(int(quota) / int(period))))
+    return cores
+
+
+def usable_memory() -> int:
+    """Bytes, by this machine and by the container's limit."""
+    files = (group / name for group in _control_groups("memory") for name in ("memory.max", "memory.limit_in_bytes"))
+    limits = (_read(file).strip() for file in files)
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([whole, *(int(limit) for limit in limits if limit.isdigit())])
+
+
+def _control_groups(controller: str) -> Iterator[Path]:
+    """Folders of the groups that limit this process, of version 2 and 1: its own, and all around it. Inside a container
+    its own may lie elsewhere than its path says; the container's limit then stands at the root."""
+    for line in (_read(OWN_GROUPS) or "0::/").splitlines():
+        _, named, path = line.split(":", 2)
+        if not named or controller in named.split(","):
+            root = GROUPS / controller if named else GROUPS
+            group = root / path.strip("/")
+            yield from (group, *(folder for folder in group.parents if folder.is_relative_to(root)))
+
+
+def _read(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""

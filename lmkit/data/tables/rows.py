@@ -1,0 +1,277 @@
+"""From the values of one record to one row of a task; what makes a record unfit is raised as `Unfit` and counted."""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable
+from itertools import zip_longest
+from typing import Any
+
+import numpy as np
+
+from lmkit.data.encodings import encodings_of, not_unicode
+from lmkit.data.inputs import Problems
+from lmkit.data.tables.labels import BRACKETED, NO_LABEL, NUMPY_TEXTS, without_list_syntax
+
+EMPTY, NO_TEXT, UNDECODABLE = "empty texts", "texts that are no text", "undecodable texts"
+UNEVEN = "rows with another number of tags than of words"
+NO_ANSWER, NO_ASSISTANT = "questions without an answer", "conversations without answer"
+NULL_ANSWERS = "questions whose answers are null (an empty list or text says that there is none)"
+NOT_FOUND = "answers that are not in their context"
+ALL_LOST = "questions none of whose answers is in the context"
+BROKEN_MESSAGES = "conversations that are no lists of messages of text"
+BROKEN_HISTORY = "conversations whose history is no list of pairs of texts"
+BROKEN_TOOLS = "conversations whose tools are no list of objects"
+BROKEN_CALLS = "conversations with a function_call that is no JSON with a name"
+BROKEN_WEIGHTS = "conversations with a weight that is neither 0 nor 1"
+TWO_SYSTEMS = "system columns beside conversations that begin with a system message of their own"
+# the names that conversations with `from` and `value` have
+SHAREGPT = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
+SPEAKERS = ("system", "user", "assistant", "tool")
+
+BLANKS = re.compile(r"[ \t\r\n]+")  # between words
+
+Values = dict[str, Any]  # by role
+Row = dict[str, Any]
+_as_written = json.JSONEncoder(ensure_ascii=False)
+
+
+class Unfit(Exception):
+    """A record that cannot become a row: what it is counted as, and what more there is to say of this one."""
+
+    def __init__(self, kind: str, detail: str = ""):
+        super().__init__(kind)
+        self.kind, self.detail = kind, detail
+
+
+def make_row(task: str, values: Values, where: str, labelled: bool, problems: Problems) -> Row:
+    """One row of `task`. Without `labelled`, what is to be predicted may be missing.
+
+    Raises Unfit for a record to be left out, and DataError for one that shows the whole file to be wrong."""
+    row = MAKERS[task](values, where, labelled, problems)
+    written = _as_written.encode({key: v for key, v in row.items() if key != "image"})
+    if not_unicode(written) is not None:
+        raise Unfit(UNDECODABLE, f" (can be read as {', '.join(encodings_of(written)) or 'nothing common'})")
+    return row
+
+
+def _text(value: Any) -> str:
+    if value is None or value == "" or (isinstance(value, str) and value.isspace()):
+        raise Unfit(EMPTY)
+    if not isinstance(value, str):
+        raise Unfit(NO_TEXT)
+    return value
+
+
+def _optional(value: Any) -> str:
+    return "" if value is None or (isinstance(value, str) and not value.strip()) else _text(value)
+
+
+def _parsed(value: Any) -> Any:
+    """Lists and objects are kept as JSON in the cells of CSV files."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def _classify(values: Values, where: str, labelled: bool, problems: Problems) -> Row:
+    row: Row = {"image": values["image"]} if "image" in values else {"text": _text(values.get("text"))}
+    if "pair" in values:
+        row["pair"] = _text(values["pair"])
+    if not labelled:
+        return row
+    label = values.get("label")
+    if label is None or isinstance(label, dict) or (isinstance(label, float) and not math.isfinite(label)):
+        raise Unfit(NO_LABEL)
+    return row | {"label": label.strip() if isinstance(label, str) else label}  # `settle_labels` goes on from there
+
+
+def _tag(values: Values, where: str, labelled: bool, problems: Problems) -> Row:
+    words = _words(values.get("words"), EMPTY)
+    tags = None if values.get("tags") is None else _words(values["tags"], NO_LABEL)
+    if tags is None:
+        if labelled:
+            raise Unfit(NO_LABEL)
+        return {"words": words}
+    if len(words) != len(tags):
+        if labelled:
+            raise Unfit(UNEVEN)
+        return {"words": words}
+    return {"words": words, "tags": tags}
+
+
+def _words(value: Any, empty: str) -> list[str]:
+    """Words, or tags, of a list; or between the blanks of a text. Other spaces, as U+00A0 and U+3000, are in words."""
+    value = without_list_syntax(value)
+    if isinstance(value, str) and BRACKETED.fullmatch(value) and NUMPY_TEXTS.search(value):
+        raise Unfit("lists that are written neither as JSON nor as Python do it")
+    found = [word for word in BLANKS.split(value) if word] if isinstance(value, str) else value
+    if not isinstance(found, list) or any(isinstance(word, (list, dict, float)) for word in found):
+        raise Unfit(NO_TEXT)
+    words = ["" if word is None else str(word).strip(" \t\r\n") for word in found]
+    if not words or "" in words:
+        raise Unfit(empty)
+    return words
+
+
+def _answers(value: Any) -> list[tuple[str, Any]]:
+    """(text, where it starts as far as the file says) of {"text": [...], "answer_start": [...]}, of a list of such or
+    of texts, or of one text."""
+    value = _parsed(value)
+    if isinstance(value, dict):
+        texts, starts = value.get("text"), value.get("answer_start", value.get("start"))
+        texts = texts if isinstance(texts, list) else [texts]
+        starts = starts if isinstance(starts, list) else [starts]
+        value = [{"text": text, "start": start} for text, start in zip_longest(texts, starts)]
+    found = []
+    for answer in value if isinstance(value, list) else [value]:
+        start = answer.get("answer_start", answer.get("start")) if isinstance(answer, dict) else None
+        text = answer.get("text") if isinstance(answer, dict) else answer
+        if text is not None and str(text).strip():
+            found.append((str(text), start))
+    return found
+
+
+def _qa(values: Values, where: str, labelled: bool, problems: Problems) -> Row:
+    context, question = _text(values.get("context")), _text(values.get("question"))
+    named = [values.get("id"), values.get("title")]
+    row = {
+        "id": where if named[0] in (None, "") else str(named[0]),
+        "title": "" if named[1] is None else str(named[1]),
+        "context": context,
+        "question": question,
+    }
+    if "answers" not in values:
+        return row
+    if values["answers"] is None and labelled:
+        raise Unfit(NULL_ANSWERS)
+    given = _answers(values["answers"])
+    if len(given) == 1 and given[0][1] is None:
+        given = [(given[0][0], values.get("start"))]
+    answers = []
+    for text, start in given:
+        place = _locate(text, context, start)
+        if place is None:
+            problems.add(NOT_FOUND, where, lost=False)
+        else:
+            answers.append({"text": text, "start": place})
+    if given and not answers:
+        raise Unfit(ALL_LOST)  # it would be taken for one without an answer
+    return row | {"answers": answers}
+
+
+def _locate(text: str, context: str, start: Any) -> int | None:
+    """Where the text is in its context: at `start`, else at the place nearest to that, else nowhere."""
+    try:
+        start = int(float(start))
+    except (TypeError, ValueError, OverflowError):  # none given
+        start = 0
+    if start >= 0 and context.startswith(text, start):
+        return start
+    places, place = [], context.find(text)
+    while place >= 0:
+        places.append(place)
+        place = context.find(text, place + 1)
+    return min(places, key=lambda found: abs(found - start), default=None)
+
+
+def _answer(values: Values, where: str, labelled: bool, problems: Problems) -> Row:
+    row: Row = {"question": _text(values.get("question"))}
+    answers = list(dict.fromkeys(text for text, _ in _answers(values.get("answers"))))
+    if not answers and labelled:
+        raise Unfit(NO_ANSWER)
+    return row | {"answers": answers} if answers else row
+
+
+def _writing(values: Values, where: str, labelled: bool, problems: Problems) -> Row:
+    row = {"source": _text(values.get("source"))}
+    return row | {"target": _text(values["target"])} if labelled or values.get("target") else row
+
+
+def _chat(values: Values, where: str, labelled: bool, problems: Problems) -> Row:
+    system, tools = _optional(values.get("system")), _parsed(values.get("tools")) or []
+    if "messages" in values:
+        messages = _messages(_parsed(values["messages"]))
+    else:
+        prompt = "\n\n".join(filter(None, (_text(values.get("prompt")), _optional(values.get("input")))))
+        messages = [*_history(_parsed(values.get("history"))), {"role": "user", "content": prompt}]
+        if labelled or values.get("response"):
+            messages.append({"role": "assistant", "content": _text(values.get("response"))})
+    if system and (not messages or messages[0]["role"] != "system"):
+        messages.insert(0, {"role": "system", "content": system})
+    elif system and messages[0]["content"] != system:
+        problems.add(TWO_SYSTEMS, where, lost=False)
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise Unfit(BROKEN_TOOLS)
+    if any(m["role"] in ("user", "assistant") and not (m["content"] or "").strip() and not m.get("tool_calls")
+           for m in messages):  # fmt: skip
+        raise Unfit(EMPTY)
+    if not messages or (labelled and not any(message["role"] == "assistant" for message in messages)):
+        raise Unfit(NO_ASSISTANT)
+    return {"messages": messages} | ({"tools": _plain(tools)} if tools else {})
+
+
+def _history(value: Any) -> list[dict[str, Any]]:
+    """The earlier turns that Alpaca's kin keep beside the last: pairs of a prompt and its response, or messages."""
+    if value in (None, ""):
+        return []
+    if not isinstance(value, list):
+        raise Unfit(BROKEN_HISTORY)
+    if all(isinstance(turn, dict) for turn in value):
+        return _messages(value)
+    turns = [text for pair in value if isinstance(pair, (list, tuple)) and len(pair) == 2 for text in pair]
+    if len(turns) < 2 * len(value) or not all(isinstance(text, str) for text in turns):
+        raise Unfit(BROKEN_HISTORY)
+    return [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(turns)]
+
+
+def _messages(value: Any) -> list[dict[str, Any]]:
+    """Messages of `role`, `content` and whatever else a template may read of them, as `reasoning_content`."""
+    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+        raise Unfit(BROKEN_MESSAGES)
+    messages = []
+    for message in value:
+        named = message.get("role", message.get("from"))
+        role = SHAREGPT.get(named, named) if isinstance(named, str) else named
+        content = message.get("content", message.get("value"))
+        more = {k: v for k, v in message.items() if k not in ("role", "from", "content", "value") and v is not None}
+        if role not in SPEAKERS:
+            raise Unfit(f"conversations with the role `{role}` (allowed: {', '.join(SPEAKERS)}, {', '.join(SHAREGPT)})")
+        if named == "function_call":
+            content, more["tool_calls"] = "", _calls(_parsed(content))
+        if not isinstance(content, str) and not (content is None and more.get("tool_calls")):
+            raise Unfit(BROKEN_MESSAGES)
+        if more.get("weight", 1) not in (0, 1):
+            raise Unfit(BROKEN_WEIGHTS)
+        messages.append({"role": role, "content": content} | _plain(more))
+    return messages
+
+
+def _calls(value: Any) -> list[dict[str, Any]]:
+    """The calls that a turn of ShareGPT's `function_call` holds as JSON, as templates read them."""
+    calls = value if isinstance(value, list) else [value]
+    if not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
+        raise Unfit(BROKEN_CALLS)
+    return [{"type": "function", "function": {"arguments": {}} | call} for call in calls]
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold; of dates and the like their text."""
+    return json.loads(json.dumps(value, default=str))
+
+
+MAKERS: dict[str, Callable[[Values, str, bool, Problems], Row]] = {
+    "classify": _classify, "tag": _tag, "qa": _qa, "translate": _writing, "summarize": _writing, "chat": _chat,
+    "answer": _answer,
+}  # fmt: skip
+
+
+def as_json(value: Any) -> Any:
+    """What stands for an image where rows are hashed."""
+    if isinstance(value, np.ndarray):
+        return [list(value.shape), hashlib.sha256(value.tobytes()).hexdigest()]
+    raise TypeError(f"{type(value).__name__} in a row of a table")

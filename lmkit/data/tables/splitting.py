@@ -1,0 +1,143 @@
+"""Cutting a table in two, and drawing rows from it: functions of the seed and the rows, the same on every machine."""
+
+import hashlib
+from collections import Counter
+from typing import Any
+
+from lmkit.base.errors import DataError
+from lmkit.data.inputs import Problems
+from lmkit.data.tables.labels import label_kind
+from lmkit.data.tables.table import Row, Table, row_bytes
+
+
+def split(table: Table, share: float, seed: int, task: str) -> tuple[Table, Table]:
+    """What is trained on, and about `share` of the rows held out; a share of 0 holds out none.
+
+    Rows that read alike (`same_input`; for qa all of an article) stay on one side. Of each class about `share` is held
+    out, and at least one group of such rows on either side where it has two; what has the only words of a tag, or the
+    only rows of one of several labels, is trained on. Raises DataError for rows that cannot be
+    parted, all alike."""
+    if share <= 0:
+        return table, _taken(table, [], Problems())
+    groups = _articles(table.rows) if task == "qa" else _alike(table.rows, task)
+    if len(groups) < 2:
+        raise DataError(
+            f"cannot hold out rows: all {len(table.rows):,} "
+            f"{'are about one text' if task == 'qa' else 'read the same'} ({table.places[0]})\n"
+            "  → name files to validate on in data.validation, or set it to 0"
+        )
+    groups.sort(key=lambda group: _key(seed, table.rows[group[0]], group[0]))
+    strata = _strata(table.rows, groups, task).values()
+    chosen = [group for stratum in strata for group in _chosen(stratum, share)]
+    held_out = {i for group in _learnable(table.rows, chosen) for i in group}
+    held_out = held_out or set(groups[0])  # where every class has one group
+    train = [i for i in range(len(table.rows)) if i not in held_out]
+    return _taken(table, train, table.problems), _taken(table, sorted(held_out), Problems())
+
+
+def limit(table: Table, n: int, seed: int) -> Table:
+    """`n` rows drawn at random, in the order they had; all when there are no more, or `n` is 0."""
+    if not 0 < n < len(table.rows):
+        return table
+    drawn = sorted(range(len(table.rows)), key=lambda i: _key(seed, table.rows[i], i))[:n]
+    return _taken(table, sorted(drawn), table.problems)
+
+
+def same_input(row: Row, task: str) -> Any:
+    """What two rows share that read alike: a model that has seen one may know the other by heart."""
+    if task == "classify":
+        return row["image"] if "image" in row else [row["text"], row.get("pair")]
+    if task == "chat":
+        return row  # whole: many conversations begin alike
+    if task == "qa":
+        return [row["context"], row["question"]]
+    return row[{"tag": "words", "lm": "text", "answer": "question"}.get(task, "source")]
+
+
+def _key(seed: int, value: Any, index: int) -> tuple[bytes, int]:
+    """Random order of rows; equal rows in the order of the table."""
+    return hashlib.sha256(b"%d:" % seed + row_bytes(value)).digest(), index
+
+
+def _taken(table: Table, rows: list[int], problems: Problems) -> Table:
+    return Table([table.rows[i] for i in rows], [table.places[i] for i in rows], table.columns, table.format, problems)
+
+
+def _alike(rows: list[Row], task: str) -> list[list[int]]:
+    groups: dict[bytes, list[int]] = {}
+    for i, row in enumerate(rows):
+        groups.setdefault(hashlib.sha256(row_bytes(same_input(row, task))).digest(), []).append(i)
+    return list(groups.values())
+
+
+def _articles(rows: list[Row]) -> list[list[int]]:
+    """Questions about articles of one title, or texts that articles share; about one text, where that is a single
+    group."""
+    for by_title in (True, False):
+        first: dict[tuple[str, str], int] = {}  # row that a title or text was first seen in
+        leader = list(range(len(rows)))
+        for i, row in enumerate(rows):
+            keys = [("context", row["context"])] + ([("title", row["title"])] if by_title and row["title"] else [])
+            leaders = {_leader(leader, first.setdefault(key, i)) for key in keys} | {i}
+            for other in leaders:
+                leader[other] = min(leaders)
+        groups: dict[int, list[int]] = {}
+        for i in range(len(rows)):
+            groups.setdefault(_leader(leader, i), []).append(i)
+        if len(groups) > 1:
+            break
+    return list(groups.values())
+
+
+def _leader(leader: list[int], row: int) -> int:
+    while leader[row] != row:
+        leader[row] = leader[leader[row]]
+        row = leader[row]
+    return row
+
+
+def _strata(rows: list[Row], groups: list[list[int]], task: str) -> dict[str, list[list[int]]]:
+    """The groups of each class, by their first rows; of several labels the rarest counts. All in one for other tasks
+    and for numbers."""
+    if task != "classify" or label_kind(rows) == "regression":
+        return {"": groups}
+    labels = [label if isinstance(label := row.get("label", ""), list) else [label] for row in rows]
+    counts = Counter(label for row in labels for label in row)
+    strata: dict[str, list[list[int]]] = {}
+    for group in groups:
+        rarest = min(labels[group[0]], key=lambda label: (counts[label], label), default="")
+        strata.setdefault(rarest, []).append(group)
+    return strata
+
+
+def _learnable(rows: list[Row], chosen: list[list[int]]) -> list[list[int]]:
+    """The chosen groups, without those that have a tag, or one of several labels, that no row left to train on has."""
+
+    def names(i: int) -> list[str]:
+        found = rows[i].get("tags", rows[i].get("label"))
+        return found if isinstance(found, list) else []
+
+    held_out = {i for group in chosen for i in group}
+    known = {name for i in range(len(rows)) if i not in held_out for name in names(i)}
+    kept = []
+    for group in chosen:
+        told = {name for i in group for name in names(i)}
+        if told <= known:
+            kept.append(group)
+        known |= told
+    return kept
+
+
+def _chosen(groups: list[list[int]], share: float) -> list[list[int]]:
+    """Of shuffled groups those to hold out: as near to `share` of the rows as they allow, one at least where there are
+    two, and never all."""
+    if len(groups) < 2:
+        return []
+    target = share * sum(map(len, groups))
+    chosen: list[list[int]] = []
+    taken = 0
+    for group in groups:
+        if abs(taken + len(group) - target) < abs(taken - target) and len(chosen) < len(groups) - 1:
+            chosen.append(group)
+            taken += len(group)
+    return chosen or [min(groups, key=len)]

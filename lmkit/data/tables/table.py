@@ -1,0 +1,185 @@
+"""Labelled data for fine-tuning: rows of a task out of files of any format, and the count of what was left out."""
+
+import hashlib
+import json
+import re
+from bisect import bisect_left
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from lmkit.base.errors import DataError
+from lmkit.data.inputs import Input, Problems, list_inputs
+from lmkit.data.readers import read_documents
+from lmkit.data.tables.columns import check_settings, choose_columns
+from lmkit.data.tables.formats import Source, list_sources, load
+from lmkit.data.tables.labels import settle_labels, settle_tags
+from lmkit.data.tables.rows import UNDECODABLE, Unfit, as_json, make_row
+from lmkit.recipe.pretraining import DataConfig
+from lmkit.recipe.tasks import TableConfig
+
+Row = dict[str, Any]
+_encoder = json.JSONEncoder(sort_keys=True, default=as_json)
+
+
+class Lost(NamedTuple):
+    """A record to predict from that became no row."""
+
+    before: int  # the number of rows that stand before it
+    place: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows by role. Of each task:
+
+    classify:  text (or image: bytes of (height, width) or (height, width, channels)), label, and pair if there is one;
+               a label is text, a list of texts or a float, all of one kind (`table_labels.settle_labels`)
+    tag:       words, tags (as many), never in IOB1
+    qa:        id, title, context, question, answers: [{text, start}], empty where there is none
+    translate, summarize:  source, target
+    chat:      messages: [{role: system, user, assistant or tool, content, and what else templates may read}]; tools
+    lm:        text
+    answer:    question, answers: [text, ...]
+
+    Rows to predict from may be without label, tags, answers, target, or turns of the assistant."""
+
+    rows: list[Row]
+    places: list[str]  # `file:line` of each row; the row of Parquet, JSON, hub and images, the id of a SQuAD question
+    columns: dict[str, str]  # role -> column it came from; empty for formats without columns
+    format: str
+    problems: Problems  # what was left out, counted
+    notes: tuple[str, ...] = ()  # how labels or tags were read, where that is not plain
+    lost: tuple[Lost, ...] = ()  # in order; only of a table to predict from
+
+    def described(self, sources: list[str]) -> list[str]:
+        """What was read from where, and what was left out, a line each."""
+        chosen = ", ".join(f"{role} from `{column}`" for role, column in self.columns.items())
+        read = f"reads {', '.join(sources)} ({self.format}): {chosen or 'as it is'}; {len(self.rows):,} rows"
+        counts, examples = self.problems.counts, self.problems.examples
+        return [read, *(f"left out: {n:,} {kind}, like {examples[kind][0]}" for kind, n in counts.items()), *self.notes]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over the rows."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            digest.update(row_bytes(row))
+        return digest.hexdigest()
+
+
+def row_bytes(value: Any) -> bytes:
+    """A row, or a part of one, in the same bytes wherever it is equal."""
+    return _encoder.encode(value).encode()
+
+
+def read_table(
+    sources: list[str], task: str, config: TableConfig, labelled: bool = True, kind: str = "auto",
+    known: Collection[str] = (),
+) -> Table:  # fmt: skip
+    """All rows of files, folders, globs and hub: names, in the order of their sorted names. Without `labelled`, what is
+    to be predicted may be missing, .txt files hold a text a line, and records that cannot be read are `lost`.
+
+    kind: what the labels of `classify` are (`task.kind`). known: the classes of a trained model.
+    Raises UserError for a setting this task does not read, and DataError when sources or columns cannot be found, when
+    a file is wrong as a whole, and when no row is left."""
+    check_settings(task, config)
+    problems = Problems()
+    if task == "lm":
+        parts = [_documents(item, config, problems) for item in list_inputs(sources)]
+    else:
+        found = list_sources(sources, task, config, labelled)
+        parts = [_part(source, task, config, labelled, problems) for source in found]
+    rows = [row for part in parts for row in part.rows]
+    places = [place for part in parts for place in part.places]
+    notes: list[str] = []
+    if task == "classify" and labelled:
+        notes = settle_labels(rows, places, problems, kind, config.separator, known)
+    lost = _lost(parts)
+    if not rows and not lost:
+        raise _no_rows(sources, problems)
+    if task == "tag" and labelled:
+        if len(rows) > 1 and all(len(row["words"]) == 1 for row in rows):
+            raise DataError(
+                f"{places[0]}: each of the {len(rows):,} rows holds a single word\n"
+                "  → the words of a sentence belong into one row; in CoNLL files a blank line ends a sentence"
+            )
+        notes = settle_tags(rows)
+    columns: dict[str, str] = {}
+    for part in parts:
+        for role, column in part.columns.items():
+            seen = columns.get(role, column)
+            columns[role] = seen if column in seen.split(", ") else f"{seen}, {column}"
+    formats = ", ".join(dict.fromkeys(part.format for part in parts))
+    return Table(rows, places, columns, formats, problems, tuple(notes), lost)
+
+
+def _no_rows(sources: list[str], problems: Problems) -> DataError:
+    counted = "".join(f"\n  {n:,} {kind}: {problems.examples[kind][0]}" for kind, n in problems.counts.items())
+    advice = "repair the files, or name others"
+    if UNDECODABLE in problems.counts:
+        first = re.search(r"can be read as ([\w-]+)", problems.examples[UNDECODABLE][0])
+        encoding = first[1] if first and first[1] != "nothing" else "ENCODING"
+        advice = f"write the files in UTF-8, for example: iconv -f {encoding} -t UTF-8 FILE > NEW"
+    return DataError(
+        f"{', '.join(sources)}: no row is left{counted or chr(10) + '  the files hold no records'}\n  → {advice}"
+    )
+
+
+def _lost(parts: list[Table]) -> tuple[Lost, ...]:
+    lost, rows = list[Lost](), 0
+    for part in parts:
+        lost += [record._replace(before=record.before + rows) for record in part.lost]
+        rows += len(part.rows)
+    return tuple(lost)
+
+
+def _documents(item: Input, config: TableConfig, problems: Problems) -> Table:
+    column = config.text or "text"
+    documents = list(read_documents(item, DataConfig(train="", text=column), problems))
+    columns = {} if item.kind == "txt" else {"text": column}
+    places = [f"{item.name}:{document.line}" for document in documents]
+    return Table([{"text": document.text} for document in documents], places, columns, item.kind, problems)
+
+
+def _part(source: Source, task: str, config: TableConfig, labelled: bool, problems: Problems) -> Table:
+    """The rows of one source."""
+    own = Problems(rows=None if labelled else [])
+    records = load(source, task, config, labelled, own)
+    chosen: dict[str, str] | None = None
+    if records.columns:
+        chosen = choose_columns(
+            source.item.name, records.columns, task, config, labelled, header=records.format == "csv"
+        )
+    rows, places, unfit = [], [], list[tuple[int, int, str, str]]()
+    for number, (where, values) in enumerate(records.rows):
+        if chosen is not None:
+            values = {role: values.get(column) for role, column in chosen.items()}
+        try:
+            rows.append(make_row(task, values, where, labelled, own))
+            places.append(where)
+        except Unfit as e:
+            own.add(e.kind, where + e.detail, lost=False)
+            unfit.append((number, len(rows), where, e.kind + e.detail))
+    problems.merge(own)
+    lost = [] if labelled else _in_order(source.item.name, [where for where, _ in records.rows], unfit, own.rows or [])
+    return Table(rows, places, chosen or {}, records.format, problems, lost=tuple(lost))
+
+
+def _in_order(
+    name: str, records: list[str], unfit: list[tuple[int, int, str, str]], unread: list[tuple[str, str]]
+) -> list[Lost]:
+    """What one source has lost, by place. records: the places of all that could be read. unfit: of these (number,
+    rows before it, place, reason). unread: (reason, place) of what its reader left out."""
+    line = re.compile(re.escape(name) + r":(\d+)")
+    lines = [int(match[1]) if (match := line.match(place)) else 0 for place in records]
+    found = [(number, Lost(before, place, reason)) for number, before, place, reason in unfit]
+    for reason, place in unread:
+        at = bisect_left(lines, int(match[1])) if (match := line.match(place)) else len(records)
+        before = at - sum(number < at for number, *_ in unfit)
+        detail = place.partition(" ")[2]
+        spot = match[0] if match else name
+        found.append((at - 0.5, Lost(before, spot, f"{reason} {detail}".strip())))  # type: ignore[arg-type]
+    return [lost for _, lost in sorted(found, key=lambda item: item[0])]

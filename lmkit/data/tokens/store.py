@@ -1,0 +1,219 @@
+"""The token store: memory-mapped shards of ids with an index of documents.
+
+DIR/manifest.json              written last: a store is whole if and only if it exists
+    tokenizer/                 tokenizer.json and what AutoTokenizer wants beside it
+    train-00000.tokens         ids, uint16 or uint32 little-endian, documents one after the other
+    train-00000.index          int64 (documents, 2): tokens, UTF-8 bytes of the text
+    validation-00000.tokens    ...
+
+In a store of parallel text, documents 2i and 2i + 1 are a source and its target.
+"""
+
+import fcntl
+import json
+import os
+from bisect import bisect_right
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import IO, Any, Self
+
+import numpy as np
+
+from lmkit.base.errors import DataError, RunInUse
+from lmkit.base.files import lock_now, sha256
+from lmkit.base.manifest import checksum
+from lmkit.text.tokenizer_files import load_tokenizer
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+PLAN = "plan.json"  # what a store is being made from, from the first moment on
+SPLITS = ("train", "validation")
+
+
+class Split:
+    """The documents of one side, in the order of the inputs. Nothing is read until it is asked for."""
+
+    def __init__(self, folder: Path, shards: list[dict[str, Any]], dtype: str, tokenizer: dict[str, Any]):
+        self.folder, self.shards, self.dtype = folder, shards, np.dtype(dtype).newbyteorder("<")
+        self.bos_id: int | None = tokenizer["bos_id"]
+        self.eos_id: int | None = tokenizer["eos_id"]
+        self.pad_id: int | None = tokenizer["pad_id"]
+        self.num_documents = sum(s["documents"] for s in shards)
+        self.num_tokens = sum(s["tokens"] for s in shards)
+        self.num_bytes = sum(s["bytes"] for s in shards)  # UTF-8 bytes of the texts
+        self.num_unspelt = sum(s.get("unspelt", 0) for s in shards)  # of these, what the tokenizer has no token for
+
+    @cached_property
+    def _index(self) -> np.ndarray:
+        parts = [np.fromfile(self.folder / f"{s['name']}.index", dtype="<i8").reshape(-1, 2) for s in self.shards]
+        return np.concatenate([np.empty((0, 2), np.int64), *parts]).astype(np.int64, copy=False)
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """(n,) int64, first token of every document, counted over all shards."""
+        return np.cumsum(self.lengths) - self.lengths
+
+    @cached_property
+    def frame(self) -> tuple[int, int]:
+        """How many control tokens stand before and after the text of every document."""
+        before, after = load_tokenizer(self.folder / "tokenizer").document_frame
+        return len(before), len(after)
+
+    @cached_property
+    def _shard_starts(self) -> list[int]:
+        """First token of every shard, and the end of the last."""
+        return np.cumsum([0, *(s["tokens"] for s in self.shards)]).tolist()
+
+    @cached_property
+    def _maps(self) -> dict[int, np.ndarray]:
+        return {}
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(n,) int64, tokens of every document, BOS and EOS included."""
+        return self._index[:, 0]
+
+    @property
+    def document_bytes(self) -> np.ndarray:
+        """(n,) int64, UTF-8 bytes of every document's text."""
+        return self._index[:, 1]
+
+    def document(self, document: int) -> np.ndarray:
+        """All its ids, a read-only view of the file."""
+        return self.tokens(document, 0, int(self.lengths[document]))
+
+    def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
+        """Ids `start` to `stop` (cut at its end) of one document, a read-only view of the file."""
+        if not 0 <= document < self.num_documents:
+            raise IndexError(f"document {document} of {self.num_documents}")
+        first = int(self.starts[document])
+        return self.stream(first + start, first + min(stop, int(self.lengths[document])))
+
+    def stream(self, start: int, stop: int) -> np.ndarray:
+        """Ids `start` to `stop` of all documents one after the other. Read-only where they lie in one file."""
+        if stop <= start:
+            return np.empty(0, self.dtype)
+        parts = []
+        shard = bisect_right(self._shard_starts, start) - 1
+        while shard < len(self.shards) and self._shard_starts[shard] < stop:
+            first, end = self._shard_starts[shard : shard + 2]
+            if first < end:  # an empty file cannot be mapped
+                parts.append(self._map(shard)[max(start - first, 0) : stop - first])
+            shard += 1
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _map(self, shard: int) -> np.ndarray:
+        if shard not in self._maps:
+            file = self.folder / f"{self.shards[shard]['name']}.tokens"
+            self._maps[shard] = np.asarray(np.memmap(file, self.dtype, mode="r"))
+        return self._maps[shard]
+
+
+class TokenStore:
+    """Raises DataError when `path` is no store, is unfinished, or a file is missing or has another size."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        file = self.path / MANIFEST
+        if not file.is_file():
+            hint = "unfinished: run the same `lmkit tokenize` again" if is_unfinished(self.path) else "not a store"
+            raise DataError(f"{self.path} is no token store ({MANIFEST} is missing; {hint})")
+        try:
+            self.manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            written = self.manifest.pop("sha256", None)  # of stores by older versions there is none
+            version, self.fingerprint = self.manifest["format"], str(self.manifest["fingerprint"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._damaged(f"{MANIFEST} cannot be read: {error!r}") from error
+        if version != FORMAT:
+            raise DataError(
+                f"{file}: format {version}; this lmkit reads format {FORMAT}\n  → run `lmkit tokenize` again"
+            )
+        if written not in (None, checksum(self.manifest)):
+            raise self._damaged(f"{MANIFEST} is not what was written (its checksum differs)")
+        for name, entry in self._tokenizer_files():  # they go into every checkpoint
+            if (self.path / name).is_file() and sha256(self.path / name) != entry["sha256"]:
+                raise self._damaged(f"{name} is not what was written (its checksum differs)")
+        for name, entry in self._files():
+            found = (self.path / name).stat().st_size if (self.path / name).is_file() else None
+            if found != entry["size"]:
+                raise self._damaged(
+                    f"{name} has {found} bytes, {entry['size']} were written" if found else f"no {name}"
+                )
+
+    def held(self) -> Self:
+        """The store, which no `lmkit tokenize` makes anew as long as this process has it. Raises RunInUse where one is
+        at it."""
+        busy = f"{self.path}: another process is making it anew\n  → wait for it, then run this again"
+        try:
+            self._lock: IO[bytes] = lock(self.path, fcntl.LOCK_SH, busy)
+            same = os.path.samestat(os.fstat(self._lock.fileno()), (self.path / MANIFEST).stat())
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise RunInUse(busy)
+        return self
+
+    def _damaged(self, what: str) -> DataError:
+        return DataError(
+            f"token store {self.path} is damaged: {what}\n  → delete the folder and run `lmkit tokenize` again"
+        )
+
+    def _tokenizer_files(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        facts = self.manifest["tokenizer"]
+        for name, entry in (facts.get("files") or {"tokenizer.json": facts["file"]}).items():
+            yield f"tokenizer/{name}", entry
+
+    def _files(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        yield from self._tokenizer_files()
+        for split in SPLITS:
+            for shard in self.manifest["shards"][split]:
+                yield f"{shard['name']}.tokens", shard["tokens_file"]
+                yield f"{shard['name']}.index", shard["index_file"]
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """A folder that `load_tokenizer` and AutoTokenizer read."""
+        return self.path / "tokenizer"
+
+    @property
+    def pairs(self) -> bool:
+        """Whether it is parallel text: every two documents are a source and its target."""
+        return bool(self.manifest.get("pairs", False))
+
+    def split(self, name: str) -> Split:
+        """`train` or `validation`."""
+        return Split(self.path, self.manifest["shards"][name], self.manifest["dtype"], self.manifest["tokenizer"])
+
+    def verify(self) -> None:
+        """Read every file and compare its checksum; DataError names the first that differs."""
+        for name, entry in self._files():
+            if sha256(self.path / name) != entry["sha256"]:
+                raise self._damaged(f"{name} is not what was written (its checksum differs)")
+
+
+def lock(path: Path, how: int, busy: str) -> IO[bytes]:
+    """The manifest of a store, locked until it is closed. Raises RunInUse, with the text `busy`."""
+    file = (path / MANIFEST).open("rb")
+    try:
+        lock_now(file.fileno(), how)
+    except BlockingIOError:
+        file.close()
+        raise RunInUse(busy) from None
+    return file
+
+
+def unmake(path: Path, busy: str) -> None:
+    """Take away the manifest, so that a kill from here on leaves no store that seems whole. Raises RunInUse, with the
+    text `busy`, where a process has it `held`."""
+    with lock(path, fcntl.LOCK_EX, busy):
+        (path / MANIFEST).unlink()
+
+
+def is_unfinished(path: Path | str) -> bool:
+    """Whether `lmkit tokenize` began here and has not come to its end."""
+    return (Path(path) / PLAN).is_file() and not (Path(path) / MANIFEST).is_file()
+
+
+def is_store(path: Path | str) -> bool:
+    return (Path(path) / MANIFEST).is_file() and (Path(path) / "tokenizer").is_dir()

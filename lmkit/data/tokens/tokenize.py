@@ -1,0 +1,401 @@
+"""Raw text to a token store, in bounded memory, on all cores, and safe to kill: the same command continues.
+
+Inputs are handled in units of about UNIT_BYTES, each with shards of its own. A unit is done when its `unit-*.json` is
+there; the store is done when its manifest is. `plan.json` says what the folder is being made from."""
+
+import errno
+import fcntl
+import hashlib
+import heapq
+import os
+import shutil
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lmkit.base.display import Meter, note
+from lmkit.base.environment import usable_cores
+from lmkit.base.errors import DataError, StorageError, UserError
+from lmkit.base.files import disk_error, fsync_directory, sha256, write_atomic, write_json
+from lmkit.base.manifest import write_manifest
+from lmkit.data.inputs import Document, Input, Pairing, Problems, list_inputs
+from lmkit.data.parallel import read_pairs
+from lmkit.data.readers import read_documents
+from lmkit.data.tokens.card import card_lines
+from lmkit.data.tokens.encode import Encoded, EncoderPool
+from lmkit.data.tokens.shards import Batch, ShardWriter
+from lmkit.data.tokens.store import FORMAT, MANIFEST, PLAN, SPLITS, TokenStore, unmake
+from lmkit.recipe.pretraining import DataConfig, TokenizerConfig
+from lmkit.text.tokenizer import Tokenizer, read_object
+from lmkit.text.tokenizer_files import load_tokenizer
+from lmkit.text.training import check_kept, train_tokenizer
+from lmkit.text.words import id_type
+
+UNIT_BYTES = 64_000_000  # of input; what a kill can cost. A larger file is a unit of its own
+BATCH_BYTES = 1_000_000  # of text sent to an encoder at once
+FEW_FILES = 20  # fewer plain .txt files than this are too few documents to choose among: each gives its end
+SMALL_BYTES = 10_000_000  # of input, for which starting processes does not pay
+MOST_PROCESSES = 16  # of 100 MB at most; more would wait for the reader
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  # or not to be written to
+PARTS = ".*.part"
+OWN_FILES = ("unit-*.json", "train-*.*", "validation-*.*", "tokenizer", "card.txt", PARTS, PLAN)  # as removed
+
+
+def tokenize(data: DataConfig, tokenizer: TokenizerConfig, family: str, out: Path) -> TokenStore:
+    """Make `out` the store of `data`, or return at once when it is already, or continue where a killed run stopped.
+
+    `family` chooses the control tokens of a tokenizer that is trained here; one from `tokenizer.path` has its own.
+    Raises DataError when no text can be read or a split would be empty, ModelError for a tokenizer that cannot be used,
+    UserError when `out` holds something else, StorageError when `out` cannot be made or written, as on a full disk."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(out, error) from error
+    try:
+        with _locked(out):
+            return _Job(data, tokenizer, family, out).run()
+    except Exception as error:
+        problem = disk_error(error)
+        if problem is None or problem.errno not in FULL:
+            raise
+        raise _unwritable(out, problem) from error
+
+
+def _unwritable(out: Path, problem: OSError) -> StorageError:
+    advice = "make room, or choose another folder (--out; LMKIT_CACHE for the cache of tokens), then run again"
+    return StorageError(f"{out}: {problem.strerror}\n  → {advice}")
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """One process at a time; the others wait, then find the store done."""
+    with (out / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            note(f"waiting for another process that tokenizes into {out}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+class _Job:
+    def __init__(self, data: DataConfig, tokenizer: TokenizerConfig, family: str, out: Path):
+        self.data, self.config, self.family, self.out = data, tokenizer, family, out
+        pairing = None if data.target is None else Pairing(data.text, data.target)
+        if pairing and data.separator is not None:
+            raise UserError(
+                "data.separator ends documents and data.target makes a pair of every line or record\n"
+                "  → leave one of them out"
+            )
+        self.read = read_pairs if pairing else read_documents
+        share = data.validation if isinstance(data.validation, float) else None
+        self.share = share or 0.0  # of the documents, chosen by hash
+        self.inputs = {
+            "train": _inputs(data.train, pairing),
+            "validation": [] if share is not None else _inputs(data.validation, pairing),
+        }
+        tails = data.separator is None and len(self.inputs["train"]) < FEW_FILES
+        self.tails = tails and all(i.kind == "txt" and not i.packing for i in self.inputs["train"])
+        self.holding = False  # whether the document being read is held out
+        if self.tails and self.share:
+            note(f"few files: the last {self.share:.0%} of each is held out (data.separator splits them better)")
+        for item in self.inputs["train"] if self.tails else ():
+            item.tail = self.share
+        self.given = None if tokenizer.path is None else load_tokenizer(tokenizer.path)
+        self.palette = None if tokenizer.path is None else _palette(Path(os.path.expanduser(tokenizer.path)))
+        trained = tokenizer.model_dump(mode="json", exclude={"path"}) | {"family": family}
+        self.settings = {
+            "format": FORMAT,
+            "tokenizer": trained if self.given is None else self.given.fingerprint,
+            "separator": data.separator,
+            "text": data.text,
+            "validation": share,
+        }
+        if pairing:  # not a key otherwise: stores made before there were pairs stay valid
+            self.settings["target"] = data.target
+        if self.palette:  # the same words may stand for other colours
+            self.settings["palette"] = sha256(self.palette)
+
+    def run(self) -> TokenStore:
+        files = {split: [[f.name, f.size, f.mtime] for f in _files(self.inputs[split])] for split in SPLITS}
+        plan = {"settings": self.settings, "inputs": files}
+        if (self.out / MANIFEST).is_file() and self._unchanged(plan):
+            note(f"{self.out}: inputs and settings unchanged, nothing to do")
+            return TokenStore(self.out)
+        self._prepare(plan)
+        tokenizer = self._tokenizer()
+        self._encode(tokenizer)
+        self._finish(plan, tokenizer)
+        store = TokenStore(self.out)
+        write_atomic(self.out / "card.txt", "\n".join(card_lines(store)) + "\n")
+        for unit in self.out.glob("unit-*.json"):
+            unit.unlink()
+        return store
+
+    def _unchanged(self, plan: dict[str, Any]) -> bool:
+        """Same settings, and files of the same name, size and time, or else of the same content."""
+        manifest = TokenStore(self.out).manifest
+        if manifest["plan"] == plan:
+            return True
+        items = [file for split in SPLITS for file in _files(self.inputs[split])]
+        before = manifest["inputs"]
+        if manifest["plan"]["settings"] != plan["settings"] or [i["size"] for i in before] != [i.size for i in items]:
+            return False
+        pairs = zip(items, before, strict=True)
+        return all(i.kind != "hub" and old["sha256"] == sha256(Path(i.name)) for i, old in pairs)
+
+    def _prepare(self, plan: dict[str, Any]) -> None:
+        """A folder that holds finished units of this plan, or nothing."""
+        held = [p for p in self.out.iterdir() if p.name != ".lock" and not p.match(PARTS)]
+        if held and not any((self.out / name).is_file() for name in (MANIFEST, PLAN)):
+            raise UserError(f"{self.out} is not empty and not a token store\n  → choose another folder for the tokens")
+        if held and read_object(self.out / PLAN) == plan and not (self.out / MANIFEST).is_file():
+            note(f"{self.out}: continuing after {len(list(self.out.glob('unit-*.json')))} finished parts")
+            return
+        if (self.out / MANIFEST).is_file():
+            why = f"{self.out}: inputs or settings have changed, "
+            unmake(self.out, why + "and a run reads the tokens\n  → wait for it, or choose another folder")
+            note(why + "making it anew")
+        for path in [path for pattern in OWN_FILES for path in self.out.glob(pattern)]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        write_json(self.out / PLAN, plan)
+
+    def _tokenizer(self) -> Tokenizer:
+        """The one given, the one an earlier try has trained, or a new one; saved in the store."""
+        folder = self.out / "tokenizer"
+        if folder.is_dir():
+            return load_tokenizer(folder)
+        made = self.given or self._trained()
+        part = self.out / ".tokenizer.part"
+        made.save(part)
+        if self.palette:
+            shutil.copyfile(self.palette, part / self.palette.name)
+        part.rename(folder)
+        fsync_directory(self.out)
+        return made
+
+    def _trained(self) -> Tokenizer:
+        if self.config.type == "bytes":
+            return train_tokenizer(iter(()), self.config, self.family)
+        with Meter("sampling", _size(self.inputs["train"])) as meter:
+            sample = self._sample(meter)
+        note(f"training the tokenizer ({self.config.type}) on {sum(map(len, sample)) / 1e6:,.1f} MB of text")
+        made = train_tokenizer((text.decode() for text in sample), self.config, self.family)
+        if made.vocab_size < self.config.vocab_size:
+            note(f"the texts hold fewer pieces than {self.config.vocab_size:,}: {made.vocab_size:,} ids")
+        return made
+
+    def _sample(self, meter: Meter) -> list[bytes]:
+        """Training documents for the tokenizer: all, or those of the smallest hashes that fit in `sample` bytes."""
+        kept: list[tuple[int, int, bytes]] = []  # a heap with the largest hash on top: (-hash, -order, text)
+        size = done = order = 0
+        problems = Problems()
+        for item in self.inputs["train"]:
+            for document in self.read(item, self.data, problems):
+                texts = _texts(document)
+                if self._held_out(document, texts[0]):
+                    continue
+                for text in texts:  # the sides of a pair stay or go together
+                    order += 1
+                    heapq.heappush(kept, (-_hash(texts[0]), -order, text))
+                    size += len(text)
+                while size > self.config.sample and len(kept) > 1:
+                    size -= len(heapq.heappop(kept)[2])
+                meter.update(done + _done(item))
+            done += _size([item])
+        if not kept:
+            raise self._nothing("train", problems)
+        return [text for _, _, text in sorted(kept, key=lambda entry: -entry[1])]
+
+    def _held_out(self, document: Document, text: bytes) -> bool:
+        if self.tails:
+            return document.held_out
+        if document.part == 0:  # the parts of one long document stay together
+            self.holding = _hash(text) < self.share * 2**64
+        return self.holding
+
+    def _encode(self, tokenizer: Tokenizer) -> None:
+        """Every unit that is not done."""
+        units = [(split, unit) for split in SPLITS for unit in _units(self.inputs[split])]
+        waiting = [(n, *unit) for n, unit in enumerate(units) if not (self.out / f"unit-{n:05d}.json").is_file()]
+        total = sum(_size(self.inputs[split]) for split in SPLITS)
+        left = sum(_size(unit) for _, _, unit in waiting)
+        cores = min(usable_cores(), MOST_PROCESSES)
+        large = left > SMALL_BYTES or any(i.kind == "hub" for _, _, unit in waiting for i in unit)
+        workers = cores if large and cores > 1 else 0
+        with EncoderPool(self.out / "tokenizer", workers) as pool, Meter("tokenizing", total) as meter:
+            progress = _Progress(meter, total - left)
+            for number, split, items in waiting:
+                _Unit(self, tokenizer, pool, number, split == "validation").encode(items, progress)
+
+    def _finish(self, plan: dict[str, Any], tokenizer: Tokenizer) -> None:
+        """Everything the units say, summed up in the manifest."""
+        units = [read_object(path) for path in sorted(self.out.glob("unit-*.json"))]
+        problems = Problems()
+        for unit in units:
+            problems.merge(Problems(**unit["problems"]))
+        shards = {split: [s for u in units for s in u["shards"] if s["split"] == split] for split in SPLITS}
+        wanted = [split for split in SPLITS if split == "train" or self.share or self.inputs["validation"]]
+        for split in wanted:
+            if not shards[split]:
+                raise self._nothing(split, problems)
+        inputs = [item for unit in units for item in unit["inputs"]]
+        identity = repr(
+            (self.settings, tokenizer.fingerprint, [i["sha256"] for i in inputs], len(self.inputs["train"]))
+        )
+        files = sorted((self.out / "tokenizer").iterdir())
+        manifest = {
+            "format": FORMAT,
+            **({} if self.data.target is None else {"pairs": True}),
+            "fingerprint": hashlib.sha256(identity.encode()).hexdigest(),
+            "dtype": str(id_type(tokenizer.vocab_size)),
+            "tokenizer": {
+                "type": self.config.type if self.given is None else f"taken from {self.config.path}",
+                "fingerprint": tokenizer.fingerprint,
+                "vocab_size": tokenizer.vocab_size,
+                **{f"{role}_id": getattr(tokenizer, f"{role}_id") for role in ("bos", "eos", "pad")},
+                "files": {f.name: {"size": f.stat().st_size, "sha256": sha256(f)} for f in files},
+            },
+            "checks": {key: sum(u[key] for u in units) for key in ("checked", "differs")},
+            "problems": asdict(problems),
+            "shards": shards,
+            "inputs": inputs,
+            "plan": plan,
+        }
+        fsync_directory(self.out)  # the shards, before what says that they are there
+        write_manifest(self.out / MANIFEST, manifest)
+        fsync_directory(self.out)
+
+    def _nothing(self, split: str, problems: Problems) -> DataError:
+        counted = "".join(f"\n  {n:,} {kind}: {problems.examples[kind][0]}" for kind, n in problems.counts.items())
+        if split == "train" or not self.share:
+            return DataError(f"no {split} document could be read from {len(self.inputs[split]):,} inputs{counted}")
+        return DataError(
+            f"holding out {self.share:.3g} of the documents for validation leaves none: there are too few{counted}\n"
+            "  → name files of their own in data.validation, or hold out none with data.validation=0; data.separator"
+            " splits .txt files into documents"
+        )
+
+
+def _inputs(patterns: str | list[str] | float, pairing: Pairing | None) -> list[Input]:
+    return list_inputs([patterns] if isinstance(patterns, str) else list(patterns), pairing)  # type: ignore[arg-type]
+
+
+def _palette(path: Path) -> Path | None:
+    """What its words look like, beside a tokenizer of images: in a run, a token store, or a folder."""
+    places = (path / name / "palette.json" for name in ("latest", "tokenizer", ""))
+    return next((place for place in places if place.is_file()), None)
+
+
+def _files(items: list[Input]) -> list[Input]:
+    """The files of targets are files too."""
+    return [file for item in items for file in item.files]
+
+
+def _size(items: list[Input]) -> int:
+    return sum(file.size for file in _files(items))
+
+
+def _done(item: Input) -> int:
+    return sum(file.done for file in item.files)
+
+
+def _texts(document: Document) -> list[bytes]:
+    """What is stored of it: a document, or a source and its target as two."""
+    return [side.encode() for side in (document.text, document.target) if side is not None]
+
+
+def _hash(text: bytes) -> int:
+    """64 bits that depend on the text alone: equal documents are on one side of the split, whatever their file."""
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+def _units(items: list[Input]) -> Iterator[list[Input]]:
+    unit: list[Input] = []
+    for item in items:
+        unit.append(item)
+        if _size(unit) >= UNIT_BYTES:
+            yield unit
+            unit = []
+    if unit:
+        yield unit
+
+
+class _Progress:
+    """The line that says how far and how fast."""
+
+    def __init__(self, meter: Meter, done: int):
+        self.meter, self.done, self.first, self.start = meter, done, done, time.monotonic()
+
+    def show(self, within: int) -> None:
+        now = self.done + within
+        rate = (now - self.first) / 1e6 / max(time.monotonic() - self.start, 1e-6)
+        self.meter.update(now, f"{now / 1e6:,.0f} of {self.meter.total / 1e6:,.0f} MB · {rate:.1f} MB/s")
+
+
+class _Unit:
+    """Reads some inputs, has their documents encoded in order, and writes a shard for each split that gets any."""
+
+    def __init__(self, job: _Job, tokenizer: Tokenizer, pool: EncoderPool, number: int, all_held_out: bool):
+        self.job, self.tokenizer, self.pool, self.number, self.all_held_out = job, tokenizer, pool, number, all_held_out
+        self.shards: dict[str, ShardWriter] = {}
+        self.batches = {split: Batch() for split in SPLITS}
+        self.pending: deque[tuple[str, Batch, Future[Encoded]]] = deque()
+        self.checked = self.differs = 0
+
+    def encode(self, items: list[Input], progress: _Progress) -> None:
+        sys.audit("lmkit.tokenize")
+        problems = Problems()
+        for item in items:
+            for document in self.job.read(item, self.job.data, problems):
+                self._add(document)
+                if not self.batches["train"].texts:  # just sent
+                    progress.show(_done(item))
+            progress.done += _size([item])
+        for split in SPLITS:
+            self._send(split)
+        self._receive(leave=0)
+        entry = {
+            "shards": [self.shards[split].close() for split in SPLITS if split in self.shards],
+            "inputs": [{"name": i.name, "size": i.size, "sha256": i.sha256} for i in _files(items)],
+            "problems": asdict(problems),
+            "checked": self.checked,
+            "differs": self.differs,
+        }
+        fsync_directory(self.job.out)
+        write_json(self.job.out / f"unit-{self.number:05d}.json", entry)
+
+    def _add(self, document: Document) -> None:
+        texts = _texts(document)
+        split = "validation" if self.all_held_out or self.job._held_out(document, texts[0]) else "train"
+        batch = self.batches[split]
+        batch.texts += texts
+        batch.chars += len(document.text) + len(document.target or "")
+        batch.size += sum(map(len, texts))
+        if batch.size >= BATCH_BYTES:
+            self._send(split)
+
+    def _send(self, split: str) -> None:
+        batch, self.batches[split] = self.batches[split], Batch()
+        if batch.texts:
+            self.pending.append((split, batch, self.pool.submit(batch.texts)))
+        self._receive(leave=2 * self.pool.width)
+
+    def _receive(self, leave: int) -> None:
+        """Write results, in order, until only `leave` batches are under way."""
+        while len(self.pending) > leave:
+            split, batch, future = self.pending.popleft()
+            encoded = future.result()
+            if split not in self.shards:
+                self.shards[split] = ShardWriter(self.job.out, split, self.number, self.tokenizer)
+            self.shards[split].add(batch, encoded)
+            self.checked += 1
+            self.differs += encoded.differs
+            if encoded.differs:
+                check_kept(self.tokenizer, "" if self.job.given else self.job.config.type, batch.texts[0].decode())

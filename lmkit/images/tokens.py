@@ -1,0 +1,60 @@
+"""Files of images -> a palette learnt from them, and a file of their texts, one image a document. One file of images is
+in memory at a time."""
+
+import heapq
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from lmkit.base.display import note
+from lmkit.base.errors import DataError
+from lmkit.data.tables.formats import list_sources
+from lmkit.data.tables.table import read_table
+from lmkit.images.palette import Palette, fit_palette, shape_of
+from lmkit.recipe.tasks import PixelConfig, TableConfig
+
+MOST_IMAGES = 20_000  # drawn from all files to learn a palette from, which draws patches from these
+AT_ONCE = 1000  # images, of which the texts are in memory
+
+
+def learn_palette(sources: list[str], config: PixelConfig, seed: int = 0) -> Palette:
+    """Of images drawn evenly from all files. Raises DataError for sources that are no images, or of several shapes."""
+    rng = np.random.default_rng(seed)
+    kept: list[tuple[float, np.ndarray]] = []
+    for images in _files(sources):
+        kept += zip(rng.random(len(images)).tolist(), images, strict=True)
+        smallest = heapq.nsmallest(MOST_IMAGES, kept, key=lambda entry: entry[0])
+        kept = [(key, image.copy()) for key, image in smallest]  # not a view, which keeps its whole file
+    return fit_palette([image for _, image in kept], config, seed)
+
+
+def write_texts(sources: list[str], palette: Palette, path: Path) -> int:
+    """JSON lines with the words of every image, in the order of the files. Returns how many. Raises DataError."""
+    count = 0
+    with path.open("w", encoding="ascii") as file:
+        for images in _files(sources, told=True):
+            for begin in range(0, len(images), AT_ONCE):
+                texts = palette.texts(images[begin : begin + AT_ONCE])
+                file.writelines(f'{{"text": "{text}"}}\n' for text in texts)  # words need no escapes
+            count += len(images)
+    return count
+
+
+def _files(sources: list[str], told: bool = False) -> Iterator[list[np.ndarray]]:
+    """The images of each file. told: note what was left out."""
+    config, shape = TableConfig(train=sources), None
+    for source in list_sources(sources, "classify", config, labelled=False):
+        name = source.item.name
+        if source.format not in ("idx", "cifar10"):
+            raise DataError(f"{name}: no file of images\n  allowed: idx files like MNIST's, CIFAR-10's .bin files")
+        table = read_table([name], "classify", config, labelled=False)
+        for kind, n in table.problems.counts.items() if told else ():
+            note(f"left out: {n:,} {kind}, like {table.problems.examples[kind][0]}")
+        images = [row["image"] for row in table.rows]
+        found = shape_of(images)
+        if found != (shape := shape or found):
+            raise DataError(
+                f"images have different shapes: {found} in {name}, {shape} before\n  → keep those of one shape"
+            )
+        yield images

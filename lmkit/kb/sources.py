@@ -1,0 +1,251 @@
+"""Files of knowledge as a stream of rows, in bounded memory: triples, aliases, phrases, passages and facts."""
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lmkit.base.display import note
+from lmkit.base.errors import DataError
+from lmkit.data import strict_json
+from lmkit.data.encodings import not_unicode
+from lmkit.data.inputs import KINDS, Input, Problems, files_of
+from lmkit.data.readers import (
+    BROKEN,
+    csv_rows,
+    guarded,
+    json_records,
+    parquet_records,
+    read_blocks,
+    read_lines,
+)  # fmt: skip
+from lmkit.data.tables.formats import LONE_QUOTE
+
+ALLOWED = ".csv, .tsv, .jsonl, .json, .parquet, .txt, .gz or .zst of these"
+SUFFIXES = KINDS | {".json": "json"}
+PASSAGE = 2000  # characters; longer ones are cut at the end of a sentence, to be found and read
+SAMPLE = 5000  # lines of a .tsv that show whether it has quoted fields
+BORDER = re.compile(r"(?<=[.!?。])\s")
+MISSING, UNDECODABLE, OTHER = "rows with an empty field", "undecodable rows", "records of another kind"
+
+
+@dataclass(frozen=True)
+class Layout:
+    kind: str
+    roles: dict[str, tuple[str, ...]]  # role -> names of columns, in lower case; the first that is there is taken
+    optional: str = ""  # a role that may be missing
+
+
+def _layout(kind: str, optional: str = "", **roles: str) -> Layout:
+    return Layout(kind, {role: tuple(names.split()) for role, names in roles.items()}, optional)
+
+
+QUESTION, TITLE = "question query", "title heading"
+LAYOUTS = (  # the first whose roles are all there
+    _layout("triples", subject="subject subj head head_entity s start source_entity",
+            relation="relation predicate property rel p r edge", object="object obj tail tail_entity o end value"),
+    _layout("passages", "title", title=TITLE, text="context passage paragraph"),  # of SQuAD line by line
+    _layout("facts", question=QUESTION, answer="answer answers response"),
+    _layout("aliases", alias="alias aliases synonym", subject="name subject entity canonical"),
+    _layout("phrases", relation="relation predicate property rel", phrase="phrase phrases wording"),
+    _layout("passages", "title", title=TITLE, text="text passage content body abstract"),
+)  # fmt: skip
+
+
+class Row(NamedTuple):
+    """values: (subject, relation, object), (alias, subject), (relation, phrase), (title, text), (question, answer)."""
+
+    kind: str
+    line: int
+    values: tuple[str, ...]
+
+
+Record = tuple[int, tuple[str, ...], list[Any]]  # its line, the names of its columns, and what stands in them
+
+
+def list_files(patterns: list[str]) -> list[Input]:
+    """The files that paths, folders and globs stand for, each once, sorted. Raises DataError for a pattern that gives
+    nothing and for kinds of files that cannot be read."""
+    found: dict[str, Input] = {}
+    for pattern in patterns:
+        for name in files_of(pattern, lambda n: bool(_kind(n)), ALLOWED):
+            if not _kind(name):
+                suffix = Path(name).suffix or "no suffix"
+                raise DataError(f"{name}: `{suffix}` is no kind of file that can be added\n  allowed: {ALLOWED}")
+            item = Input(name)
+            item.look()
+            found.setdefault(os.path.realpath(name), item)
+    return sorted(found.values(), key=lambda item: item.name)
+
+
+def _kind(name: str) -> str:
+    return SUFFIXES.get(Path(name.removesuffix(Input(name).packing)).suffix, "")
+
+
+def read_rows(item: Input, problems: Problems) -> Iterator[Row]:
+    """All rows of a file; which columns are which is said. What cannot be used is counted in `problems`.
+
+    Raises DataError where the columns are those of nothing known, and for JSON that is damaged or of another shape."""
+    kind = _kind(item.name)
+    if kind == "txt":
+        yield from _paragraphs(item, problems)
+        return
+    read = {"csv": _csv, "jsonl": _jsonl, "json": _json, "parquet": _parquet}[kind]
+    chosen: dict[tuple[str, ...], tuple[Layout, list[int]] | None] = {}  # by columns: lines of JSON may be mixed
+    for line, columns, values in read(item, problems):
+        if columns not in chosen:
+            layout = choose(columns)
+            if layout is None and not chosen:
+                raise _unknown(f"{item.name}:{line}", columns)
+            if layout and layout not in chosen.values():
+                named = zip(layout[0].roles, layout[1], strict=True)
+                said = ", ".join(f"{role} from `{columns[at]}`" for role, at in named if at >= 0)
+                note(f"{item.name}: {layout[0].kind}: {said}")
+            chosen[columns] = layout
+        layout = chosen[columns]
+        if layout is None:
+            problems.add(OTHER, f"{item.name}:{line} (columns: {', '.join(columns)})")
+            continue
+        kind, optional = layout[0].kind, layout[0].optional
+        texts = [_texts(values[at]) if at >= 0 else [] for at in layout[1]]
+        if optional:
+            texts[0] = texts[0][:1] or [""]
+        if not all(texts):
+            problems.add(MISSING, f"{item.name}:{line}")
+        elif any(not_unicode(text) is not None for some in texts for text in some if not text.isascii()):
+            problems.add(UNDECODABLE, f"{item.name}:{line}")
+        else:
+            yield from _rows(kind, texts, line)
+
+
+def choose(columns: Sequence[str]) -> tuple[Layout, list[int]] | None:
+    """What the columns hold, and the place of each role's, -1 for an optional one; None where names do not tell."""
+    there = {column.strip().lower(): at for at, column in reversed(list(enumerate(columns)))}
+    for layout in LAYOUTS:
+        found = [next((there[name] for name in names if name in there), -1) for names in layout.roles.values()]
+        if all(at >= 0 or role == layout.optional for at, role in zip(found, layout.roles, strict=True)):
+            return layout, found
+    return None
+
+
+def _unknown(where: str, columns: Iterable[str]) -> DataError:
+    return DataError(
+        f"{where}: cannot tell what this holds (columns: {', '.join(columns)})\n"
+        "  allowed: subject, relation, object; name, alias; relation, phrase; question, answer; title, text or text\n"
+        "  → name the columns so; a table needs them in its first row"
+    )
+
+
+def _texts(value: Any) -> list[str]:
+    """One text, or those of a list, of {"text": ...} and of lists of these: numbers as they are written."""
+    if isinstance(value, str):
+        return [value] if (value := value.strip()) else []
+    if isinstance(value, dict):
+        value = value.get("text", value.get("name"))
+    if isinstance(value, list | tuple):
+        return [text for v in value for text in _texts(v)]
+    return [] if value is None else [str(value)]
+
+
+def _rows(kind: str, texts: list[list[str]], line: int) -> Iterable[Row]:
+    """texts: of each role; where one has several, a row for each."""
+    first, second = texts[0][0], texts[1]
+    if kind == "triples":
+        subject, relation = " ".join(first.split()), " ".join(second[0].split())
+        return [Row(kind, line, (subject, relation, " ".join(text.split()))) for text in texts[2]]
+    if kind == "passages":
+        return _passages(first, "\n".join(second), line)
+    if kind == "facts":
+        return [Row(kind, line, (first, second[0]))]  # several answers are ways to write one
+    return [Row(kind, line, (one, other)) for one in texts[0] for other in second]
+
+
+def _passages(title: str, text: str, line: int) -> Iterator[Row]:
+    while len(text) > PASSAGE:
+        borders = [m.end() for m in BORDER.finditer(text, PASSAGE // 4, PASSAGE)]
+        end = borders[-1] if borders else text.rfind(" ", 1, PASSAGE) + 1 or PASSAGE
+        yield Row("passages", line, (title, text[:end].strip()))
+        text = text[end:]
+    if text.strip():
+        yield Row("passages", line, (title, text.strip()))
+
+
+def _paragraphs(item: Input, problems: Problems) -> Iterator[Row]:
+    """What lies between blank lines, under the name of the file."""
+    title, held, start, size = Path(item.name.removesuffix(item.packing)).stem, list[str](), 1, 0
+
+    def out() -> Iterator[Row]:
+        text = " ".join(held)
+        if not_unicode(text) is not None:
+            problems.add(UNDECODABLE, f"{item.name}:{start}")
+        else:
+            yield from _passages(title, text, start)
+
+    for number, line in guarded(item, read_lines(item, problems), problems):
+        text = (line or "").strip()
+        if text and size < 100 * PASSAGE:  # of one paragraph in memory
+            start = start if held else number
+            held.append(text)
+            size += len(text)
+            continue
+        yield from out()
+        held, start, size = [text] if text else [], number, len(text)
+    yield from out()
+
+
+def _csv(item: Input, problems: Problems) -> Iterator[Record]:
+    rows = guarded(item, csv_rows(item, problems, quotes=_quoted(item)), problems)
+    _, header = next(rows, (0, []))
+    if header and choose(header) is None:
+        raise _unknown(item.name, header)
+    columns = tuple(header)
+    return ((line, columns, fields) for line, fields in rows)
+
+
+def _quoted(item: Input) -> bool:
+    """In tab-separated files quotation marks are often just text: where a field begins with one that does not end it,
+    and all rows are as wide without quoting."""
+    if Path(item.name.removesuffix(item.packing)).suffix != ".tsv":
+        return True
+    look, counted = Input(item.name), Problems()
+    sample = list(islice(csv_rows(look, counted, quotes=False), SAMPLE))
+    return bool(counted.counts) or not any(LONE_QUOTE.match(field) for _, row in sample for field in row)
+
+
+def _jsonl(item: Input, problems: Problems) -> Iterator[Record]:
+    return (_record(*pair) for pair in guarded(item, json_records(item, problems), problems))
+
+
+def _parquet(item: Input, problems: Problems) -> Iterator[Record]:
+    rows = guarded(item, parquet_records(item, lambda schema: list(schema.names)), problems)
+    return (_record(*pair) for pair in rows)
+
+
+def _record(line: int, values: dict[str, Any]) -> Record:
+    return line, tuple(values), list(values.values())
+
+
+def _json(item: Input, problems: Problems) -> Iterator[Record]:
+    """SQuAD's articles, or a list of objects, alone or under `data`. Read as a whole: JSON has no lines to go by."""
+    text = b"".join(guarded(item, read_blocks(item), problems))
+    if not item.whole:  # unreadable, and counted
+        return
+    try:
+        content = strict_json.loads(text)
+    except (ValueError, RecursionError) as e:
+        raise DataError(f"{item.name}: {e}\n  → is the file complete? JSON lines are called .jsonl") from e
+    content = content.get("data") if isinstance(content, dict) else content
+    if not isinstance(content, list):
+        raise DataError(f"{item.name}: cannot read this JSON\n  allowed: a list of objects, or SQuAD")
+    for number, record in enumerate(content, 1):
+        if not isinstance(record, dict):
+            problems.add(BROKEN, f"{item.name}:{number} (not an object but {type(record).__name__})")
+        elif isinstance(record.get("paragraphs"), list):
+            for paragraph in record["paragraphs"]:
+                context = paragraph.get("context") if isinstance(paragraph, dict) else None
+                yield number, ("title", "context"), [record.get("title"), context]
+        else:
+            yield _record(number, record)

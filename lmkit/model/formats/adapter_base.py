@@ -1,0 +1,26 @@
+"""Which weights an adapter belongs to: on any others it would answer something else, in silence."""
+
+from pathlib import Path
+
+from lmkit.base.errors import ModelError
+from lmkit.base.files import sha256
+from lmkit.text.tokenizer import read_object
+
+FILE = "adapter_base.json"  # in an adapter's folder, which PEFT passes over
+
+
+def weight_checksums(base: Path) -> dict[str, str]:
+    """sha256 of each file of weights in a model's folder, by its name."""
+    files = sorted(p for kind in ("*.safetensors", "*.bin") for p in base.glob(kind))
+    return {file.name: sha256(file) for file in files}
+
+
+def check_base(folder: Path, base: Path) -> None:
+    """Raises ModelError where the base is not the one that the adapter in `folder` was trained on. Folders by PEFT do
+    not say which that was."""
+    trained_on = read_object(folder / FILE)
+    if trained_on and trained_on != weight_checksums(base):
+        raise ModelError(
+            f"{folder}: its base {base} has other weights than those it was trained on\n"
+            "  → put back the weights it was trained on, or train the adapter again on these"
+        )

@@ -1,0 +1,332 @@
+"""Hugging Face folders in and out. The names stand in `lmkit.architecture.families`, read in both directions."""
+
+import json
+import re
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmkit.architecture.families import FAMILIES, Family
+from lmkit.architecture.model_config import ModelConfig
+from lmkit.base.display import note
+from lmkit.base.errors import ModelError, did_you_mean
+from lmkit.base.files import share, write_json
+from lmkit.base.manifest import MANIFEST, damage
+from lmkit.base.runs import OWN
+from lmkit.model.formats.config_json import config_from_hf, config_to_hf
+from lmkit.model.sharding import fill, whole
+from lmkit.model.transformer import Transformer
+
+WEIGHTS = "model.safetensors"
+MOST_LAYERS, MOST_CONTEXT = 10_000, 2**22
+# Left by older versions beside the weights: masks, tables and counters that every loader makes anew, and a bias that
+# T5's cross-attention never used.
+IGNORED = re.compile(
+    r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq|position_ids|coder\.version"
+    r"|EncDecAttention\.relative_attention_bias\.weight)$"
+)
+TRANSPOSED = re.compile(r"\.c_(attn|proj|fc)\.weight$")  # GPT-2's Conv1D stores (in, out)
+LEGACY = {".gamma": ".weight", ".beta": ".bias"}  # LayerNorm's, from TensorFlow
+
+
+def names_of(c: ModelConfig) -> dict[str, tuple[str, ...]]:
+    """Our modules -> theirs, under full names as the class of `c.head` saves them."""
+    family, spec = c.table, c.spec
+    rows = dict(family.names)
+    heads = [("head", family.heads["lm"]), ("pairs", spec)] if c.head == "pairs" else [("head", spec)]
+    for ours, head in heads:
+        rows |= {f"{ours}.{module}".rstrip("."): theirs for module, theirs in head.modules.items()}
+    out = {}
+    for ours, theirs in rows.items():
+        stack = c.decoder if ours.startswith("decoder") else c
+        blocks = stack.layer_groups * stack.group_layers or stack.num_layers
+        for i in range(blocks if "{i}" in ours else 1):
+            name = theirs.format(i=i, g=i // c.group_layers, j=i % c.group_layers)
+            parts = name.split(" ") if name else [""]
+            if parts[0].endswith("wi_0") and not c.gated:  # T5 v1.0 has one matrix where v1.1 has two
+                parts = [parts[0].removesuffix("_0")]
+            out[ours.replace("{i}", str(i))] = tuple(_prefixed(c, ours, part) for part in parts)
+    return out
+
+
+def _prefixed(c: ModelConfig, ours: str, theirs: str) -> str:
+    """The body's tensors stand under another name in some classes, and under none when the body was saved alone."""
+    prefix = "" if c.head == "none" else c.spec.prefix
+    family = c.table
+    body = theirs.startswith(family.prefix) if family.prefix else not ours.startswith(("head", "pairs"))
+    return prefix + theirs.removeprefix(family.prefix) if prefix is not None and body else theirs
+
+
+def _tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, and the one buffer that is saved: BART's bias."""
+    saved = model.state_dict().keys()
+    return chain(model.named_parameters(), ((n, b) for n, b in model.named_buffers() if n in saved))
+
+
+def _theirs(names: dict[str, tuple[str, ...]], name: str) -> list[str]:
+    ours, leaf = name.rsplit(".", 1)
+    return [f"{other}.{leaf}" if other else leaf for other in names[ours]]
+
+
+def to_hf(model: Transformer) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor under its Hugging Face name; a tied head is left out, as transformers does."""
+    c, names = model.config, names_of(model.config)
+    for name, p in _tensors(model):
+        theirs = _theirs(names, name)
+        full = whole(p.detach(), model.moved_rows.get(name))
+        parts = full.split(model.row_blocks(name)) if len(theirs) > 1 else (full,)
+        for other, part in zip(theirs, parts, strict=True):
+            part = part.t() if c.family == "gpt2" and TRANSPOSED.search(other) else part
+            yield other, part.clone(memory_format=torch.contiguous_format)  # a view would drag its whole storage along
+
+
+def _bare(family: Family, name: str, prefix: str | None) -> str:
+    """Without the prefix of the body, which files have or not."""
+    name = next((name[: -len(old)] + new for old, new in LEGACY.items() if name.endswith(old)), name)
+    return name.removeprefix(prefix or family.prefix).removeprefix(family.prefix)
+
+
+@torch.no_grad()
+def from_hf(model: Transformer, tensors: dict[str, Tensor], where: str) -> None:
+    """Fill `model` in place. Raises ModelError that lists every missing, left-over and misshapen tensor."""
+    c, names, family = model.config, names_of(model.config), model.config.table
+    bare = lambda name: _bare(family, name, c.spec.prefix)
+    theirs = {bare(k): v for k, v in tensors.items() if not IGNORED.search(k)}
+    if c.positions == "sinusoidal":
+        theirs = {k: v for k, v in theirs.items() if not k.endswith("embed_positions.weight")}
+    if c.head == "none" and model.head.dense is not None and bare(f"{names['head.dense'][0]}.weight") not in theirs:
+        note(f"{where}: no pooler; only hidden states are given")
+        model.head.dense = None
+    wanted = {name: [bare(full) for full in _theirs(names, name)] for name, _ in _tensors(model)}
+    problems = _merge_copies(c, theirs, {w for group in wanted.values() for w in group})
+    for name, p in _tensors(model):
+        missing = [w for w in wanted[name] if w not in theirs]
+        if missing and not isinstance(p, torch.nn.Parameter):
+            continue  # BART's bias is zeros where a file leaves it out
+        if missing:
+            problems += [f"missing {w}" for w in missing]
+            continue
+        parts = [theirs[w].t() if c.family == "gpt2" and TRANSPOSED.search(w) else theirs[w] for w in wanted[name]]
+        got = (sum(t.shape[0] for t in parts), *parts[0].shape[1:]) if parts[0].dim() else ()
+        if got != tuple(p.shape):
+            problems.append(f"{' + '.join(wanted[name])}: shape {got}, the model has {tuple(p.shape)}")
+            continue
+        if wrong := [f"{w}: {no}" for w, part in zip(wanted[name], parts, strict=True) if (no := _unfit(part))]:
+            problems += wrong
+            continue
+        fill(p, torch.cat(parts) if len(parts) > 1 else parts[0], model.moved_rows.get(name))
+    left = sorted(set(theirs) - {w for group in wanted.values() for w in group})
+    pooler = tuple(bare(module) + "." for module in family.heads["none"].modules.values())
+    if unused := [k for k in left if pooler and k.startswith(pooler)]:
+        note(f"{where}: {len(unused)} tensors of a pooler that this model's head does not use are left out")
+    problems += [f"left over {k}" for k in left if k not in unused]
+    if problems:
+        more = [f"... {len(problems) - 20} more ..."] if len(problems) > 20 else []
+        shown = [*problems[:10], *more, *problems[max(10, len(problems) - 10) :]]  # what is missing, what is left over
+        raise ModelError(f"{where}: the tensors do not fit a {c.family} model:\n  " + "\n  ".join(shown))
+
+
+def _unfit(weights: Tensor) -> str:
+    """Why these numbers are no weights; "" if they are."""
+    if not weights.is_floating_point():
+        return f"{weights.dtype}, the model has floating-point numbers"
+    return "" if all(bound.isfinite() for bound in weights.aminmax()) else "holds numbers that are not finite (NaN)"
+
+
+def _merge_copies(c: ModelConfig, theirs: dict[str, Tensor], wanted: set[str]) -> list[str]:
+    """Tied tensors may be saved under either name, or both. Returns those of one tie that differ."""
+    problems, family = [], c.table
+    for copy, original in family.copies.items():
+        copy, original = (_bare(family, name, c.spec.prefix) for name in (copy, original))
+        if copy in wanted:  # not tied
+            if copy not in theirs and original in theirs and "tied" in family.coded:
+                theirs[copy] = theirs[original]  # T5 v1.1 whose two tables were equal
+            continue
+        value = theirs.pop(copy, None)
+        if value is not None and original in wanted and not torch.equal(theirs.setdefault(original, value), value):
+            problems.append(f"{copy} and {original} should be one tensor and differ")
+    return problems
+
+
+def head_of(h: dict[str, Any], tensors: set[str]) -> str:
+    """Which head a folder has: by the class it names, else by its tensors. Raises ModelError for an unknown class."""
+    family = FAMILIES.get(str(h.get("model_type")))
+    if family is None:
+        return "lm"  # `config_from_hf` says what is wrong
+    has = lambda spec: any(t.startswith(f"{m}.") for m in spec.modules.values() if m for t in tensors)
+    listed = h.get("architectures") or [None]
+    if not isinstance(listed, list) or not isinstance(listed[0], str | None):
+        raise ModelError(f"config.json: architectures: {listed!r} is no list of names of classes")
+    named = listed[0]
+    classes = {spec.cls: kind for kind, spec in family.heads.items()}
+    if named is None:
+        return next(
+            (kind for kind in ("sequence", "span", "lm") if kind in family.heads and has(family.heads[kind])), "lm"
+        )
+    if named not in classes:
+        raise ModelError(f"config.json: architecture `{named}` is not supported{did_you_mean(str(named), classes)}")
+    kind = classes[named]
+    if kind == "lm" and "pairs" in family.heads:
+        output = family.heads["pairs"].modules["output"]
+        kind = "pairs" if any(t.startswith(output) for t in tensors) else kind
+    return kind
+
+
+# ---------------------------------------------------------------- folders
+
+
+def save_folder(model: Transformer, folder: Path, special: dict[str, Any], dtype: torch.dtype | None = None) -> None:
+    """config.json, generation_config.json and safetensors (sharded above 5 GB), as transformers loads them."""
+    tensors = {k: v.to(dtype) if dtype else v for k, v in to_hf(model)}
+    write_folder(model.config, tensors, folder, special)
+
+
+def write_folder(c: ModelConfig, tensors: dict[str, Tensor], folder: Path, special: dict[str, Any]) -> None:
+    """The same of tensors that are at hand under their Hugging Face names."""
+    from huggingface_hub import save_torch_state_dict
+
+    kind = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    config = config_to_hf(c, special, kind)
+    write_json(folder / "config.json", config)
+    if c.stacks != "encoder":
+        ids = {k: v for k, v in config.items() if k.endswith("_token_id") and v is not None}
+        if special.get("suppress_tokens"):  # ids that stand for no token
+            ids["suppress_tokens"] = special["suppress_tokens"]
+        write_json(folder / "generation_config.json", {"_from_model_config": True, **ids})
+    save_torch_state_dict(tensors, folder, metadata={"format": "pt"})
+    share(folder, folder / "config.json")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ModelError(f"{folder}: no config.json, so this is not a model folder") from None
+    except (OSError, ValueError, RecursionError) as e:
+        raise ModelError(f"{path}: cannot be read as JSON: {e}") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{path}: not a JSON object")
+    if config.get("quantization_config"):
+        raise ModelError(f"{path}: quantized weights (quantization_config) are not supported\n  → get the full ones")
+    return config
+
+
+def load_folder(folder: Path, allow_pickle: bool = False) -> Transformer:
+    """The model in a Hugging Face folder, in float32. Pickled weights are refused unless the user says so."""
+    check_whole(folder)
+    h, tensors = read_config(folder), read_tensors(folder, allow_pickle)
+    config = config_from_hf(h, head_of(h, set(tensors)))
+    check_sizes(config, tensors, str(folder))
+    if "auto_map" in h:
+        note(f"{folder}: the model's own code (auto_map) is not run; lmkit's {config.family} reads the weights")
+    model = Transformer(config)
+    from_hf(model, tensors, str(folder))
+    return model.eval()
+
+
+def check_whole(folder: Path) -> None:
+    """Raises ModelError for a checkpoint whose files for use are not what was written. In a run each has a manifest."""
+    real = folder.resolve()
+    in_run = real.parent.name == "checkpoints" and OWN.fullmatch(real.name) is not None
+    if (in_run or (folder / MANIFEST).exists()) and (problem := damage(folder, to_use=True)):
+        beside = real.parent
+        beside = beside / "checkpoints" if (beside / "checkpoints").is_dir() else beside  # of a run's average
+        whole_ones = sorted(p.name for p in beside.glob("step-*") if p.is_dir() and not damage(p))
+        raise ModelError(
+            f"{folder} is damaged: {problem}\n  → whole are: {', '.join(whole_ones) or 'none'}, in {beside}"
+            "\n  → a copy that was changed on purpose is read without its folder `training`"
+        )
+
+
+def check_sizes(c: ModelConfig, tensors: dict[str, Tensor], where: str) -> None:
+    """What config.json claims is not allocated before the weights bear it out. Raises ModelError."""
+    own = c.layer_groups * c.group_layers or c.num_layers
+    if max(own, c.num_decoder_layers) > len(tensors) or c.num_layers > MOST_LAYERS:
+        raise ModelError(f"{where}: config.json says {c.num_layers:,} layers, the weights are {len(tensors):,} tensors")
+    if c.context > MOST_CONTEXT and c.positions in ("rope", "sinusoidal"):  # a table that no file holds
+        raise ModelError(f"{where}: config.json says a context of {c.context:,}\n  allowed: up to {MOST_CONTEXT:,}")
+    try:
+        with torch.device("meta"):
+            claimed = sum(p.numel() for p in Transformer(c).parameters())
+    except (RuntimeError, TypeError, OverflowError) as e:
+        raise ModelError(f"{where}: config.json describes an impossible model: {e}") from None
+    held = sum(t.numel() for t in tensors.values())
+    if claimed > 2 * held:  # T5 v1.1 may leave out one of two tables
+        raise ModelError(f"{where}: config.json describes {claimed:,} parameters, the weights are {held:,} numbers")
+
+
+def read_tensors(folder: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    index = folder / f"{WEIGHTS}.index.json"
+    names = [WEIGHTS]
+    if index.exists():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError, OSError) as e:
+            raise ModelError(f"{index}: damaged: {e}") from None
+        if outside := [n for n in names if not isinstance(n, str) or Path(n).name != n]:
+            raise ModelError(f"{index}: points outside its folder: {outside[0]!r}")
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        if not (folder / name).exists():
+            if name == WEIGHTS:
+                return _pickled(folder, allow_pickle)
+            raise ModelError(f"{folder}: shard {name} is missing")
+        try:
+            shard = load_file(folder / name)
+        except (SafetensorError, OSError, ValueError, KeyError) as e:
+            raise ModelError(f"{folder / name}: damaged or not safetensors: {e}") from None
+        if twice := tensors.keys() & shard:
+            raise ModelError(f"{folder / name}: {sorted(twice)[0]} is in another shard too")
+        tensors |= shard
+    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+
+
+def _pickled(folder: Path, allowed: bool) -> dict[str, Tensor]:
+    found = sorted(folder.glob("pytorch_model*.bin"))
+    if not found:
+        raise ModelError(f"{folder}: no {WEIGHTS}")
+    if not allowed:
+        raise ModelError(
+            f"{found[0]}: pickled weights can run code when opened\n"
+            "  → get the safetensors version; or, in Python, lmkit.load(FOLDER, allow_pickle=True).save(NEW)\n"
+            "    (weights only, nothing else is unpickled); `lmkit generate` and `eval` also take --allow-pickle"
+        )
+    tensors: dict[str, Tensor] = {}
+    for path in found:
+        try:
+            tensors |= torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as e:  # torch raises many types for a hostile or damaged pickle
+            raise ModelError(f"{path}: refused: {(str(e) or type(e).__name__).splitlines()[0]}") from None
+    if odd := [k for k, v in tensors.items() if not isinstance(k, str) or not isinstance(v, Tensor)]:
+        raise ModelError(f"{found[0]}: {odd[0]!r} is no tensor: this is no file of weights alone")
+    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+
+
+@torch.no_grad()
+def adopt(model: Transformer, source: Transformer, new: tuple[str, ...] = ()) -> list[str]:
+    """Give `model`, of the same family with another head, the weights of `source` that transformers would give it, but
+    those whose names begin with one of `new`. Returns the names of the parameters that stay as they were."""
+    family, c = model.config.table, source.config
+    prefix = lambda config: None if config.head == "none" else config.spec.prefix
+    held = {_bare(family, name, prefix(c)): tensor for name, tensor in to_hf(source)}
+    names, untouched_names = names_of(model.config), list[str]()
+    for name, p in _tensors(model):
+        theirs = [_bare(family, full, prefix(model.config)) for full in _theirs(names, name)]
+        parts = [held[t].t() if c.family == "gpt2" and TRANSPOSED.search(t) else held[t] for t in theirs if t in held]
+        if (
+            name.startswith(new)
+            or len(parts) < len(theirs)
+            or (sum(t.shape[0] for t in parts), *parts[0].shape[1:]) != tuple(p.shape)
+        ):
+            untouched_names.append(name)
+        else:
+            p.copy_(torch.cat(parts))
+    return untouched_names

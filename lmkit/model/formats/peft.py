@@ -1,0 +1,393 @@
+"""Adapters as PEFT keeps them: a folder with adapter_config.json and adapter_model.safetensors."""
+
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lmkit.architecture.model_config import ModelConfig
+from lmkit.base.errors import ModelError
+from lmkit.base.files import write_json
+from lmkit.base.runs import ADAPTER_CONFIG, model_folder
+from lmkit.model.formats.adapter_base import check_base
+from lmkit.model.formats.config_json import config_from_hf, config_to_hf
+from lmkit.model.formats.huggingface import TRANSPOSED, from_hf, head_of, names_of, read_config, read_tensors
+from lmkit.model.heads import TaskHead
+from lmkit.model.lora import LoraLinear, Part, adapters, freeze_base, linears, merge_lora, part_heights, place
+from lmkit.model.transformer import Transformer
+from lmkit.recipe.tasks import LoraConfig
+from lmkit.text.tokenizer import read_object
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+# The config.json of the whole model. Under its usual name transformers would take the folder for one with all weights.
+ADAPTED_CONFIG = "adapted_config.json"
+PREFIX = "base_model.model."  # PEFT's wrappers around the model
+ADAPTED = re.compile(r"(.*)\.(lora_A|lora_B|lora_magnitude_vector)(\.weight)?")
+TASKS = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS", "span": "QUESTION_ANS", "none": "FEATURE_EXTRACTION"}
+WRITING = {"decoder": "CAUSAL_LM", "encoder_decoder": "SEQ_2_SEQ_LM"}
+
+# Keys of adapter_config.json: those that are read; those that the tensors answer, or that matter only in training; and
+# those with values that change nothing. Any other key with a value would change the result: it is refused by name.
+READ = {
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "lora_alpha", "lora_dropout", "r", "rank_pattern",
+    "task_type", "use_dora", "use_rslora",
+}  # fmt: skip
+SILENT = {
+    "ensure_weight_tying", "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "layers_pattern",
+    "layers_to_transform", "megatron_config", "megatron_core", "modules_to_save", "peft_version", "qalora_group_size",
+    "revision", "target_modules",
+}  # fmt: skip
+PLAIN: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",), "bias": ("none",), "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
+}  # fmt: skip
+
+
+# ---------------------------------------------------------------- out
+
+
+def save_adapter(
+    model: Transformer, config: LoraConfig, folder: Path, base: str, special: dict[str, int | None] | None = None
+) -> None:
+    """What `adapter_writer` holds, into `folder`."""
+    adapter_writer(model, config, base, special)(folder)
+
+
+def adapter_writer(
+    model: Transformer, config: LoraConfig, base: str, special: dict[str, int | None] | None = None
+) -> Callable[[Path], None]:
+    """Writes the adapters and the head for labels as they are now, as PEFT loads them onto the model `base`, a run, a
+    folder or a name on the hub.
+
+    adapted_config.json, which PEFT passes over, says which head the whole has. special: as for `save_folder`; what is
+    not given is the base's."""
+    if (Path(base) / "recipe.yaml").is_file():  # a run, which only we can load
+        base = str(model_folder(base))
+    names, rank_pattern, alpha_pattern = names_of(model.config), {}, {}
+    tensors: dict[str, Tensor] = {}
+    for ours, lora in adapters(model).items():
+        rows = zip(names[ours], lora.parts, lora.lora_a.split(lora.ranks), lora.lora_b, strict=True)
+        for i, (theirs, part, a, b) in enumerate(rows):
+            if not part.rank:
+                continue
+            tensors[f"{theirs}.lora_A.weight"], tensors[f"{theirs}.lora_B.weight"] = a, b
+            if lora.magnitude is not None:
+                tensors[f"{theirs}.lora_magnitude_vector"] = lora.magnitude[i]
+            if part.rank != config.rank:
+                rank_pattern[theirs] = part.rank
+            if not math.isclose(part.scale * part.rank, config.alpha):
+                alpha_pattern[theirs] = part.scale * part.rank
+    adapted = {name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")}
+    known, head = {n for group in names.values() for n in group}, _head_tensors(model, names)
+    said = {
+        "peft_type": "LORA", **_task_keys(model.config), "base_model_name_or_path": base, "r": config.rank,
+        "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
+        "lora_dropout": config.dropout, "target_modules": _short(adapted, known),
+        "rank_pattern": rank_pattern, "alpha_pattern": alpha_pattern, "use_dora": config.dora, "use_rslora": False,
+        "fan_in_fan_out": model.config.family == "gpt2", "modules_to_save": _whole_modules(head, names) or None,
+        "bias": "none", "inference_mode": True,
+    }  # fmt: skip
+    own = {PREFIX + k: v.detach().float().cpu().clone().contiguous() for k, v in (tensors | head).items()}
+
+    def write(folder: Path) -> None:
+        write_json(folder / ADAPTER_CONFIG, said)
+        write_json(folder / ADAPTED_CONFIG, config_to_hf(model.config, special or {}))
+        save_file(own, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+
+    return write
+
+
+def _task_keys(c: ModelConfig) -> dict[str, Any]:
+    """PEFT has no task for masked words: it then keeps the class the adapter is for."""
+    task = WRITING.get(c.stacks) if c.head in ("lm", "pairs") else TASKS[c.head]
+    kind = c.table.model_type or c.family
+    library = {"base_model_class": c.spec.cls, "parent_library": f"transformers.models.{kind}.modeling_{kind}"}
+    return {"task_type": task, "auto_mapping": None if task else library}
+
+
+def _head_tensors(model: Transformer, names: dict[str, tuple[str, ...]]) -> dict[str, Tensor]:
+    """Those of a head for labels, which trains whole, under transformers' names."""
+    if not isinstance(model.head, TaskHead):
+        return {}
+    out: dict[str, Tensor] = {}
+    for name, p in model.head.named_parameters(prefix="head"):
+        ours, leaf = name.rsplit(".", 1)
+        if ours in names:  # not what an adapter inside the head holds
+            out[f"{names[ours][0]}.{leaf}"] = p
+    return out
+
+
+def _whole_modules(head: dict[str, Tensor], names: dict[str, tuple[str, ...]]) -> list[str]:
+    """PEFT's modules_to_save. It saves some heads as one module, whatever it is told (`classifier` with all that is
+    below): the outermost module that holds nothing of the body."""
+    body = {n.split(".")[0] for ours, group in names.items() if not ours.startswith(("head", "pairs")) for n in group}
+    modules = [name.rsplit(".", 1)[0] for name in head]
+    return sorted({m if m.split(".")[0] in body else m.split(".")[0] for m in modules})
+
+
+def _short(adapted: set[str], known: set[str]) -> list[str]:
+    """PEFT's target_modules: what follows the number of a block where that means these modules and no others; the
+    modules that PEFT would reach beyond `known` have other endings."""
+    out = set()
+    for name in adapted:
+        short = re.sub(r"^.*\.\d+\.", "", name)
+        out.add(short if {n for n in known if n.endswith(f".{short}")} <= adapted else name)
+    return sorted(out)
+
+
+# ---------------------------------------------------------------- in
+
+
+@torch.no_grad()
+def load_adapter(model: Transformer, folder: Path) -> None:
+    """Put the adapters of a folder, ours or PEFT's own, on a model without any, and freeze as `add_lora` does.
+
+    Raises ModelError for what would compute something else than PEFT does, and for tensors that do not fit; the model
+    is then as it was."""
+    said, tensors = read_adapter(folder)
+    names, layers = names_of(model.config), linears(model)
+    where = {theirs: (ours, i) for ours in layers for i, theirs in enumerate(names.get(ours, ()))}
+    found: dict[str, dict[int, dict[str, Tensor]]] = {}
+    whole: dict[str, Tensor] = {}
+    problems: list[str] = []
+    for name, tensor in tensors.items():
+        if (match := ADAPTED.fullmatch(name)) is None:
+            whole[name] = tensor
+        elif match[1] in where:
+            ours, i = where[match[1]]
+            found.setdefault(ours, {}).setdefault(i, {})[match[2]] = tensor
+        else:
+            problems.append(f"{name}: the model has no such matrix")
+    parts = {
+        ours: _parts(layers[ours], part_heights(model, ours), names[ours], given, said, problems)
+        for ours, given in found.items()
+    }
+    copies = _whole_tensors(model, names, whole, problems)
+    if problems or not parts:
+        more = f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
+        listed = "\n  ".join(problems[:20]) + more if problems else "it adapts nothing"
+        raise ModelError(f"{folder}: the adapter does not fit a {model.config.spec.cls}:\n  {listed}")
+    for p, value in copies:
+        p.copy_(value)
+    for ours, given in found.items():
+        lora = LoraLinear(layers[ours], parts[ours], float(said.get("lora_dropout", 0.0)), bool(said.get("use_dora")))
+        _fill(lora, given)
+        place(model, ours, lora.train(model.training))
+    freeze_base(model)
+
+
+def _parts(
+    base: nn.Linear, heights: list[int], theirs: tuple[str, ...], given: dict[int, dict[str, Tensor]],
+    said: dict[str, Any], problems: list[str],
+) -> list[Part]:  # fmt: skip
+    """Of a layer, as the config says them. Tensors that do not fit are added to `problems`."""
+    parts = []
+    for i, (name, rows) in enumerate(zip(theirs, heights, strict=True)):
+        if i not in given:
+            parts.append(Part(rows, 0, 0.0))
+            continue
+        rank = max(1, int(_by_pattern(said, "rank_pattern", name, said.get("r", 8))))
+        alpha = float(_by_pattern(said, "alpha_pattern", name, said.get("lora_alpha", 8)))
+        # rsLoRA (Kalajdzievski 2023) divides by the root of the rank
+        parts.append(Part(rows, rank, alpha / (rank**0.5 if said.get("use_rslora") else rank)))
+        wanted: dict[str, tuple[int, ...]] = {"lora_A": (rank, base.in_features), "lora_B": (rows, rank)}
+        wanted |= {"lora_magnitude_vector": (rows,)} if said.get("use_dora") else {}
+        got = {key: tuple(tensor.shape) for key, tensor in given[i].items()}
+        for key in sorted(key for key in wanted | got if wanted.get(key) != got.get(key)):
+            problems.append(f"{name}.{key}: shape {got.get(key, 'missing')}, expected {wanted.get(key, 'none')}")
+    return parts
+
+
+def _fill(lora: LoraLinear, given: dict[int, dict[str, Tensor]]) -> None:
+    stacked = lora.lora_a.split(lora.ranks)
+    for i, tensors in given.items():
+        stacked[i].copy_(tensors["lora_A"])
+        lora.lora_b[i].copy_(tensors["lora_B"])
+        if lora.magnitude is not None:
+            lora.magnitude[i].copy_(tensors["lora_magnitude_vector"])
+
+
+def _by_pattern(said: dict[str, Any], key: str, name: str, default: Any) -> Any:
+    """PEFT's rank_pattern and alpha_pattern: regular expressions over the ends of names; the first that matches."""
+    patterns = said.get(key) or {}
+    return next((value for p, value in patterns.items() if re.match(rf"(.*\.)?({p})$", name)), default)
+
+
+def _whole_tensors(
+    model: Transformer, names: dict[str, tuple[str, ...]], whole: dict[str, Tensor], problems: list[str]
+) -> list[tuple[nn.Parameter, Tensor]]:
+    """Our parameters that the adapter holds whole (PEFT's modules_to_save), and their values."""
+    mine: dict[str, nn.Parameter] = {}
+    for name, p in model.named_parameters():
+        ours, leaf = name.rsplit(".", 1)
+        theirs = f"{names[ours][0]}.{leaf}"
+        if len(names[ours]) == 1 and not (model.config.family == "gpt2" and TRANSPOSED.search(theirs)):
+            mine[theirs] = p
+    out = []
+    for name, value in whole.items():
+        if name not in mine:
+            problems.append(f"{name}: the model has no such tensor of its own")
+            continue
+        p = mine[name]
+        if p.shape != value.shape:
+            problems.append(f"{name}: shape {tuple(value.shape)}, the model has {tuple(p.shape)}")
+        elif model.config.tied and p is model.embedding.weight and not torch.equal(p.cpu(), value):
+            problems.append(f"{name}: trained apart from the head that shares it; one tensor cannot be both")
+        else:
+            out.append((p, value))
+    return out
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """adapter_config.json, and the tensors in float32 under transformers' names. Raises ModelError for what is damaged,
+    pickled, or set to something that is not supported."""
+    path, said = folder / ADAPTER_CONFIG, _read_settings(folder)
+    for key, value in said.items():
+        if key in PLAIN and value not in PLAIN[key]:
+            allowed = ", ".join(json.dumps(v) for v in PLAIN[key])
+            raise ModelError(f"{path}: {key}: {value!r} is not supported\n  allowed: {allowed}")
+        if value and key not in READ | SILENT | PLAIN.keys():
+            raise ModelError(f"{path}: {key}: {value!r} is not supported")
+    weights = folder / ADAPTER_WEIGHTS
+    if not weights.exists():
+        pickled = (folder / "adapter_model.bin").exists()
+        why = "\n  → adapter_model.bin is a pickle: save the adapter again with a newer PEFT" if pickled else ""
+        raise ModelError(f"{folder}: no {ADAPTER_WEIGHTS}{why}")
+    try:
+        tensors = load_file(weights)
+    except (SafetensorError, OSError, ValueError) as e:
+        raise ModelError(f"{weights}: damaged or not safetensors: {e}") from None
+    return said, {name.removeprefix(PREFIX): tensor.float() for name, tensor in tensors.items()}
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    path = folder / ADAPTER_CONFIG
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError) as e:
+        raise ModelError(f"{path}: cannot be read as a JSON object: {e}") from None
+
+
+# ---------------------------------------------------------------- an adapter and its base
+
+
+def config_and_head(folder: Path) -> tuple[dict[str, Any], str]:
+    """config.json of the model in a folder, or of the one that an adapter's folder stands for, and its head. Raises
+    ModelError."""
+    if not (folder / ADAPTER_CONFIG).exists():
+        return (h := read_config(folder)), head_of(h, set())
+    said = _read_settings(folder)
+    base = _base_folder(folder, said)
+    h = adapted_config(folder, base)
+    return h, _head(h, head_of(read_config(base), set()), said, folder)
+
+
+def adapted_config(folder: Path, base: Path) -> dict[str, Any]:
+    """config.json of the base, and what the adapter's own, if it has one, says otherwise."""
+    own = read_object(folder / ADAPTED_CONFIG) or read_object(folder / "config.json")  # as older versions named it
+    return read_config(base) | {key: value for key, value in own.items() if value is not None}
+
+
+def load_adapted(folder: Path, allow_pickle: bool = False) -> tuple[Transformer, Path]:
+    """The model an adapter's folder stands for, merged, in float32, and the folder of the base model it names.
+
+    The base may have another head than the adapter was trained with: a new one is then all in the adapter. Raises
+    ModelError where the base is not here, and for what does not fit."""
+    said, tensors = read_adapter(folder)
+    base = _base_folder(folder, said)
+    check_base(folder, base)
+    h, weights = adapted_config(folder, base), read_tensors(base, allow_pickle)
+    had = head_of(read_config(base), set(weights))
+    whole = {name: value for name, value in tensors.items() if not ADAPTED.fullmatch(name)}
+    config = _config(h, had, said, whole, folder)
+    config, apart = _untied(config, said, weights, whole, folder)
+    model = Transformer(config)
+    from_hf(model, _without_head(weights, config, had) | whole | apart, f"{folder} on {base}")
+    load_adapter(model, folder)
+    merge_lora(model)
+    return model.eval(), base
+
+
+def _base_folder(folder: Path, said: dict[str, Any]) -> Path:
+    """A path in adapter_config.json counts from the adapter's folder, or from here, as PEFT reads it."""
+    name = said.get("base_model_name_or_path")
+    path = folder / ADAPTER_CONFIG
+    if not name:
+        raise ModelError(f"{path}: base_model_name_or_path is missing\n  → write the base model's folder there")
+    for candidate in (folder / name, Path(name)):
+        if candidate.is_dir():
+            base = model_folder(candidate)
+            if (base / ADAPTER_CONFIG).exists():
+                raise ModelError(
+                    f"{path}: base_model_name_or_path {name!r} is an adapter itself\n"
+                    "  → in Python, lmkit.load(...).save(FOLDER) merges it: write that FOLDER"
+                )
+            return base
+    raise ModelError(
+        f"{path}: base_model_name_or_path {name!r} is no folder here\n"
+        f"  → get it, if that is its name on the hub: hf download {name} --local-dir FOLDER\n"
+        f"  → then write FOLDER (absolute, or as seen from {folder}) as base_model_name_or_path"
+    )
+
+
+def _config(h: dict[str, Any], had: str, said: dict[str, Any], whole: dict[str, Tensor], folder: Path) -> ModelConfig:
+    """The base's axes with the head the adapter was trained with, and as many labels as that has."""
+    head = _head(h, had, said, folder)
+    output = whole.get(f"{config_from_hf(h, had).table.heads[head].modules.get('output')}.weight")
+    if head in ("sequence", "token") and output is not None and len(h.get("id2label") or (0, 1)) != len(output):
+        h = h | {"id2label": {str(i): f"LABEL_{i}" for i in range(len(output))}}
+    return config_from_hf(h, head)
+
+
+def _head(h: dict[str, Any], had: str, said: dict[str, Any], folder: Path) -> str:
+    """Which head the adapter was trained with, on a base that `had` another one or the same. Raises ModelError."""
+    heads = config_from_hf(h, had).table.heads
+    kinds = {task: kind for kind, task in TASKS.items()} | dict.fromkeys(WRITING.values(), "lm")
+    kinds |= {spec.cls: kind for kind, spec in heads.items()}
+    task = str(said.get("task_type") or (said.get("auto_mapping") or {}).get("base_model_class"))
+    head = had if (had == "pairs" and kinds.get(task) == "lm") else kinds.get(task, had)
+    if head not in heads:
+        raise ModelError(f"{folder / ADAPTER_CONFIG}: task_type {task} does not exist in {h['model_type']}")
+    return head
+
+
+def _untied(
+    c: ModelConfig, said: dict[str, Any], weights: dict[str, Tensor], whole: dict[str, Tensor], folder: Path
+) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """The model with a head of its own, and the weights of both, where the base shares one matrix with the embedding
+    and PEFT trained a copy of one of them: the other stays as it was.
+
+    Raises ModelError for such an adapter of a model that is no decoder alone, and for copies that PEFT ties."""
+    if not (c.tied and c.head in ("lm", "pairs")):
+        return c, {}
+    apart = c.model_copy(update={"tied": False})
+    embedding, head = (f"{names_of(apart)[ours][0]}.weight" for ours in ("embedding", "head"))
+    trained = {name: whole[name] for name in (embedding, head) if name in whole}
+    if not trained:
+        return c, {}
+    if c.stacks != "decoder" or said.get("ensure_weight_tying"):
+        how = "with ensure_weight_tying" if said.get("ensure_weight_tying") else f"in a {c.family}"
+        raise ModelError(
+            f"{folder / ADAPTER_CONFIG}: modules_to_save: a matrix that embedding and head share ({', '.join(trained)})"
+            f" is not supported {how}\n  → leave it out of modules_to_save"
+        )
+    same = [value for name, value in weights.items() if embedding.endswith(name) or name.endswith(embedding)]
+    return apart, {name: value for name in (embedding, head) for value in same} | trained
+
+
+def _without_head(weights: dict[str, Tensor], c: ModelConfig, had: str) -> dict[str, Tensor]:
+    """A base's tensors without those of a head that the model, `c`, does not have."""
+    heads = c.table.heads
+    modules = lambda kind: {m for k in {kind, "lm" if kind == "pairs" else kind} for m in heads[k].modules.values()}
+    gone = tuple(f"{module}." for module in modules(had) - modules(c.head) if module)
+    if had == "lm" != c.head:
+        gone += ("final_logits_bias",)  # BART's, of no module
+    if c.spec.encoder_only:
+        gone += ("decoder.",)
+    return {name: value for name, value in weights.items() if not (gone and name.startswith(gone))}

@@ -1,0 +1,184 @@
+"""A recipe's task and data -> the task and its rows."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lmkit.architecture.families import FAMILIES
+from lmkit.base.errors import DataError, ModelError, UserError
+from lmkit.data.tokens.packing import PackedRows
+from lmkit.data.tokens.rows import ParallelRows, SentenceChunks, StreamRows
+from lmkit.data.tokens.store import Split, TokenStore
+from lmkit.objectives.batch import Source, Task
+from lmkit.objectives.causal_lm import CausalLM
+from lmkit.objectives.masked_lm import MaskedLM, Vocabulary
+from lmkit.objectives.noise.spans import corrupted_lengths, raw_length
+from lmkit.objectives.seq2seq import Denoising, Seq2Seq, SpanCorruption, parallel
+from lmkit.recipe.objectives import Denoiser, DenoisingConfig, MaskedLMConfig, Seq2SeqConfig, SpanCorruptionConfig
+from lmkit.recipe.pretraining import Recipe
+from lmkit.text.pieces import ordinary_ids, sentence_ends, word_starts
+from lmkit.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Work:
+    """A task with the rows it learns from, and the same task as it is scored on the held-out rows."""
+
+    task: Task
+    rows: Source
+    scored: Task
+    held_out: Source
+    row_tokens: float  # of an average row, as `train.batch` counts them
+    note: str  # what became of the text, for people
+    tokens_per_byte: float | None = None  # of the held-out text, where its every token is predicted
+
+
+def build_task(recipe: Recipe, store: TokenStore, tokenizer: Tokenizer) -> Work:
+    """Raises DataError where the data is of another kind, ModelError for a tokenizer that lacks what the task needs."""
+    task = recipe.task
+    if store.pairs != isinstance(task, Seq2SeqConfig):
+        held = "pairs of texts" if store.pairs else "single texts"
+        raise DataError(
+            f"{store.path} holds {held}, which {task.name} does not learn from\n  → tokenize the data again"
+        )
+    train, held_out = store.split("train"), store.split("validation")
+    if isinstance(task, MaskedLMConfig):
+        return _masked(recipe, task, train, held_out, tokenizer)
+    if isinstance(task, SpanCorruptionConfig):
+        return _spans(recipe, task, train, held_out, tokenizer)
+    if isinstance(task, DenoisingConfig):
+        return _denoising(recipe, task, train, held_out, tokenizer)
+    if isinstance(task, Seq2SeqConfig):
+        return _pairs(recipe, task, train, held_out, tokenizer)
+    context, pad = recipe.model.context, tokenizer.pad_id or 0
+    causal = CausalLM(recipe.data.document_masking)
+    rows, scored = PackedRows(train, context, pad), PackedRows(held_out, context, pad)
+    said = f"{len(rows):,} rows, {rows.waste:.1%} padding, {rows.num_cut} documents cut to fill rows"
+    # bytes that the tokenizer dropped are never predicted, so there are no bits per byte
+    per_byte = None if held_out.num_unspelt else scored.num_scored / max(held_out.num_bytes, 1)
+    return Work(causal, rows, causal, scored, context, said, per_byte)
+
+
+def need(tokenizer: Tokenizer, task: str, *roles: str) -> list[int]:
+    """The ids of control tokens. Raises ModelError for those that are missing."""
+    found = {role: getattr(tokenizer, f"{role}_id") for role in roles}
+    if missing := [role for role, i in found.items() if i is None]:
+        raise ModelError(
+            f"{task}: the tokenizer has no {' and no '.join(missing)} token\n"
+            "  → tokenize for a family that has it (`lmkit tokenize --family bert`), or take the model's own tokenizer"
+        )
+    return [found[role] for role in roles]
+
+
+def vocabulary(tokenizer: Tokenizer, whole_word: bool) -> Vocabulary:
+    """Raises ModelError for a tokenizer without a mask or ends of texts, UserError for one without words where whole
+    words are to be masked."""
+    mask, pad = need(tokenizer, "masked_lm", "mask", "pad")
+    first, last = frame(tokenizer)
+    starts = word_starts(tokenizer) if whole_word else None
+    return Vocabulary(mask, first, last, pad, ordinary_ids(tokenizer), _maskable(tokenizer), starts)
+
+
+def _maskable(tokenizer: Tokenizer) -> np.ndarray:
+    """(V,) bool, True on tokens of text."""
+    maskable = np.zeros(tokenizer.vocab_size, bool)
+    maskable[ordinary_ids(tokenizer)] = True
+    return maskable
+
+
+def frame(tokenizer: Tokenizer) -> tuple[int, int]:
+    """What stands around a text: [CLS] and [SEP], or BOS and EOS. Raises ModelError where there is none."""
+    first = tokenizer.cls_id if tokenizer.cls_id is not None else tokenizer.bos_id
+    last = tokenizer.sep_id if tokenizer.sep_id is not None else tokenizer.eos_id
+    if first is None or last is None:
+        raise ModelError("the tokenizer has no tokens for the beginning and the end of a text ([CLS] and [SEP])")
+    return first, last
+
+
+def _left_over(rows: StreamRows) -> str:
+    return f"{len(rows):,} rows without padding; {rows.num_left_over:,} tokens at the end fill none"
+
+
+def _masked(recipe: Recipe, c: MaskedLMConfig, train: Split, held_out: Split, tokenizer: Tokenizer) -> Work:
+    context, v = recipe.model.context, vocabulary(tokenizer, c.whole_word)
+    if c.pairs is None:
+        masking = recipe.data.document_masking
+        task = MaskedLM(c, v, c.rate, document_masking=masking)
+        rows, scored = (StreamRows(s, context, (v.cls,), (v.sep,)) for s in (train, held_out))
+        return Work(task, rows, replace(task, rate=c.eval_rate), scored, context, _left_over(rows))
+    ends = sentence_ends(tokenizer)
+    chunks, held = (SentenceChunks(s, context - 3, ends) for s in (train, held_out))
+    task = MaskedLM(c, v, c.rate, chunks, context)
+    scored_task = replace(task, rate=c.eval_rate, chunks=held)
+    said = f"{len(chunks):,} pairs; {chunks.num_single:,} single sentences ({chunks.num_left_out:,} tokens) left out"
+    if c.pairs == "next_sentence" and chunks.num_documents < 2:
+        raise DataError("next_sentence draws from other documents; there is one\n  → data.separator splits .txt files")
+    return Work(task, chunks, scored_task, held, chunks.mean_tokens + 3, said)
+
+
+def sentinel_ids(tokenizer: Tokenizer) -> np.ndarray:
+    """<extra_id_0>, <extra_id_1>, ...: as many as there are. Raises ModelError for none."""
+    if not tokenizer.sentinels:
+        raise ModelError(
+            "span_corruption: the tokenizer has no sentinels (<extra_id_0>, ...)\n"
+            "  → tokenize for T5 (`lmkit tokenize --family t5`), or take T5's own tokenizer"
+        )
+    return np.array(tokenizer.sentinels)
+
+
+def raw_tokens(d: Denoiser, context: int) -> int:
+    """The most raw tokens whose inputs and targets both fit the context, EOS and mode token included."""
+    room = context - (d.mode is not None)
+    if d.prefix:
+        return room - 2
+    raw = raw_length(room, d.density, d.mean_span)[0]
+    while corrupted_lengths(raw, d.density, d.mean_span)[1] > context:
+        raw -= 1
+    return raw
+
+
+def span_corruption(c: SpanCorruptionConfig, tokenizer: Tokenizer) -> SpanCorruption:
+    modes: list[int | None] = []
+    for d in c.denoisers:
+        modes.append(None if d.mode is None else tokenizer.token_id(d.mode))
+        if d.mode is not None and modes[-1] is None:
+            raise UserError(f"task.denoisers: mode {d.mode!r} is no token of the tokenizer")
+    (eos,) = need(tokenizer, "span_corruption", "eos")
+    return SpanCorruption(c.denoisers, tuple(modes), sentinel_ids(tokenizer), eos)
+
+
+def _spans(recipe: Recipe, c: SpanCorruptionConfig, train: Split, held_out: Split, tokenizer: Tokenizer) -> Work:
+    context = recipe.model.context
+    raw = min(raw_tokens(d, context) for d in c.denoisers)
+    task = Seq2Seq(span_corruption(c, tokenizer), *starts(recipe.model.family, tokenizer), row_tokens=context)
+    rows, scored = StreamRows(train, raw), StreamRows(held_out, raw)
+    return Work(task, rows, task, scored, context, f"{_left_over(rows)}; {raw} tokens a row before corruption")
+
+
+def denoising(c: DenoisingConfig, tokenizer: Tokenizer) -> Denoising:
+    (mask,) = need(tokenizer, "denoising", "mask")
+    return Denoising(c, sentence_ends(tokenizer), _maskable(tokenizer), mask)
+
+
+def _denoising(recipe: Recipe, c: DenoisingConfig, train: Split, held_out: Split, tokenizer: Tokenizer) -> Work:
+    context = recipe.model.context
+    first, last = frame(tokenizer)
+    task = Seq2Seq(denoising(c, tokenizer), *starts(recipe.model.family, tokenizer), row_tokens=context)
+    rows, scored = (StreamRows(s, context, (first,), (last,)) for s in (train, held_out))
+    return Work(task, rows, task, scored, context, _left_over(rows))
+
+
+def _pairs(recipe: Recipe, c: Seq2SeqConfig, train: Split, held_out: Split, tokenizer: Tokenizer) -> Work:
+    context = recipe.model.context
+    task = Seq2Seq(parallel, *starts(recipe.model.family, tokenizer), c.label_smoothing)
+    rows, scored = ParallelRows(train, context), ParallelRows(held_out, context)
+    if not len(rows):
+        raise DataError(f"no pair of texts fits model.context {context}\n  → a larger model.context")
+    said = f"{len(rows):,} pairs; {rows.num_too_long:,} longer than {context} tokens left out"
+    return Work(task, rows, task, scored, float(rows.lengths.sum() / len(rows)), said)
+
+
+def starts(family: str, tokenizer: Tokenizer) -> tuple[int, int]:
+    """What a decoder beside an encoder starts from, and padding."""
+    start, pad = need(tokenizer, "an encoder-decoder", FAMILIES[family].start, "pad")
+    return start, pad

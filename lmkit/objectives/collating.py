@@ -1,0 +1,38 @@
+"""What tasks share: rows into tensors, scores into a loss."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmkit.base.order import rounded_up
+from lmkit.model.loss import Scores
+from lmkit.objectives.batch import Loss
+
+
+def words(scores: Scores) -> Loss:
+    """The loss of a task whose only term is words."""
+    return Loss({"tokens": scores.loss}, {"tokens": scores.hits}, {"tokens": scores.nats})
+
+
+def padded(rows: list[np.ndarray], fill: int, multiple: int = 1) -> Tensor:
+    """(B, T) int64, filled up on the right to the longest row, and on to a `multiple` of tokens."""
+    out = np.full((len(rows), rounded_up(max(map(len, rows)), multiple)), fill, np.int64)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return torch.from_numpy(out)
+
+
+def kept(rows: list[np.ndarray], multiple: int = 1) -> Tensor | None:
+    """(B, T) bool, True on what `padded` did not add; None where nothing was: the fast attention kernel runs."""
+    lengths = torch.tensor([len(row) for row in rows])
+    width = rounded_up(int(lengths.max()), multiple)
+    return None if bool((lengths == width).all()) else torch.arange(width) < lengths[:, None]
+
+
+def within(rows: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Segment numbers of rows of one length, and positions counted from the start of each segment: (B, T) int64."""
+    segments = np.stack(rows)
+    index = np.arange(segments.shape[1])[None].repeat(len(segments), 0)
+    starts = np.ones_like(segments, dtype=bool)
+    starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    return torch.from_numpy(segments), torch.from_numpy(index - np.maximum.accumulate(np.where(starts, index, 0), 1))

@@ -1,0 +1,152 @@
+"""What a fine-tuning recipe may say, and the defaults that task, model and adapters give it. No torch here.
+
+The sections it shares with pretraining stand in `lmkit.recipe.pretraining`, those of the tasks in `lmkit.recipe.tasks`.
+"""
+
+import copy
+import json
+import re
+from typing import Annotated, Any, get_args
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from lmkit.base import units
+from lmkit.recipe import defaults
+from lmkit.recipe.objectives import Count, Section
+from lmkit.recipe.pretraining import (  # fmt: skip
+    Budget,
+    CheckpointConfig,
+    ModelSection,
+    OptimizerConfig,
+    ParallelConfig,
+    ScheduleConfig,
+    TokenizerConfig,
+    TrainConfig,
+    Warmup,
+)
+from lmkit.recipe.tasks import AnswerConfig, DownstreamConfig, LoraConfig, TableConfig
+
+PRETRAINED_WIDTH = 768  # at which the usual learning rates of fine-tuning were found
+WRITING = ("translate", "summarize")
+
+
+def _batch(text: str) -> str:
+    number, unit = units.split_quantity(text)
+    if unit not in ("", "row", "token") or number < 1:
+        raise ValueError(f"{text!r}: write a number of rows, or of tokens: `32 rows`, `4096 tokens`")
+    return str(text)
+
+
+class FinetuneTrainConfig(TrainConfig):
+    budget: Budget = Field("", description="Horizon: `3 epochs`, `500 steps`, `1M tokens` or `10 min`.")
+    batch: Annotated[str, BeforeValidator(str), AfterValidator(_batch)] = Field(  # type: ignore[assignment]
+        "", description="An optimizer step: `32 rows` or `4096 tokens` of rows of the mean length."
+    )
+    patience: Count = Field(0, ge=0, description="Stop after this many evaluations without a better score; 0: never.")
+
+
+class FinetuneEvaluateConfig(Section):
+    every: Warmup = Field("20%", description="Steps, or a share of the horizon, between evaluations.")
+    rows: Count = Field(2000, ge=1, description="Held-out rows an evaluation during training reads at most.")
+
+
+class FinetuneRecipe(Section):
+    task: DownstreamConfig = Field(description="What is learnt.")
+    model: str | ModelSection = Field(
+        description="A run or Hugging Face folder to start from; or a section like that of pretraining: from scratch."
+    )
+    tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig, description="From scratch: text to ids.")
+    data: TableConfig = Field(description="What to learn from.")
+    lora: LoraConfig | None = Field(None, description="Train low-rank adapters instead of all weights.")
+    freeze: tuple[str, ...] = Field(
+        (), description="Regular expressions of parameters that stay as they are; `body`: all but the head."
+    )
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="How weights move.")
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig, description="Learning rate over time.")
+    train: FinetuneTrainConfig = Field(default_factory=FinetuneTrainConfig, description="How long, how fast, on what.")
+    parallel: ParallelConfig = Field(
+        default_factory=ParallelConfig, description="How several processes share the work."
+    )
+    evaluate: FinetuneEvaluateConfig = Field(default_factory=FinetuneEvaluateConfig, description="Scores on the way.")
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="What is kept.")
+    seeds: Count = Field(1, ge=1, description="Train this many times, with train.seed, train.seed + 1, ...")
+
+    @model_validator(mode="after")
+    def _check(self) -> "FinetuneRecipe":
+        if self.lora and not isinstance(self.model, str):
+            raise ValueError("lora changes a trained model; `model` describes a new one\n  → leave out lora")
+        if self.task.name == "lm" and not isinstance(self.model, str):
+            raise ValueError("task lm goes on with a trained model\n  → `lmkit pretrain` makes a new one")
+        if self.lora and self.optimizer.name == "muon":
+            raise ValueError("optimizer.name muon is for whole matrices, not for lora's\n  → adamw")
+        if self.lora and (self.train.ema or self.checkpoint.average > 1):
+            raise ValueError("lora: averages of weights (train.ema, checkpoint.average) are of whole models only")
+        if self.parallel.tensor > 1:
+            raise ValueError("parallel.tensor is for pretraining: scores of tasks need whole matrices\n  → data: fsdp")
+        if self.lora and self.parallel.data == "fsdp":
+            raise ValueError("lora leaves little to shard\n  → parallel.data=ddp")
+        if isinstance(self.task, AnswerConfig) and not self.task.kb:
+            raise ValueError("task.kb is missing: the knowledge base that answers are looked up in (`lmkit kb build`)")
+        return self
+
+
+def is_finetuning(tree: dict[str, Any]) -> bool:
+    """Whether a recipe, as written or resolved, is one of fine-tuning: its task has a section there."""
+    task = tree.get("task")
+    name = task.get("name") if isinstance(task, dict) else task
+    return name in [schema.model_fields["name"].default for schema in get_args(get_args(DownstreamConfig)[0])]
+
+
+def flags(task: str | None, model: str | None, data: list[str] | None, validation: str | None) -> list[str]:
+    """What the command line says by options, as changes to a recipe."""
+    sources = data[0] if data and len(data) == 1 else data
+    share = validation is not None and re.fullmatch(r"[\d.]+", validation)
+    named = {
+        "task.name": task,
+        "model": model,
+        "data.train": sources,
+        "data.validation": float(validation) if share and validation else validation,
+    }
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in named.items() if value is not None]
+
+
+def expand(tree: dict[str, Any]) -> dict[str, Any]:
+    """Fill what a recipe leaves open. Raises ValueError like `defaults.expand` for a model from scratch."""
+    tree = copy.deepcopy(tree)
+    if isinstance(tree.get("task"), str):
+        tree["task"] = {"name": tree["task"]}
+    name = tree["task"].get("name") if isinstance(tree.get("task"), dict) else None
+    train, optimizer, schedule = (defaults.section(tree, key) for key in ("train", "optimizer", "schedule"))
+    if isinstance(tree.get("model"), dict):
+        train.setdefault("budget", "10 epochs")
+        train.setdefault("batch", "4096 tokens")
+        number, unit = units.split_quantity(train["batch"])
+        context = defaults.section(tree, "model").get("context", 512)
+        tokens = int(number if unit == "token" else number * min(int(units.count(context)), 64))
+        full = defaults.expand(
+            {"model": tree["model"], "tokenizer": tree.get("tokenizer"), "optimizer": optimizer, "schedule": schedule,
+             "task": {}, "train": {"budget": "1 step", "batch": tokens}}
+        )  # fmt: skip
+        tree["model"], tree["optimizer"], tree["schedule"] = full["model"], full["optimizer"], full["schedule"]
+        if "clip" in full["train"]:
+            train.setdefault("clip", full["train"]["clip"])
+        return tree
+    train.setdefault("budget", "3 epochs")
+    train.setdefault("batch", "4096 tokens" if name in (*WRITING, "chat", "lm") else "32 rows")
+    train.setdefault("clip", 1.0)
+    schedule.setdefault("name", "linear")
+    schedule.setdefault("warmup", "6%")
+    for key, value in {"name": "adamw", "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01}.items():
+        optimizer.setdefault(key, value)
+    return tree
+
+
+def with_default_lr(recipe: FinetuneRecipe, hidden_size: int) -> FinetuneRecipe:
+    """The recipe with a peak learning rate, where it leaves it open: 5e-5 at BERT-base's width, the largest of Devlin
+    et al. 2019, A.3, and more for narrower models (Turc et al. 2019 try up to 3e-4 at a width of 128); 3e-4 for
+    adapters (Hu et al. 2022), and for a head alone, which is linear regression."""
+    if recipe.optimizer.lr is not None:
+        return recipe
+    small = recipe.lora is not None or "body" in recipe.freeze
+    lr = float(f"{(3e-4 if small else 5e-5) * PRETRAINED_WIDTH / hidden_size:.2g}")
+    return recipe.model_copy(update={"optimizer": recipe.optimizer.model_copy(update={"lr": lr})})

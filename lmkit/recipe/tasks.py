@@ -1,0 +1,157 @@
+"""What a model is fine-tuned for: the `task:` section of a fine-tuning recipe, one schema a task. No torch here."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from lmkit.recipe.objectives import Count, Section, Share
+
+
+class ClassifyConfig(Section):
+    """Label whole texts or pairs of texts."""
+
+    name: Literal["classify"] = Field("classify", description="Label whole texts, or pairs of texts.")
+    kind: Literal["auto", "single", "multi", "regression"] = Field(
+        "auto", description="One label of several, any number of them, or a number; auto: by what the labels look like."
+    )
+    class_weights: bool = Field(False, description="Weigh each class by the inverse of its share of the rows.")
+    label_smoothing: Share = Field(0.0, ge=0, lt=1, description="Share of a label given to all other classes.")
+    cut: Literal["end", "middle"] = Field(
+        "end", description="Where texts above data.max_length are cut; middle: the first quarter and the end stay."
+    )
+    baseline: bool = Field(True, description="Also train TF-IDF with logistic regression and print its scores.")
+    metric: Literal["accuracy", "macro_f1", "mcc", "auroc", "pearson", "spearman", "micro_f1", ""] = Field(
+        "", description="Score that decides which checkpoint is best; by default accuracy, micro_f1 or pearson."
+    )
+
+
+class TagConfig(Section):
+    """Label the words of sentences: names, parts of speech."""
+
+    name: Literal["tag"] = Field("tag", description="Label words.")
+
+
+class QAConfig(Section):
+    """Find the answer to a question in a text (SQuAD, Rajpurkar et al. 2016, 2018)."""
+
+    name: Literal["qa"] = Field("qa", description="Find the answer to a question in a text.")
+    overlap: Count = Field(128, ge=0, description="Tokens that neighbouring windows of a long text share.")
+    max_answer: Count = Field(30, ge=1, description="Longest answer in tokens.")
+    no_answer: bool | None = Field(None, description="Whether a question may have no answer; None: by the data.")
+
+
+class LengthPenalty(Section):
+    """What a hypothesis' log-probability is divided by, to compare texts of different lengths in a beam."""
+
+    kind: Literal["average", "gnmt"] = Field(
+        "average", description="average: length^alpha (fairseq, transformers); gnmt: ((5 + length) / 6)^alpha."
+    )
+    alpha: float = Field(1.0, ge=0, description="0: sums; 1 with `average`: means.")
+
+
+class WritingConfig(Section):
+    """What all tasks that write a text from another share."""
+
+    label_smoothing: Share = Field(0.1, ge=0, lt=1, description="Share of a label given to all other words.")
+    prompt: str | None = Field(
+        None,
+        description="What the model reads, with {source} in it. None: the source alone; for decoders '{source}\\n'.",
+    )
+    beam: Count = Field(4, ge=1, description="Hypotheses kept while writing; 1: greedy.")
+    length_penalty: LengthPenalty = Field(default_factory=LengthPenalty, description="Compares lengths in a beam.")
+    max_new_tokens: Count = Field(256, ge=1, description="Longest text written.")
+
+
+class TranslateConfig(WritingConfig):
+    """Write the translation of a text; scored by BLEU and chrF."""
+
+    name: Literal["translate"] = Field("translate", description="Write the translation of a text.")
+    tokenize: Literal["13a", "intl", "char", "zh", "ja-mecab", "ko-mecab", "none"] = Field(
+        "13a", description="sacrebleu's tokenisation of the target language."
+    )
+
+
+class SummarizeConfig(WritingConfig):
+    """Write a summary of a text; scored by ROUGE-L."""
+
+    name: Literal["summarize"] = Field("summarize", description="Write a summary of a text.")
+
+
+class ChatConfig(Section):
+    """Answer in conversations; only what the assistant says is learnt. They are cut to `data.max_length` tokens, by
+    default the model's context, at most 1024."""
+
+    name: Literal["chat"] = Field("chat", description="Answer in conversations.")
+    template: str = Field("auto", description="auto: the model's own, else chatml; chatml; or a Jinja file.")
+
+
+class LMConfig(Section):
+    """Go on with pretraining on other text, with the tokenizer the model has."""
+
+    name: Literal["lm"] = Field("lm", description="Go on with pretraining on other text.")
+
+
+class AnswerConfig(Section):
+    """Answer questions from a knowledge base: look up, else read, else write. Fits the thresholds between these; the
+    model is taken as it is."""
+
+    name: Literal["answer"] = Field("answer", description="Answer from a knowledge base, or by the model.")
+    kb: str = Field("", description="Knowledge base made by `lmkit kb build`.")
+    passages: Count = Field(5, ge=1, description="Passages that are read when the answer cannot be looked up.")
+    precision: Share = Field(
+        0.9, gt=0, le=1, description="Share of looked-up answers, and of answers read, that must be right on the data."
+    )
+    prompt: str = Field(
+        "{passages}\n\nQuestion: {question}\nAnswer:", description="What a model that writes answers to."
+    )
+    max_new_tokens: Count = Field(32, ge=1, description="Longest answer that is written.")
+
+
+DownstreamConfig = Annotated[
+    ClassifyConfig | TagConfig | QAConfig | TranslateConfig | SummarizeConfig | ChatConfig | LMConfig | AnswerConfig,
+    Field(discriminator="name"),
+]
+
+
+class PixelConfig(Section):
+    """How images become tokens, for a model that has not learnt it yet."""
+
+    size: Count = Field(0, ge=0, description="Images are scaled down to this many pixels a side; 0: as they are.")
+    patch: Count = Field(1, ge=1, description="Pixels a side of what becomes one token.")
+    colours: Count = Field(64, ge=2, description="Different tokens: the means that k-means finds among patches.")
+
+
+class TableConfig(Section):
+    """Labelled data. Columns are found by common names; naming one here settles it."""
+
+    train: str | list[str] = Field(description="Files, folders, globs, or hub:NAME.")
+    validation: Share | str | list[str] = Field(
+        0.1, description="Share of the rows held out, the same of each class; or files of their own."
+    )
+    text: str | None = Field(None, description="Column of the text, the question of `answer`, or the source.")
+    pair: str | None = Field(None, description="Column of the second text of a pair.")
+    label: str | None = Field(None, description="Column of the label, or of the tags of words.")
+    target: str | None = Field(
+        None, description="Column of the text to write; for files of lines the ending of a name."
+    )
+    separator: str | None = Field(
+        None,
+        min_length=1,
+        description="Between the labels of a row that has several (`|`); for `lm` what ends a document in .txt.",
+    )
+    max_length: Count = Field(0, ge=0, description="Tokens a row is cut to; 0: the model's context, at most 512.")
+    pixels: PixelConfig = Field(default_factory=PixelConfig, description="Of images, for a new model.")
+    limit: Count = Field(0, ge=0, description="Training rows at most, drawn at random; 0: all.")
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (Hu et al. 2022); DoRA: Liu et al. 2024."""
+
+    rank: Count = Field(16, ge=1, description="Rank of the change to each matrix.")
+    alpha: float = Field(32.0, gt=0, description="The change is scaled by alpha / rank.")
+    targets: tuple[str, ...] = Field(
+        ("attention|cross", "mlp"), description="Regular expressions over module names inside blocks; any match adapts."
+    )
+    dropout: Share = Field(0.0, ge=0, lt=1, description="Dropout on what the adapter reads.")
+    dora: bool = Field(False, description="Also learn the length of each row of the changed matrix.")
+    merge: bool = Field(True, description="Checkpoints hold the changed weights; False: the adapter, as PEFT keeps it.")

@@ -1,0 +1,189 @@
+"""Conversations: a decoder learns what the assistant says in them, and where it stops."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lmkit.architecture.model_config import ModelConfig
+from lmkit.base.display import note
+from lmkit.base.errors import DataError, ModelError, UserError
+from lmkit.base.files import write_atomic, write_json
+from lmkit.data.tables.table import Table
+from lmkit.data.tokens.packing import UNSCORED, pack_rows
+from lmkit.evaluation.intervals import Estimate, exponential, ratio
+from lmkit.evaluation.scoring import label_scores
+from lmkit.generation.rules import GENERATION_CONFIG
+from lmkit.model.resize import resize_vocabulary
+from lmkit.model.transformer import Transformer
+from lmkit.objectives.batch import Batch, Task
+from lmkit.objectives.causal_lm import CausalLM
+from lmkit.recipe.tasks import ChatConfig
+from lmkit.tasks.solver import in_batches
+from lmkit.text.chat import TEMPLATE_FILE, Chat, Encoded, Spelled, find_template, with_tokens
+from lmkit.text.tokenizer import Tokenizer, read_object
+
+MOST_TOKENS = 1024  # a conversation is cut to, unless `data.max_length` says otherwise
+
+
+class Answered(NamedTuple):
+    """What a conversation's learnt tokens cost."""
+
+    nats: float
+    hits: int  # tokens that are the likeliest
+    tokens: int
+
+
+@dataclass
+class ChatLearner:
+    """Conversations side by side in rows, none of which sees another. Their score is the loss, on held-out ones."""
+
+    chat: Chat
+    max_length: int
+    metric: str = "loss"
+    likelihood: bool = False  # `scores` says it
+    task: Task = field(default_factory=lambda: CausalLM(document_masking=True))
+    said: set[str] = field(default_factory=set)  # notes, each said once
+
+    def examples(self, table: Table) -> list[dict[str, Any]]:
+        """Packed rows. `documents` are rows of the table, `lengths` what each would have if it were not cut; what
+        comes after the assistant's last words teaches nothing, and is left out."""
+        pieces, rows, lengths = list[tuple[np.ndarray, np.ndarray]](), list[int](), list[int]()
+        lost, ignored, cut, refused = Counter[str](), Counter[str](), 0, ""
+        for i, (row, place) in enumerate(zip(table.rows, table.places, strict=True)):
+            found, unread, reason = list[Encoded](), list[str](), ""
+            try:
+                found, unread, reason = self._encoded(row)
+            except Spelled:
+                reason = "spell control tokens that the tokenizer cannot keep as text"
+            except UserError as e:
+                reason = f"are refused: {str(e).partition(chr(10))[0]}"
+                refused = refused or f"\n  {place}: {e}"
+            ignored.update(unread)
+            kept = [(piece, n) for encoded in found if (n := _end(encoded)) and (piece := self._piece(encoded))]
+            if kept:
+                cut += any(_end(encoded) > self.max_length for encoded in found)
+            else:
+                lost[reason or f"have none of the assistant's words in their first {self.max_length:,} tokens"] += 1
+            pieces += [piece for piece, _ in kept]
+            lengths += [n for _, n in kept]
+            rows += [i] * len(kept)
+        self._tell(lost, ignored, cut, len(table.rows))
+        if table.rows and not pieces:
+            advice = "a larger data.max_length, a task.template that writes all of it, or other data"
+            if any(message.get("tool_calls") for row in table.rows for message in row["messages"]):
+                advice = "a task.template that writes calls of tools, or other data"
+            elif refused:
+                advice = "task.template=chatml, or other data"
+            raise DataError(f"no conversation is left of {len(table.rows):,}{refused}\n  → {advice}")
+        length = min(self.max_length, sum(len(tokens) for tokens, _ in pieces))
+        packed = pack_rows(pieces, length, self.chat.tokenizer.pad_id or 0) if pieces else []
+        for example in packed:
+            example["lengths"] = [lengths[n] for n in example["documents"]]
+            example["cut"] = max(example["lengths"]) > self.max_length
+            example["documents"] = [rows[n] for n in example["documents"]]
+            example["row"] = example["documents"][0]
+        return packed
+
+    def _encoded(self, row: dict[str, Any]) -> tuple[list[Encoded], list[str], str]:
+        """A conversation, the keys that its template does not write, and why nothing of it can be learnt, if so."""
+        messages, tools = row["messages"], row.get("tools")
+        found, unread = self.chat.encode(messages, tools), self.chat.ignored(messages, tools)
+        if "tool_calls" in unread and any(m.get("tool_calls") and not m["content"] for m in messages):
+            return [], unread, "call tools, which the chat template does not write"
+        return found, unread, "" if any(map(_end, found)) else "have no answer but such of weight 0"
+
+    def _piece(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray] | None:
+        """Tokens and labels (n,) of a conversation; None if nothing would be learnt."""
+        n = min(_end(encoded), self.max_length)
+        ids, labels = np.array(encoded.ids[:n], np.int64), np.full(n, UNSCORED, np.int64)
+        labels[:-1] = np.where(encoded.learnt[1:n], ids[1:], UNSCORED)
+        return (ids, labels) if (labels != UNSCORED).any() else None
+
+    def _tell(self, lost: Counter[str], ignored: Counter[str], cut: int, rows: int) -> None:
+        lines = [f"left out: {n:,} of {rows:,} conversations ({n / rows:.1%}) {why}" for why, n in lost.items()]
+        lines += [f"{n:,} of {rows:,} conversations have `{key}`, which the chat template does not write"
+                  for key, n in ignored.items()]  # fmt: skip
+        if cut:
+            lines.append(
+                f"cut: {cut:,} of {rows:,} conversations ({cut / rows:.1%}) lose what is behind their first"
+                f" {self.max_length:,} tokens"
+            )
+        for line in lines:
+            if line not in self.said:
+                note(f"chat     {line}")
+        self.said.update(lines)
+
+    def outputs(
+        self, model: Transformer, table: Table, examples: Sequence[dict], quick: bool = False
+    ) -> list[Answered]:
+        """Of each conversation; zeros for those left out."""
+
+        def compute(batch: Batch) -> list[tuple[np.ndarray, np.ndarray]]:
+            states = model(batch.tokens, None, batch.segments, batch.positions)
+            return label_scores(model, states, batch.labels)
+
+        sums = np.zeros((len(table.rows), 3))
+        found = in_batches(model, self.task, examples, compute, quick)
+        for example, (nats, hits) in zip(examples, found, strict=True):
+            rows = np.array(example["documents"])[example["segments"][example["labels"] != UNSCORED]]
+            np.add.at(sums, rows, np.stack([nats, hits, np.ones(len(nats))], 1))
+        return [Answered(float(nats), int(hits), int(n)) for nats, hits, n in sums]
+
+    def scores(self, table: Table, outputs: Sequence[Answered], intervals: bool) -> dict[str, Estimate]:
+        nats, hits, tokens = ([o[k] for o in outputs] for k in range(3))
+        if not any(tokens):
+            return {}
+        loss, accuracy = ratio(nats, tokens), ratio(hits, tokens)
+        found = {"loss": loss, "perplexity": exponential(loss), "accuracy": accuracy}
+        return found if intervals else {k: Estimate(e.value, None, None) for k, e in found.items()}
+
+    def per_row(self, table: Table, outputs: Sequence[Answered]) -> list[float]:
+        """The probability of a token, as the geometric mean of each conversation."""
+        return [math.exp(-o.nats / max(o.tokens, 1)) for o in outputs]
+
+    def say(self, output: Answered) -> dict[str, Any]:
+        return {"loss": output.nats / max(output.tokens, 1), "tokens": output.tokens}
+
+
+def _end(encoded: Encoded) -> int:
+    """Tokens up to the last that is learnt."""
+    return max((i + 1 for i, learnt in enumerate(encoded.learnt) if learnt), default=0)
+
+
+def settle(task: ChatConfig, model: ModelConfig, home: Path | None, tokenizer: Tokenizer, kept: Path) -> Tokenizer:
+    """Settle how conversations are written: the template, in the folder `kept` where the tokenizer will be, goes into
+    every checkpoint, and with it the ids that end a text. The tokenizer returned is another one if it had to get
+    control tokens that the template needs.
+
+    home: of the model or tokenizer to start from. Raises UserError, and ModelError for a model that is no decoder."""
+    if model.stacks != "decoder":
+        what = "an encoder, which writes no text" if model.stacks == "encoder" else "an encoder with a decoder"
+        raise ModelError(f"{model.family} is {what}\n  → chat needs a decoder alone, like gpt2, llama or nanochat")
+    template = find_template([home] if home else [], task.template, tokenizer)
+    said = f"chat     template {template.name}"
+    if added := template.missing(tokenizer):
+        tokenizer = with_tokens(tokenizer, added)
+        said += f" · control tokens added: {', '.join(f'{token} ({tokenizer.token_id(token)})' for token in added)}"
+    chat = Chat(tokenizer, template)
+    note(f"{said} · a turn ends with {', '.join(tokenizer.decode([i], skip_special=False) for i in chat.ends)}")
+    ends = [*chat.ends, *([] if tokenizer.eos_id is None else [tokenizer.eos_id])]
+    ids = {f"{role}_token_id": i for role in ("bos", "pad") if (i := getattr(tokenizer, f"{role}_id")) is not None}
+    known = read_object(home / GENERATION_CONFIG) if home else {}
+    kept.mkdir(parents=True, exist_ok=True)
+    write_atomic(kept / TEMPLATE_FILE, template.source)
+    write_json(kept / GENERATION_CONFIG, ids | known | {"eos_token_id": list(dict.fromkeys(ends))})
+    return tokenizer
+
+
+def with_rows(model: Transformer, before: Tokenizer, tokenizer: Tokenizer) -> Transformer:
+    """A model for the tokenizer that `settle` made of `before`: new tokens start with the mean of all embeddings."""
+    rows, needed = model.config.vocab_size, tokenizer.vocab_size
+    size = rows if needed <= rows else math.ceil(needed / 64) * 64
+    if size > rows:
+        note(f"chat     the vocabulary of the model grows from {rows:,} to {size:,} rows, for {needed:,} tokens")
+    return resize_vocabulary(model, size, min(rows, before.vocab_size), needed)

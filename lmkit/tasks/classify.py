@@ -1,0 +1,224 @@
+"""Labels of whole texts: one, several, or a number."""
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from lmkit.architecture.model_config import ModelConfig
+from lmkit.base.display import note
+from lmkit.base.errors import DataError, UserError
+from lmkit.base.units import brief
+from lmkit.data.tables.labels import Kind
+from lmkit.data.tables.table import Table
+from lmkit.evaluation import baseline, classification
+from lmkit.evaluation.intervals import Estimate, means
+from lmkit.model.transformer import Transformer
+from lmkit.objectives.batch import Batch
+from lmkit.recipe.tasks import ClassifyConfig
+from lmkit.tasks.labelling import Classify, Layout
+from lmkit.tasks.solver import in_batches
+from lmkit.text.framing import frame_texts
+from lmkit.text.tokenizer import Tokenizer
+
+PROBLEMS: dict[Kind, str] = {  # as config.json of transformers names them
+    "single": "single_label_classification", "multi": "multi_label_classification", "regression": "regression",
+}  # fmt: skip
+METRICS: dict[Kind, str] = {"single": "accuracy", "multi": "micro_f1", "regression": "pearson"}
+SCORES: dict[Kind, tuple[str, ...]] = {  # that `task.metric` may choose
+    "single": ("accuracy", "macro_f1", "mcc", "auroc"), "multi": ("micro_f1", "macro_f1", "auroc"),
+    "regression": ("pearson", "spearman"),
+}  # fmt: skip
+
+
+def check_options(task: ClassifyConfig, kind: Kind) -> None:
+    """Raises UserError for a setting that does not fit this kind of labels."""
+    what = {"single": "classes", "multi": "several labels a row", "regression": "numbers"}[kind]
+    advice = "take another, or say with task.kind what the labels are"
+    if task.metric and task.metric not in SCORES[kind]:
+        raise UserError(
+            f"task.metric={task.metric} is no score of {what}\n  allowed: {', '.join(SCORES[kind])}\n  → {advice}"
+        )
+    for name in ("class_weights", "label_smoothing"):
+        if getattr(task, name) and kind != "single":
+            raise UserError(f"task.{name} is for one class a row, and these labels are {what}\n  → leave it out")
+
+
+def labels_of(table: Table, kind: Kind) -> tuple[str, ...]:
+    """What the rows are labelled with; of numbers `score`. Raises DataError for a single class, and for none."""
+    values = [row["label"] for row in table.rows]
+    if kind == "regression":
+        return ("score",)
+    names = {name for value in values for name in ([value] if kind == "single" else value)}
+    if not names:
+        raise DataError(f"none of the {len(values):,} rows has a label\n  → data.label=COLUMN names another column")
+    if len(names) < 2 and kind == "single":
+        raise DataError(
+            f"all {len(values):,} rows have the label `{brief(next(iter(names)))}`: there is nothing to learn\n"
+            "  → take rows of other labels too, or name another column with data.label=COLUMN"
+        )
+    return tuple(sorted(names, key=lambda n: (not n.isdigit(), int(n) if n.isdigit() else 0, n)))
+
+
+def names_of(table: Table) -> set[str]:
+    """The classes that some row has."""
+    return {name for row in table.rows for name in _names(row)}
+
+
+def _names(row: dict[str, Any]) -> list[str]:
+    return row["label"] if isinstance(row["label"], list) else [row["label"]]
+
+
+def known_labels(table: Table, known: Collection[str], what: str) -> Table:
+    """The rows whose labels are all known; others, which no model could be right on, are counted.
+
+    what: the unknown ones, in messages. Raises DataError where none is left."""
+    unknown = [[name for name in _names(row) if name not in known] for row in table.rows]
+    kept = [i for i, found in enumerate(unknown) if not found]
+    if len(kept) == len(table.rows):
+        return table
+    first = next(i for i, found in enumerate(unknown) if found)
+    example = f"{table.places[first]}: `{brief(unknown[first][0])}`"
+    if not kept:
+        allowed = ", ".join(brief(name) for name in sorted(known)[:20])
+        more = f" and {len(known) - 20:,} more" if len(known) > 20 else ""
+        raise DataError(f"no row is left: {len(table.rows):,} {what}, like {example}\n  allowed: {allowed}{more}")
+    note(f"left out: {len(unknown) - len(kept):,} {what}, like {example}")
+    return replace(table, rows=[table.rows[i] for i in kept], places=[table.places[i] for i in kept])
+
+
+def class_weights(table: Table, labels: tuple[str, ...]) -> tuple[float, ...]:
+    """The inverse of each class's share, 1 on average over rows (scikit-learn's `balanced`)."""
+    counts = Counter(row["label"] for row in table.rows)
+    return tuple(len(table.rows) / (len(labels) * counts[name]) for name in labels)
+
+
+@dataclass
+class Classifier:
+    tokenizer: Tokenizer
+    layout: Layout
+    kind: Kind
+    labels: tuple[str, ...]
+    max_length: int
+    weights: tuple[float, ...] = ()
+    smoothing: float = 0.0
+    metric: str = ""
+    middle: bool = False  # is what is cut out of longer texts, not their end
+    likelihood: bool = False  # scores have the loss
+
+    def __post_init__(self) -> None:
+        self.task = Classify(self.layout, self.kind, self.weights, self.smoothing)
+        self.metric = self.metric or METRICS[self.kind]
+        self.places = {name: i for i, name in enumerate(self.labels)}
+
+    def examples(self, table: Table) -> list[dict[str, Any]]:
+        pairs = [row["pair"] for row in table.rows] if table.rows and "pair" in table.rows[0] else None
+        if self.middle and pairs:
+            raise UserError("task.cut=middle is for texts alone, and these rows have pairs of them\n  → task.cut=end")
+        most = 0 if self.middle else self.max_length
+        framed = frame_texts(self.tokenizer, [row["text"] for row in table.rows], pairs, most)
+        if self.middle:
+            framed = [f.without_middle(self.max_length) for f in framed]
+        out = []
+        for i, (row, f, place) in enumerate(zip(table.rows, framed, table.places, strict=True)):
+            example = {"tokens": np.array(f.ids), "row": i, "cut": f.cut, "label": self._target(row, place)}
+            out.append(example if pairs is None else example | {"types": np.array(f.types)})
+        return out
+
+    def _target(self, row: dict[str, Any], place: str) -> Any:
+        label = row.get("label")
+        if self.kind == "regression":
+            return label or 0.0
+        if self.kind == "single":
+            return 0 if label is None else self._index(label, place)
+        hot = np.zeros(len(self.labels), np.float32)
+        hot[[self._index(name, place) for name in label or ()]] = 1
+        return hot
+
+    def _index(self, name: str, place: str) -> int:
+        if name not in self.places:
+            known = ", ".join(brief(label) for label in self.labels[:20])
+            more = f" and {len(self.labels) - 20:,} more" if len(self.labels) > 20 else ""
+            raise DataError(
+                f"{place}: label `{brief(name)}` is none of the model's\n  allowed: {known}{more}\n"
+                "  → give some training rows this label, or leave such rows out"
+            )
+        return self.places[name]
+
+    def outputs(
+        self, model: Transformer, table: Table, examples: Sequence[dict], quick: bool = False
+    ) -> list[np.ndarray]:
+        """(L,) probabilities; of a regression the number."""
+
+        def compute(batch: Batch) -> np.ndarray:
+            logits = self.layout.logits(model, batch)
+            if self.kind == "single":
+                logits = logits.softmax(-1)
+            elif self.kind == "multi":
+                logits = logits.sigmoid()
+            return logits.cpu().numpy()
+
+        return in_batches(model, self.task, examples, compute, quick)
+
+    def scores(self, table: Table, outputs: Sequence[np.ndarray], intervals: bool) -> dict[str, Estimate]:
+        return self.score(table, np.stack(outputs), intervals)
+
+    def score(self, table: Table, p: np.ndarray, intervals: bool) -> dict[str, Estimate]:
+        """p: (N, L) probabilities, (N, 1) numbers."""
+        gold = np.array([self._target(row, place) for row, place in zip(table.rows, table.places, strict=True)])
+        if self.kind == "regression":
+            return classification.regression(gold, p[:, 0], intervals)
+        if self.kind == "multi":
+            return classification.multi(gold.astype(bool), p, intervals)
+        nats = -np.log(np.maximum(p[np.arange(len(gold)), gold], 1e-12))
+        return means({"loss": nats}, intervals) | classification.single(gold, p, intervals)
+
+    def per_row(self, table: Table, outputs: Sequence[np.ndarray]) -> list[float]:
+        gold = [self._target(row, place) for row, place in zip(table.rows, table.places, strict=True)]
+        if self.kind == "regression":
+            return [-abs(float(g) - float(p[0])) for g, p in zip(gold, outputs, strict=True)]
+        if self.kind == "multi":
+            return [float((classification.holds(p) == (g > 0)).all()) for g, p in zip(gold, outputs, strict=True)]
+        return [float(p.argmax() == g) for g, p in zip(gold, outputs, strict=True)]
+
+    def say(self, output: np.ndarray) -> dict[str, Any]:
+        if self.kind == "regression":
+            return {"score": float(output[0])}
+        scores = {name: round(float(p), 6) for name, p in zip(self.labels, output, strict=True)}
+        if self.kind == "multi":
+            return {
+                "labels": [name for name, yes in zip(self.labels, classification.holds(output), strict=True) if yes],
+                "scores": scores,
+            }
+        return {"label": self.labels[int(output.argmax())], "scores": scores}
+
+    def baselines(self, train: Table, test: Table) -> dict[str, dict[str, Estimate]]:
+        """Scores of TF-IDF with logistic regression, and of always guessing the commonest, trained on the same rows."""
+        gold = np.array([self._target(row, place) for row, place in zip(train.rows, train.places, strict=True)])
+        gold = gold.astype(bool) if self.kind == "multi" else gold
+        classes = len(self.labels)
+        texts = _column(train, "text"), gold, _column(test, "text"), classes, _pairs(train), _pairs(test)
+        guesses = {}
+        if len(train.rows) * classes <= baseline.MOST_CELLS:
+            guesses["TF-IDF"] = baseline.tfidf(self.kind, *texts)
+        else:
+            note(f"no TF-IDF to compare with: {len(train.rows):,} rows of {classes:,} classes would take it too long")
+        guesses["commonest"] = baseline.majority(self.kind, gold, len(test.rows), classes)
+        return {name: self.score(test, p.reshape(len(test.rows), -1), True) for name, p in guesses.items()}
+
+
+def _column(table: Table, role: str) -> list[str]:
+    return [row[role] for row in table.rows]
+
+
+def _pairs(table: Table) -> list[str] | None:
+    return _column(table, "pair") if "pair" in table.rows[0] else None
+
+
+def kind_of(config: dict[str, Any], model: ModelConfig) -> Kind:
+    """What a folder's config.json says its labels are; transformers takes a single one for a number."""
+    named = config.get("problem_type")
+    return next((kind for kind, name in PROBLEMS.items() if name == named),
+                "regression" if len(model.labels) == 1 else "single")  # fmt: skip

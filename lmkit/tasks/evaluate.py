@@ -1,0 +1,128 @@
+"""Fine-tuned models on labelled rows: scores with intervals, and whether one model is better than another."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmkit.base.display import note
+from lmkit.base.errors import ModelError, UserError
+from lmkit.base.runs import seeds_of
+from lmkit.data.tables.columns import layouts
+from lmkit.data.tables.table import Table, read_table
+from lmkit.evaluation import paired
+from lmkit.evaluation.intervals import Estimate
+from lmkit.images.palette import as_texts, holds_images, load_palette
+from lmkit.pretrained import Pretrained
+from lmkit.recipe.task_settings import settings_of
+from lmkit.recipe.tasks import DownstreamConfig, TableConfig, TranslateConfig
+from lmkit.tasks.classify import Classifier, known_labels
+from lmkit.tasks.score_table import as_json, confusion_table, score_table
+from lmkit.tasks.solver import Solver
+from lmkit.tasks.trained import trained_solver
+from lmkit.tasks.write import Writer
+
+
+@dataclass
+class Evaluated:
+    name: str
+    solver: Solver
+    outputs: list[Any]
+    scores: dict[str, Estimate]
+    seeds: dict[str, dict[str, Estimate]]  # the scores of each alone, where several answer together
+
+    def columns(self) -> dict[str, dict[str, Estimate]]:
+        return self.seeds | {self.name: self.scores}
+
+
+def read_labelled(
+    sources: list[str], task: DownstreamConfig, columns: dict[str, str | None], labelled: bool, folder: Path,
+    solver: Solver | None = None,
+) -> Table:  # fmt: skip
+    """The rows, images in the words of the model in `folder`, and notes about what was read and left out. Columns that
+    are not named are those the model's run was trained with; without `labelled`, none of what is to be predicted.
+
+    solver: of the model, whose labels the rows are read for."""
+    settings = settings_of(folder)
+    same_task = settings is not None and settings.task.name == task.name  # a reader of texts may serve another
+    chosen = (settings.columns if settings and same_task else {}) | {
+        key: column for key, column in columns.items() if column is not None
+    }
+    if not labelled:
+        answers = [role.key for roles in layouts(task.name) for role in roles if role.answer]
+        chosen |= dict.fromkeys(answers, "")
+    config = TableConfig(train=sources, separator=settings.separator if settings else None, **chosen)
+    kind, known = (
+        (solver.kind, frozenset(solver.labels)) if isinstance(solver, Classifier) else ("auto", frozenset[str]())
+    )
+    table = read_table(sources, task.name, config, labelled, kind, known)
+    for line in table.described(sources):
+        note(line)
+    if not holds_images(table):
+        return table
+    if (palette := load_palette(folder)) is None:
+        raise ModelError(f"{folder}: reads texts, and the data holds images")
+    return as_texts(table, palette)
+
+
+def together(outputs: Sequence[list[Any]]) -> list[Any]:
+    """Of one model, or the mean of the probabilities of several: an ensemble (Lakshminarayanan et al. 2017)."""
+    return outputs[0] if len(outputs) == 1 else list(np.mean(outputs, axis=0))
+
+
+def evaluate(model: str, loaded: Sequence[Pretrained], solver: Solver, table: Table) -> Evaluated:
+    """loaded: one, or those of several seeds."""
+    examples = solver.examples(table)
+    if cut := len({e["row"] for e in examples if e["cut"]}):
+        note(f"{model}: {cut:,} of {len(table.rows):,} rows are longer than it reads and were cut")
+    each = [solver.outputs(one.model, table, examples) for one in loaded]
+    seeds = {str(p): solver.scores(table, o, True) for p, o in zip(seeds_of(model), each, strict=False)}
+    outputs = together(each)
+    return Evaluated(model, solver, outputs, solver.scores(table, outputs, True), seeds)
+
+
+def run(
+    models: dict[str, list[Pretrained]], tasks: Sequence[DownstreamConfig], sources: list[str],
+    columns: dict[str, str | None], as_lines: bool,
+) -> None:  # fmt: skip
+    """Print a table, or one JSON object; of two models also whether their difference is evidence."""
+    if len({task.name for task in tasks}) > 1:
+        raise UserError(f"these models solve different tasks: {', '.join(task.name for task in tasks)}")
+    task = tasks[0]
+    solvers = [trained_solver(name, loaded[0], t) for (name, loaded), t in zip(models.items(), tasks, strict=True)]
+    classifiers = [solver for solver in solvers if isinstance(solver, Classifier)]
+    if len(kinds := sorted({solver.kind for solver in classifiers})) > 1:
+        raise UserError(f"these models label in different ways ({', '.join(kinds)})\n  → name one")
+    table = read_labelled(sources, task, columns, True, next(iter(models.values()))[0].folder, solvers[0])
+    for solver in classifiers:
+        if solver.kind != "regression":
+            table = known_labels(table, solver.places, "rows whose label the model does not have")
+    found = [evaluate(*model, solver, table) for model, solver in zip(models.items(), solvers, strict=True)]
+    systems = {name: scores for e in found for name, scores in e.columns().items()}
+    compared = compare(found[0], found[1], task, table) if len(found) == 2 else None
+    if as_lines:
+        facts: dict[str, Any] = {"task": task.name, "data": sources, "rows": len(table.rows)}
+        facts["skipped"] = table.problems.counts
+        facts["models"] = {name: as_json(scores) for name, scores in systems.items()}
+        if compared:
+            facts["comparison"] = {"difference": compared.difference._asdict(), "p": compared.p, "test": compared.test}
+        print(json.dumps(facts))
+        return
+    print(score_table(", ".join(sources), systems, len(table.rows)))
+    if isinstance(found[0].solver, Writer):
+        print("\n".join(found[0].solver.stated()))
+    if len(found) == 1 and classifiers and (matrix := confusion_table(classifiers[0], table, found[0].outputs)):
+        print(matrix)
+    if compared:
+        print(paired.verdict(compared, found[0].name, found[1].name))
+
+
+def compare(a: Evaluated, b: Evaluated, task: DownstreamConfig, table: Table) -> paired.Comparison:
+    """BLEU of translations is of the corpus; all else is the mean over rows."""
+    if isinstance(task, TranslateConfig):
+        references = [row["target"] for row in table.rows]
+        return paired.paired_bleu(a.outputs, b.outputs, references, task.tokenize)
+    return paired.paired(np.array(a.solver.per_row(table, a.outputs)), np.array(b.solver.per_row(table, b.outputs)))

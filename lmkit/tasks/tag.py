@@ -1,0 +1,114 @@
+"""Labels of words: names, parts of speech."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lmkit.base.display import note
+from lmkit.base.units import brief
+from lmkit.data.tables.table import Table
+from lmkit.evaluation import tagging
+from lmkit.evaluation.intervals import Estimate
+from lmkit.model.loss import IGNORE
+from lmkit.model.transformer import Transformer
+from lmkit.objectives.batch import Batch
+from lmkit.tasks.labelling import Layout, Tag
+from lmkit.tasks.solver import in_batches
+from lmkit.text.framing import Framed, frame_texts
+from lmkit.text.tokenizer import Tokenizer
+
+
+def tags_of(table: Table) -> tuple[str, ...]:
+    """All tags there are; O, outside of everything, first."""
+    return tuple(sorted({tag for row in table.rows for tag in row["tags"]}, key=lambda tag: (tag != "O", tag)))
+
+
+@dataclass
+class Tagger:
+    """A word's tag is said by its first token. Words of sentences longer than the model reads, which stand behind its
+    end, are not learnt; of such a sentence they are predicted O, where it is not used the first tag."""
+
+    tokenizer: Tokenizer
+    layout: Layout
+    labels: tuple[str, ...]
+    max_length: int
+    likelihood: bool = False
+
+    def __post_init__(self) -> None:
+        self.task = Tag(self.layout)
+        self.places = {name: i for i, name in enumerate(self.labels)}
+        self.written = tagging.scheme(self.labels)
+        self.metric = "accuracy" if self.written == "words" else "f1"
+
+    def examples(self, table: Table) -> list[dict[str, Any]]:
+        sentences = [" ".join(row["words"]) for row in table.rows]
+        framed = frame_texts(self.tokenizer, sentences, None, self.max_length)
+        out, unknown = [], list[str]()
+        for i, (row, f, place) in enumerate(zip(table.rows, framed, table.places, strict=True)):
+            firsts = first_tokens(row["words"], f)
+            labels = np.full(len(f.ids), IGNORE)
+            for word, tag in enumerate(row.get("tags", [])):
+                number = self._number(tag)
+                if number is None:
+                    unknown.append(f"{place}: `{brief(tag)}`")
+                elif firsts[word] is not None:
+                    labels[firsts[word]] = number
+            out.append({"tokens": np.array(f.ids), "labels": labels, "firsts": firsts, "row": i, "cut": None in firsts})
+        if unknown:
+            note(f"{len(unknown):,} words have a tag that the model lacks, like {unknown[0]}: they count as wrong")
+        return out
+
+    def _number(self, tag: str) -> int | None:
+        """The place of a tag; None of one that is unknown. A model whose tags are I- alone has no B- to begin with."""
+        return self.places.get(tag, self.places.get(f"I{tag[1:]}") if self.written == "iob1" else None)
+
+    def outputs(
+        self, model: Transformer, table: Table, examples: Sequence[dict], quick: bool = False
+    ) -> list[list[str]]:
+        """The tag of each word."""
+
+        def compute(batch: Batch) -> list[np.ndarray]:
+            return list(self.layout.logits(model, batch).argmax(-1).cpu().numpy())
+
+        best = in_batches(model, self.task, examples, compute, quick)
+        unread = self.places.get("O", 0)  # the tag of words that were cut off
+        return [
+            [self.labels[unread if at is None else row[at]] for at in e["firsts"]]
+            for e, row in zip(examples, best, strict=True)
+        ]
+
+    def scores(self, table: Table, outputs: Sequence[list[str]], intervals: bool) -> dict[str, Estimate]:
+        return tagging.score(self._gold(table), outputs, intervals, self.labels)
+
+    def _gold(self, table: Table) -> list[list[str]]:
+        """The tags of the rows, in the model's spelling where it has one."""
+        numbered = [[(tag, self._number(tag)) for tag in row["tags"]] for row in table.rows]
+        return [[tag if i is None else self.labels[i] for tag, i in row] for row in numbered]
+
+    def per_row(self, table: Table, outputs: Sequence[list[str]]) -> list[float]:
+        """The share of words that are right."""
+        pairs = zip(self._gold(table), outputs, strict=True)
+        return [float(np.mean([a == b for a, b in zip(gold, said, strict=True)])) for gold, said in pairs]
+
+    def say(self, output: list[str]) -> dict[str, Any]:
+        return {"tags": output}
+
+
+def first_tokens(words: list[str], framed: Framed) -> list[int | None]:
+    """The place of the first token that holds a character of each word, in words joined by spaces; None for words that
+    were cut off, or that the tokenizer drops."""
+    owner = np.full(sum(map(len, words)) + len(words), -1)  # the word each character is of
+    start = 0
+    for number, word in enumerate(words):
+        owner[start : start + len(word)] = number
+        start += len(word) + 1
+    firsts: list[int | None] = [None] * len(words)
+    for place, (low, high) in enumerate(framed.offsets):
+        if framed.texts[place] is None:
+            continue
+        for number in dict.fromkeys(owner[low:high].tolist()):
+            if number >= 0 and firsts[number] is None:
+                firsts[number] = place
+    return firsts

@@ -1,0 +1,394 @@
+"""Each task learns a toy problem to the end through the real command, and transformers loads what it leaves."""
+
+import csv
+import io
+import json
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from rich.console import Console
+
+import lmkit
+from lmkit.base import display
+from lmkit.base.errors import DataError, ModelError, UserError
+from lmkit.commands import finetune, predict
+from lmkit.commands.eval import start
+from lmkit.recipe import recipe_file
+from lmkit.recipe.finetuning import FinetuneRecipe, expand
+from lmkit.tasks import evaluate
+from lmkit.tasks.trained import task_of
+
+NOISE = ["the", "a", "film", "book", "it", "was", "is", "and", "of", "in", "that", "very", "quite", "some", "more"]
+SMALL = "hidden_size: 32, num_layers: 2, num_heads: 2, context: 64"
+TRAIN = ("train.budget=60 steps", "train.batch=32 rows", "optimizer.name=adamw", "optimizer.lr=0.005",
+         "schedule.name=linear", "tokenizer.type=wordpiece", "tokenizer.vocab_size=400", "evaluate.every=50%",
+         "model.dropout=0", "model.attention_dropout=0")  # fmt: skip
+MUON = ("optimizer.name=muon", "optimizer.lr=0.03", "optimizer.embedding_lr=0.02", "optimizer.head_lr=0.02")
+PLAIN = {"modernbert": (), "gpt2": ("tokenizer.type=bpe",), "llama": ("tokenizer.type=bpe",)}
+
+
+def run(out: Path, *changes: str, low: dict | None = None) -> dict:
+    """Fine-tune; its scores."""
+    recipe = recipe_file.load(FinetuneRecipe, None, changes, expand, low)
+    assert finetune.start(recipe, "toy", out) == 0
+    return json.loads((out / "scores.json").read_text())
+
+
+def sentence(rng: random.Random, *words: str) -> str:
+    text = [*rng.choices(NOISE, k=rng.randint(2, 9)), *words]
+    rng.shuffle(text)
+    return " ".join(text)
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory) -> Path:
+    """One word decides."""
+    path, rng = tmp_path_factory.mktemp("data") / "reviews.csv", random.Random(0)
+    words = {"good": ["superb", "lovely"], "bad": ["dull", "awful"]}
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "body", "stars"])
+        for i in range(300):
+            label = rng.choice(["good", "bad"])
+            writer.writerow([i, sentence(rng, rng.choice(words[label])), label])
+    return path
+
+
+@pytest.mark.parametrize(
+    "family", ["bert", "roberta", "albert", "electra", "modernbert", "gpt2", "llama", "t5", "bart"]
+)
+def test_every_family_learns_to_classify_and_loads_in_transformers(family, reviews, tmp_path):
+    sizes = f"family: {family}, {SMALL}" + (", embedding_size: 16" if family == "albert" else "")
+    changes = [c for c in TRAIN if family not in ("modernbert", "llama", "t5") or "_dropout" not in c]
+    scores = run(
+        tmp_path / "run", f"model={{{sizes}}}", "task.name=classify", f"data.train={reviews}", "data.text=body",
+        "data.label=stars", *changes, *PLAIN.get(family, ()),
+    )  # fmt: skip
+    assert scores["scores"]["accuracy"]["value"] == 1.0
+    assert scores["baselines"]["TF-IDF"]["accuracy"]["value"] > 0.9
+
+    folder = tmp_path / "run/best"
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    assert theirs.config.id2label == {0: "bad", 1: "good"}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    texts = ["it was a superb film", "some very very dull book of the film"]
+    with torch.no_grad():
+        wanted = theirs(**tokenizer(texts, padding=True, return_tensors="pt")).logits
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    predict.run(str(tmp_path / "run"), [str(rows)], tmp_path / "said.jsonl", {"text": "text"}, None)
+    said = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    assert [row["label"] for row in said] == ["good", "bad"]
+    np.testing.assert_allclose([[row["scores"][k] for k in ("bad", "good")] for row in said],
+                               wanted.softmax(-1), atol=2e-5)  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["bert", "albert", "electra", "roberta", "gpt2"])
+def test_a_pipeline_says_of_pairs_what_predict_says(family, tmp_path):
+    sizes = f"family: {family}, {SMALL}" + (", embedding_size: 16" if family == "albert" else "")
+    rows = [{"text": f"a {w} film", "pair": f"it was {v}", "label": w} for w in NOISE[:4] for v in NOISE[:8]]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run(tmp_path / "run", f"model={{{sizes}}}", "task={name: classify, baseline: false}", f"data.train={path}",
+        "train.budget=4 steps", "train.batch=8 rows", *PLAIN.get(family, ()))  # fmt: skip
+    predict.run(str(tmp_path / "run"), [str(path)], tmp_path / "said.jsonl", {}, None)
+    said = [json.loads(line)["scores"] for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    pipe = transformers.pipeline("text-classification", model=str(tmp_path / "run/best"), top_k=None)
+    theirs = pipe([{"text": row["text"], "text_pair": row["pair"]} for row in rows])
+    for ours, scores in zip(said, theirs, strict=True):
+        assert ours == pytest.approx({score["label"]: score["score"] for score in scores}, abs=2e-5)
+
+
+def reordered(folder: Path, out: Path, labels: list[str]) -> str:
+    """The same model as transformers saves it with its labels in another order."""
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+    rows = torch.tensor([theirs.config.label2id[label] for label in labels])
+    for parameter in theirs.classifier.parameters():
+        parameter.data = parameter.data[rows]
+    theirs.config.id2label, theirs.config.label2id = dict(enumerate(labels)), {v: i for i, v in enumerate(labels)}
+    theirs.save_pretrained(out)
+    transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(out)
+    return str(out)
+
+
+def test_a_head_is_taken_over_by_the_names_of_its_labels(reviews, tmp_path, capsys):
+    columns = ("task={name: classify, baseline: false}", f"data.train={reviews}", "data.text=body", "data.label=stars")
+    run(tmp_path / "run", f"model={{family: bert, {SMALL}}}", *columns, *TRAIN)
+    swapped = reordered(tmp_path / "run/best", tmp_path / "swapped", ["good", "bad"])
+    still = ("train.budget=1 step", "train.batch=32 rows", "optimizer.lr=1e-12")
+    scores = run(tmp_path / "again", f"model={swapped}", *columns, *still)["scores"]
+    assert scores["accuracy"]["value"] == 1.0
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "again/best")
+    assert theirs.config.id2label == {0: "bad", 1: "good"}
+    capsys.readouterr()
+    named = reordered(tmp_path / "run/best", tmp_path / "renamed", ["good", "bad"])
+    config_file = Path(named) / "config.json"
+    config_file.write_text(config_file.read_text().replace('"good"', '"Good"'))
+    run(tmp_path / "other", f"model={named}", *columns, *still)
+    shown = capsys.readouterr().err
+    assert "a new head: the labels (bad, good) are not those of the start (Good, bad)" in shown
+    assert "head.output.weight" in shown
+
+
+def test_cut_in_the_middle_long_texts_are_known_by_their_end(tmp_path, capsys):
+    rng, path = random.Random(0), tmp_path / "long.csv"
+    rows = [(" ".join(rng.choices(NOISE, k=60)), rng.choice(["good", "bad"])) for _ in range(300)]
+    path.write_text("text,label\n" + "".join(f"{text} {label},{label}\n" for text, label in rows))
+    base = ("task.name=classify", f"data.train={path}", f"model={{family: bert, {SMALL}}}", *TRAIN,
+            "data.max_length=24")  # fmt: skip
+    scores = run(tmp_path / "run", *base, "task.cut=middle")
+    assert scores["scores"]["accuracy"]["value"] == 1.0
+    model = str(tmp_path / "run")
+    capsys.readouterr()
+    evaluate.run({model: [lmkit.load(model)]}, [task_of(model)], [str(path)], {}, True)
+    assert json.loads(capsys.readouterr().out)["models"][model]["accuracy"]["value"] == 1.0
+
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("sentence1,sentence2,label\n" + "".join(f"{text},{text},{label}\n" for text, label in rows))
+    with pytest.raises(UserError, match="pairs"):
+        run(tmp_path / "pairs", *base, f"data.train={pairs}", "task.cut=middle")
+
+
+def test_scoring_many_rows_shows_how_far_it_is(reviews, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(display, "PLAIN_INTERVAL", -1.0)
+    model = f"model={{family: bert, {SMALL}}}"
+    scores = run(tmp_path / "run", model, "task.name=classify", f"data.train={reviews}", "data.text=body",
+                 "data.label=stars", *TRAIN, "train.budget=2 steps")  # fmt: skip
+    assert scores["rows"] == 30
+    said = [line for line in capsys.readouterr().err.splitlines() if " scoring " in line]
+    assert re.search(r" scoring 100% 30 of 30 eta 0", said[-1]) and len(said) < 30
+
+
+def test_several_labels_numbers_pairs_and_adapters(tmp_path):
+    rng = random.Random(0)
+    topics = {"sport": "ball", "food": "soup", "art": "paint"}
+    rows = []
+    for _ in range(300):
+        labels = [name for name in topics if rng.random() < 0.5]
+        rows.append({"text": sentence(rng, *(topics[name] for name in labels)), "label": labels})
+    several = tmp_path / "several.jsonl"
+    several.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    base = ("task.name=classify", *TRAIN, f"model={{family: modernbert, {SMALL}}}", *MUON)
+    scores = run(tmp_path / "several", *base, f"data.train={several}", "train.budget=120 steps")
+    assert scores["scores"]["exact_match"]["value"] == 1.0
+
+    rows = []
+    for _ in range(400):
+        n = rng.randint(0, 3)
+        rows.append({"text": sentence(rng, *["more"] * n, *["ball"] * (3 - n)), "label": n + 0.5})
+    numbers = tmp_path / "numbers.jsonl"
+    numbers.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scores = run(tmp_path / "numbers", *base, f"data.train={numbers}", "task.kind=regression", "train.budget=150 steps")
+    assert scores["scores"]["pearson"]["value"] > 0.9
+
+    rows = []
+    for _ in range(400):
+        first, second = rng.choice(["ball", "soup"]), rng.choice(["ball", "soup"])
+        texts = {"premise": sentence(rng, first), "hypothesis": sentence(rng, second)}
+        rows.append(texts | {"label": f"{first} {second}"})
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scores = run(tmp_path / "pairs", *base, f"data.train={pairs}", "train.budget=120 steps")
+    assert scores["scores"]["accuracy"]["value"] == 1.0
+
+    # and on from there, by adapters alone, with a head of its own
+    adapted = ("task.name=classify", f"model={tmp_path / 'pairs'}", f"data.train={several}", "lora={rank: 4, alpha: 8}",
+               "optimizer.lr=0.01", "train.budget=100 steps")  # fmt: skip
+    scores = run(tmp_path / "merged", *adapted)
+    assert scores["scores"]["micro_f1"]["value"] > 0.99
+    same = run(tmp_path / "adapter", *adapted, "lora.merge=false")
+    for name, score in scores["scores"].items():  # what is merged rounds differently
+        assert same["scores"][name]["value"] == pytest.approx(score["value"], abs=1e-3)
+    assert (tmp_path / "adapter/best/adapter_model.safetensors").is_file()
+    base = json.loads((tmp_path / "adapter/best/adapter_config.json").read_text())["base_model_name_or_path"]
+    assert (Path(base) / "config.json").is_file()  # PEFT and transformers cannot load a run
+    again = run(tmp_path / "again", "task.name=classify", f"model={tmp_path / 'adapter'}", f"data.train={several}",
+                "optimizer.lr=0", "train.budget=1 steps")  # fmt: skip
+    for name, score in same["scores"].items():  # an adapter is taken with the model it changes
+        assert again["scores"][name]["value"] == pytest.approx(score["value"], abs=1e-3)
+    weights = Path(base, "model.safetensors")
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ModelError, match=r"its base .* has other weights than those it was trained on"):
+        lmkit.load(tmp_path / "adapter")
+
+
+def test_labels_in_one_cell_are_cut_where_the_user_says_and_so_when_scored(tmp_path, capsys):
+    data = tmp_path / "cells.csv"
+    cells = ["sport;food", "sport", "food", "food;art"]
+    rows = [f"{cells[i % 4]} {i}{' x' * 80 * (i < 8)},{cells[i % 4]}\n" for i in range(40)]
+    data.write_text("cell,kinds\n" + "".join(rows))
+    columns = ("data.text=cell", "data.label=kinds")  # which scoring remembers
+    scores = run(tmp_path / "run", "task.name=classify", f"data.train={data}", "data.separator=;", *columns, *TRAIN,
+                 f"model={{family: bert, {SMALL}}}", "train.budget=1 steps")  # fmt: skip
+    said = capsys.readouterr().err
+    assert "micro_f1" in scores["scores"] and "3 classes:" in said
+    assert "rows are longer than 64 tokens and are cut" in said
+    model = str(tmp_path / "run")
+    evaluate.run({model: [lmkit.load(model)]}, [task_of(model)], [str(data)], {}, True)
+    assert json.loads(capsys.readouterr().out)["models"][model]["micro_f1"]["value"] >= 0
+
+    others = tmp_path / "others.csv"
+    others.write_text("text,label\na,unheard\n")
+    with pytest.raises(
+        DataError, match=r"no column `cell`(.*\n)*.*data.text=NAME"
+    ):  # another text is not taken instead
+        predict.run(model, [str(others)], tmp_path / "said.jsonl", {}, None)
+    predict.run(model, [str(others)], tmp_path / "said.jsonl", {"text": "text"}, None)  # nobody asked for these labels
+    assert len((tmp_path / "said.jsonl").read_text().splitlines()) == 1
+    others.write_text("words,mark\na,sport\n")
+    with pytest.raises(DataError, match="no column `cell`"):
+        evaluate.run({model: [lmkit.load(model)]}, [task_of(model)], [str(others)], {}, True)
+
+
+def test_tags(tmp_path, capsys):
+    rng = random.Random(0)
+    lines = []
+    for _ in range(250):
+        words = rng.choices(NOISE, k=rng.randint(2, 6))
+        tags = ["O"] * len(words)
+        at = rng.randint(0, len(words))
+        kind, name = rng.choice([("PER", ["Anne", "Elliot"]), ("LOC", ["Bath"]), ("PER", ["Wentworth"])])
+        words[at:at], tags[at:at] = name, [f"B-{kind}", *[f"I-{kind}"] * (len(name) - 1)]
+        lines += [f"{w} {t}" for w, t in zip(words, tags, strict=True)] + [""]
+    data = tmp_path / "names.conll"
+    data.write_text("\n".join(lines))
+    base = (*TRAIN, f"data.train={data}", "task.name=tag", "tokenizer.vocab_size=300", "train.budget=80 steps")
+    scores = run(tmp_path / "run", f"model={{family: bert, {SMALL}}}", *base)
+    assert scores["scores"]["f1"]["value"] == 1.0
+    assert re.search(r"example   \w+/»(O|B-PER|B-LOC)«", capsys.readouterr().err)
+    theirs = transformers.pipeline("token-classification", str(tmp_path / "run/best"), aggregation_strategy="first")
+    found = theirs("it was Anne Elliot in Bath")
+    assert [(f["entity_group"], f["word"]) for f in found] == [("PER", "Anne Elliot"), ("LOC", "Bath")]
+
+
+def test_answers_in_texts(tmp_path, capsys):
+    rng, rows = random.Random(0), []
+    for i in range(400):
+        number = str(rng.randint(10, 99))
+        words = sentence(rng, *(rng.choices(NOISE, k=30))).split()
+        there = rng.random() < 0.8
+        context = " ".join([*words[:20], *(["costs", number] if there else []), *words[20:]])
+        answers = {"text": [number] if there else [], "answer_start": [context.index(number)] if there else []}
+        rows.append({"id": str(i), "context": context, "question": "how much is it ?", "answers": answers})
+    data = tmp_path / "prices.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    base = ("task.name=qa", "task.overlap=8", "data.max_length=32", f"data.train={data}", *TRAIN)
+    scores = run(tmp_path / "run", *base, f"model={{family: bert, {SMALL}}}", "train.budget=200 steps")
+    assert scores["scores"]["f1"]["value"] > 0.97, scores["scores"]
+    assert re.search(r"\[SEP\].* → »(\d\d|no answer here)«", capsys.readouterr().err)
+    theirs = transformers.pipeline("question-answering", str(tmp_path / "run/best")) if hasattr(
+        transformers.pipelines, "QuestionAnsweringPipeline") else None  # fmt: skip
+    if theirs is not None:
+        assert theirs(question="how much is it ?", context="the film costs 42 and it was")["answer"] == "42"
+
+
+@pytest.mark.parametrize("family", ["transformer", "gpt2"])
+def test_translations_by_both_kinds_of_writers(family, tmp_path):
+    rng = random.Random(0)
+    lexicon = dict(
+        zip(
+            ["red", "green", "blue", "cat", "dog", "bird"],
+            ["rot", "grün", "blau", "Katze", "Hund", "Vogel"],
+            strict=True,
+        )
+    )
+    pairs = [rng.choices(list(lexicon), k=4) for _ in range(600)]
+    data = tmp_path / "words.tsv"
+    with data.open("w") as file:
+        file.write("source\ttarget\n")
+        file.writelines(f"{' '.join(p)}\t{' '.join(lexicon[w] for w in p)}\n" for p in pairs)
+    base = ("task.name=translate", "task.beam=2", "task.max_new_tokens=16", "task.label_smoothing=0",
+            f"data.train={data}", "tokenizer.type=bpe", "tokenizer.vocab_size=300", *TRAIN, *MUON,
+            "train.budget=200 steps", f"model={{family: {family}, {SMALL}}}")  # fmt: skip
+    scores = run(tmp_path / "run", *base)
+    assert scores["scores"]["bleu"]["value"] > 99
+    theirs = lmkit.load(tmp_path / "run/best")
+    if family == "transformer":
+        assert theirs.generate(["green dog red cat"], temperature=0)[0].text == "grün Hund rot Katze"
+
+
+def test_a_decoder_writes_into_half_of_a_short_row_and_its_scores_say_how(tmp_path, capsys):
+    data = tmp_path / "words.tsv"
+    data.write_text("source\ttarget\n" + "".join(f"cat {i}\tKatze {i}\n" for i in range(40)))
+    run(tmp_path / "run", "task.name=translate", f"data.train={data}", f"model={{family: gpt2, {SMALL}}}", *TRAIN,
+        "tokenizer.type=bpe", "tokenizer.vocab_size=300", "train.budget=1 steps")  # fmt: skip
+    said = capsys.readouterr().out
+    assert "bleu  nrefs:1|case:mixed|eff:no|tok:13a" in said and "chrf  nrefs:1|" in said
+    assert "written by beam of 4, length penalty average, alpha 1" in said
+
+
+def test_a_run_goes_on_bit_for_bit_and_two_models_are_compared(reviews, tmp_path, capsys):
+    base = ("task.name=classify", f"model={{family: bert, {SMALL}}}", f"data.train={reviews}", "data.text=body",
+            "data.label=stars", *TRAIN, "train.budget=8 steps", "checkpoint.every=4")  # fmt: skip
+    run(tmp_path / "whole", *base)
+    run(tmp_path / "half", *base)
+    for step in (tmp_path / "half/checkpoints").glob("step-00000008"):
+        for file in sorted(step.rglob("*"), reverse=True):
+            file.unlink() if file.is_file() else file.rmdir()
+        step.rmdir()
+    assert finetune.resume(tmp_path / "half") == 0
+    for file in ("model.safetensors", "training/optimizer.safetensors"):
+        whole, half = (tmp_path / name / "checkpoints/step-00000008" / file for name in ("whole", "half"))
+        assert whole.read_bytes() == half.read_bytes()
+    run(tmp_path / "other", *base, "train.seed=1")
+    capsys.readouterr()
+    models = {str(tmp_path / name): [lmkit.load(tmp_path / name)] for name in ("whole", "other")}
+    tasks = [task_of(name) for name in models]
+    evaluate.run(models, tasks, [str(reviews)], {"text": "body", "label": "stars"}, True)
+    told = json.loads(capsys.readouterr().out)
+    assert set(told["models"]) == set(models)
+    assert 0 <= told["comparison"]["p"] <= 1
+
+
+def test_several_seeds_go_on_where_a_kill_left_them(reviews, tmp_path, capsys):
+    base = ("task.name=classify", f"model={{family: bert, {SMALL}}}", f"data.train={reviews}", "data.text=body",
+            "data.label=stars", *TRAIN, "train.budget=2 steps", "seeds=2", "train.seed=5")  # fmt: skip
+    whole = run(tmp_path / "run", *base)["seeds"]
+    assert "2 seeds: mean" in capsys.readouterr().out and len(whole) == 2
+    (tmp_path / "run/scores.json").unlink()
+    (tmp_path / "run/seed-6/scores.json").unlink()
+    (tmp_path / "run/seed-6/status.json").write_text('{"state": "running"}')  # killed before its scores were kept
+    assert finetune.resume(tmp_path / "run") == 0
+    assert json.loads((tmp_path / "run/scores.json").read_text())["seeds"] == whole
+
+
+def test_several_seeds_answer_together_by_the_mean_of_their_probabilities(reviews, tmp_path, capsys):
+    columns = ("data.text=body", "data.label=stars")
+    model = str(tmp_path / "run")
+    run(tmp_path / "run", "task.name=classify", f"model={{family: bert, {SMALL}}}", f"data.train={reviews}", *columns,
+        *TRAIN, "train.budget=4 steps", "seeds=2", "task.baseline=false")  # fmt: skip
+    said = {}
+    for name in ("run", "run/seed-0", "run/seed-1"):
+        predict.run(str(tmp_path / name), [str(reviews)], tmp_path / "said.jsonl", {}, None)
+        lines = (tmp_path / "said.jsonl").read_text().splitlines()
+        said[name] = np.array([json.loads(line)["scores"]["good"] for line in lines])
+    assert not np.allclose(said["run/seed-0"], said["run/seed-1"], atol=1e-3)
+    np.testing.assert_allclose(said["run"], (said["run/seed-0"] + said["run/seed-1"]) / 2, atol=2e-6)
+
+    capsys.readouterr()
+    start(models=[model], data=[str(reviews)], task=None, columns={}, as_json=True, allow_pickle=False)
+    scores = json.loads(capsys.readouterr().out)["models"]
+    gold = np.array([row["stars"] == "good" for row in csv.DictReader(reviews.open())])
+    wanted = {model: said["run"], f"{model}/seed-0": said["run/seed-0"], f"{model}/seed-1": said["run/seed-1"]}
+    assert {k: v["accuracy"]["value"] for k, v in scores.items()} == {
+        k: pytest.approx(float(((p > 0.5) == gold).mean())) for k, p in wanted.items()
+    }
+    (tmp_path / "run/seed-1/status.json").write_text('{"state": "stopped"}')
+    with pytest.raises(UserError, match="1 of 2 seeds are trained"):
+        predict.run(model, [str(reviews)], None, {}, None)
+
+
+def test_what_is_learnt_is_coloured_on_a_terminal_and_marked_elsewhere(monkeypatch, capsys):
+    pieces = [("a [red] cat → ", False), ("katze", True)]
+    display.note_marked("example  ", pieces)
+    assert capsys.readouterr().err == "example  a [red] cat → »katze«\n"
+    out = io.StringIO()
+    monkeypatch.setattr(display, "console", Console(file=out, force_terminal=True, color_system="standard"))
+    display.note_marked("example  ", pieces)
+    assert "[red] cat → " in out.getvalue() and "\x1b[1;32mkatze\x1b[0m" in out.getvalue()
