@@ -12,7 +12,7 @@ from lmkit.kb.knowledge_base import shown
 from lmkit.pretrained import load
 from lmkit.recipe.task_settings import settings_of
 from lmkit.recipe.tasks import AnswerConfig
-from lmkit.tasks.answer import Answered, open_answering
+from lmkit.tasks.answer import Answered, Answering
 
 USED = ("model", "prompt", "file", "max_tokens", "stream", "kb", "as_json", "allow_pickle")
 HOW = {"kb": "looked up", "passage": "read in", "model": "the model's own words"}
@@ -35,10 +35,10 @@ def run(
     if max_tokens is not None:
         task = task.model_copy(update={"max_new_tokens": max_tokens})
     loaded = load(model, allow_pickle)
-    solver = open_answering(model, fitted, loaded, task, kb)
+    solver = Answering.opened(task, loaded, fitted, kb)
     asked = [question.strip() for question in questions]
     table = Table([{"question": question} for question in asked], [], {}, "", Problems())
-    for question, answered in zip(asked, solver.outputs(loaded.model, table), strict=True):
+    for question, answered in zip(asked, solver.outputs(loaded.model, table, ()), strict=True):
         if as_json:
             print(json.dumps({"question": question} | solver.say(answered), ensure_ascii=False), flush=True)
         else:

@@ -39,7 +39,7 @@ from lmkit.recipe.objectives import DenoisingConfig, MaskedLMConfig, SpanCorrupt
 from lmkit.recipe.pretraining import DataConfig, Recipe
 from lmkit.recipe.task_settings import run_of, settings_of
 from lmkit.tasks import evaluate
-from lmkit.tasks.trained import load_all, task_of
+from lmkit.tasks.table import load_all, task_of
 
 PLL_TOKENS = 2000  # each costs a forward pass
 NOT_COMPARABLE = "the scores do not compare with those of other tokenizers"

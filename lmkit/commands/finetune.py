@@ -26,11 +26,9 @@ from lmkit.recipe import recipe_file
 from lmkit.recipe.finetuning import WRITING, FinetuneRecipe, expand, is_finetuning
 from lmkit.recipe.tasks import AnswerConfig, ClassifyConfig, LMConfig
 from lmkit.tasks import answer_fitting
-from lmkit.tasks.classify import Classifier, check_options, known_labels, names_of
-from lmkit.tasks.qa import SpanFinder
-from lmkit.tasks.score_table import as_json, confusion_table, score_table, seeds_line
-from lmkit.tasks.solver import texts, unknown_tokens
-from lmkit.tasks.write import Writer
+from lmkit.tasks.classify import check_options, known_labels, names_of
+from lmkit.tasks.score_table import as_json, score_table, seeds_line
+from lmkit.tasks.task import texts, unknown_tokens
 from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.training.continued import build_continued
 from lmkit.training.distributed.world import World
@@ -149,7 +147,7 @@ def _run(recipe: FinetuneRecipe, path: Path, latest: Path | None = None, goes_on
         else:
             begin(f.job, run, facts, lambda: of_tables(recipe))
         task = f.job.recipe.task.name
-        said = report(f.train, f.held_out, task, f.lengths, f.max_length, f.cut)
+        said = report(f.train, f.held_out, task, f.lengths, f.solver.max_length, f.cut)
         writes = f.job.recipe.task.name in (*WRITING, "chat")
         tokenizer = load_tokenizer(f.job.tokenizer)
         unknown = unknown_tokens(tokenizer, f.learnt, writes)
@@ -255,17 +253,12 @@ def _scores(f: Finetuning, folder: Path, run: Run) -> None:
     """Of the model to use, which lies in `folder`, on all rows held out, beside the baselines; kept in scores.json."""
     solver, table, model = f.solver, f.held_out, load(folder).model
     outputs = solver.outputs(model, table, solver.examples(table))
-    columns = {"model": solver.scores(table, outputs, True)}
-    if isinstance(solver, Classifier) and getattr(f.job.recipe.task, "baseline", False):
-        columns |= solver.baselines(f.train, table)
-    print(score_table(str(run.path), columns, len(table.rows)))
-    if isinstance(solver, Writer):
-        print("\n".join(solver.stated()))
-    if isinstance(solver, Classifier) and (matrix := confusion_table(solver, table, outputs)):
-        print(matrix)
-    if isinstance(solver, SpanFinder) and solver.threshold is not None:
-        fit = solver.fit_threshold(model, table)
-        f.settings.write_fitted(folder, no_answer_threshold=fit)
-        note(f"no answer is said when it is {fit:+.2f} likelier than the best span: fitted on these rows (above: at 0)")
+    columns = {"model": solver.scores(table, outputs, True)} | solver.baselines(f.train, table)
+    scores = score_table(str(run.path), columns, len(table.rows))
+    print("\n".join([scores, *solver.stated(), *solver.details(table, outputs)]))
+    fitted, message = solver.fit(model, table)
+    if fitted:
+        f.settings.write_fitted(folder, **fitted)
+        note(message)
     named = {name: as_json(scores) for name, scores in columns.items()}
     write_json(run.path / "scores.json", {"scores": named.pop("model"), "baselines": named, "rows": len(table.rows)})

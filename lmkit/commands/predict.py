@@ -13,7 +13,7 @@ from lmkit.base.errors import UserError
 from lmkit.base.files import replacing
 from lmkit.data.tables.table import Table
 from lmkit.tasks.evaluate import read_labelled, together
-from lmkit.tasks.trained import load_all, task_of, trained_solver
+from lmkit.tasks.table import load_all, task_of, trained_solver
 
 
 def run(model: str, sources: list[str], out: Path | None, columns: dict[str, str | None], task: str | None) -> None:

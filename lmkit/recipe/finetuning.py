@@ -6,7 +6,7 @@ The sections it shares with pretraining stand in `lmkit.recipe.pretraining`, tho
 import copy
 import json
 import re
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -24,7 +24,7 @@ from lmkit.recipe.pretraining import (  # fmt: skip
     TrainConfig,
     Warmup,
 )
-from lmkit.recipe.tasks import AnswerConfig, DownstreamConfig, LoraConfig, TableConfig
+from lmkit.recipe.tasks import SECTIONS, AnswerConfig, DownstreamConfig, LoraConfig, TableConfig
 
 PRETRAINED_WIDTH = 768  # at which the usual learning rates of fine-tuning were found
 WRITING = ("translate", "summarize")
@@ -94,7 +94,7 @@ def is_finetuning(tree: dict[str, Any]) -> bool:
     """Whether a recipe, as written or resolved, is one of fine-tuning: its task has a section there."""
     task = tree.get("task")
     name = task.get("name") if isinstance(task, dict) else task
-    return name in [schema.model_fields["name"].default for schema in get_args(get_args(DownstreamConfig)[0])]
+    return name in SECTIONS
 
 
 def flags(task: str | None, model: str | None, data: list[str] | None, validation: str | None) -> list[str]:

@@ -1,6 +1,6 @@
 """What a model is fine-tuned for: the `task:` section of a fine-tuning recipe, one schema a task. No torch here."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -111,6 +111,16 @@ DownstreamConfig = Annotated[
     ClassifyConfig | TagConfig | QAConfig | TranslateConfig | SummarizeConfig | ChatConfig | LMConfig | AnswerConfig,
     Field(discriminator="name"),
 ]
+
+
+SECTIONS: dict[str, type[Section]] = {
+    schema.model_fields["name"].default: schema for schema in get_args(get_args(DownstreamConfig)[0])
+}
+
+
+def section_of(name: str) -> DownstreamConfig:
+    """The section of a task with nothing chosen."""
+    return SECTIONS[name]()  # type: ignore[return-value]
 
 
 class PixelConfig(Section):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 from lmkit.base.display import note
 from lmkit.base.errors import ModelError, UserError
@@ -20,12 +20,11 @@ from lmkit.generation.sampling import SamplingConfig
 from lmkit.kb.knowledge_base import KnowledgeBase, Passage, shown
 from lmkit.kb.lookup import Matcher
 from lmkit.model.transformer import Transformer
-from lmkit.objectives.batch import Task
 from lmkit.pretrained import Pretrained
+from lmkit.recipe.task_settings import TaskSettings
 from lmkit.recipe.tasks import AnswerConfig, QAConfig
-from lmkit.tasks.build import WINDOW_TOKENS
 from lmkit.tasks.qa import SpanFinder
-from lmkit.tasks.solver import layout
+from lmkit.tasks.task import Solver
 
 RANKED = (1, 5, 20)  # of recall@k
 SNIPPET = 200  # characters of a passage that are shown
@@ -162,9 +161,7 @@ def reader_for(loaded: Pretrained, config: AnswerConfig, max_length: int = 0) ->
     """Raises ModelError for a model that neither marks spans nor writes."""
     c = loaded.config
     if c.head == "span":
-        frame = layout(c, loaded.needs_tokenizer(), loaded.decoder_start if c.stacks == "encoder_decoder" else None)
-        length = min(max_length or WINDOW_TOKENS, c.context)
-        return SpanReader(SpanFinder(loaded.needs_tokenizer(), frame, QAConfig(name="qa"), length, None))
+        return SpanReader(SpanFinder.of_folder(QAConfig(name="qa", no_answer=False), loaded, None))
     if c.head == "lm" and c.stacks != "encoder":
         return PromptReader(loaded, config)
     raise ModelError(
@@ -180,17 +177,40 @@ def quoted(passage: Passage, of: int = 1) -> str:
     return f"“{text}” from {passage.source}" + (f" and {of - 1} more" if of > 1 else "")
 
 
-class Answering:
+class Answering(Solver):
     """The ladder, as a solver. Without a reader only what can be looked up is answered."""
 
-    metric, likelihood = "f1", False
+    metric, labels = "f1", ()
+
+    @classmethod
+    def of_folder(cls, config: AnswerConfig, loaded: Pretrained, settings: TaskSettings | None) -> Self:
+        return cls.opened(config, loaded, settings.fitted if settings else {})
+
+    @classmethod
+    def opened(
+        cls, config: AnswerConfig, loaded: Pretrained, fitted: dict[str, Any], kb: str | Path | None = None
+    ) -> Self:
+        """A model with what was fitted to questions, or any model beside a knowledge base. kb: instead of the one of
+        the fit. A knowledge base that is not as it was then is said; so is that nothing was fitted. Raises DataError
+        where there is none."""
+        reader = reader_for(loaded, config)
+        if "levels" not in fitted:
+            note(
+                f"thresholds of {NOT_FITTED}, which were not fitted: how often answers are right is unknown\n"
+                "  → lmkit finetune --task answer fits them to questions with answers"
+            )
+            opened = KnowledgeBase(kb or config.kb)
+            return cls(opened, Matcher(), Levels(NOT_FITTED, NOT_FITTED), config.passages, reader)
+        opened = KnowledgeBase(kb or fitted["kb"])
+        if opened.fingerprint != fitted["fingerprint"]:
+            note(
+                f"{opened.path} is not as it was when {loaded.folder} was fitted: its thresholds may be too low, or too"
+                " high"
+            )
+        return cls(opened, Matcher(**fitted["matcher"]), Levels(**fitted["levels"]), config.passages, reader)
 
     def __init__(self, kb: KnowledgeBase, matcher: Matcher, levels: Levels, passages: int, reader: Reader | None):
         self.kb, self.matcher, self.levels, self.passages, self.reader = kb, matcher, levels, passages, reader
-
-    @property
-    def task(self) -> Task:
-        raise ModelError("answers are looked up, read and written: there is no loss to train with")
 
     def examples(self, table: Table) -> list[dict[str, Any]]:
         return [{"row": i, "cut": False} for i in range(len(table.rows))]
@@ -264,23 +284,3 @@ class Answering:
             "answer": output.answer, "source": output.source, "evidence": output.evidence,
             "score": round(output.score, 4),
         }  # fmt: skip
-
-
-def open_answering(
-    model: str | Path, fitted: dict[str, Any], loaded: Pretrained, config: AnswerConfig, kb: str | Path | None = None
-) -> Answering:
-    """A model with what was fitted to questions, or any model beside a knowledge base. kb: instead of the one of the
-    fit. A knowledge base that is not as it was then is said; so is that nothing was fitted. Raises DataError where
-    there is none."""
-    reader = reader_for(loaded, config)
-    if "levels" not in fitted:
-        note(
-            f"thresholds of {NOT_FITTED}, which were not fitted: how often answers are right is unknown\n"
-            "  → lmkit finetune --task answer fits them to questions with answers"
-        )
-        opened = KnowledgeBase(kb or config.kb)
-        return Answering(opened, Matcher(), Levels(NOT_FITTED, NOT_FITTED), config.passages, reader)
-    opened = KnowledgeBase(kb or fitted["kb"])
-    if opened.fingerprint != fitted["fingerprint"]:
-        note(f"{opened.path} is not as it was when {model} was fitted: its thresholds may be too low, or too high")
-    return Answering(opened, Matcher(**fitted["matcher"]), Levels(**fitted["levels"]), config.passages, reader)

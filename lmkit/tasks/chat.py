@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -22,8 +22,10 @@ from lmkit.model.resize import resize_vocabulary
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.batch import Batch, Task
 from lmkit.objectives.causal_lm import CausalLM
+from lmkit.pretrained import Pretrained
+from lmkit.recipe.task_settings import TaskSettings
 from lmkit.recipe.tasks import ChatConfig
-from lmkit.tasks.solver import in_batches
+from lmkit.tasks.task import Reading, Solver, in_batches
 from lmkit.text.chat import TEMPLATE_FILE, Chat, Encoded, Spelled, find_template, with_tokens
 from lmkit.text.tokenizer import Tokenizer, read_object
 
@@ -39,15 +41,27 @@ class Answered(NamedTuple):
 
 
 @dataclass
-class ChatLearner:
+class ChatLearner(Solver):
     """Conversations side by side in rows, none of which sees another. Their score is the loss, on held-out ones."""
+
+    packed, higher, metric, labels = True, False, "loss", ()
 
     chat: Chat
     max_length: int
-    metric: str = "loss"
-    likelihood: bool = False  # `scores` says it
     task: Task = field(default_factory=lambda: CausalLM(document_masking=True))
     said: set[str] = field(default_factory=set)  # notes, each said once
+
+    @classmethod
+    def for_training(cls, config: ChatConfig, train: Table, reading: Reading) -> Self:
+        """Reads the template that `settle` has put beside the tokenizer."""
+        template = find_template([reading.folder] if reading.folder else [], "auto", reading.tokenizer)
+        return cls(Chat(reading.tokenizer, template), reading.length(MOST_TOKENS))
+
+    @classmethod
+    def of_folder(cls, config: ChatConfig, loaded: Pretrained, settings: TaskSettings | None) -> Self:
+        reading = Reading.of(loaded, settings)
+        return cls(Chat(reading.tokenizer, find_template([loaded.folder], "auto", reading.tokenizer)),
+                   reading.length(MOST_TOKENS))  # fmt: skip
 
     def examples(self, table: Table) -> list[dict[str, Any]]:
         """Packed rows. `documents` are rows of the table, `lengths` what each would have if it were not cut; what

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -11,15 +11,18 @@ from lmkit.architecture.model_config import ModelConfig
 from lmkit.base.display import note
 from lmkit.base.errors import DataError, UserError
 from lmkit.base.units import brief
-from lmkit.data.tables.labels import Kind
+from lmkit.data.tables.labels import Kind, label_kind
 from lmkit.data.tables.table import Table
 from lmkit.evaluation import baseline, classification
 from lmkit.evaluation.intervals import Estimate, means
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.batch import Batch
+from lmkit.pretrained import Pretrained
+from lmkit.recipe.task_settings import TaskSettings
 from lmkit.recipe.tasks import ClassifyConfig
 from lmkit.tasks.labelling import Classify, Layout
-from lmkit.tasks.solver import in_batches
+from lmkit.tasks.score_table import MOST_CLASSES, confusion_table
+from lmkit.tasks.task import MOST_TOKENS, Reading, Solver, in_batches
 from lmkit.text.framing import frame_texts
 from lmkit.text.tokenizer import Tokenizer
 
@@ -96,7 +99,9 @@ def class_weights(table: Table, labels: tuple[str, ...]) -> tuple[float, ...]:
 
 
 @dataclass
-class Classifier:
+class Classifier(Solver):
+    head, head_is_for, averaged = "sequence", "labels of texts", True
+
     tokenizer: Tokenizer
     layout: Layout
     kind: Kind
@@ -106,12 +111,37 @@ class Classifier:
     smoothing: float = 0.0
     metric: str = ""
     middle: bool = False  # is what is cut out of longer texts, not their end
-    likelihood: bool = False  # scores have the loss
+    baseline: bool = False  # simpler classifiers are trained beside it
+
+    @classmethod
+    def for_training(cls, config: ClassifyConfig, train: Table, reading: Reading) -> Self:
+        kind = label_kind(train.rows)
+        labels = labels_of(train, kind)
+        weights = class_weights(train, labels) if config.class_weights else ()
+        return cls(
+            reading.tokenizer, reading.layout, kind, labels, reading.length(MOST_TOKENS), weights,
+            config.label_smoothing, config.metric, config.cut == "middle", config.baseline,
+        )  # fmt: skip
+
+    @classmethod
+    def of_folder(cls, config: ClassifyConfig, loaded: Pretrained, settings: TaskSettings | None) -> Self:
+        reading = Reading.of(loaded, settings)
+        kind = kind_of(loaded.config_json, loaded.config) if config.kind == "auto" else config.kind
+        return cls(
+            reading.tokenizer, reading.layout, kind, loaded.config.labels, reading.length(MOST_TOKENS),
+            metric=config.metric, middle=config.cut == "middle",
+        )  # fmt: skip
 
     def __post_init__(self) -> None:
         self.task = Classify(self.layout, self.kind, self.weights, self.smoothing)
         self.metric = self.metric or METRICS[self.kind]
         self.places = {name: i for i, name in enumerate(self.labels)}
+
+    def settled(self, config: ClassifyConfig) -> ClassifyConfig:
+        return config.model_copy(update={"kind": self.kind})
+
+    def config_json(self) -> dict[str, Any]:
+        return {"problem_type": PROBLEMS[self.kind]}
 
     def examples(self, table: Table) -> list[dict[str, Any]]:
         pairs = [row["pair"] for row in table.rows] if table.rows and "pair" in table.rows[0] else None
@@ -194,19 +224,30 @@ class Classifier:
             }
         return {"label": self.labels[int(output.argmax())], "scores": scores}
 
-    def baselines(self, train: Table, test: Table) -> dict[str, dict[str, Estimate]]:
-        """Scores of TF-IDF with logistic regression, and of always guessing the commonest, trained on the same rows."""
+    def details(self, table: Table, outputs: Sequence[np.ndarray]) -> list[str]:
+        """Gold labels in rows, predicted ones in columns; with precision, recall and F1 of each. Not of many classes,
+        nor of other kinds of labels."""
+        if self.kind != "single" or len(self.labels) > MOST_CLASSES:
+            return []
+        gold = np.array([self.places[row["label"]] for row in table.rows])
+        predicted = np.array([int(p.argmax()) for p in outputs])
+        return [confusion_table([brief(label, 20) for label in self.labels], gold, predicted)]
+
+    def baselines(self, train: Table, held_out: Table) -> dict[str, dict[str, Estimate]]:
+        """TF-IDF with logistic regression, and always guessing the commonest, learnt from the same rows."""
+        if not self.baseline:
+            return {}
         gold = np.array([self._target(row, place) for row, place in zip(train.rows, train.places, strict=True)])
         gold = gold.astype(bool) if self.kind == "multi" else gold
         classes = len(self.labels)
-        texts = _column(train, "text"), gold, _column(test, "text"), classes, _pairs(train), _pairs(test)
+        texts = _column(train, "text"), gold, _column(held_out, "text"), classes, _pairs(train), _pairs(held_out)
         guesses = {}
         if len(train.rows) * classes <= baseline.MOST_CELLS:
             guesses["TF-IDF"] = baseline.tfidf(self.kind, *texts)
         else:
             note(f"no TF-IDF to compare with: {len(train.rows):,} rows of {classes:,} classes would take it too long")
-        guesses["commonest"] = baseline.majority(self.kind, gold, len(test.rows), classes)
-        return {name: self.score(test, p.reshape(len(test.rows), -1), True) for name, p in guesses.items()}
+        guesses["commonest"] = baseline.majority(self.kind, gold, len(held_out.rows), classes)
+        return {name: self.score(held_out, p.reshape(len(held_out.rows), -1), True) for name, p in guesses.items()}
 
 
 def _column(table: Table, role: str) -> list[str]:

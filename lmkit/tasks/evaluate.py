@@ -18,12 +18,11 @@ from lmkit.evaluation.intervals import Estimate
 from lmkit.images.palette import as_texts, holds_images, load_palette
 from lmkit.pretrained import Pretrained
 from lmkit.recipe.task_settings import settings_of
-from lmkit.recipe.tasks import DownstreamConfig, TableConfig, TranslateConfig
+from lmkit.recipe.tasks import DownstreamConfig, TableConfig
 from lmkit.tasks.classify import Classifier, known_labels
-from lmkit.tasks.score_table import as_json, confusion_table, score_table
-from lmkit.tasks.solver import Solver
-from lmkit.tasks.trained import trained_solver
-from lmkit.tasks.write import Writer
+from lmkit.tasks.score_table import as_json, score_table
+from lmkit.tasks.table import trained_solver
+from lmkit.tasks.task import Solver
 
 
 @dataclass
@@ -102,7 +101,9 @@ def run(
             table = known_labels(table, solver.places, "rows whose label the model does not have")
     found = [evaluate(*model, solver, table) for model, solver in zip(models.items(), solvers, strict=True)]
     systems = {name: scores for e in found for name, scores in e.columns().items()}
-    compared = compare(found[0], found[1], task, table) if len(found) == 2 else None
+    compared = None
+    if len(found) == 2:
+        compared = found[0].solver.compare(found[1].solver, table, found[0].outputs, found[1].outputs)
     if as_lines:
         facts: dict[str, Any] = {"task": task.name, "data": sources, "rows": len(table.rows)}
         facts["skipped"] = table.problems.counts
@@ -111,18 +112,7 @@ def run(
             facts["comparison"] = {"difference": compared.difference._asdict(), "p": compared.p, "test": compared.test}
         print(json.dumps(facts))
         return
-    print(score_table(", ".join(sources), systems, len(table.rows)))
-    if isinstance(found[0].solver, Writer):
-        print("\n".join(found[0].solver.stated()))
-    if len(found) == 1 and classifiers and (matrix := confusion_table(classifiers[0], table, found[0].outputs)):
-        print(matrix)
+    details = found[0].solver.details(table, found[0].outputs) if len(found) == 1 else []
+    print("\n".join([score_table(", ".join(sources), systems, len(table.rows)), *found[0].solver.stated(), *details]))
     if compared:
         print(paired.verdict(compared, found[0].name, found[1].name))
-
-
-def compare(a: Evaluated, b: Evaluated, task: DownstreamConfig, table: Table) -> paired.Comparison:
-    """BLEU of translations is of the corpus; all else is the mean over rows."""
-    if isinstance(task, TranslateConfig):
-        references = [row["target"] for row in table.rows]
-        return paired.paired_bleu(a.outputs, b.outputs, references, task.tokenize)
-    return paired.paired(np.array(a.solver.per_row(table, a.outputs)), np.array(b.solver.per_row(table, b.outputs)))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -12,10 +12,14 @@ from lmkit.evaluation import answers
 from lmkit.evaluation.intervals import Estimate
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.batch import Batch
+from lmkit.pretrained import Pretrained
+from lmkit.recipe.task_settings import TaskSettings
 from lmkit.recipe.tasks import QAConfig
 from lmkit.tasks.labelling import Layout, Span
-from lmkit.tasks.solver import in_batches
+from lmkit.tasks.task import Reading, Solver, in_batches
 from lmkit.text.tokenizer import Tokenizer
+
+WINDOW_TOKENS = 384  # of question and context together (Devlin et al. 2019's SQuAD code)
 
 
 class Answer(NamedTuple):
@@ -39,23 +43,39 @@ class Found(NamedTuple):
 
 
 @dataclass
-class SpanFinder:
+class SpanFinder(Solver):
     """Examples are windows: the question and as much of the context as fits, neighbours with `overlap` tokens in
     common (transformers' `doc_stride`, which BERT's own code means otherwise: there it is the step).
 
     threshold: how much likelier than the best span no answer must be to be said; None: there always is an answer."""
+
+    head, head_is_for, metric, labels = "span", "answers in texts", "f1", ("start", "end")
 
     tokenizer: Tokenizer
     layout: Layout
     config: QAConfig
     max_length: int
     threshold: float | None
-    likelihood: bool = False
     said: set[str] = field(default_factory=set)  # notes, each said once
+
+    @classmethod
+    def for_training(cls, config: QAConfig, train: Table, reading: Reading) -> Self:
+        none = config.no_answer if config.no_answer is not None else any(not row["answers"] for row in train.rows)
+        threshold = 0.0 if none else None
+        return cls(reading.tokenizer, reading.layout, config, reading.length(WINDOW_TOKENS), threshold)
+
+    @classmethod
+    def of_folder(cls, config: QAConfig, loaded: Pretrained, settings: TaskSettings | None) -> Self:
+        reading = Reading.of(loaded, settings)
+        fitted = settings.fitted.get("no_answer_threshold", 0.0) if settings else 0.0
+        threshold = None if config.no_answer is False else fitted
+        return cls(reading.tokenizer, reading.layout, config, reading.length(WINDOW_TOKENS), threshold)
 
     def __post_init__(self) -> None:
         self.task = Span(self.layout)
-        self.metric = "f1"
+
+    def settled(self, config: QAConfig) -> QAConfig:
+        return config.model_copy(update={"no_answer": self.threshold is not None})
 
     def examples(self, table: Table) -> list[dict[str, Any]]:
         """Of a question that leaves no room for a text there is no window: it is counted, and never answered."""
@@ -115,7 +135,7 @@ class SpanFinder:
         at = iter(examples)
 
         def compute(batch: Batch) -> list[np.ndarray]:
-            return list(self.task.logits(model, batch).cpu().numpy())
+            return list(Span(self.layout).logits(model, batch).cpu().numpy())
 
         best: list[Answer | None] = [None] * len(table.rows)
         for e, logits in zip(at, in_batches(model, self.task, examples, compute, quick), strict=True):
@@ -129,6 +149,15 @@ class SpanFinder:
     def _decided(self, answer: Answer) -> Answer:
         silent = self.threshold is not None and answer.null_score - answer.score > self.threshold
         return answer._replace(text="", start=-1) if silent else answer
+
+    def fit(self, model: Transformer, table: Table) -> tuple[dict[str, Any], str]:
+        if self.threshold is None:
+            return {}, ""
+        fitted = self.fit_threshold(model, table)
+        return {"no_answer_threshold": fitted}, (
+            f"no answer is said when it is {fitted:+.2f} likelier than the best span: fitted on these rows (above: at"
+            " 0)"
+        )
 
     def fit_threshold(self, model: Transformer, table: Table) -> float:
         """The threshold with the best F1 on these rows (the official script's `best_f1_thresh`)."""

@@ -1,6 +1,5 @@
 """Scores as a table for people and an object for machines, beside those of simpler answers to the same task."""
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,11 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from lmkit.base.units import brief
-from lmkit.data.tables.table import Table
 from lmkit.evaluation import classification
 from lmkit.evaluation.intervals import Estimate
-from lmkit.tasks.classify import Classifier
 
 PLAIN_WIDTH = 240  # of tables that go to a file: no column is cut
 MOST_CLASSES = 12  # of a confusion matrix, and of a table of classes
@@ -34,26 +30,22 @@ def _said(e: Estimate | None) -> str:
 
 
 def _drawn(grid: Grid) -> str:
-    """As it is on a terminal; plain text elsewhere."""
+    """The lines of a table, in the colours and the width of a terminal; elsewhere plain and as wide as it is."""
     console = Console()
-    if console.is_terminal:
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    with console.capture() as lines:
         console.print(grid)
-        return ""
-    out = io.StringIO()
-    Console(file=out, width=PLAIN_WIDTH).print(grid)
-    return out.getvalue().rstrip("\n")
+    return lines.get().rstrip("\n")
 
 
-def confusion_table(solver: Classifier, table: Table, outputs: Sequence[np.ndarray]) -> str:
-    """Gold by predicted classes, and precision, recall and F1 of each; "" for tasks without or with many classes."""
-    if solver.kind != "single" or len(solver.labels) > MOST_CLASSES:
-        return ""
-    gold = [solver.places[row["label"]] for row in table.rows]
-    predicted = [int(p.argmax()) for p in outputs]
-    matrix = classification.confusion(np.array(gold), np.array(predicted), len(solver.labels))
-    names = [escape(brief(label, 20)) for label in solver.labels]
+def confusion_table(labels: Sequence[str], gold: np.ndarray, predicted: np.ndarray) -> str:
+    """Gold classes in rows, predicted ones in columns, with precision, recall and F1 of each. gold, predicted: (rows,)
+    numbers of labels."""
+    names = [escape(label) for label in labels]
     grid = Grid("gold \\ predicted", *names, "precision", "recall", "f1", "rows")
-    each = classification.per_class(np.array(gold), np.array(predicted), len(solver.labels))
+    matrix = classification.confusion(gold, predicted, len(labels))
+    each = classification.per_class(gold, predicted, len(labels))
     for name, counts, c in zip(names, matrix, each, strict=True):
         grid.add_row(name, *(f"{n:,}" for n in counts), *(f"{x:.3f}" for x in c[:3]), f"{c[3]:,}")
     return _drawn(grid)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -14,8 +14,11 @@ from lmkit.evaluation.intervals import Estimate
 from lmkit.model.loss import IGNORE
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.batch import Batch
+from lmkit.pretrained import Pretrained
+from lmkit.recipe.task_settings import TaskSettings
+from lmkit.recipe.tasks import TagConfig
 from lmkit.tasks.labelling import Layout, Tag
-from lmkit.tasks.solver import in_batches
+from lmkit.tasks.task import MOST_TOKENS, Reading, Solver, in_batches
 from lmkit.text.framing import Framed, frame_texts
 from lmkit.text.tokenizer import Tokenizer
 
@@ -26,15 +29,25 @@ def tags_of(table: Table) -> tuple[str, ...]:
 
 
 @dataclass
-class Tagger:
+class Tagger(Solver):
     """A word's tag is said by its first token. Words of sentences longer than the model reads, which stand behind its
     end, are not learnt; of such a sentence they are predicted O, where it is not used the first tag."""
+
+    head, head_is_for = "token", "labels of words"
 
     tokenizer: Tokenizer
     layout: Layout
     labels: tuple[str, ...]
     max_length: int
-    likelihood: bool = False
+
+    @classmethod
+    def for_training(cls, config: TagConfig, train: Table, reading: Reading) -> Self:
+        return cls(reading.tokenizer, reading.layout, tags_of(train), reading.length(MOST_TOKENS))
+
+    @classmethod
+    def of_folder(cls, config: TagConfig, loaded: Pretrained, settings: TaskSettings | None) -> Self:
+        reading = Reading.of(loaded, settings)
+        return cls(reading.tokenizer, reading.layout, loaded.config.labels, reading.length(MOST_TOKENS))
 
     def __post_init__(self) -> None:
         self.task = Tag(self.layout)

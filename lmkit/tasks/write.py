@@ -2,26 +2,31 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+from pydantic import ValidationError
 
 from lmkit.architecture.model_config import ModelConfig
-from lmkit.base.errors import UserError
+from lmkit.base.display import note
+from lmkit.base.errors import ModelError, UserError
 from lmkit.data.tables.table import Table
 from lmkit.data.tokens.packing import UNSCORED
-from lmkit.evaluation import writing
+from lmkit.evaluation import paired, writing
 from lmkit.evaluation.intervals import Estimate
 from lmkit.generation.batches import Opening
 from lmkit.generation.beam import beam_search
 from lmkit.generation.prompts import end_ids
-from lmkit.generation.rules import NO_RULES, Rules
+from lmkit.generation.rules import GENERATION_CONFIG, NO_RULES, Rules
 from lmkit.generation.sampling import SamplingConfig
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.batch import Task
 from lmkit.objectives.causal_lm import PromptedLM
 from lmkit.objectives.seq2seq import Seq2Seq, parallel
+from lmkit.pretrained import Pretrained, say_not_followed
+from lmkit.recipe.task_settings import TaskSettings
 from lmkit.recipe.tasks import SummarizeConfig, TranslateConfig
+from lmkit.tasks.task import MOST_TOKENS, Reading, Solver
 from lmkit.text.tokenizer import Tokenizer
 
 SOURCE = "{source}"
@@ -30,16 +35,38 @@ CHOSEN = ("do_sample", "num_beams", "max_new_tokens", "max_length", "length_pena
 
 
 @dataclass
-class Writer:
+class Writer(Solver):
+    likelihood, labels = True, ()
+
     tokenizer: Tokenizer
     model: ModelConfig
     config: TranslateConfig | SummarizeConfig
     max_length: int  # tokens of a source, and of a target; of both together where they stand in one row
     opening: Opening | None  # of an encoder-decoder
     eos: frozenset[int] = frozenset()
-    likelihood: bool = True
     rules: Rules = NO_RULES  # of the model's generation_config.json
     early_stopping: bool = False
+
+    @classmethod
+    def for_training(cls, config: TranslateConfig | SummarizeConfig, train: Table, reading: Reading) -> Self:
+        c, start = reading.model, reading.decoder_start
+        if c.stacks == "encoder":
+            raise ModelError(f"{c.family} is an encoder, which writes no text\n  → {config.name} needs a decoder")
+        opening = None if start is None else Opening(start)
+        rules = Rules(never=reading.tokenizer.unused_ids(c.vocab_size))
+        return cls(reading.tokenizer, c, config, reading.length(MOST_TOKENS), opening, rules=rules)
+
+    @classmethod
+    def of_folder(
+        cls, config: TranslateConfig | SummarizeConfig, loaded: Pretrained, settings: TaskSettings | None
+    ) -> Self:
+        reading = Reading.of(loaded, settings)
+        config = _as_configured(config, loaded) if settings is None else config
+        early = loaded.writing_settings.get("early_stopping") is True
+        return cls(
+            reading.tokenizer, loaded.config, config, reading.length(MOST_TOKENS), loaded.opening, loaded.eos,
+            rules=loaded.rules, early_stopping=early,
+        )  # fmt: skip
 
     def __post_init__(self) -> None:
         c, pad = self.config, self.tokenizer.pad_id or 0
@@ -125,7 +152,7 @@ class Writer:
         return settings | ({"length_penalty": c.length_penalty.alpha} if c.length_penalty.kind == "average" else {})
 
     def stated(self) -> list[str]:
-        """What the scores depend on: sacrebleu's signatures, and how the texts were searched for."""
+        """sacrebleu's signatures, and how the texts were searched for."""
         c, penalty = self.config, self.config.length_penalty
         signatures = {} if isinstance(c, SummarizeConfig) else writing.score(["a"], ["a"], c.tokenize, False)[1]
         search = (
@@ -140,5 +167,34 @@ class Writer:
             return [writing.rouge([a], [b], False)["rougeL"].value for a, b in pairs]
         return [writing.sentence_chrf(a, b) / 100 for a, b in pairs]
 
+    def compare(self, other: Self, table: Table, ours: Sequence[str], theirs: Sequence[str]) -> paired.Comparison:
+        """BLEU of translations is of the corpus."""
+        if isinstance(self.config, SummarizeConfig):
+            return super().compare(other, table, ours, theirs)
+        return paired.paired_bleu(ours, theirs, [row["target"] for row in table.rows], self.config.tokenize)
+
     def say(self, output: str) -> dict[str, Any]:
         return {"text": output}
+
+
+def _as_configured(task: TranslateConfig | SummarizeConfig, loaded: Pretrained) -> TranslateConfig | SummarizeConfig:
+    """How generation_config.json of a folder that is no run says that texts are written; what it leaves open stays."""
+    settings = loaded.writing_settings
+    longest = settings.get("max_new_tokens")
+    if longest is None and loaded.opening and isinstance(settings.get("max_length"), int):
+        longest = settings["max_length"] - 1  # it counts the token that the decoder starts from
+    beam = settings.get("num_beams")
+    changes: dict[str, Any] = {"beam": 1 if beam is None else beam, "max_new_tokens": longest}
+    if longest is None:
+        note(f"{loaded.folder} names no longest text (max_new_tokens): up to {task.max_new_tokens} tokens are written")
+    if settings.get("length_penalty") is not None:
+        changes["length_penalty"] = {"kind": "average", "alpha": settings["length_penalty"]}
+    followed = ["num_beams", "max_new_tokens", "length_penalty", *(["max_length"] if loaded.opening else [])]
+    if isinstance(settings.get("early_stopping"), bool):
+        followed.append("early_stopping")
+    say_not_followed(loaded, followed)
+    try:
+        return type(task)(**task.model_dump() | {key: value for key, value in changes.items() if value is not None})
+    except ValidationError as e:
+        wrong = "; ".join(f"{error['loc'][0]}: {error['input']!r}: {error['msg']}" for error in e.errors())
+        raise ModelError(f"{loaded.folder}/{GENERATION_CONFIG}: {wrong}") from None

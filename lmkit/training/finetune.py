@@ -21,17 +21,15 @@ from lmkit.model.initial import init_weights
 from lmkit.model.lora import add_lora, freeze
 from lmkit.model.resize import order_labels
 from lmkit.model.transformer import Transformer
-from lmkit.objectives.build import Work
+from lmkit.objectives.build import Work, starts
 from lmkit.pretrained import copy_beside, load
 from lmkit.recipe.finetuning import WRITING, FinetuneRecipe, with_default_lr
 from lmkit.recipe.task_settings import TaskSettings
-from lmkit.recipe.tasks import ChatConfig, ClassifyConfig, DownstreamConfig, QAConfig
+from lmkit.recipe.tasks import ChatConfig
 from lmkit.tasks import chat
-from lmkit.tasks.build import Setup, solver_for
-from lmkit.tasks.classify import Classifier
-from lmkit.tasks.qa import SpanFinder
-from lmkit.tasks.solver import Solver, texts
-from lmkit.tasks.write import CHOSEN, Writer
+from lmkit.tasks.table import TASKS
+from lmkit.tasks.task import Reading, Solver, texts
+from lmkit.tasks.write import CHOSEN
 from lmkit.text.tokenizer import Tokenizer
 from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.text.training import train_tokenizer
@@ -52,7 +50,6 @@ class Finetuning:
     new: list[str]  # parameters that the starting point did not have
     learnt: list[dict[str, Any]]  # the training rows as examples
     lengths: list[int]  # tokens of the training rows, of chat's conversations
-    max_length: int
     settings: TaskSettings  # which every checkpoint holds
 
     def rendered(self, number: int = 2) -> list[list[Piece]]:
@@ -89,16 +86,17 @@ def build_finetuning(
     """folder: where the tokenizer is kept, in `tokenizer`. Raises UserError, DataError and ModelError."""
     source, tokenizer = _start(recipe, train, folder)
     before = source.config if source else fit_vocabulary(_section(recipe), tokenizer)
-    setup = solver_for(recipe.task, train, tokenizer, before, recipe.data.max_length, folder / "tokenizer")
-    model, new = _with_head(source, before, setup, recipe.train.seed)
-    solver = setup.solver
+    start = starts(before.family, tokenizer)[0] if before.stacks == "encoder_decoder" else None
+    reading = Reading(tokenizer, before, recipe.data.max_length, start, folder / "tokenizer")
+    solver = TASKS[recipe.task.name].for_training(recipe.task, train, reading)
+    model, new = _with_head(source, before, solver, recipe.train.seed)
     columns = trained_columns(recipe.task.name, recipe.data, train.columns)
     settings = TaskSettings.of_recipe(
-        recipe, task=_settled(recipe.task, solver), max_length=setup.max_length, columns=columns
+        recipe, task=solver.settled(recipe.task), max_length=solver.max_length, columns=columns
     )
     settings.write(folder / "tokenizer")
-    if isinstance(solver, Writer):
-        write_json(folder / "tokenizer" / GENERATION_CONFIG, solver.generation_config())
+    if generation_config := solver.generation_config():
+        write_json(folder / "tokenizer" / GENERATION_CONFIG, generation_config)
     adapter = adapt(model, recipe, str(recipe.model))
     some = limit(held_out, recipe.evaluate.rows, seed=0)
     rows = solver.examples(train)
@@ -111,19 +109,19 @@ def build_finetuning(
     if not rows:
         raise DataError(f"none of the {len(train.rows):,} training rows can be learnt\n  → a larger data.max_length")
     some_rows = rows[:: max(1, len(rows) // 1000)]
-    mean = solver.task.length(rows[0]) if setup.packed else solver.task.collate(some_rows).num_tokens / len(some_rows)
+    mean = solver.task.length(rows[0]) if solver.packed else solver.task.collate(some_rows).num_tokens / len(some_rows)
     lengths = [n for e in rows for n in e.get("lengths", [solver.task.length(e)])]
     work = Work(solver.task, rows, solver.task, held, mean, "")
     recipe = with_default_lr(recipe, model.config.hidden_size)
     job = assemble(
-        recipe, model, work, _batch_rows(recipe.train.batch, mean, len(rows), setup.packed), folder / "tokenizer",
-        static=False, world=world, ragged=not setup.packed,
+        recipe, model, work, _batch_rows(recipe.train.batch, mean, len(rows), solver.packed), folder / "tokenizer",
+        static=False, world=world, ragged=not solver.packed,
     )  # fmt: skip
-    job.special |= setup.config_keys
-    if setup.head == "sequence" and job.special["pad_token_id"] is None:  # by it transformers finds a row's last token
+    job.special |= solver.config_json()
+    if solver.head == "sequence" and job.special["pad_token_id"] is None:  # by it transformers finds a row's last token
         job.special["pad_token_id"] = job.special["eos_token_id"]
     job.adapter = adapter
-    job.metric, job.higher, job.patience = f"val_{solver.metric}", setup.higher, recipe.train.patience
+    job.metric, job.higher, job.patience = f"val_{solver.metric}", solver.higher, recipe.train.patience
 
     def solved() -> dict[str, float]:
         outputs = solver.outputs(job.model, some, held, quick=True)
@@ -137,7 +135,7 @@ def build_finetuning(
     beam = getattr(recipe.task, "beam", 1)  # takes about as many times as long as the greedy search of evaluations
     job.closing = beam * len(held_out.rows) / max(len(some.rows), 1)
     cut = len({e["row"] for e in rows if e["cut"]})
-    return Finetuning(job, solver, train, held_out, cut, new, rows, lengths, setup.max_length, settings)
+    return Finetuning(job, solver, train, held_out, cut, new, rows, lengths, settings)
 
 
 def adapt(model: Transformer, recipe: FinetuneRecipe, base: str) -> Adapter | None:
@@ -150,15 +148,6 @@ def adapt(model: Transformer, recipe: FinetuneRecipe, base: str) -> Adapter | No
     if recipe.freeze:
         freeze(model, recipe.freeze)
     return adapter
-
-
-def _settled(task: DownstreamConfig, solver: Solver) -> DownstreamConfig:
-    """The task with what the training rows say where the recipe leaves it open."""
-    if isinstance(task, ClassifyConfig) and isinstance(solver, Classifier):
-        return task.model_copy(update={"kind": solver.kind})
-    if isinstance(task, QAConfig) and isinstance(solver, SpanFinder):
-        return task.model_copy(update={"no_answer": solver.threshold is not None})
-    return task
 
 
 def _section(recipe: FinetuneRecipe) -> Any:
@@ -201,19 +190,20 @@ def _start(recipe: FinetuneRecipe, train: Table, folder: Path) -> tuple[Transfor
 
 
 def _with_head(
-    source: Transformer | None, before: ModelConfig, setup: Setup, seed: int
+    source: Transformer | None, before: ModelConfig, solver: Solver, seed: int
 ) -> tuple[Transformer, list[str]]:
     """A model with the head the task needs, and the names of its parameters that are new. Of the start's own head each
     label's part is taken over by its name; a head for other labels is a new one.
 
     Raises ModelError for a family that has none."""
-    if setup.head not in before.table.heads:
-        raise ModelError(f"{before.family} has no head for {setup.what}{did_you_mean(setup.head, before.table.heads)}")
-    same_head = source is not None and source.config.head == setup.head
-    if source is not None and same_head and set(source.config.labels) == set(setup.labels):
-        return order_labels(source, setup.labels).train(), []
-    changes: dict[str, Any] = {"head": setup.head, "labels": setup.labels}
-    if before.table.heads[setup.head].encoder_only:  # T5's tagger leaves the decoder out
+    if solver.head not in before.table.heads:
+        nearest = did_you_mean(solver.head, before.table.heads)
+        raise ModelError(f"{before.family} has no head for {solver.head_is_for}{nearest}")
+    same_head = source is not None and source.config.head == solver.head
+    if source is not None and same_head and set(source.config.labels) == set(solver.labels):
+        return order_labels(source, solver.labels).train(), []
+    changes: dict[str, Any] = {"head": solver.head, "labels": solver.labels}
+    if before.table.heads[solver.head].encoder_only:  # T5's tagger leaves the decoder out
         changes |= {"stacks": "encoder", "num_decoder_layers": 0}
     model = Transformer(before.model_copy(update=changes))
     init_weights(model, seed)
@@ -221,7 +211,7 @@ def _with_head(
         return model, []
     if same_head and source.config.labels:
         note(
-            f"a new head: the labels ({_listed(setup.labels)}) are not those of the start"
+            f"a new head: the labels ({_listed(solver.labels)}) are not those of the start"
             f" ({_listed(source.config.labels)})"
         )
     return model, adopt(model, source, new=("head.output.",))

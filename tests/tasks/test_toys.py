@@ -21,7 +21,7 @@ from lmkit.commands.eval import start
 from lmkit.recipe import recipe_file
 from lmkit.recipe.finetuning import FinetuneRecipe, expand
 from lmkit.tasks import evaluate
-from lmkit.tasks.trained import task_of
+from lmkit.tasks.table import task_of
 
 NOISE = ["the", "a", "film", "book", "it", "was", "is", "and", "of", "in", "that", "very", "quite", "some", "more"]
 SMALL = "hidden_size: 32, num_layers: 2, num_heads: 2, context: 64"

@@ -1,0 +1,190 @@
+"""What every task of fine-tuning can do with a table of labelled rows: make examples, predict, score."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+import numpy as np
+import torch
+
+from lmkit.architecture.model_config import ModelConfig
+from lmkit.base.display import Meter
+from lmkit.base.order import by_length
+from lmkit.data.tables.table import Table
+from lmkit.evaluation import paired
+from lmkit.evaluation.intervals import Estimate
+from lmkit.model.transformer import Transformer
+from lmkit.objectives.batch import Batch, Task
+from lmkit.pretrained import Pretrained
+from lmkit.recipe.task_settings import TaskSettings
+from lmkit.tasks.labelling import Layout
+from lmkit.text.tokenizer import Tokenizer
+
+T = TypeVar("T")
+MOST_TOKENS = 512  # a row is cut to, unless `data.max_length` says otherwise
+BATCH_TOKENS = 8192  # in one forward pass, padding included; changes speed and memory only
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a task reads texts with."""
+
+    tokenizer: Tokenizer
+    model: ModelConfig
+    max_length: int  # tokens of a row, as asked for; 0: the default of the task
+    decoder_start: int | None = None  # what a decoder beside an encoder begins with
+    folder: Path | None = None  # where the tokenizer lies, and what belongs to it
+
+    @classmethod
+    def of(cls, loaded: Pretrained, settings: TaskSettings | None) -> Self:
+        """Of a trained model."""
+        start = loaded.decoder_start if loaded.config.stacks == "encoder_decoder" else None
+        most = settings.max_length if settings else 0
+        return cls(loaded.needs_tokenizer(), loaded.config, most, start, loaded.folder)
+
+    def length(self, default: int) -> int:
+        """Tokens that a row is cut to."""
+        return min(self.max_length or default, self.model.context)
+
+    @property
+    def layout(self) -> Layout:
+        c = self.model
+        return Layout(
+            pad=self.tokenizer.pad_id or 0, typed=c.type_vocab_size > 1, causal=c.causal, start=self.decoder_start
+        )
+
+
+class Solver(ABC):
+    """One task for one tokenizer: rows become examples, a model's outputs become scores. `outputs` are whatever the
+    task predicts of a row: probabilities, tags, a text."""
+
+    head: ClassVar[str] = "lm"  # that the model needs
+    head_is_for: ClassVar[str] = "words"
+    packed: ClassVar[bool] = False  # several examples stand in one row, so nobody chose how many rows there are
+    higher: ClassVar[bool] = True  # scores of `metric` are better
+    likelihood: ClassVar[bool] = False  # the loss is worth a pass of its own over held-out rows: `scores` lacks it
+    averaged: ClassVar[bool] = False  # outputs of several models, as of several seeds, have a mean
+    metric: str  # of `scores`, that says which checkpoint is best
+    labels: tuple[str, ...]  # of the model
+    max_length: int  # tokens that a row is cut to
+    task: Task  # the loss
+
+    @classmethod
+    def for_training(cls, config: Any, train: Table, reading: Reading) -> Self:
+        """For this table, by the task's section of the recipe. Raises DataError for rows that do not fit the task,
+        ModelError for a model that cannot do it."""
+        raise NotImplementedError
+
+    @classmethod
+    def of_folder(cls, config: Any, loaded: Pretrained, settings: TaskSettings | None) -> Self:
+        """Of a trained model. settings: what was chosen in its training; None where that is not known."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def examples(self, table: Table) -> list[dict[str, Any]]:
+        """Of every row one or more: what the task collates, `row` (its number) and `cut` (the text was longer)."""
+
+    @abstractmethod
+    def outputs(self, model: Transformer, table: Table, examples: Sequence[dict], quick: bool = False) -> list[Any]:
+        """One a row of the table. quick: as an evaluation in training wants them, where there is a difference."""
+
+    @abstractmethod
+    def scores(self, table: Table, outputs: Sequence[Any], intervals: bool) -> dict[str, Estimate]: ...
+
+    @abstractmethod
+    def per_row(self, table: Table, outputs: Sequence[Any]) -> list[float]:
+        """How good each output is, in [0, 1]: for paired tests."""
+
+    @abstractmethod
+    def say(self, output: Any) -> dict[str, Any]:
+        """An output as JSON."""
+
+    # ---- what only some tasks have
+
+    def settled(self, config: Any) -> Any:
+        """The task's section with what the training rows say where it leaves that open."""
+        return config
+
+    def config_json(self) -> dict[str, Any]:
+        """What config.json says of the task."""
+        return {}
+
+    def generation_config(self) -> dict[str, Any]:
+        """What generation_config.json says of the task; empty where it writes no texts of its own kind."""
+        return {}
+
+    def fit(self, model: Transformer, table: Table) -> tuple[dict[str, Any], str]:
+        """What is chosen on held-out rows once the model is trained, and a message that tells it."""
+        return {}, ""
+
+    def baselines(self, train: Table, held_out: Table) -> dict[str, dict[str, Estimate]]:
+        """Scores of simpler answers to the same task, by their names."""
+        return {}
+
+    def stated(self) -> list[str]:
+        """What the scores depend on."""
+        return []
+
+    def details(self, table: Table, outputs: Sequence[Any]) -> list[str]:
+        """What is shown below the scores of one model."""
+        return []
+
+    def compare(self, other: Self, table: Table, ours: Sequence[Any], theirs: Sequence[Any]) -> paired.Comparison:
+        """Whether the outputs of another model of this task differ in more than chance: the mean over rows."""
+        one, two = (np.array(task.per_row(table, o)) for task, o in ((self, ours), (other, theirs)))
+        return paired.paired(one, two)
+
+
+def unknown_tokens(tokenizer: Tokenizer, rows: Sequence[dict], writes: bool) -> list[str]:
+    """How much of the texts the vocabulary cannot spell, a line each for what is read and what is to be written.
+
+    writes: what examples learn are tokens too."""
+    framing = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.sep_id}
+    if tokenizer.unk_id is None or tokenizer.unk_id in framing:  # then the tokenizer spells everything
+        return []
+    parts = {"texts": [e["source"] if "source" in e else e["tokens"] for e in rows]}
+    if writes:
+        parts["targets"] = [e["target"] if "target" in e else e["labels"] for e in rows]
+    lines = []
+    for name, arrays in parts.items():
+        ids = np.concatenate(arrays)
+        total = int((ids >= 0).sum())
+        if unknown := tokenizer.count_unknown(ids):
+            lines.append(
+                f"unknown tokens: {unknown:,} of {total:,} in the {name} ({unknown / total:.1%}) stand for what the"
+                " tokenizer cannot spell" + (", which the model will never write" if name == "targets" else "")
+            )
+    return lines
+
+
+@torch.no_grad()
+def in_batches(
+    model: Transformer, task: Task, examples: Sequence[dict], compute: Callable[[Batch], Iterable[T]], quick: bool
+) -> list[T]:
+    """`compute` of every example, in order; rows of like length go through the model together, in eval mode. Progress
+    is shown unless `quick`, in the midst of training, which has its own."""
+    device = model.embedding.weight.device
+    found: dict[int, T] = {}
+    lengths = [task.length(example) for example in examples]
+    done, meter = 0, Meter("scoring", sum(lengths))
+    with model.evaluating(), nullcontext() if quick else meter:
+        for group in by_length(range(len(examples)), lengths.__getitem__, BATCH_TOKENS):
+            batch = task.collate([examples[i] for i in group]).to(device)
+            found |= zip(group, compute(batch), strict=True)
+            done += sum(lengths[i] for i in group)
+            if not quick:
+                meter.update(done, f"{len(found):,} of {len(examples):,}")
+    return [found[i] for i in range(len(examples))]
+
+
+def texts(table: Table) -> Iterator[str]:
+    """All text there is, for training a tokenizer."""
+    for row in table.rows:
+        for value in row.values():
+            if isinstance(value, str):
+                yield value
+            elif isinstance(value, list):
+                yield from (v if isinstance(v, str) else str(v.get("content") or "") for v in value)
