@@ -47,8 +47,8 @@ def lmkit_run(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
         loop.train(f.job, run, stop)
     seconds = time.perf_counter() - began
     del score
-    outputs = f.solver.outputs(f.job.model, test, f.solver.examples(test))
-    return {"seconds": seconds, "accuracy": f.solver.scores(test, outputs, False)["accuracy"].value}
+    outputs = f.task.outputs(f.job.model, test, f.task.examples(test))
+    return {"seconds": seconds, "accuracy": f.task.scores(test, outputs, False)["accuracy"].value}
 
 
 def trainer_run(args: argparse.Namespace, scratch: str, group: bool) -> dict[str, Any]:

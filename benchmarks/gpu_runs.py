@@ -23,7 +23,7 @@ import torch
 
 from lmkit.commands.plan import planned
 from lmkit.plan.hardware import HARDWARE, Hardware
-from lmkit.plan.scaling import Estimate, Plan, compare, fastest
+from lmkit.plan.scaling import Forecast, Plan, compare, fastest
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST = 240  # seconds for one process: none needs as many, so it hangs
@@ -170,7 +170,7 @@ class Machine:
     def planned(self, size: Size) -> Plan:
         return planned(self.recipes[size], (), None)[0]
 
-    def plan(self, size: Size) -> Estimate:
+    def plan(self, size: Size) -> Forecast:
         """What `lmkit plan` says of one such GPU."""
         estimates = compare(self.planned(size), self.hardware() or HARDWARE["h100"], 1)
         return fastest(estimates) or estimates[0]

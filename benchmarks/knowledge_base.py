@@ -222,8 +222,8 @@ def main() -> None:
             like, same = split(dev, 0.5, 0, "answer")
             sides = {"the same wordings": (like, same), "other subjects, other wordings": (dev, test)}
             for title, (known, new) in (sides | {"the same, test and fit exchanged": (test, dev)}).items():
-                solver = fit(kb, known, AnswerConfig(name="answer", precision=args.precision), None, None)
-                columns, curve = compare(solver, new, None)
+                task = fit(kb, known, AnswerConfig(name="answer", precision=args.precision), None, None)
+                columns, curve = compare(task, new, None)
                 print(score_table(title, columns, len(new.rows)), curve, sep="\n")
         write(work / "invented.csv", invented(args.rows))
         print("invented:", built(work / "large.sqlite", [work / "invented.csv"]))

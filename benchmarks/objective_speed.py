@@ -56,7 +56,7 @@ def lmkit_step(args: argparse.Namespace) -> Callable[[], float]:
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"]
     return stepper(
-        job.model, optimizer, lambda: job.work.task.loss(job.model, batch).sums["tokens"] / batch.counts["tokens"]
+        job.model, optimizer, lambda: job.work.objective.loss(job.model, batch).sums["tokens"] / batch.counts["tokens"]
     )
 
 

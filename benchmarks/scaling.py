@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from lmkit.architecture.model_config import ModelConfig
 from lmkit.base.units import show_count
 from lmkit.plan.hardware import HARDWARE, cpu
-from lmkit.plan.scaling import SHAPES, Layout, Plan, compare, estimate, fastest, parameters
+from lmkit.plan.scaling import SHAPES, Mesh, Plan, compare, estimate, fastest, parameters
 from lmkit.recipe.defaults import expand
 from lmkit.recipe.pretraining import Recipe
 from lmkit.recipe.recipe_file import build
@@ -93,7 +93,7 @@ class Run(NamedTuple):
     name: str
     model: str
     gpu: str
-    layout: Layout
+    layout: Mesh
     rows: int  # of a step
     micro: int  # rows a GPU at a time
     recompute: bool
@@ -106,20 +106,20 @@ def rate(tokens: float, gpu_hours: float) -> float:
 
 
 RUNS = [  # micro-batches and layouts of the model cards' runs, which say neither, are assumed
-    Run("torchtitan, Llama 2 13B (the fit)", "llama-2-13b", "a100-80", Layout(64, 64), 128, 2, False, 2162),
-    Run("torchtitan, Llama 2 70B, recomputed", "llama-2-70b", "a100-80", Layout(64, 64), 128, 2, True, 353),
-    Run("torchtitan, Llama 3 8B, partly recomputed", "llama-3-8b", "a100-80", Layout(64, 64), 64, 1, False, 2973),
-    Run("torchtitan, Llama 3 70B, recomputed", "llama-3-70b", "a100-80", Layout(64, 64), 64, 1, True, 331),
-    Run("torchtitan, Llama 3.1 8B, partly recomputed, 500 W", "llama-3-8b", "h100", Layout(8, 8), 16, 2, False, 6667),
-    Run("llm.c, GPT-2 124M", "gpt2-124m", "a100-80", Layout(8), 512, 64, False, rate(10e9, 8 * 1.5)),
-    Run("llm.c, GPT-2 1.5B", "gpt2-1.5b", "h100", Layout(8), 1024, 16, False, rate(32_000 * 2**20, 8 * 24)),
-    Run("nanochat d20, of the whole pipeline's 4 hours", "nanochat-d20", "h100", Layout(8), 256, 32, False,
+    Run("torchtitan, Llama 2 13B (the fit)", "llama-2-13b", "a100-80", Mesh(64, 64), 128, 2, False, 2162),
+    Run("torchtitan, Llama 2 70B, recomputed", "llama-2-70b", "a100-80", Mesh(64, 64), 128, 2, True, 353),
+    Run("torchtitan, Llama 3 8B, partly recomputed", "llama-3-8b", "a100-80", Mesh(64, 64), 64, 1, False, 2973),
+    Run("torchtitan, Llama 3 70B, recomputed", "llama-3-70b", "a100-80", Mesh(64, 64), 64, 1, True, 331),
+    Run("torchtitan, Llama 3.1 8B, partly recomputed, 500 W", "llama-3-8b", "h100", Mesh(8, 8), 16, 2, False, 6667),
+    Run("llm.c, GPT-2 124M", "gpt2-124m", "a100-80", Mesh(8), 512, 64, False, rate(10e9, 8 * 1.5)),
+    Run("llm.c, GPT-2 1.5B", "gpt2-1.5b", "h100", Mesh(8), 1024, 16, False, rate(32_000 * 2**20, 8 * 24)),
+    Run("nanochat d20, of the whole pipeline's 4 hours", "nanochat-d20", "h100", Mesh(8), 256, 32, False,
         rate(11.2e9, 8 * 4), "muon"),
-    Run("nanochat d32", "nanochat-d32", "h100", Layout(8), 256, 8, False, rate(38e9, 8 * 33), "muon"),
-    Run("Llama 2 7B, model card", "llama-2-7b", "a100-80", Layout(256, 256), 1024, 4, False, rate(2e12, 184_320)),
-    Run("Llama 2 70B, model card", "llama-2-70b", "a100-80", Layout(1024, 1024), 1024, 1, True, rate(2e12, 1_720_320)),
-    Run("Llama 3.1 8B, model card", "llama-3-8b", "h100", Layout(512, 512), 1024, 1, False, rate(15e12, 1.46e6)),
-    Run("Llama 3.1 70B, model card", "llama-3-70b", "h100", Layout(1024, 512, 2), 1024, 1, True, rate(15e12, 7.0e6)),
+    Run("nanochat d32", "nanochat-d32", "h100", Mesh(8), 256, 8, False, rate(38e9, 8 * 33), "muon"),
+    Run("Llama 2 7B, model card", "llama-2-7b", "a100-80", Mesh(256, 256), 1024, 4, False, rate(2e12, 184_320)),
+    Run("Llama 2 70B, model card", "llama-2-70b", "a100-80", Mesh(1024, 1024), 1024, 1, True, rate(2e12, 1_720_320)),
+    Run("Llama 3.1 8B, model card", "llama-3-8b", "h100", Mesh(512, 512), 1024, 1, False, rate(15e12, 1.46e6)),
+    Run("Llama 3.1 70B, model card", "llama-3-70b", "h100", Mesh(1024, 512, 2), 1024, 1, True, rate(15e12, 7.0e6)),
 ]  # fmt: skip
 
 
@@ -220,7 +220,7 @@ def here(rounds: int) -> None:
             got = json.loads(subprocess.run(command, stdout=-1, text=True, check=True, env=environment).stdout)
             c = sized(HERE[name])
             p = Plan(c, ROWS * c.context, 1e6, optimizer)
-            e = estimate(p, cpu(got["flops"], 1e10, got["copied"]), Layout(1), ROWS * c.context, again)
+            e = estimate(p, cpu(got["flops"], 1e10, got["copied"]), Mesh(1), ROWS * c.context, again)
             speed, peak = ROWS * c.context / got["seconds"], got["peak"] / 1e9
             what = f"{name}, {optimizer}" + (", recomputed" if again else "")
             predicted = e.memory.total / 1e9

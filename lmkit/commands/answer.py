@@ -29,18 +29,18 @@ def run(
         raise UserError(f"{', '.join(idle)}: answers are looked up, or the likeliest ones\n  → leave it out")
     settings = settings_of(model)
     own = settings.task if settings else None
-    task, fitted = AnswerConfig(name="answer"), dict[str, Any]()
+    config, fitted = AnswerConfig(name="answer"), dict[str, Any]()
     if settings and isinstance(own, AnswerConfig):
-        task, fitted = own, settings.fitted
+        config, fitted = own, settings.fitted
     if max_tokens is not None:
-        task = task.model_copy(update={"max_new_tokens": max_tokens})
+        config = config.model_copy(update={"max_new_tokens": max_tokens})
     loaded = load(model, allow_pickle)
-    solver = Answering.opened(task, loaded, fitted, kb)
+    task = Answering.opened(config, loaded, fitted, kb)
     asked = [question.strip() for question in questions]
     table = Table([{"question": question} for question in asked], [], {}, "", Problems())
-    for question, answered in zip(asked, solver.outputs(loaded.model, table, ()), strict=True):
+    for question, answered in zip(asked, task.outputs(loaded.model, table, ()), strict=True):
         if as_json:
-            print(json.dumps({"question": question} | solver.say(answered), ensure_ascii=False), flush=True)
+            print(json.dumps({"question": question} | task.say(answered), ensure_ascii=False), flush=True)
         else:
             print(f"{shown(answered.answer) or NO_ANSWER}\n  {_source(answered)}", flush=True)
 

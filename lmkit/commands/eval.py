@@ -35,7 +35,7 @@ from lmkit.model.heads import Head
 from lmkit.pretrained import Pretrained, load
 from lmkit.recipe import recipe_file as recipes
 from lmkit.recipe.defaults import expand
-from lmkit.recipe.objectives import DenoisingConfig, MaskedLMConfig, SpanCorruptionConfig, TaskConfig, default_task
+from lmkit.recipe.objectives import DenoisingConfig, MaskedLMConfig, ObjectiveConfig, SpanCorruptionConfig, default_task
 from lmkit.recipe.pretraining import DataConfig, Recipe
 from lmkit.recipe.task_settings import run_of, settings_of
 from lmkit.tasks import evaluate
@@ -159,7 +159,7 @@ def _check(model: str, loaded: Pretrained, options: dict[str, Any]) -> None:
             raise UserError(f"--{name} is for {kind}s, which {model} ({c.family}) is not\n  → leave it out")
 
 
-def _run_task(model: str) -> TaskConfig | None:
+def _run_task(model: str) -> ObjectiveConfig | None:
     """What a run was pretrained for; None for a folder that is no run, and one that went on as its family does."""
     path = Path(model) / "recipe.yaml"
     if not path.is_file() or run_of(model):
@@ -200,7 +200,9 @@ def _decoder(loaded: Pretrained, texts: Texts, stride: int | None, batch_tokens:
     return Report(facts, rows, caption, notes=_unspelt(s, "the scores are too good"))
 
 
-def _encoder(loaded: Pretrained, texts: Texts, task: TaskConfig | None, pll_tokens: int, batch_tokens: int) -> Report:
+def _encoder(
+    loaded: Pretrained, texts: Texts, task: ObjectiveConfig | None, pll_tokens: int, batch_tokens: int
+) -> Report:
     model, tokenizer = loaded.model, loaded.needs_tokenizer()
     if pll_tokens:
         pseudo.words(model, tokenizer)  # a tokenizer without words ends it here, before anything is read

@@ -147,7 +147,7 @@ def _run(recipe: FinetuneRecipe, path: Path, latest: Path | None = None, goes_on
         else:
             begin(f.job, run, facts, lambda: of_tables(recipe))
         task = f.job.recipe.task.name
-        said = report(f.train, f.held_out, task, f.lengths, f.solver.max_length, f.cut)
+        said = report(f.train, f.held_out, task, f.lengths, f.task.max_length, f.cut)
         writes = f.job.recipe.task.name in (*WRITING, "chat")
         tokenizer = load_tokenizer(f.job.tokenizer)
         unknown = unknown_tokens(tokenizer, f.learnt, writes)
@@ -251,12 +251,12 @@ def _tell(f: Finetuning, run: Run, began: float) -> None:
 
 def _scores(f: Finetuning, folder: Path, run: Run) -> None:
     """Of the model to use, which lies in `folder`, on all rows held out, beside the baselines; kept in scores.json."""
-    solver, table, model = f.solver, f.held_out, load(folder).model
-    outputs = solver.outputs(model, table, solver.examples(table))
-    columns = {"model": solver.scores(table, outputs, True)} | solver.baselines(f.train, table)
+    task, table, model = f.task, f.held_out, load(folder).model
+    outputs = task.outputs(model, table, task.examples(table))
+    columns = {"model": task.scores(table, outputs, True)} | task.baselines(f.train, table)
     scores = score_table(str(run.path), columns, len(table.rows))
-    print("\n".join([scores, *solver.stated(), *solver.details(table, outputs)]))
-    fitted, message = solver.fit(model, table)
+    print("\n".join([scores, *task.stated(), *task.details(table, outputs)]))
+    fitted, message = task.fit(model, table)
     if fitted:
         f.settings.write_fitted(folder, **fitted)
         note(message)

@@ -17,7 +17,7 @@ from lmkit.base.environment import usable_memory
 from lmkit.base.errors import UserError, did_you_mean
 from lmkit.base.units import count, show_count, show_seconds, split_quantity
 from lmkit.plan.hardware import HARDWARE, Hardware, cpu
-from lmkit.plan.scaling import SHAPES, USABLE, Estimate, Plan, compare, fastest, parameters
+from lmkit.plan.scaling import SHAPES, USABLE, Forecast, Plan, compare, fastest, parameters
 from lmkit.recipe import recipe_file
 from lmkit.recipe.defaults import expand
 from lmkit.recipe.pretraining import Recipe
@@ -103,7 +103,7 @@ def _counts(text: str) -> list[int]:
     return found
 
 
-def row(e: Estimate, chosen: bool) -> dict[str, Any]:
+def row(e: Forecast, chosen: bool) -> dict[str, Any]:
     """For machines: bytes, seconds and tokens, without units of people."""
     other = "activations_without_recompute" if e.recompute else "activations_with_recompute"
     return {
@@ -120,7 +120,7 @@ def _gb(n: float) -> str:
     return f"{n / GB:,.1f}" if n >= 0.05 * GB else f"{n / GB:.3f}"
 
 
-Columns = dict[str, Callable[[Estimate], str]]
+Columns = dict[str, Callable[[Forecast], str]]
 _WHICH: Columns = {"GPUs": lambda e: f"{e.layout.gpus:,}", "layout": lambda e: e.layout.name}
 _MEMORY: Columns = _WHICH | {
     "micro-batch": lambda e: f"{e.micro_batch:,}",
@@ -150,7 +150,7 @@ def _time(hours: float) -> str:
     return f"{hours / 24:,.1f} days" if hours >= 48 else show_seconds(hours * 3600)
 
 
-def table(found: dict[int, list[Estimate]], columns: Columns, title: str) -> Table:
+def table(found: dict[int, list[Forecast]], columns: Columns, title: str) -> Table:
     shown = Table(box=None, pad_edge=False, title=title, title_justify="left", title_style="bold")
     for name in columns:
         shown.add_column(name, justify="left" if name in ("layout", "fits") else "right", no_wrap=True)
@@ -174,7 +174,7 @@ def _head(p: Plan, hw: Hardware, horizon: str) -> str:
     )
 
 
-def _advice(p: Plan, gpus: int, estimates: list[Estimate]) -> str:
+def _advice(p: Plan, gpus: int, estimates: list[Forecast]) -> str:
     """The best layout as recipe keys, or what to change."""
     best = fastest(estimates)
     if best:

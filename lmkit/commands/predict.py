@@ -13,18 +13,20 @@ from lmkit.base.errors import UserError
 from lmkit.base.files import replacing
 from lmkit.data.tables.table import Table
 from lmkit.tasks.evaluate import read_labelled, together
-from lmkit.tasks.table import load_all, task_of, trained_solver
+from lmkit.tasks.table import load_all, task_of, trained_task
 
 
-def run(model: str, sources: list[str], out: Path | None, columns: dict[str, str | None], task: str | None) -> None:
+def run(
+    model: str, sources: list[str], out: Path | None, columns: dict[str, str | None], task_name: str | None
+) -> None:
     """Lines hold `place`, the file and line of the row, and what the task predicts; of a row that cannot be read,
     `error` says why. A file `out` appears when all lines are written. Raises UserError for a model that is not
     fine-tuned and for an `out` that is read, StorageError for one that cannot be written."""
     if out is None:
-        sys.stdout.writelines(_lines(_predictions(model, sources, out, columns, task)))
+        sys.stdout.writelines(_lines(_predictions(model, sources, out, columns, task_name)))
         return
     with replacing(out) as part:
-        records = _predictions(model, sources, out, columns, task)
+        records = _predictions(model, sources, out, columns, task_name)
         with part.open("w", encoding="utf-8") as file:
             file.writelines(_lines(records))
     errors = sum("error" in record for record in records)
@@ -36,25 +38,25 @@ def _lines(records: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _predictions(
-    model: str, sources: list[str], out: Path | None, columns: dict[str, str | None], task: str | None
+    model: str, sources: list[str], out: Path | None, columns: dict[str, str | None], task_name: str | None
 ) -> list[dict[str, Any]]:
-    chosen = task_of(model, task)
-    if chosen is not None and chosen.name in ("chat", "lm"):
-        raise UserError(f"{model}: fine-tuned for {chosen.name}, and labels no rows\n  → `lmkit generate`")
-    if chosen is None:
+    config = task_of(model, task_name)
+    if config is not None and config.name in ("chat", "lm"):
+        raise UserError(f"{model}: fine-tuned for {config.name}, and labels no rows\n  → `lmkit generate`")
+    if config is None:
         raise UserError(f"{model}: not fine-tuned for a task\n  → `lmkit generate` continues texts and fills masks")
-    loaded = load_all(model, chosen)
-    solver = trained_solver(model, loaded[0], chosen)
-    table = read_labelled(sources, chosen, columns, False, loaded[0].folder, solver)
+    loaded = load_all(model, config)
+    task = trained_task(model, loaded[0], config)
+    table = read_labelled(sources, config, columns, False, loaded[0].folder, task)
     if out is not None and out.is_file() and (name := _same_file(out, table)):
         raise UserError(f"--out {out}: it is read ({name}), and would be lost\n  → name another file")
     unlabelled = [{k: v for k, v in row.items() if k != "tags"} for row in table.rows]
     table = replace(table, rows=unlabelled)  # tags that the model does not have are no hindrance
-    examples = solver.examples(table)
+    examples = task.examples(table)
     if cut := len({e["row"] for e in examples if e["cut"]}):
         note(f"{cut:,} of {len(table.rows):,} rows are longer than the model reads and were cut")
-    outputs = together([solver.outputs(one.model, table, examples) for one in loaded])
-    records = [{"place": place} | solver.say(output) for place, output in zip(table.places, outputs, strict=True)]
+    outputs = together([task.outputs(one.model, table, examples) for one in loaded])
+    records = [{"place": place} | task.say(output) for place, output in zip(table.places, outputs, strict=True)]
     for lost in reversed(table.lost):
         records.insert(lost.before, {"place": lost.place, "error": lost.reason})
     return records

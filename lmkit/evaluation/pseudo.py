@@ -18,7 +18,7 @@ from lmkit.model.loss import IGNORE
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.build import vocabulary
 from lmkit.objectives.collating import kept, padded
-from lmkit.objectives.masked_lm import Vocabulary
+from lmkit.objectives.masked_lm import MaskableVocabulary
 from lmkit.text.tokenizer import Tokenizer
 
 
@@ -43,7 +43,7 @@ def pseudo_log_likelihood(
     return out
 
 
-def words(model: Transformer, tokenizer: Tokenizer) -> Vocabulary:
+def words(model: Transformer, tokenizer: Tokenizer) -> MaskableVocabulary:
     """What masking whole words must know. Raises UserError and ModelError like `pseudo_log_likelihood`."""
     try:
         v = vocabulary(tokenizer, whole_word=True)
@@ -60,7 +60,7 @@ def words(model: Transformer, tokenizer: Tokenizer) -> Vocabulary:
 
 @torch.no_grad()
 def token_log_probs(
-    model: Transformer, v: Vocabulary, windows: Sequence[np.ndarray], batch_tokens: int
+    model: Transformer, v: MaskableVocabulary, windows: Sequence[np.ndarray], batch_tokens: int
 ) -> Iterator[tuple[int, int, float]]:
     """(window, place in it, log-probability) of every token, windows of like length together. windows: ids (n,) without
     their frame; `v` knows the starts of words."""
@@ -77,7 +77,7 @@ def token_log_probs(
             yield i, at, -float(nats[0])
 
 
-def masked_row(v: Vocabulary, ids: np.ndarray, at: int) -> np.ndarray:
+def masked_row(v: MaskableVocabulary, ids: np.ndarray, at: int) -> np.ndarray:
     """(n + 2,) with the frame: the token at `at` is masked, and those after it up to the next word."""
     assert v.starts is not None
     behind = np.flatnonzero(v.starts[ids[at + 1 :]])

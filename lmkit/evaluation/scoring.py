@@ -15,7 +15,7 @@ from lmkit.base.order import by_length
 from lmkit.evaluation.intervals import Estimate, exponential, ratio
 from lmkit.model.loss import CHUNK, IGNORE, score_chunk
 from lmkit.model.transformer import Transformer
-from lmkit.objectives.batch import Task
+from lmkit.objectives.batch import Objective
 
 BATCH_TOKENS = 16_384  # in one forward pass; changes speed and memory only
 BATCHES = 16  # held back to be sorted by length, so that little is padding
@@ -89,14 +89,14 @@ class Tally:
 
 
 @torch.no_grad()
-def score_rows(model: Transformer, task: Task, rows: Iterable[dict], tally: Tally, batch_tokens: int) -> None:
+def score_rows(model: Transformer, objective: Objective, rows: Iterable[dict], tally: Tally, batch_tokens: int) -> None:
     """Adds up what the task's labels cost. rows: prepared examples, each of one document, read as they are needed;
     where they have `spans`, that says which span of noise each label is of."""
     device, rows = model.embedding.weight.device, iter(rows)
     held = BATCHES * max(1, batch_tokens // model.config.context)
     while some := list(islice(rows, held)):
-        for group in by_length(some, task.length, batch_tokens):
-            batch = task.collate(group).to(device)
+        for group in by_length(some, objective.length, batch_tokens):
+            batch = objective.collate(group).to(device)
             states = model(batch.tokens, batch.keep, targets=batch.targets)
             for row, (nats, hits) in zip(group, label_scores(model, states, batch.labels), strict=True):
                 tally.add(row["documents"][0], nats, hits, row.get("spans"))

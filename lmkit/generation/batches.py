@@ -45,7 +45,7 @@ def most_tokens(model: Transformer, prompt: list[int], config: SamplingConfig) -
     return min(config.max_tokens, c.context if c.stacks == "encoder_decoder" else c.context - len(prompt))
 
 
-class Batch(ABC):
+class DecodingBatch(ABC):
     """Rows that are not finished yet, and the caches of the stack that writes them."""
 
     caches: list[Cache]
@@ -117,7 +117,7 @@ def _rows(x: Tensor, index: Tensor, length: int) -> Tensor:
     return out
 
 
-class Continuations(Batch):
+class Continuations(DecodingBatch):
     """A decoder's rows, padded on the left so that the last token of all stands in one column."""
 
     def __init__(self, model: Transformer, rows: list[Completion], config: SamplingConfig):
@@ -155,7 +155,7 @@ class Continuations(Batch):
         return index
 
 
-class Answers(Batch):
+class Answers(DecodingBatch):
     """An encoder-decoder's rows. The encoder reads each source once, however many samples it has in the batch, and what
     the decoder looks up of it is projected once; the decoder's rows all begin in one column."""
 

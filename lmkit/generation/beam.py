@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lmkit.base.errors import ModelError
-from lmkit.generation.batches import Answers, Batch, Completion, Continuations, Opening, most_tokens
+from lmkit.generation.batches import Answers, Completion, Continuations, DecodingBatch, Opening, most_tokens
 from lmkit.generation.engine import MAX_ROWS, MAX_TOKENS, check_prompt
 from lmkit.generation.sampling import SamplingConfig
 from lmkit.model.transformer import Transformer
@@ -66,7 +66,9 @@ def _search(
 ) -> None:  # fmt: skip
     """Fill in `rows`; each leaves the batch as soon as it is finished."""
     assert (opening is not None) == (model.config.stacks == "encoder_decoder"), "an encoder-decoder has an `opening`"
-    batch: Batch = Continuations(model, rows, config) if opening is None else Answers(model, rows, config, opening)
+    batch: DecodingBatch = (
+        Continuations(model, rows, config) if opening is None else Answers(model, rows, config, opening)
+    )
     device, ends = batch.device, torch.tensor(sorted(eos), dtype=torch.long, device=batch.device)
     limits = torch.tensor([most_tokens(model, row.prompt, config) for row in rows], device=device)  # (n,)
     ended: list[list[Hypothesis]] = [[] for _ in rows]  # of each prompt the K best

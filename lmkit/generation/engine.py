@@ -10,7 +10,7 @@ import torch
 
 from lmkit.base.errors import ModelError, UserError
 from lmkit.base.order import rng_for
-from lmkit.generation.batches import Answers, Batch, Completion, Continuations, Opening, most_tokens
+from lmkit.generation.batches import Answers, Completion, Continuations, DecodingBatch, Opening, most_tokens
 from lmkit.generation.prompts import end_ids, prompt_ids, source_ids
 from lmkit.generation.sampling import SamplingConfig, choose
 from lmkit.generation.stream import TextStream
@@ -77,7 +77,9 @@ def _write(
 ) -> None:  # fmt: skip
     """Fill in `rows`; each leaves the batch as soon as it is finished."""
     assert (opening is not None) == (model.config.stacks == "encoder_decoder"), "an encoder-decoder has an `opening`"
-    batch: Batch = Continuations(model, rows, config) if opening is None else Answers(model, rows, config, opening)
+    batch: DecodingBatch = (
+        Continuations(model, rows, config) if opening is None else Answers(model, rows, config, opening)
+    )
     rngs = {row.row: rng_for(config.seed, 0, row.sample) for row in rows}
     logits = batch.prefill()
     while True:

@@ -25,7 +25,7 @@ from lmkit.base.errors import DataError, StorageError, UserError
 from lmkit.base.files import replacing
 from lmkit.kb.lookup import (
     STOP,
-    Candidate,
+    Lookup,
     Matcher,
     Option,
     compounds,
@@ -101,7 +101,7 @@ class KnowledgeBase:
 
     # ---- look up
 
-    def lookup(self, question: str, matcher: Matcher | None = None, most: int = 5) -> list[Candidate]:
+    def lookup(self, question: str, matcher: Matcher | None = None, most: int = 5) -> list[Lookup]:
         """What the triples and facts say, the best first."""
         options = self.options(question)
         scores = (matcher or Matcher()).scores(tokens(question), options)
@@ -266,12 +266,12 @@ def build(path: Path, patterns: Sequence[str]) -> Added:
     return added
 
 
-def candidate(option: Option, score: float) -> Candidate:
+def candidate(option: Option, score: float) -> Lookup:
     shown, objects = option.objects, option.objects[:MOST_OBJECTS]
     answer = ", ".join(objects) + (", …" if len(shown) > len(objects) else "")
     if option.likeness:
-        return Candidate(answer, score, f"fact “{option.subject}”", option.source, objects)
-    return Candidate(answer, score, f"triple ({option.subject}, {option.relation}, {answer})", option.source, objects)
+        return Lookup(answer, score, f"fact “{option.subject}”", option.source, objects)
+    return Lookup(answer, score, f"triple ({option.subject}, {option.relation}, {answer})", option.source, objects)
 
 
 def shown(text: str) -> str:

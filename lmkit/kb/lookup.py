@@ -140,7 +140,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Lookup:
     answer: str  # several objects are joined by commas
     score: float  # in [0, 1]
     evidence: str

@@ -33,14 +33,14 @@ MISSING, UNDECODABLE, OTHER = "rows with an empty field", "undecodable rows", "r
 
 
 @dataclass(frozen=True)
-class Layout:
+class Columns:
     kind: str
     roles: dict[str, tuple[str, ...]]  # role -> names of columns, in lower case; the first that is there is taken
     optional: str = ""  # a role that may be missing
 
 
-def _layout(kind: str, optional: str = "", **roles: str) -> Layout:
-    return Layout(kind, {role: tuple(names.split()) for role, names in roles.items()}, optional)
+def _layout(kind: str, optional: str = "", **roles: str) -> Columns:
+    return Columns(kind, {role: tuple(names.split()) for role, names in roles.items()}, optional)
 
 
 QUESTION, TITLE = "question query", "title heading"
@@ -94,7 +94,7 @@ def read_rows(item: Input, problems: Problems) -> Iterator[Row]:
         yield from _paragraphs(item, problems)
         return
     read = {"csv": _csv, "jsonl": _jsonl, "json": _json, "parquet": _parquet}[kind]
-    chosen: dict[tuple[str, ...], tuple[Layout, list[int]] | None] = {}  # by columns: lines of JSON may be mixed
+    chosen: dict[tuple[str, ...], tuple[Columns, list[int]] | None] = {}  # by columns: lines of JSON may be mixed
     for line, columns, values in read(item, problems):
         if columns not in chosen:
             layout = choose(columns)
@@ -121,7 +121,7 @@ def read_rows(item: Input, problems: Problems) -> Iterator[Row]:
             yield from _rows(kind, texts, line)
 
 
-def choose(columns: Sequence[str]) -> tuple[Layout, list[int]] | None:
+def choose(columns: Sequence[str]) -> tuple[Columns, list[int]] | None:
     """What the columns hold, and the place of each role's, -1 for an optional one; None where names do not tell."""
     there = {column.strip().lower(): at for at, column in reversed(list(enumerate(columns)))}
     for layout in LAYOUTS:

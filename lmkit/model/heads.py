@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from lmkit.architecture.families import HeadSpec
 from lmkit.architecture.model_config import ModelConfig
 from lmkit.model.layers import ACTIVATIONS, Dropout, make_norm
-from lmkit.model.loss import IGNORE, Scores, head_loss
+from lmkit.model.loss import IGNORE, TokenScores, head_loss
 
 
 class Head(nn.Module):
@@ -46,7 +46,7 @@ class Head(nn.Module):
         logits = F.linear(x, self.weight.to(x.dtype), None if bias is None else bias.to(x.dtype)).float()
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
-    def loss(self, hidden: Tensor, labels: Tensor, smoothing: float = 0.0) -> Scores:
+    def loss(self, hidden: Tensor, labels: Tensor, smoothing: float = 0.0) -> TokenScores:
         """Summed cross-entropy of hidden (B, T, D) against labels (B, T); IGNORE where unscored: those positions never
         meet the head."""
         hidden, labels = hidden.flatten(0, -2), labels.flatten()

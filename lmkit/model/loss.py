@@ -14,7 +14,7 @@ IGNORE = -100  # a label that carries no loss (the default of torch's cross_entr
 CHUNK = 512
 
 
-class Scores(NamedTuple):
+class TokenScores(NamedTuple):
     """Sums over the scored positions; divide by their number. `loss` carries the gradient, the others do not."""
 
     loss: Tensor  # () float32, nats, of the smoothed labels if smoothing was asked for
@@ -110,9 +110,11 @@ def head_loss(
     softcap: float | None = None,
     bias: Tensor | None = None,
     smoothing: float = 0.0,
-) -> Scores:
+) -> TokenScores:
     """Summed cross-entropy of softcap(hidden @ weight.T + bias) against labels.
 
     hidden: (n, D); weight: (V, D); labels: (n,) int64, all scored; bias: (V,). smoothing: as fairseq defines it, this
     share goes to the V - 1 other words in equal parts (torch's spreads it over all V)."""
-    return Scores(*_HeadLoss.apply(hidden, weight, bias, labels, softcap or 0.0, smoothing, torch.is_grad_enabled()))
+    return TokenScores(
+        *_HeadLoss.apply(hidden, weight, bias, labels, softcap or 0.0, smoothing, torch.is_grad_enabled())
+    )

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from lmkit.architecture.model_config import ModelConfig
 from lmkit.model.heads import Head, TaskHead
 from lmkit.model.layers import Block, Cache, Dropout, make_norm, relative_bucket, rope_table, sinusoids
-from lmkit.model.loss import Scores
+from lmkit.model.loss import TokenScores
 
 Memory = Tensor | list[tuple[Tensor, Tensor]]  # an encoder's states (B, S, D), or keys and values of each block
 
@@ -215,7 +215,7 @@ class Transformer(nn.Module):
         x = x * c.hidden_size**0.5 if c.scaled_embedding else x
         return stack(x, positions, types, keep, segments, caches, **more)
 
-    def word_loss(self, states: Tensor, labels: Tensor, smoothing: float = 0.0) -> Scores:
+    def word_loss(self, states: Tensor, labels: Tensor, smoothing: float = 0.0) -> TokenScores:
         """Summed cross-entropy of the words at states (B, T, D); see `Head.loss`."""
         assert isinstance(self.head, Head), f"a model with a `{self.config.head}` head predicts no words"
         return self.head.loss(states, labels, smoothing)

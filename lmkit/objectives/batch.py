@@ -1,4 +1,4 @@
-"""What a data source hands to a task, and a task hands to the loop."""
+"""What a data source hands to an objective, and an objective to the loop."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-class Source(Protocol):
+class ExampleSource(Protocol):
     """Examples by number, stateless and without an order of their own."""
 
     def __len__(self) -> int: ...
@@ -17,7 +17,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """Model inputs and what to score. B rows of T tokens; None where a task has no use for a field."""
+    """Model inputs and what to score. B rows of T tokens; None where an objective has no use for a field."""
 
     counts: dict[str, int]  # how many things each loss term sums over, known on the CPU: {"tokens": 1900}
     tokens: Tensor  # (B, T) int64
@@ -51,7 +51,7 @@ class Loss:
     nats: dict[str, Tensor]  # negative log-likelihood, no graph: differs from the sums where labels are smoothed
 
 
-class Task(Protocol):
+class Objective(Protocol):
     """What is learnt, as pure functions."""
 
     def prepare(self, example: dict, rng: Any) -> dict:

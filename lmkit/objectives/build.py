@@ -9,9 +9,9 @@ from lmkit.base.errors import DataError, ModelError, UserError
 from lmkit.data.tokens.packing import PackedRows
 from lmkit.data.tokens.rows import ParallelRows, SentenceChunks, StreamRows
 from lmkit.data.tokens.store import Split, TokenStore
-from lmkit.objectives.batch import Source, Task
+from lmkit.objectives.batch import ExampleSource, Objective
 from lmkit.objectives.causal_lm import CausalLM
-from lmkit.objectives.masked_lm import MaskedLM, Vocabulary
+from lmkit.objectives.masked_lm import MaskableVocabulary, MaskedLM
 from lmkit.objectives.noise.spans import corrupted_lengths, raw_length
 from lmkit.objectives.seq2seq import Denoising, Seq2Seq, SpanCorruption, parallel
 from lmkit.recipe.objectives import Denoiser, DenoisingConfig, MaskedLMConfig, Seq2SeqConfig, SpanCorruptionConfig
@@ -22,18 +22,18 @@ from lmkit.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Work:
-    """A task with the rows it learns from, and the same task as it is scored on the held-out rows."""
+    """An objective with the rows it learns from, and the same one as it is scored on the held-out rows."""
 
-    task: Task
-    rows: Source
-    scored: Task
-    held_out: Source
+    objective: Objective
+    rows: ExampleSource
+    scored: Objective
+    held_out: ExampleSource
     row_tokens: float  # of an average row, as `train.batch` counts them
     note: str  # what became of the text, for people
     tokens_per_byte: float | None = None  # of the held-out text, where its every token is predicted
 
 
-def build_task(recipe: Recipe, store: TokenStore, tokenizer: Tokenizer) -> Work:
+def build_objective(recipe: Recipe, store: TokenStore, tokenizer: Tokenizer) -> Work:
     """Raises DataError where the data is of another kind, ModelError for a tokenizer that lacks what the task needs."""
     task = recipe.task
     if store.pairs != isinstance(task, Seq2SeqConfig):
@@ -70,13 +70,13 @@ def need(tokenizer: Tokenizer, task: str, *roles: str) -> list[int]:
     return [found[role] for role in roles]
 
 
-def vocabulary(tokenizer: Tokenizer, whole_word: bool) -> Vocabulary:
+def vocabulary(tokenizer: Tokenizer, whole_word: bool) -> MaskableVocabulary:
     """Raises ModelError for a tokenizer without a mask or ends of texts, UserError for one without words where whole
     words are to be masked."""
     mask, pad = need(tokenizer, "masked_lm", "mask", "pad")
     first, last = frame(tokenizer)
     starts = word_starts(tokenizer) if whole_word else None
-    return Vocabulary(mask, first, last, pad, ordinary_ids(tokenizer), _maskable(tokenizer), starts)
+    return MaskableVocabulary(mask, first, last, pad, ordinary_ids(tokenizer), _maskable(tokenizer), starts)
 
 
 def _maskable(tokenizer: Tokenizer) -> np.ndarray:

@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 
 from lmkit.base.order import rounded_up
-from lmkit.model.loss import Scores
+from lmkit.model.loss import TokenScores
 from lmkit.objectives.batch import Loss
 
 
-def words(scores: Scores) -> Loss:
+def words(scores: TokenScores) -> Loss:
     """The loss of a task whose only term is words."""
     return Loss({"tokens": scores.loss}, {"tokens": scores.hits}, {"tokens": scores.nats})
 

@@ -16,7 +16,7 @@ from lmkit.recipe.objectives import MaskedLMConfig
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class MaskableVocabulary:
     """What masking must know of a tokenizer."""
 
     mask: int
@@ -33,7 +33,7 @@ class MaskedLM:
     """Rows of `lmkit.data.tokens.rows.StreamRows`, or with `pairs` chunks of `SentenceChunks`."""
 
     config: MaskedLMConfig
-    vocabulary: Vocabulary
+    vocabulary: MaskableVocabulary
     rate: float
     chunks: SentenceChunks | None = None  # where the second text of a pair is drawn from
     longest: int = 0  # tokens of a pair, control tokens included

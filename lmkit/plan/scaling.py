@@ -160,7 +160,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Mesh:
     """`tensor` GPUs share each layer; `shards` of the data processes share weights, gradients and moments (1: DDP)."""
 
     gpus: int
@@ -202,7 +202,7 @@ class Memory:
         return kept + max(self.activations + self.logits, self.update)
 
 
-def memory(p: Plan, layout: Layout, tokens: int, recompute: bool, number: int = 2) -> Memory:
+def memory(p: Plan, layout: Mesh, tokens: int, recompute: bool, number: int = 2) -> Memory:
     """Of a forward and backward pass over `tokens`. Weights, gradients and moments are float32 and split over shards
     (ZeRO stage 3) and tensor-parallel GPUs. Without shards, autocast keeps a copy of every matrix in bf16; with them
     two blocks (one prefetched) and the embedding and head are whole at a time, and one block's gradient."""
@@ -256,7 +256,7 @@ class Traffic:
         return self.gradients + self.shards + self.tensor
 
 
-def traffic(p: Plan, layout: Layout, passes: int, recompute: bool, number: int = 2) -> Traffic:
+def traffic(p: Plan, layout: Mesh, passes: int, recompute: bool, number: int = 2) -> Traffic:
     """`passes`: micro-batches of a step. FSDP gathers and scatters in each; replicas reduce once. Tensor parallelism: 4
     all-reduces a layer, 2 forwards and 2 backwards (Korthikanti, 4.2.2; with sequence parallelism the same bytes), and
     2 more where the forward pass is made again."""
@@ -279,7 +279,7 @@ def rate(hardware: Hardware, members: int, apart: int) -> float:
     return LINK * min(hardware.link, max(1, hardware.node // apart) * hardware.network)
 
 
-def compute_seconds(p: Plan, hw: Hardware, layout: Layout, tokens: int, recompute: bool) -> float:
+def compute_seconds(p: Plan, hw: Hardware, layout: Mesh, tokens: int, recompute: bool) -> float:
     """Of a forward and backward pass: matrix products, attention (causal: half the scores; backwards 5 products for the
     2 forwards: Dao), and passes over memory for everything else."""
     c = p.model
@@ -291,7 +291,7 @@ def compute_seconds(p: Plan, hw: Hardware, layout: Layout, tokens: int, recomput
     return tokens * each
 
 
-def optimizer_seconds(p: Plan, hw: Hardware, layout: Layout) -> float:
+def optimizer_seconds(p: Plan, hw: Hardware, layout: Mesh) -> float:
     """Weights, gradients and moments are read, weights and moments written. Muon: 20 m² n + 10 m³ FLOPs for a matrix of
     m <= n (Jordan), of all matrices on every replica under DDP, of a share of them under FSDP."""
     c, count = p.model, parameters(p.model)
@@ -305,10 +305,10 @@ def optimizer_seconds(p: Plan, hw: Hardware, layout: Layout) -> float:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Forecast:
     """One layout, its micro-batch chosen, or why it cannot be."""
 
-    layout: Layout
+    layout: Mesh
     micro_batch: int  # tokens
     recompute: bool
     memory: Memory
@@ -326,7 +326,7 @@ class Estimate:
         return self.hours * self.layout.gpus
 
 
-def estimate(p: Plan, hw: Hardware, layout: Layout, micro: int, recompute: bool) -> Estimate:
+def estimate(p: Plan, hw: Hardware, layout: Mesh, micro: int, recompute: bool) -> Forecast:
     """One micro-batch of `micro` tokens a GPU at a time. Overlap is assumed as FSDP2 and DDP do it: gathers behind the
     layers' work, the reduction of gradients behind the last backward pass (2/3 of its time), and a layer's share of
     each never; tensor parallelism waits for each all-reduce."""
@@ -348,12 +348,12 @@ def estimate(p: Plan, hw: Hardware, layout: Layout, micro: int, recompute: bool)
     used = speed * model_flops(c, c.context) / (layout.gpus * hw.peak)
     fits = held.total <= USABLE * hw.memory
     hours = p.tokens / speed / 3600
-    return Estimate(
+    return Forecast(
         layout, micro, recompute, held, other.activations, fits, sent, seconds, exposed, speed, used, hours
     )  # fmt: skip
 
 
-def best_of(p: Plan, hw: Hardware, layout: Layout) -> Estimate:
+def best_of(p: Plan, hw: Hardware, layout: Mesh) -> Forecast:
     """Micro-batch and recomputation that are fastest (the largest within a hundredth) among those that fit; else those
     that need the least memory."""
     rows, context = math.ceil(p.rows / layout.data), p.model.context
@@ -366,7 +366,7 @@ def best_of(p: Plan, hw: Hardware, layout: Layout) -> Estimate:
     return max((e for e in fitting if e.seconds <= 1.01 * least), key=lambda e: (not e.recompute, e.micro_batch))
 
 
-def layouts(p: Plan, hw: Hardware, gpus: int) -> Iterator[Layout]:
+def layouts(p: Plan, hw: Hardware, gpus: int) -> Iterator[Mesh]:
     """The sensible ones: DDP, FSDP over all and within a node, each beside tensor parallelism inside a node. Every data
     process needs a row of the batch, every tensor-parallel GPU as many heads."""
     heads = math.gcd(p.model.num_heads, p.model.num_kv_heads)
@@ -375,10 +375,10 @@ def layouts(p: Plan, hw: Hardware, gpus: int) -> Iterator[Layout]:
         inside = hw.node // tensor
         if data <= p.rows:
             for shards in dict.fromkeys(s for s in (1, data, inside) if 1 <= s <= data and data % s == 0):
-                yield Layout(gpus, shards, tensor)
+                yield Mesh(gpus, shards, tensor)
 
 
-def compare(p: Plan, hw: Hardware, gpus: int) -> list[Estimate]:
+def compare(p: Plan, hw: Hardware, gpus: int) -> list[Forecast]:
     """The best of each kind of layout: without tensor parallelism all, of those with it the fastest that fits."""
     found = [best_of(p, hw, layout) for layout in layouts(p, hw, gpus)]
     split = [e for e in found if e.layout.tensor > 1]
@@ -386,7 +386,7 @@ def compare(p: Plan, hw: Hardware, gpus: int) -> list[Estimate]:
     return [e for e in found if e.layout.tensor == 1] + ([chosen] if chosen else [])
 
 
-def fastest(found: list[Estimate]) -> Estimate | None:
+def fastest(found: list[Forecast]) -> Forecast | None:
     """That fits; the simplest (first) within a hundredth of the highest rate."""
     fitting = [e for e in found if e.fits]
     most = max((e.tokens_per_second for e in fitting), default=0.0)

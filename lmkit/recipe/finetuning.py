@@ -24,7 +24,7 @@ from lmkit.recipe.pretraining import (  # fmt: skip
     TrainConfig,
     Warmup,
 )
-from lmkit.recipe.tasks import SECTIONS, AnswerConfig, DownstreamConfig, LoraConfig, TableConfig
+from lmkit.recipe.tasks import SECTIONS, AnswerConfig, LoraConfig, TableConfig, TaskConfig
 
 PRETRAINED_WIDTH = 768  # at which the usual learning rates of fine-tuning were found
 WRITING = ("translate", "summarize")
@@ -51,7 +51,7 @@ class FinetuneEvaluateConfig(Section):
 
 
 class FinetuneRecipe(Section):
-    task: DownstreamConfig = Field(description="What is learnt.")
+    task: TaskConfig = Field(description="What is learnt.")
     model: str | ModelSection = Field(
         description="A run or Hugging Face folder to start from; or a section like that of pretraining: from scratch."
     )

@@ -88,7 +88,7 @@ class Seq2SeqConfig(Section):
     )
 
 
-TaskConfig = Annotated[
+ObjectiveConfig = Annotated[
     CausalLMConfig | MaskedLMConfig | SpanCorruptionConfig | DenoisingConfig | Seq2SeqConfig,
     Field(discriminator="name"),
 ]

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from lmkit.architecture.model_config import ModelConfig
 from lmkit.base import units
-from lmkit.recipe.objectives import TASKS, CausalLMConfig, Count, Section, Share, TaskConfig
+from lmkit.recipe.objectives import TASKS, CausalLMConfig, Count, ObjectiveConfig, Section, Share
 
 Tokens = Annotated[int, BeforeValidator(lambda v: units.count(v, "token"))]
 Steps = Annotated[int, BeforeValidator(lambda v: units.count(v, "step"))]
@@ -184,7 +184,7 @@ class CheckpointConfig(Section):
 
 
 class Recipe(Section):
-    task: TaskConfig = Field(default_factory=CausalLMConfig, description="What is learnt. Default: by family.")
+    task: ObjectiveConfig = Field(default_factory=CausalLMConfig, description="What is learnt. Default: by family.")
     model: ModelSection = Field(description="The architecture.")
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig, description="Text to ids.")
     data: DataConfig = Field(description="What to read.")

@@ -16,7 +16,7 @@ from lmkit.base.runs import model_folder, seeds_of
 from lmkit.recipe import recipe_file as recipes
 from lmkit.recipe.finetuning import FinetuneRecipe, expand, is_finetuning
 from lmkit.recipe.objectives import Count, Section
-from lmkit.recipe.tasks import DownstreamConfig, QAConfig
+from lmkit.recipe.tasks import QAConfig, TaskConfig
 
 FILE = "lmkit.json"
 BEFORE = ("fitted.json", "answer.json")  # where older versions kept in a run what was chosen on held-out rows
@@ -26,7 +26,7 @@ class TaskSettings(Section):
     """What the model was fine-tuned for, and how it reads rows."""
 
     lmkit: str = __version__
-    task: DownstreamConfig
+    task: TaskConfig
     max_length: Count = 0  # tokens a row is cut to; 0: the default of the task
     columns: dict[str, str] = Field(default_factory=dict)  # those the recipe names, by role
     separator: str | None = None  # between the labels of a row that has several

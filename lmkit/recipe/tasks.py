@@ -107,18 +107,18 @@ class AnswerConfig(Section):
     max_new_tokens: Count = Field(32, ge=1, description="Longest answer that is written.")
 
 
-DownstreamConfig = Annotated[
+TaskConfig = Annotated[
     ClassifyConfig | TagConfig | QAConfig | TranslateConfig | SummarizeConfig | ChatConfig | LMConfig | AnswerConfig,
     Field(discriminator="name"),
 ]
 
 
 SECTIONS: dict[str, type[Section]] = {
-    schema.model_fields["name"].default: schema for schema in get_args(get_args(DownstreamConfig)[0])
+    schema.model_fields["name"].default: schema for schema in get_args(get_args(TaskConfig)[0])
 }
 
 
-def section_of(name: str) -> DownstreamConfig:
+def section_of(name: str) -> TaskConfig:
     """The section of a task with nothing chosen."""
     return SECTIONS[name]()  # type: ignore[return-value]
 

@@ -24,7 +24,7 @@ from lmkit.pretrained import Pretrained
 from lmkit.recipe.task_settings import TaskSettings
 from lmkit.recipe.tasks import AnswerConfig, QAConfig
 from lmkit.tasks.qa import SpanFinder
-from lmkit.tasks.task import Solver
+from lmkit.tasks.task import Task
 
 RANKED = (1, 5, 20)  # of recall@k
 SNIPPET = 200  # characters of a passage that are shown
@@ -177,8 +177,8 @@ def quoted(passage: Passage, of: int = 1) -> str:
     return f"“{text}” from {passage.source}" + (f" and {of - 1} more" if of > 1 else "")
 
 
-class Answering(Solver):
-    """The ladder, as a solver. Without a reader only what can be looked up is answered."""
+class Answering(Task):
+    """The ladder, as a task. Without a reader only what can be looked up is answered."""
 
     metric, labels = "f1", ()
 

@@ -44,32 +44,32 @@ Case = tuple[list[str], list[Option], list[bool]]  # words of a question, its op
 
 def start(recipe: FinetuneRecipe, path: Path, latest: Path | None) -> int:
     """Fit, write a run, and print the scores of the questions held out. Raises UserError for what has no use here."""
-    task = recipe.task
-    assert isinstance(task, AnswerConfig)
+    config = recipe.task
+    assert isinstance(config, AnswerConfig)
     model = recipe.model
     if not isinstance(model, str) or recipe.lora or recipe.freeze:
         raise UserError("answer takes a trained model as it is\n  → name one in `model`; leave out lora and freeze")
     if "validation" not in recipe.data.model_fields_set:
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"validation": HELD_OUT})})
     train, held_out = _tables(recipe)
-    with KnowledgeBase(task.kb) as kb:
+    with KnowledgeBase(config.kb) as kb:
         loaded = load(model)
-        reader = reader_for(loaded, task)
+        reader = reader_for(loaded, config)
         run = Run(path)
         run.named_latest = latest
         try:
             made_of = {"data": train.fingerprint, "held_out": held_out.fingerprint, "kb": kb.fingerprint}
             run.begin(recipes.dump(recipe), made_of | {"seed": recipe.train.seed} | {"files": of_tables(recipe)})
-            solver = fit(kb, train, task, reader, loaded.model)
-            levels, matcher = solver.levels._asdict(), solver.matcher.as_json()
-            facts = {"kb": str(Path(task.kb).resolve()), "fingerprint": kb.fingerprint, "levels": levels}
+            task = fit(kb, train, config, reader, loaded.model)
+            levels, matcher = task.levels._asdict(), task.matcher.as_json()
+            facts = {"kb": str(Path(config.kb).resolve()), "fingerprint": kb.fingerprint, "levels": levels}
             settings = TaskSettings.of_recipe(
                 recipe,
                 fitted=facts | {"matcher": matcher},
-                columns=trained_columns(task.name, recipe.data, train.columns),
+                columns=trained_columns(config.name, recipe.data, train.columns),
             )
             _link_model(loaded.folder, run, settings)
-            columns, curve = compare(solver, held_out, loaded.model)
+            columns, curve = compare(task, held_out, loaded.model)
             print(score_table(str(path), columns, len(held_out.rows)))
             print(curve)
             named = {name: as_json(scores) for name, scores in columns.items()}
@@ -83,10 +83,10 @@ def start(recipe: FinetuneRecipe, path: Path, latest: Path | None) -> int:
 
 
 def _tables(recipe: FinetuneRecipe) -> tuple[Table, Table]:
-    data, task = recipe.data, recipe.task
+    data, config = recipe.data, recipe.task
     columns = {"text": data.text, "target": data.target}
     folder = model_folder(str(recipe.model))
-    read = lambda names: read_labelled([names] if isinstance(names, str) else names, task, columns, True, folder)
+    read = lambda names: read_labelled([names] if isinstance(names, str) else names, config, columns, True, folder)
     train = read(data.train)
     if isinstance(data.validation, float | int):
         train, held_out = split(train, data.validation, recipe.train.seed, "answer")
@@ -119,33 +119,33 @@ def _link_model(folder: Path, run: Run, settings: TaskSettings) -> None:
 
 
 def fit(
-    kb: KnowledgeBase, table: Table, task: AnswerConfig, reader: Reader | None, model: Transformer | None
+    kb: KnowledgeBase, table: Table, config: AnswerConfig, reader: Reader | None, model: Transformer | None
 ) -> Answering:
     """What is learnt from labelled questions. What could not be reached is said."""
     golds = [row["answers"] for row in table.rows]
     cases = [_case(kb, row["question"], gold) for row, gold in zip(table.rows, golds, strict=True)]
     matcher, scores, right = fit_matcher(cases)
-    lookup = threshold_for_precision(scores, right, task.precision) if len(scores) else None
-    solver = Answering(kb, matcher, Levels(lookup, None), task.passages, reader)
+    lookup = threshold_for_precision(scores, right, config.precision) if len(scores) else None
+    task = Answering(kb, matcher, Levels(lookup, None), config.passages, reader)
     hits = [ok for score, ok in zip(scores, right, strict=True) if lookup is not None and score >= lookup]
     share = len(hits) / (2 * len(table.rows))  # each question was scored twice
     said = f"{share:.0%} looked up, {sum(hits) / len(hits):.1%} of these right" if hits else "none sure"
     level = "" if lookup is None else f" from score {lookup:.2f} on"
-    note(f"look up: {said}{level} ({task.precision:.0%} asked for)")
+    note(f"look up: {said}{level} ({config.precision:.0%} asked for)")
     if reader is None or model is None:
-        return solver
-    rest = [i for i, row in enumerate(table.rows) if not sure(solver.look_up(row["question"]), lookup)]
+        return task
+    rest = [i for i, row in enumerate(table.rows) if not sure(task.look_up(row["question"]), lookup)]
     rest = rest if len(rest) >= FEW else list(range(len(table.rows)))
     questions = [table.rows[i]["question"] for i in rest]
-    read = reader.read(model, questions, [kb.search(question, task.passages) for question in questions])
+    read = reader.read(model, questions, [kb.search(question, config.passages) for question in questions])
     pairs = [(a.score, graded(golds[i], a)[0] == 1) for i, a in zip(rest, read, strict=True) if a.answer]
     sures, oks = [score for score, _ in pairs], [ok for _, ok in pairs]
-    reading = threshold_for_precision(sures, oks, task.precision) if pairs else None
+    reading = threshold_for_precision(sures, oks, config.precision) if pairs else None
     hits = [ok for score, ok in pairs if reading is not None and score >= reading]
     said = f"{len(hits) / len(rest):.0%} read, {sum(hits) / len(hits):.1%} of these right" if hits else "none sure"
     note(f"read: {said}{'' if reading is None else f' from score {reading:.2f} on'} ({len(rest):,} questions)")
-    solver.levels = Levels(lookup, reading)
-    return solver
+    task.levels = Levels(lookup, reading)
+    return task
 
 
 def _case(kb: KnowledgeBase, question: str, golds: Sequence[str]) -> Case:
@@ -213,20 +213,20 @@ def _by_wording(cases: Sequence[Case]) -> list[int]:
     return [fold[wording] for wording in wordings]
 
 
-def compare(solver: Answering, table: Table, model: Transformer | None) -> tuple[dict[str, dict[str, Estimate]], str]:
+def compare(task: Answering, table: Table, model: Transformer | None) -> tuple[dict[str, dict[str, Estimate]], str]:
     """Scores of the ladder and of each of its rungs alone, and how right lookups are at several coverages."""
     golds = [row["answers"] for row in table.rows]
     questions = [row["question"] for row in table.rows]
     none = Answered("", "model", "", 0.0)
-    looked = [solver.look_up(question) for question in questions]
+    looked = [task.look_up(question) for question in questions]
     alone = {"kb alone": [a or none for a in looked]}
-    if solver.reader and model is not None:
-        passages = [solver.kb.search(question, solver.passages) for question in questions]
-        alone["passages alone"] = solver.reader.read(model, questions, passages)
-        written = solver.reader.write(model, questions)
+    if task.reader and model is not None:
+        passages = [task.kb.search(question, task.passages) for question in questions]
+        alone["passages alone"] = task.reader.read(model, questions, passages)
+        written = task.reader.write(model, questions)
         if any(a.answer for a in written):
             alone["model alone"] = written
-    columns = {"answers": solver.scores(table, solver.outputs(model, table), True)}
+    columns = {"answers": task.scores(table, task.outputs(model, table), True)}
     for name, outputs in alone.items():
         both = np.array([graded(g, a) for g, a in zip(golds, outputs, strict=True)]).reshape(-1, 2)
         columns[name] = means({"exact_match": both[:, 0], "f1": both[:, 1]})

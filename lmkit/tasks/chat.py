@@ -20,19 +20,19 @@ from lmkit.evaluation.scoring import label_scores
 from lmkit.generation.rules import GENERATION_CONFIG
 from lmkit.model.resize import resize_vocabulary
 from lmkit.model.transformer import Transformer
-from lmkit.objectives.batch import Batch, Task
+from lmkit.objectives.batch import Batch, Objective
 from lmkit.objectives.causal_lm import CausalLM
 from lmkit.pretrained import Pretrained
 from lmkit.recipe.task_settings import TaskSettings
 from lmkit.recipe.tasks import ChatConfig
-from lmkit.tasks.task import Reading, Solver, in_batches
-from lmkit.text.chat import TEMPLATE_FILE, Chat, Encoded, Spelled, find_template, with_tokens
+from lmkit.tasks.task import Reading, Task, in_batches
+from lmkit.text.chat import TEMPLATE_FILE, Chat, EncodedChat, Spelled, find_template, with_tokens
 from lmkit.text.tokenizer import Tokenizer, read_object
 
 MOST_TOKENS = 1024  # a conversation is cut to, unless `data.max_length` says otherwise
 
 
-class Answered(NamedTuple):
+class Reply(NamedTuple):
     """What a conversation's learnt tokens cost."""
 
     nats: float
@@ -41,14 +41,14 @@ class Answered(NamedTuple):
 
 
 @dataclass
-class ChatLearner(Solver):
+class ChatLearner(Task):
     """Conversations side by side in rows, none of which sees another. Their score is the loss, on held-out ones."""
 
     packed, higher, metric, labels = True, False, "loss", ()
 
     chat: Chat
     max_length: int
-    task: Task = field(default_factory=lambda: CausalLM(document_masking=True))
+    objective: Objective = field(default_factory=lambda: CausalLM(document_masking=True))
     said: set[str] = field(default_factory=set)  # notes, each said once
 
     @classmethod
@@ -69,7 +69,7 @@ class ChatLearner(Solver):
         pieces, rows, lengths = list[tuple[np.ndarray, np.ndarray]](), list[int](), list[int]()
         lost, ignored, cut, refused = Counter[str](), Counter[str](), 0, ""
         for i, (row, place) in enumerate(zip(table.rows, table.places, strict=True)):
-            found, unread, reason = list[Encoded](), list[str](), ""
+            found, unread, reason = list[EncodedChat](), list[str](), ""
             try:
                 found, unread, reason = self._encoded(row)
             except Spelled:
@@ -103,7 +103,7 @@ class ChatLearner(Solver):
             example["row"] = example["documents"][0]
         return packed
 
-    def _encoded(self, row: dict[str, Any]) -> tuple[list[Encoded], list[str], str]:
+    def _encoded(self, row: dict[str, Any]) -> tuple[list[EncodedChat], list[str], str]:
         """A conversation, the keys that its template does not write, and why nothing of it can be learnt, if so."""
         messages, tools = row["messages"], row.get("tools")
         found, unread = self.chat.encode(messages, tools), self.chat.ignored(messages, tools)
@@ -111,7 +111,7 @@ class ChatLearner(Solver):
             return [], unread, "call tools, which the chat template does not write"
         return found, unread, "" if any(map(_end, found)) else "have no answer but such of weight 0"
 
-    def _piece(self, encoded: Encoded) -> tuple[np.ndarray, np.ndarray] | None:
+    def _piece(self, encoded: EncodedChat) -> tuple[np.ndarray, np.ndarray] | None:
         """Tokens and labels (n,) of a conversation; None if nothing would be learnt."""
         n = min(_end(encoded), self.max_length)
         ids, labels = np.array(encoded.ids[:n], np.int64), np.full(n, UNSCORED, np.int64)
@@ -132,9 +132,7 @@ class ChatLearner(Solver):
                 note(f"chat     {line}")
         self.said.update(lines)
 
-    def outputs(
-        self, model: Transformer, table: Table, examples: Sequence[dict], quick: bool = False
-    ) -> list[Answered]:
+    def outputs(self, model: Transformer, table: Table, examples: Sequence[dict], quick: bool = False) -> list[Reply]:
         """Of each conversation; zeros for those left out."""
 
         def compute(batch: Batch) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -142,13 +140,13 @@ class ChatLearner(Solver):
             return label_scores(model, states, batch.labels)
 
         sums = np.zeros((len(table.rows), 3))
-        found = in_batches(model, self.task, examples, compute, quick)
+        found = in_batches(model, self.objective, examples, compute, quick)
         for example, (nats, hits) in zip(examples, found, strict=True):
             rows = np.array(example["documents"])[example["segments"][example["labels"] != UNSCORED]]
             np.add.at(sums, rows, np.stack([nats, hits, np.ones(len(nats))], 1))
-        return [Answered(float(nats), int(hits), int(n)) for nats, hits, n in sums]
+        return [Reply(float(nats), int(hits), int(n)) for nats, hits, n in sums]
 
-    def scores(self, table: Table, outputs: Sequence[Answered], intervals: bool) -> dict[str, Estimate]:
+    def scores(self, table: Table, outputs: Sequence[Reply], intervals: bool) -> dict[str, Estimate]:
         nats, hits, tokens = ([o[k] for o in outputs] for k in range(3))
         if not any(tokens):
             return {}
@@ -156,15 +154,15 @@ class ChatLearner(Solver):
         found = {"loss": loss, "perplexity": exponential(loss), "accuracy": accuracy}
         return found if intervals else {k: Estimate(e.value, None, None) for k, e in found.items()}
 
-    def per_row(self, table: Table, outputs: Sequence[Answered]) -> list[float]:
+    def per_row(self, table: Table, outputs: Sequence[Reply]) -> list[float]:
         """The probability of a token, as the geometric mean of each conversation."""
         return [math.exp(-o.nats / max(o.tokens, 1)) for o in outputs]
 
-    def say(self, output: Answered) -> dict[str, Any]:
+    def say(self, output: Reply) -> dict[str, Any]:
         return {"loss": output.nats / max(output.tokens, 1), "tokens": output.tokens}
 
 
-def _end(encoded: Encoded) -> int:
+def _end(encoded: EncodedChat) -> int:
     """Tokens up to the last that is learnt."""
     return max((i + 1 for i, learnt in enumerate(encoded.learnt) if learnt), default=0)
 

@@ -20,9 +20,9 @@ from lmkit.objectives.batch import Batch
 from lmkit.pretrained import Pretrained
 from lmkit.recipe.task_settings import TaskSettings
 from lmkit.recipe.tasks import ClassifyConfig
-from lmkit.tasks.labelling import Classify, Layout
+from lmkit.tasks.labelling import Classify, InputLayout
 from lmkit.tasks.score_table import MOST_CLASSES, confusion_table
-from lmkit.tasks.task import MOST_TOKENS, Reading, Solver, in_batches
+from lmkit.tasks.task import MOST_TOKENS, Reading, Task, in_batches
 from lmkit.text.framing import frame_texts
 from lmkit.text.tokenizer import Tokenizer
 
@@ -99,11 +99,11 @@ def class_weights(table: Table, labels: tuple[str, ...]) -> tuple[float, ...]:
 
 
 @dataclass
-class Classifier(Solver):
+class Classifier(Task):
     head, head_is_for, averaged = "sequence", "labels of texts", True
 
     tokenizer: Tokenizer
-    layout: Layout
+    layout: InputLayout
     kind: Kind
     labels: tuple[str, ...]
     max_length: int
@@ -133,7 +133,7 @@ class Classifier(Solver):
         )  # fmt: skip
 
     def __post_init__(self) -> None:
-        self.task = Classify(self.layout, self.kind, self.weights, self.smoothing)
+        self.objective = Classify(self.layout, self.kind, self.weights, self.smoothing)
         self.metric = self.metric or METRICS[self.kind]
         self.places = {name: i for i, name in enumerate(self.labels)}
 
@@ -190,7 +190,7 @@ class Classifier(Solver):
                 logits = logits.sigmoid()
             return logits.cpu().numpy()
 
-        return in_batches(model, self.task, examples, compute, quick)
+        return in_batches(model, self.objective, examples, compute, quick)
 
     def scores(self, table: Table, outputs: Sequence[np.ndarray], intervals: bool) -> dict[str, Estimate]:
         return self.score(table, np.stack(outputs), intervals)

@@ -18,17 +18,17 @@ from lmkit.evaluation.intervals import Estimate
 from lmkit.images.palette import as_texts, holds_images, load_palette
 from lmkit.pretrained import Pretrained
 from lmkit.recipe.task_settings import settings_of
-from lmkit.recipe.tasks import DownstreamConfig, TableConfig
+from lmkit.recipe.tasks import TableConfig, TaskConfig
 from lmkit.tasks.classify import Classifier, known_labels
 from lmkit.tasks.score_table import as_json, score_table
-from lmkit.tasks.table import trained_solver
-from lmkit.tasks.task import Solver
+from lmkit.tasks.table import trained_task
+from lmkit.tasks.task import Task
 
 
 @dataclass
 class Evaluated:
     name: str
-    solver: Solver
+    task: Task
     outputs: list[Any]
     scores: dict[str, Estimate]
     seeds: dict[str, dict[str, Estimate]]  # the scores of each alone, where several answer together
@@ -38,26 +38,24 @@ class Evaluated:
 
 
 def read_labelled(
-    sources: list[str], task: DownstreamConfig, columns: dict[str, str | None], labelled: bool, folder: Path,
-    solver: Solver | None = None,
+    sources: list[str], config: TaskConfig, columns: dict[str, str | None], labelled: bool, folder: Path,
+    task: Task | None = None,
 ) -> Table:  # fmt: skip
     """The rows, images in the words of the model in `folder`, and notes about what was read and left out. Columns that
     are not named are those the model's run was trained with; without `labelled`, none of what is to be predicted.
 
-    solver: of the model, whose labels the rows are read for."""
+    task: of the model, whose labels the rows are read for."""
     settings = settings_of(folder)
-    same_task = settings is not None and settings.task.name == task.name  # a reader of texts may serve another
+    same_task = settings is not None and settings.task.name == config.name  # a reader of texts may serve another
     chosen = (settings.columns if settings and same_task else {}) | {
         key: column for key, column in columns.items() if column is not None
     }
     if not labelled:
-        answers = [role.key for roles in layouts(task.name) for role in roles if role.answer]
+        answers = [role.key for roles in layouts(config.name) for role in roles if role.answer]
         chosen |= dict.fromkeys(answers, "")
-    config = TableConfig(train=sources, separator=settings.separator if settings else None, **chosen)
-    kind, known = (
-        (solver.kind, frozenset(solver.labels)) if isinstance(solver, Classifier) else ("auto", frozenset[str]())
-    )
-    table = read_table(sources, task.name, config, labelled, kind, known)
+    table_config = TableConfig(train=sources, separator=settings.separator if settings else None, **chosen)
+    kind, known = (task.kind, frozenset(task.labels)) if isinstance(task, Classifier) else ("auto", frozenset[str]())
+    table = read_table(sources, config.name, table_config, labelled, kind, known)
     for line in table.described(sources):
         note(line)
     if not holds_images(table):
@@ -72,47 +70,48 @@ def together(outputs: Sequence[list[Any]]) -> list[Any]:
     return outputs[0] if len(outputs) == 1 else list(np.mean(outputs, axis=0))
 
 
-def evaluate(model: str, loaded: Sequence[Pretrained], solver: Solver, table: Table) -> Evaluated:
+def evaluate(model: str, loaded: Sequence[Pretrained], task: Task, table: Table) -> Evaluated:
     """loaded: one, or those of several seeds."""
-    examples = solver.examples(table)
+    examples = task.examples(table)
     if cut := len({e["row"] for e in examples if e["cut"]}):
         note(f"{model}: {cut:,} of {len(table.rows):,} rows are longer than it reads and were cut")
-    each = [solver.outputs(one.model, table, examples) for one in loaded]
-    seeds = {str(p): solver.scores(table, o, True) for p, o in zip(seeds_of(model), each, strict=False)}
+    each = [task.outputs(one.model, table, examples) for one in loaded]
+    seeds = {str(p): task.scores(table, o, True) for p, o in zip(seeds_of(model), each, strict=False)}
     outputs = together(each)
-    return Evaluated(model, solver, outputs, solver.scores(table, outputs, True), seeds)
+    return Evaluated(model, task, outputs, task.scores(table, outputs, True), seeds)
 
 
 def run(
-    models: dict[str, list[Pretrained]], tasks: Sequence[DownstreamConfig], sources: list[str],
+    models: dict[str, list[Pretrained]], configs: Sequence[TaskConfig], sources: list[str],
     columns: dict[str, str | None], as_lines: bool,
 ) -> None:  # fmt: skip
     """Print a table, or one JSON object; of two models also whether their difference is evidence."""
-    if len({task.name for task in tasks}) > 1:
-        raise UserError(f"these models solve different tasks: {', '.join(task.name for task in tasks)}")
-    task = tasks[0]
-    solvers = [trained_solver(name, loaded[0], t) for (name, loaded), t in zip(models.items(), tasks, strict=True)]
-    classifiers = [solver for solver in solvers if isinstance(solver, Classifier)]
-    if len(kinds := sorted({solver.kind for solver in classifiers})) > 1:
+    if len({config.name for config in configs}) > 1:
+        raise UserError(f"these models solve different tasks: {', '.join(config.name for config in configs)}")
+    tasks = [
+        trained_task(name, loaded[0], config) for (name, loaded), config in zip(models.items(), configs, strict=True)
+    ]
+    classifiers = [task for task in tasks if isinstance(task, Classifier)]
+    if len(kinds := sorted({task.kind for task in classifiers})) > 1:
         raise UserError(f"these models label in different ways ({', '.join(kinds)})\n  → name one")
-    table = read_labelled(sources, task, columns, True, next(iter(models.values()))[0].folder, solvers[0])
-    for solver in classifiers:
-        if solver.kind != "regression":
-            table = known_labels(table, solver.places, "rows whose label the model does not have")
-    found = [evaluate(*model, solver, table) for model, solver in zip(models.items(), solvers, strict=True)]
+    table = read_labelled(sources, configs[0], columns, True, next(iter(models.values()))[0].folder, tasks[0])
+    for task in classifiers:
+        if task.kind != "regression":
+            table = known_labels(table, task.places, "rows whose label the model does not have")
+    found = [evaluate(*model, task, table) for model, task in zip(models.items(), tasks, strict=True)]
     systems = {name: scores for e in found for name, scores in e.columns().items()}
     compared = None
     if len(found) == 2:
-        compared = found[0].solver.compare(found[1].solver, table, found[0].outputs, found[1].outputs)
+        compared = found[0].task.compare(found[1].task, table, found[0].outputs, found[1].outputs)
     if as_lines:
-        facts: dict[str, Any] = {"task": task.name, "data": sources, "rows": len(table.rows)}
+        facts: dict[str, Any] = {"task": configs[0].name, "data": sources, "rows": len(table.rows)}
         facts["skipped"] = table.problems.counts
         facts["models"] = {name: as_json(scores) for name, scores in systems.items()}
         if compared:
             facts["comparison"] = {"difference": compared.difference._asdict(), "p": compared.p, "test": compared.test}
         print(json.dumps(facts))
         return
-    details = found[0].solver.details(table, found[0].outputs) if len(found) == 1 else []
-    print("\n".join([score_table(", ".join(sources), systems, len(table.rows)), *found[0].solver.stated(), *details]))
+    details = found[0].task.details(table, found[0].outputs) if len(found) == 1 else []
+    print("\n".join([score_table(", ".join(sources), systems, len(table.rows)), *found[0].task.stated(), *details]))
     if compared:
         print(paired.verdict(compared, found[0].name, found[1].name))

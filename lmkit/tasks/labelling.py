@@ -17,7 +17,7 @@ from lmkit.objectives.collating import kept, padded
 
 
 @dataclass(frozen=True)
-class Layout:
+class InputLayout:
     """How framed texts become a model's inputs. Rows are padded on the right."""
 
     pad: int
@@ -50,7 +50,7 @@ class Layout:
 
 
 class _Framed:
-    layout: Layout
+    layout: InputLayout
 
     def prepare(self, example: dict, rng: np.random.Generator) -> dict:
         return example
@@ -63,7 +63,7 @@ class _Framed:
 class Classify(_Framed):
     """Label whole texts. Examples hold `label`: the number of a class, (L,) 0 and 1 for several, or a float."""
 
-    layout: Layout
+    layout: InputLayout
     kind: Literal["single", "multi", "regression"]
     weights: tuple[float, ...] = ()  # of the classes, 1 on average over rows; (): all 1
     smoothing: float = 0.0
@@ -99,7 +99,7 @@ def _cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None, smoot
 class Tag(_Framed):
     """Label words by their first tokens. Examples hold `labels`, (T,), IGNORE on all other tokens."""
 
-    layout: Layout
+    layout: InputLayout
 
     def collate(self, examples: list[dict], multiple: int = 1) -> Batch:
         labels = padded([e["labels"] for e in examples], IGNORE, multiple)
@@ -120,7 +120,7 @@ class Span(_Framed):
     The loss is the mean of both cross-entropies over the row's tokens (Devlin et al. 2019, 4.2); padding has no part
     in them, so a row's loss does not depend on its batch."""
 
-    layout: Layout
+    layout: InputLayout
 
     def collate(self, examples: list[dict], multiple: int = 1) -> Batch:
         labels = torch.tensor([e["span"] for e in examples])  # (B, 2)

@@ -15,8 +15,8 @@ from lmkit.objectives.batch import Batch
 from lmkit.pretrained import Pretrained
 from lmkit.recipe.task_settings import TaskSettings
 from lmkit.recipe.tasks import QAConfig
-from lmkit.tasks.labelling import Layout, Span
-from lmkit.tasks.task import Reading, Solver, in_batches
+from lmkit.tasks.labelling import InputLayout, Span
+from lmkit.tasks.task import Reading, Task, in_batches
 from lmkit.text.tokenizer import Tokenizer
 
 WINDOW_TOKENS = 384  # of question and context together (Devlin et al. 2019's SQuAD code)
@@ -43,7 +43,7 @@ class Found(NamedTuple):
 
 
 @dataclass
-class SpanFinder(Solver):
+class SpanFinder(Task):
     """Examples are windows: the question and as much of the context as fits, neighbours with `overlap` tokens in
     common (transformers' `doc_stride`, which BERT's own code means otherwise: there it is the step).
 
@@ -52,7 +52,7 @@ class SpanFinder(Solver):
     head, head_is_for, metric, labels = "span", "answers in texts", "f1", ("start", "end")
 
     tokenizer: Tokenizer
-    layout: Layout
+    layout: InputLayout
     config: QAConfig
     max_length: int
     threshold: float | None
@@ -72,7 +72,7 @@ class SpanFinder(Solver):
         return cls(reading.tokenizer, reading.layout, config, reading.length(WINDOW_TOKENS), threshold)
 
     def __post_init__(self) -> None:
-        self.task = Span(self.layout)
+        self.objective = Span(self.layout)
 
     def settled(self, config: QAConfig) -> QAConfig:
         return config.model_copy(update={"no_answer": self.threshold is not None})
@@ -138,7 +138,7 @@ class SpanFinder(Solver):
             return list(Span(self.layout).logits(model, batch).cpu().numpy())
 
         best: list[Answer | None] = [None] * len(table.rows)
-        for e, logits in zip(at, in_batches(model, self.task, examples, compute, quick), strict=True):
+        for e, logits in zip(at, in_batches(model, self.objective, examples, compute, quick), strict=True):
             found = best_span(logits[: len(e["tokens"])], e["inside"], self.config.max_answer)
             row = table.rows[e["row"]]
             start, end = int(e["offsets"][found.first, 0]), int(e["offsets"][found.last, 1])

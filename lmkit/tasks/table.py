@@ -9,22 +9,22 @@ from lmkit.base.runs import model_folder, read_status, seeds_of
 from lmkit.model.formats.peft import config_and_head
 from lmkit.pretrained import Pretrained, load
 from lmkit.recipe.task_settings import FILE, recipe_of, settings_of
-from lmkit.recipe.tasks import DownstreamConfig, section_of
+from lmkit.recipe.tasks import TaskConfig, section_of
 from lmkit.tasks.answer import Answering
 from lmkit.tasks.chat import ChatLearner
 from lmkit.tasks.classify import Classifier
 from lmkit.tasks.qa import SpanFinder
 from lmkit.tasks.tag import Tagger
-from lmkit.tasks.task import Solver
+from lmkit.tasks.task import Task
 from lmkit.tasks.write import Writer
 
-TASKS: dict[str, type[Solver]] = {
+TASKS: dict[str, type[Task]] = {
     "classify": Classifier, "tag": Tagger, "qa": SpanFinder, "translate": Writer, "summarize": Writer,
     "chat": ChatLearner, "answer": Answering,
 }  # fmt: skip
 
 
-def task_of(model: str | Path, named: str | None = None) -> DownstreamConfig | None:
+def task_of(model: str | Path, named: str | None = None) -> TaskConfig | None:
     """named: the user's word for it. None where the model solves no task of fine-tuning. Raises UserError for a task
     the model's head is not for."""
     seeds = seeds_of(model)
@@ -42,7 +42,7 @@ def task_of(model: str | Path, named: str | None = None) -> DownstreamConfig | N
     raise UserError(f"{model} ({', '.join(config.get('architectures') or [])}) does not {named}\n  it does {can}")
 
 
-def load_all(model: str, task: DownstreamConfig, allow_pickle: bool = False) -> list[Pretrained]:
+def load_all(model: str, task: TaskConfig, allow_pickle: bool = False) -> list[Pretrained]:
     """The model, or that of each seed of a run, to be asked together. Raises UserError where what they say has no
     mean, or some are still to be trained."""
     seeds = seeds_of(model)
@@ -61,7 +61,7 @@ def load_all(model: str, task: DownstreamConfig, allow_pickle: bool = False) -> 
     return [load(folder, allow_pickle) for folder in seeds]
 
 
-def trained_solver(model: str | Path, loaded: Pretrained, config: DownstreamConfig) -> Solver:
+def trained_task(model: str | Path, loaded: Pretrained, config: TaskConfig) -> Task:
     """What the model was fine-tuned for. Raises UserError for tasks without scores of their own."""
     if config.name not in TASKS:
         raise UserError(

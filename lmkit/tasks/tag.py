@@ -17,8 +17,8 @@ from lmkit.objectives.batch import Batch
 from lmkit.pretrained import Pretrained
 from lmkit.recipe.task_settings import TaskSettings
 from lmkit.recipe.tasks import TagConfig
-from lmkit.tasks.labelling import Layout, Tag
-from lmkit.tasks.task import MOST_TOKENS, Reading, Solver, in_batches
+from lmkit.tasks.labelling import InputLayout, Tag
+from lmkit.tasks.task import MOST_TOKENS, Reading, Task, in_batches
 from lmkit.text.framing import Framed, frame_texts
 from lmkit.text.tokenizer import Tokenizer
 
@@ -29,14 +29,14 @@ def tags_of(table: Table) -> tuple[str, ...]:
 
 
 @dataclass
-class Tagger(Solver):
+class Tagger(Task):
     """A word's tag is said by its first token. Words of sentences longer than the model reads, which stand behind its
     end, are not learnt; of such a sentence they are predicted O, where it is not used the first tag."""
 
     head, head_is_for = "token", "labels of words"
 
     tokenizer: Tokenizer
-    layout: Layout
+    layout: InputLayout
     labels: tuple[str, ...]
     max_length: int
 
@@ -50,7 +50,7 @@ class Tagger(Solver):
         return cls(reading.tokenizer, reading.layout, loaded.config.labels, reading.length(MOST_TOKENS))
 
     def __post_init__(self) -> None:
-        self.task = Tag(self.layout)
+        self.objective = Tag(self.layout)
         self.places = {name: i for i, name in enumerate(self.labels)}
         self.written = tagging.scheme(self.labels)
         self.metric = "accuracy" if self.written == "words" else "f1"
@@ -85,7 +85,7 @@ class Tagger(Solver):
         def compute(batch: Batch) -> list[np.ndarray]:
             return list(self.layout.logits(model, batch).argmax(-1).cpu().numpy())
 
-        best = in_batches(model, self.task, examples, compute, quick)
+        best = in_batches(model, self.objective, examples, compute, quick)
         unread = self.places.get("O", 0)  # the tag of words that were cut off
         return [
             [self.labels[unread if at is None else row[at]] for at in e["firsts"]]

@@ -17,10 +17,10 @@ from lmkit.data.tables.table import Table
 from lmkit.evaluation import paired
 from lmkit.evaluation.intervals import Estimate
 from lmkit.model.transformer import Transformer
-from lmkit.objectives.batch import Batch, Task
+from lmkit.objectives.batch import Batch, Objective
 from lmkit.pretrained import Pretrained
 from lmkit.recipe.task_settings import TaskSettings
-from lmkit.tasks.labelling import Layout
+from lmkit.tasks.labelling import InputLayout
 from lmkit.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -50,14 +50,14 @@ class Reading:
         return min(self.max_length or default, self.model.context)
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> InputLayout:
         c = self.model
-        return Layout(
+        return InputLayout(
             pad=self.tokenizer.pad_id or 0, typed=c.type_vocab_size > 1, causal=c.causal, start=self.decoder_start
         )
 
 
-class Solver(ABC):
+class Task(ABC):
     """One task for one tokenizer: rows become examples, a model's outputs become scores. `outputs` are whatever the
     task predicts of a row: probabilities, tags, a text."""
 
@@ -70,7 +70,7 @@ class Solver(ABC):
     metric: str  # of `scores`, that says which checkpoint is best
     labels: tuple[str, ...]  # of the model
     max_length: int  # tokens that a row is cut to
-    task: Task  # the loss
+    objective: Objective  # the loss
 
     @classmethod
     def for_training(cls, config: Any, train: Table, reading: Reading) -> Self:
@@ -162,17 +162,21 @@ def unknown_tokens(tokenizer: Tokenizer, rows: Sequence[dict], writes: bool) -> 
 
 @torch.no_grad()
 def in_batches(
-    model: Transformer, task: Task, examples: Sequence[dict], compute: Callable[[Batch], Iterable[T]], quick: bool
+    model: Transformer,
+    objective: Objective,
+    examples: Sequence[dict],
+    compute: Callable[[Batch], Iterable[T]],
+    quick: bool,
 ) -> list[T]:
     """`compute` of every example, in order; rows of like length go through the model together, in eval mode. Progress
     is shown unless `quick`, in the midst of training, which has its own."""
     device = model.embedding.weight.device
     found: dict[int, T] = {}
-    lengths = [task.length(example) for example in examples]
+    lengths = [objective.length(example) for example in examples]
     done, meter = 0, Meter("scoring", sum(lengths))
     with model.evaluating(), nullcontext() if quick else meter:
         for group in by_length(range(len(examples)), lengths.__getitem__, BATCH_TOKENS):
-            batch = task.collate([examples[i] for i in group]).to(device)
+            batch = objective.collate([examples[i] for i in group]).to(device)
             found |= zip(group, compute(batch), strict=True)
             done += sum(lengths[i] for i in group)
             if not quick:

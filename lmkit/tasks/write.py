@@ -20,13 +20,13 @@ from lmkit.generation.prompts import end_ids
 from lmkit.generation.rules import GENERATION_CONFIG, NO_RULES, Rules
 from lmkit.generation.sampling import SamplingConfig
 from lmkit.model.transformer import Transformer
-from lmkit.objectives.batch import Task
+from lmkit.objectives.batch import Objective
 from lmkit.objectives.causal_lm import PromptedLM
 from lmkit.objectives.seq2seq import Seq2Seq, parallel
 from lmkit.pretrained import Pretrained, say_not_followed
 from lmkit.recipe.task_settings import TaskSettings
 from lmkit.recipe.tasks import SummarizeConfig, TranslateConfig
-from lmkit.tasks.task import MOST_TOKENS, Reading, Solver
+from lmkit.tasks.task import MOST_TOKENS, Reading, Task
 from lmkit.text.tokenizer import Tokenizer
 
 SOURCE = "{source}"
@@ -35,7 +35,7 @@ CHOSEN = ("do_sample", "num_beams", "max_new_tokens", "max_length", "length_pena
 
 
 @dataclass
-class Writer(Solver):
+class Writer(Task):
     likelihood, labels = True, ()
 
     tokenizer: Tokenizer
@@ -75,7 +75,7 @@ class Writer(Solver):
         self.prompt = c.prompt or (SOURCE if self.opening else SOURCE + "\n")
         if SOURCE not in self.prompt:
             raise UserError(f"task.prompt {self.prompt!r} has no {SOURCE} in it: every text would be written alike")
-        self.task: Task = (
+        self.objective: Objective = (
             Seq2Seq(parallel, self.opening.start, pad, c.label_smoothing)
             if self.opening
             else PromptedLM(pad, c.label_smoothing)

@@ -57,7 +57,7 @@ class Spelled(UserError):
     """A message spells a control token, and this tokenizer cannot keep that as text."""
 
 
-class Encoded(NamedTuple):
+class EncodedChat(NamedTuple):
     ids: list[int]
     learnt: list[bool]  # the words of the assistant, and the token that ends its turn
 
@@ -204,7 +204,7 @@ class Chat:
         """What the assistant goes on from."""
         return self._ids(self._text(messages, True))[0]
 
-    def encode(self, messages: Messages, tools: Tools = None) -> list[Encoded]:
+    def encode(self, messages: Messages, tools: Tools = None) -> list[EncodedChat]:
         """The conversation with the assistant's turns marked, as one; where the template writes earlier turns in
         another way than the last, the part up to each turn by itself, in which only that turn is learnt. A turn of
         `weight` 0 is read and not learnt.
@@ -283,7 +283,7 @@ class Chat:
             value = self._spelled.sub(lambda m: m[0][0] + MARK + m[0][1:], value)
         return value
 
-    def _encoded(self, text: str, spans: list[tuple[int, int]]) -> Encoded:
+    def _encoded(self, text: str, spans: list[tuple[int, int]]) -> EncodedChat:
         ids, starts = self._ids(text)
         learnt = [False] * len(ids)
         for start, end in spans:
@@ -301,7 +301,7 @@ class Chat:
             while last > low and ids[last - 1] in self.control:  # the first of several that end it
                 last -= 1
             learnt[low : last + 1] = [True] * (last + 1 - low)
-        return Encoded(ids, learnt)
+        return EncodedChat(ids, learnt)
 
     def _ids(self, text: str) -> tuple[list[int], list[int]]:
         """Ids, and the character each begins at in `text`, where they rise. Raises Spelled."""

@@ -1,4 +1,4 @@
-"""A fine-tuning recipe and its tables -> a job for the loop, and the solver that scores it."""
+"""A fine-tuning recipe and its tables -> a job for the loop, and the task that scores it."""
 
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -28,7 +28,7 @@ from lmkit.recipe.task_settings import TaskSettings
 from lmkit.recipe.tasks import ChatConfig
 from lmkit.tasks import chat
 from lmkit.tasks.table import TASKS
-from lmkit.tasks.task import Reading, Solver, texts
+from lmkit.tasks.task import Reading, Task, texts
 from lmkit.tasks.write import CHOSEN
 from lmkit.text.tokenizer import Tokenizer
 from lmkit.text.tokenizer_files import load_tokenizer
@@ -43,7 +43,7 @@ class Finetuning:
     """A job with what it is scored by."""
 
     job: Job
-    solver: Solver
+    task: Task
     train: Table
     held_out: Table
     cut: int  # training rows that are longer than the model reads
@@ -88,20 +88,20 @@ def build_finetuning(
     before = source.config if source else fit_vocabulary(_section(recipe), tokenizer)
     start = starts(before.family, tokenizer)[0] if before.stacks == "encoder_decoder" else None
     reading = Reading(tokenizer, before, recipe.data.max_length, start, folder / "tokenizer")
-    solver = TASKS[recipe.task.name].for_training(recipe.task, train, reading)
-    model, new = _with_head(source, before, solver, recipe.train.seed)
+    task = TASKS[recipe.task.name].for_training(recipe.task, train, reading)
+    model, new = _with_head(source, before, task, recipe.train.seed)
     columns = trained_columns(recipe.task.name, recipe.data, train.columns)
     settings = TaskSettings.of_recipe(
-        recipe, task=solver.settled(recipe.task), max_length=solver.max_length, columns=columns
+        recipe, task=task.settled(recipe.task), max_length=task.max_length, columns=columns
     )
     settings.write(folder / "tokenizer")
-    if generation_config := solver.generation_config():
+    if generation_config := task.generation_config():
         write_json(folder / "tokenizer" / GENERATION_CONFIG, generation_config)
     adapter = adapt(model, recipe, str(recipe.model))
     some = limit(held_out, recipe.evaluate.rows, seed=0)
-    rows = solver.examples(train)
+    rows = task.examples(train)
     try:
-        held = solver.examples(some)
+        held = task.examples(some)
     except DataError as e:  # that rows held out cannot be read, as by a chat template, is no reason not to learn
         note(f"nothing is held out: {e}")
         held_out = some = replace(held_out, rows=[], places=[])
@@ -109,33 +109,35 @@ def build_finetuning(
     if not rows:
         raise DataError(f"none of the {len(train.rows):,} training rows can be learnt\n  → a larger data.max_length")
     some_rows = rows[:: max(1, len(rows) // 1000)]
-    mean = solver.task.length(rows[0]) if solver.packed else solver.task.collate(some_rows).num_tokens / len(some_rows)
-    lengths = [n for e in rows for n in e.get("lengths", [solver.task.length(e)])]
-    work = Work(solver.task, rows, solver.task, held, mean, "")
+    mean = (
+        task.objective.length(rows[0]) if task.packed else task.objective.collate(some_rows).num_tokens / len(some_rows)
+    )
+    lengths = [n for e in rows for n in e.get("lengths", [task.objective.length(e)])]
+    work = Work(task.objective, rows, task.objective, held, mean, "")
     recipe = with_default_lr(recipe, model.config.hidden_size)
     job = assemble(
-        recipe, model, work, _batch_rows(recipe.train.batch, mean, len(rows), solver.packed), folder / "tokenizer",
-        static=False, world=world, ragged=not solver.packed,
+        recipe, model, work, _batch_rows(recipe.train.batch, mean, len(rows), task.packed), folder / "tokenizer",
+        static=False, world=world, ragged=not task.packed,
     )  # fmt: skip
-    job.special |= solver.config_json()
-    if solver.head == "sequence" and job.special["pad_token_id"] is None:  # by it transformers finds a row's last token
+    job.special |= task.config_json()
+    if task.head == "sequence" and job.special["pad_token_id"] is None:  # by it transformers finds a row's last token
         job.special["pad_token_id"] = job.special["eos_token_id"]
     job.adapter = adapter
-    job.metric, job.higher, job.patience = f"val_{solver.metric}", solver.higher, recipe.train.patience
+    job.metric, job.higher, job.patience = f"val_{task.metric}", task.higher, recipe.train.patience
 
     def solved() -> dict[str, float]:
-        outputs = solver.outputs(job.model, some, held, quick=True)
-        return {f"val_{k}": e.value for k, e in solver.scores(some, outputs, False).items()}
+        outputs = task.outputs(job.model, some, held, quick=True)
+        return {f"val_{k}": e.value for k, e in task.scores(some, outputs, False).items()}
 
     def score() -> dict[str, float]:
-        scores = held_out_scores(job, len(held)) if solver.likelihood else {}
+        scores = held_out_scores(job, len(held)) if task.likelihood else {}
         return scores | job.parallel.by_first(solved)
 
     job.score, job.scored_rows = score, len(held)
     beam = getattr(recipe.task, "beam", 1)  # takes about as many times as long as the greedy search of evaluations
     job.closing = beam * len(held_out.rows) / max(len(some.rows), 1)
     cut = len({e["row"] for e in rows if e["cut"]})
-    return Finetuning(job, solver, train, held_out, cut, new, rows, lengths, settings)
+    return Finetuning(job, task, train, held_out, cut, new, rows, lengths, settings)
 
 
 def adapt(model: Transformer, recipe: FinetuneRecipe, base: str) -> Adapter | None:
@@ -189,21 +191,19 @@ def _start(recipe: FinetuneRecipe, train: Table, folder: Path) -> tuple[Transfor
     return None, tokenizer
 
 
-def _with_head(
-    source: Transformer | None, before: ModelConfig, solver: Solver, seed: int
-) -> tuple[Transformer, list[str]]:
+def _with_head(source: Transformer | None, before: ModelConfig, task: Task, seed: int) -> tuple[Transformer, list[str]]:
     """A model with the head the task needs, and the names of its parameters that are new. Of the start's own head each
     label's part is taken over by its name; a head for other labels is a new one.
 
     Raises ModelError for a family that has none."""
-    if solver.head not in before.table.heads:
-        nearest = did_you_mean(solver.head, before.table.heads)
-        raise ModelError(f"{before.family} has no head for {solver.head_is_for}{nearest}")
-    same_head = source is not None and source.config.head == solver.head
-    if source is not None and same_head and set(source.config.labels) == set(solver.labels):
-        return order_labels(source, solver.labels).train(), []
-    changes: dict[str, Any] = {"head": solver.head, "labels": solver.labels}
-    if before.table.heads[solver.head].encoder_only:  # T5's tagger leaves the decoder out
+    if task.head not in before.table.heads:
+        nearest = did_you_mean(task.head, before.table.heads)
+        raise ModelError(f"{before.family} has no head for {task.head_is_for}{nearest}")
+    same_head = source is not None and source.config.head == task.head
+    if source is not None and same_head and set(source.config.labels) == set(task.labels):
+        return order_labels(source, task.labels).train(), []
+    changes: dict[str, Any] = {"head": task.head, "labels": task.labels}
+    if before.table.heads[task.head].encoder_only:  # T5's tagger leaves the decoder out
         changes |= {"stacks": "encoder", "num_decoder_layers": 0}
     model = Transformer(before.model_copy(update=changes))
     init_weights(model, seed)
@@ -211,7 +211,7 @@ def _with_head(
         return model, []
     if same_head and source.config.labels:
         note(
-            f"a new head: the labels ({_listed(solver.labels)}) are not those of the start"
+            f"a new head: the labels ({_listed(task.labels)}) are not those of the start"
             f" ({_listed(source.config.labels)})"
         )
     return model, adopt(model, source, new=("head.output.",))

@@ -21,7 +21,7 @@ from lmkit.generation.prompts import masked_ids, source_ids
 from lmkit.model.initial import init_weights
 from lmkit.model.loss import CHUNK
 from lmkit.model.transformer import Transformer
-from lmkit.objectives.build import Work, build_task
+from lmkit.objectives.build import Work, build_objective
 from lmkit.recipe.finetuning import FinetuneRecipe
 from lmkit.recipe.pretraining import ModelSection, Recipe
 from lmkit.text.tokenizer import Tokenizer
@@ -112,7 +112,7 @@ def build_job(recipe: Recipe, store: TokenStore, model: Transformer | None = Non
     what this machine cannot do."""
     train, context = recipe.train, recipe.model.context
     tokenizer = load_tokenizer(store.tokenizer_path)
-    work = build_task(recipe, store, tokenizer)
+    work = build_objective(recipe, store, tokenizer)
     batch_rows = max(1, round(train.batch / work.row_tokens))
     _check_enough(work, batch_rows, store, recipe)
     if model is None:

@@ -38,14 +38,14 @@ class Share:
 
 def read_share(job: Job, step: int) -> Share:
     """The micro-batches of step `step` that are this process's. Rows are dealt out in turn."""
-    seed, task, rows, world = job.recipe.train.seed, job.work.task, job.work.rows, job.world
+    seed, objective, rows, world = job.recipe.train.seed, job.work.objective, job.work.rows, job.world
     places = batch_rows(nth_left(step, job.state.passed_over), job.batch_rows, len(rows), seed)
     mine = places[world.data_rank :: world.data_size]
-    examples = [task.prepare(rows[i], rng_for(seed, epoch, i)) for epoch, i in mine]
+    examples = [objective.prepare(rows[i], rng_for(seed, epoch, i)) for epoch, i in mine]
     overhead, multiple = passes_cost(job.device, job.precision, job.model.config.context)
-    length = lambda example: rounded_up(task.length(example), multiple)
+    length = lambda example: rounded_up(objective.length(example), multiple)
     groups = by_length(examples, length, job.recipe.train.micro_batch, overhead)
-    batches = [task.collate(group, multiple) for group in groups]
+    batches = [objective.collate(group, multiple) for group in groups]
     counts = {k: sum(b.counts[k] for b in batches) for k in batches[0].counts}
     return Share(batches, counts, sum(b.num_tokens for b in batches), len(batches))
 
@@ -107,7 +107,7 @@ def _gradient(job: Job, share: Share, scaler: torch.amp.GradScaler, asked: bool)
     """Sums over the whole batch, `loss` first, () each, and whether any process was asked to stop. The gradient is left
     on the parameters, of the mean over the batch. Raises TooMuchAtOnce."""
     sums: dict[str, Tensor] = {}
-    task, world = job.work.task, job.world
+    objective, world = job.work.objective, job.world
     try:
         job.parallel.start_gradient()
         with keeping_casts(job.precision, job.device):
@@ -116,7 +116,7 @@ def _gradient(job: Job, share: Share, scaler: torch.amp.GradScaler, asked: bool)
                 weight, batch = float(i < len(share.batches)), share.batches[min(i, len(share.batches) - 1)]
                 with job.parallel.accumulating(last=i == share.passes - 1):
                     with autocast(job.precision, job.device):
-                        loss = job.parallel.loss(task, batch.to(job.device))
+                        loss = job.parallel.loss(objective, batch.to(job.device))
                     # one division by the count of the whole batch: the size of micro-batches cannot change the gradient
                     mean = lambda term, k, weight=weight: term * (weight / max(share.counts[k], 1))
                     total = torch.stack([mean(term, k) for k, term in loss.sums.items()]).sum()
@@ -166,7 +166,7 @@ def probe_speed(job: Job, seconds: float, clock: Any) -> float:
     for attempt in range(8):
         began = clock()
         with autocast(job.precision, job.device):
-            torch.stack(list(job.parallel.loss(job.work.task, batch).sums.values())).sum().backward()
+            torch.stack(list(job.parallel.loss(job.work.objective, batch).sums.values())).sum().backward()
         if job.device.type == "cuda":
             torch.cuda.synchronize()
         if attempt:

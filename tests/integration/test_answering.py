@@ -91,12 +91,12 @@ def test_what_is_looked_up_is_right_as_often_as_asked(work):
     """On questions that the fit has not seen; and the threshold is the smallest that holds on those it has."""
     rows = questions()
     with KnowledgeBase(work / "kb.sqlite") as kb:
-        solver = fit(kb, table(rows[:120]), AnswerConfig(name="answer", precision=0.95), None, None)
+        task = fit(kb, table(rows[:120]), AnswerConfig(name="answer", precision=0.95), None, None)
         others = table(rows[120:])
-        outputs = solver.outputs(None, others)
+        outputs = task.outputs(None, others)
         found = [(row, a) for row, a in zip(others.rows, outputs, strict=True) if a.source == "kb"]
         assert len(found) >= len(others.rows) / 3 and all(graded(row["answers"], a)[0] == 1 for row, a in found)
-        scores = solver.scores(others, outputs, intervals=True)
+        scores = task.scores(others, outputs, intervals=True)
         assert scores["accuracy_at_coverage"].value == 1 and scores["coverage"].value == len(found) / len(others.rows)
         assert not any(a.answer for a in outputs if a.source != "kb")
         absent = [a for row, a in zip(others.rows, outputs, strict=True) if row["answers"] == ["nobody knows"]]
@@ -113,9 +113,9 @@ def test_what_is_looked_up_is_right_as_often_as_asked(work):
                 )
             )
         _, scored, right = fit_matcher(cases)
-        level, kept = solver.levels.lookup, np.array(scored) >= solver.levels.lookup
+        level, kept = task.levels.lookup, np.array(scored) >= task.levels.lookup
         assert np.mean(np.array(right)[kept]) >= 0.95 and level == threshold_for_precision(scored, right, 0.95)
-        again = Answering(kb, Matcher(**json.loads(json.dumps(solver.matcher.as_json()))), solver.levels, 5, None)
+        again = Answering(kb, Matcher(**json.loads(json.dumps(task.matcher.as_json()))), task.levels, 5, None)
         assert again.outputs(None, others) == outputs
 
 

@@ -18,7 +18,7 @@ from lmkit.cli.main import app
 from lmkit.commands import draw
 from lmkit.data.tokens.store import TokenStore
 from lmkit.images.palette import load_palette
-from lmkit.objectives.build import build_task
+from lmkit.objectives.build import build_objective
 from lmkit.recipe import defaults, recipe_file
 from lmkit.recipe.builtin import builtin_recipes
 from lmkit.recipe.finetuning import FinetuneRecipe, expand
@@ -232,7 +232,7 @@ def test_the_recipes_of_pretraining_have_one_image_a_row(name, family, tmp_path)
     store = TokenStore(tmp_path / "tokens")
     changes = (f"data.train={tmp_path / 'tokens'}",)
     recipe = recipe_file.load(Recipe, builtin_recipes("pretrain")[name], changes, defaults.expand)
-    rows = build_task(recipe, store, load_tokenizer(store.tokenizer_path)).rows
+    rows = build_objective(recipe, store, load_tokenizer(store.tokenizer_path)).rows
     held = [rows[i] for i in range(len(rows))]
     assert sorted(row["documents"] for row in held) == [[i] for i in range(store.split("train").num_documents)]
     assert len({int(row["tokens"][0]) for row in held}) == 1  # BOS or [CLS]: a place in a row is a place in an image

@@ -15,7 +15,7 @@ from lmkit.objectives.causal_lm import CausalLM
 from lmkit.plan.hardware import HARDWARE
 from lmkit.plan.scaling import (
     SHAPES,
-    Layout,
+    Mesh,
     Plan,
     activation_bytes,
     all_reduce_bytes,
@@ -88,7 +88,7 @@ def test_state_is_what_one_process_holds(optimizer):
     CausalLM().loss(model, Batch({"tokens": 64}, ids, ids, 64)).sums["tokens"].backward()
     for o in optimizers:
         o.step()
-    held = memory(Plan(c, 64, 1, optimizer), Layout(1), 64, recompute=False, number=4)
+    held = memory(Plan(c, 64, 1, optimizer), Mesh(1), 64, recompute=False, number=4)
     assert held.weights == sum(p.nbytes for p in model.parameters())
     assert held.gradients == sum(p.grad.nbytes for p in model.parameters())
     states = [v for o in optimizers for s in o.state.values() for v in s.values()]
@@ -141,15 +141,15 @@ def test_traffic_of_a_step_by_hand():
     c = tiny("llama")
     n = parameters(c).total
     p = Plan(c, 64 * 32, 1, "adamw")
-    ddp = traffic(p, Layout(8), 2, False)
+    ddp = traffic(p, Mesh(8), 2, False)
     assert (ddp.gradients, ddp.shards, ddp.tensor) == (7 / 4 * 4 * n, 0, 0)
-    fsdp = traffic(p, Layout(8, 8), 2, False)  # in each of 2 passes: two gathers of bf16, one scatter of float32
+    fsdp = traffic(p, Mesh(8, 8), 2, False)  # in each of 2 passes: two gathers of bf16, one scatter of float32
     assert (fsdp.gradients, fsdp.shards) == (0, 2 * 7 / 8 * (2 * 2 * n + 4 * n))
-    hybrid = traffic(p, Layout(16, 8), 1, False)  # 2 replicas: each shard's gradient once
+    hybrid = traffic(p, Mesh(16, 8), 1, False)  # 2 replicas: each shard's gradient once
     assert (hybrid.gradients, hybrid.shards) == (4 * n / 8, 7 / 8 * 8 * n)
-    split = traffic(p, Layout(4, 1, 2), 1, False)  # 2 layers x 4 all-reduces of 32 rows x 32 tokens x 64 in bf16
+    split = traffic(p, Mesh(4, 1, 2), 1, False)  # 2 layers x 4 all-reduces of 32 rows x 32 tokens x 64 in bf16
     assert split.tensor == 2 * 4 * 32 * 32 * 64 * 2
-    assert traffic(p, Layout(4, 1, 2), 1, True).tensor == 1.5 * split.tensor
+    assert traffic(p, Mesh(4, 1, 2), 1, True).tensor == 1.5 * split.tensor
 
 
 def test_a_ring_over_nodes_uses_all_network_cards_of_a_node():
@@ -161,7 +161,7 @@ def test_a_ring_over_nodes_uses_all_network_cards_of_a_node():
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_more_gpus_never_need_more_memory_under_fsdp(tensor):
     p = Plan(sized(**SHAPES["llama-3-8b"]), 2**22, 1e9, "muon")
-    layouts = [Layout(n, n // tensor, tensor) for n in (4, 8, 16, 64, 512)]
+    layouts = [Mesh(n, n // tensor, tensor) for n in (4, 8, 16, 64, 512)]
     totals = [memory(p, layout, 8192, False).total for layout in layouts]
     assert totals == sorted(totals, reverse=True)
     assert all(memory(p, x, 8192, True).total < memory(p, x, 8192, False).total for x in layouts)
@@ -173,15 +173,15 @@ def test_the_best_layout_fits_and_its_keys_are_the_recipes():
     found = compare(p, H100, 64)
     best = fastest(found)
     assert best.fits and best.tokens_per_second >= 0.99 * max(e.tokens_per_second for e in found if e.fits)
-    assert Layout(8).keys == {"data": "ddp", "tensor": 1, "shards": 0}
-    assert Layout(64, 32, 2).keys == {"data": "fsdp", "tensor": 2, "shards": 0}
-    assert Layout(64, 8).keys == {"data": "fsdp", "tensor": 1, "shards": 8}
+    assert Mesh(8).keys == {"data": "ddp", "tensor": 1, "shards": 0}
+    assert Mesh(64, 32, 2).keys == {"data": "fsdp", "tensor": 2, "shards": 0}
+    assert Mesh(64, 8).keys == {"data": "fsdp", "tensor": 1, "shards": 8}
 
 
 def test_a_published_rate_is_met_within_a_fifth():
     """llm.c's GPT-2 124M: 10B tokens in about 90 minutes on 8 A100."""
     c = sized(preset="gpt2", vocab_size=50304)
-    e = estimate(Plan(c, 2**19, 10e9, "adamw"), HARDWARE["a100-80"], Layout(8), 64 * 1024, False)
+    e = estimate(Plan(c, 2**19, 10e9, "adamw"), HARDWARE["a100-80"], Mesh(8), 64 * 1024, False)
     assert e.hours == pytest.approx(1.5, rel=0.2)
 
 
@@ -189,7 +189,7 @@ def test_every_gpu_gets_a_row_or_the_layout_is_left_out():
     p = Plan(tiny("gpt2"), 8 * 32, 1e6, "adamw")
     assert compare(p, H100, 1024) == []
     assert {e.layout.data for e in compare(p, H100, 16)} <= {1, 2, 4, 8}
-    assert best_of(p, H100, Layout(1)).micro_batch <= 8 * 32
+    assert best_of(p, H100, Mesh(1)).micro_batch <= 8 * 32
 
 
 def test_json_has_a_line_for_each_layout():

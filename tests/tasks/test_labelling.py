@@ -12,7 +12,7 @@ from lmkit.objectives.causal_lm import PromptedLM
 from lmkit.recipe.defaults import expand
 from lmkit.recipe.pretraining import Recipe
 from lmkit.recipe.recipe_file import build
-from lmkit.tasks.labelling import Classify, Layout, Span, Tag
+from lmkit.tasks.labelling import Classify, InputLayout, Span, Tag
 
 LENGTHS = (5, 9, 16)
 
@@ -34,7 +34,7 @@ def test_rows_padded_to_a_multiple_cost_the_same(family, head):
     config = ModelConfig(**whole | {"head": head, "labels": labels, "vocab_size": 64})
     model = Transformer(config).eval()
     init_weights(model)
-    layout = Layout(0, typed=family == "bert", causal=family == "gpt2", start=2 if family == "bart" else None)
+    layout = InputLayout(0, typed=family == "bert", causal=family == "gpt2", start=2 if family == "bart" else None)
     tasks = {"sequence": Classify(layout, "single"), "token": Tag(layout), "span": Span(layout), "lm": PromptedLM(0)}
     task = tasks[head]
     rows = [

@@ -157,7 +157,7 @@ def test_micro_batches_change_no_gradient(folder, name, monkeypatch):
         job.model.eval()
         job.parallel.start_gradient()
         for batch in batches:
-            for key, term in job.work.task.loss(job.model, batch).sums.items():
+            for key, term in job.work.objective.loss(job.model, batch).sums.items():
                 (term / counts[key]).backward(retain_graph=True)
         grads.append([p.grad for p in job.model.parameters()])
     assert len(batches) > 1 and not batches[0].tokens.size(1) % 16
@@ -212,7 +212,7 @@ def test_every_objective_learns(folder, name):
 def test_packed_documents_cost_what_they_cost_apart(folder):
     """With document_masking the loss of a packed row is that of its documents, one by one."""
     job = built("documents")
-    model, task = job.model.eval(), job.work.task
+    model, task = job.model.eval(), job.work.objective
     example = task.prepare(job.work.rows[3], rng_for(0, 0, 3))
     assert example["segments"].max() > 0
     with torch.no_grad():
@@ -248,7 +248,7 @@ def test_next_sentence_labels_are_balanced_and_true(folder):
     labels = []
     for i in range(len(job.work.rows)):
         for epoch in range(8):
-            example = job.work.task.prepare(job.work.rows[i], rng_for(0, epoch, i))
+            example = job.work.objective.prepare(job.work.rows[i], rng_for(0, epoch, i))
             labels.append(example["label"])
             assert len(example["tokens"]) <= 32 and example["types"].tolist() == sorted(example["types"])
             whole = example["tokens"].copy()
@@ -264,13 +264,15 @@ def test_sentence_order_swaps_half_and_leaves_single_sentences_out(folder):
     Path("corpus.txt").write_text("\n".join(f"{i} alone.\n{i} here. then there." for i in range(60)))
     job = built("sentence_order", "task.short_pairs=0", "data.validation=20%")
     assert job.work.rows.num_single > 0
-    labels = [job.work.task.prepare(job.work.rows[i], rng_for(0, 0, i))["label"] for i in range(len(job.work.rows))]
+    labels = [
+        job.work.objective.prepare(job.work.rows[i], rng_for(0, 0, i))["label"] for i in range(len(job.work.rows))
+    ]
     assert set(labels) == {0, 1}
 
 
 def test_damaged_sources_never_outgrow_the_context(folder):
     """Spans of no length add masks: with a mean of 1 every other row would be too long."""
-    task = (job := built("denoising", "task.mean_span=1", "task.rotate=0", "task.delete=0")).work.task
+    task = (job := built("denoising", "task.mean_span=1", "task.rotate=0", "task.delete=0")).work.objective
     for epoch in range(4):
         for i in range(len(job.work.rows)):
             example = task.prepare(job.work.rows[i], rng_for(0, epoch, i))
@@ -310,7 +312,7 @@ def test_span_corruption_fills_the_context_exactly(folder):
     job = built("span_corruption")
     batch = read_share(job, 0).batches[0]
     assert batch.tokens.size(1) == 32 and batch.keep is None  # no padding at all
-    sentinel = job.work.task.make.sentinels
+    sentinel = job.work.objective.make.sentinels
     assert (batch.tokens == sentinel[0]).sum(1).tolist() == [1] * len(batch.tokens)
     assert batch.labels[:, 0].tolist() == [sentinel[0]] * len(batch.labels)
     assert set(batch.targets[:, 0].tolist()) == {job.special["pad_token_id"]}  # what the decoder starts from

@@ -14,7 +14,7 @@ from lmkit.text.words import id_type
 
 
 @dataclass
-class Batch:
+class TextBatch:
     """Documents on their way to one shard."""
 
     texts: list[bytes] = field(default_factory=list)  # UTF-8
@@ -51,7 +51,7 @@ class ShardWriter:
         self.entry: dict[str, Any] = {"name": self.name, "split": split}
         self.entry |= dict.fromkeys(("documents", "chars", "bytes", "tokens", "unknown", "unspelt"), 0)
 
-    def add(self, batch: Batch, encoded: Encoded) -> None:
+    def add(self, batch: TextBatch, encoded: Encoded) -> None:
         ids = np.frombuffer(encoded.ids, id_type(self.tokenizer.vocab_size))
         if self.tokenizer.bos_id is not None:
             starts = int(np.count_nonzero(ids == self.tokenizer.bos_id))

@@ -29,7 +29,7 @@ from lmkit.data.parallel import read_pairs
 from lmkit.data.readers import read_documents
 from lmkit.data.tokens.card import card_lines
 from lmkit.data.tokens.encode import Encoded, EncoderPool
-from lmkit.data.tokens.shards import Batch, ShardWriter
+from lmkit.data.tokens.shards import ShardWriter, TextBatch
 from lmkit.data.tokens.store import FORMAT, MANIFEST, PLAN, SPLITS, TokenStore, unmake
 from lmkit.recipe.pretraining import DataConfig, TokenizerConfig
 from lmkit.text.tokenizer import Tokenizer, read_object
@@ -345,8 +345,8 @@ class _Unit:
     def __init__(self, job: _Job, tokenizer: Tokenizer, pool: EncoderPool, number: int, all_held_out: bool):
         self.job, self.tokenizer, self.pool, self.number, self.all_held_out = job, tokenizer, pool, number, all_held_out
         self.shards: dict[str, ShardWriter] = {}
-        self.batches = {split: Batch() for split in SPLITS}
-        self.pending: deque[tuple[str, Batch, Future[Encoded]]] = deque()
+        self.batches = {split: TextBatch() for split in SPLITS}
+        self.pending: deque[tuple[str, TextBatch, Future[Encoded]]] = deque()
         self.checked = self.differs = 0
 
     def encode(self, items: list[Input], progress: _Progress) -> None:
@@ -382,7 +382,7 @@ class _Unit:
             self._send(split)
 
     def _send(self, split: str) -> None:
-        batch, self.batches[split] = self.batches[split], Batch()
+        batch, self.batches[split] = self.batches[split], TextBatch()
         if batch.texts:
             self.pending.append((split, batch, self.pool.submit(batch.texts)))
         self._receive(leave=2 * self.pool.width)

@@ -24,7 +24,7 @@ from lmkit.base.display import note
 from lmkit.base.errors import ProcessFailed, UserError
 from lmkit.model.sharding import local, whole
 from lmkit.model.transformer import Transformer
-from lmkit.objectives.batch import Batch, Loss, Task
+from lmkit.objectives.batch import Batch, Loss, Objective
 from lmkit.recipe.pretraining import ParallelConfig
 from lmkit.training.distributed.tensor_parallel import PARTIAL, split_matrices
 
@@ -196,8 +196,10 @@ class Scored(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, task: Task, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-        loss = task.loss(self.model, batch)
+    def forward(
+        self, objective: Objective, batch: Batch
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        loss = objective.loss(self.model, batch)
         return loss.sums, loss.hits, loss.nats
 
 
@@ -220,8 +222,8 @@ class Parallel:
             self.module = scored
             model.embedding.sparse = model.embedding.weight.device.type == "cpu"
 
-    def loss(self, task: Task, batch: Batch) -> Loss:
-        return Loss(*self.module(task, batch))
+    def loss(self, objective: Objective, batch: Batch) -> Loss:
+        return Loss(*self.module(objective, batch))
 
     @contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
