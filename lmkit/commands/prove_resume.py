@@ -23,7 +23,14 @@ from lmkit.recipe.tasks import AnswerConfig
 
 EVALUATED = 8192  # tokens: enough to see whether evaluating disturbs training
 SHORT = 80  # characters of a difference worth showing; lists are longer
-CRASHING = "from lmkit.training.crash import kill_in_step; kill_in_step({}); from lmkit.cli.main import main; main()"
+# The command in a process that kills itself in a step, after its weights have moved and before anything is written.
+CRASHING = """
+import os, signal, sys
+from lmkit.cli.main import main
+moment = ("lmkit.step.done", ({},))
+sys.addaudithook(lambda *heard: os.kill(os.getpid(), signal.SIGKILL) if heard == moment else None)
+main()
+"""
 KINDS = {  # of a checkpoint's files, by the end of their names; the first that fits
     "optimizer state": ("training/optimizer.safetensors",),
     "weights": (".safetensors",),

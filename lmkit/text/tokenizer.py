@@ -224,19 +224,6 @@ class Tokenizer:
         prefixed = any(step.get("add_prefix_space") for step in split.get("pretokenizers", [split]))
         return self._byte_level and self.definition["normalizer"] is None and not prefixed and not self.drops_text
 
-    def token_bytes(self, token_id: int) -> bytes | None:
-        """The bytes an id stands for; None for control tokens and for kinds that have no exact ones."""
-        token = None if token_id in self.special_ids else self.backend.id_to_token(token_id)
-        if token is None or not self.lossless:
-            return None
-        if token_id in self.backend.get_added_tokens_decoder():
-            return token.encode()
-        return bytes(self._byte_of[c] for c in token)
-
-    @cached_property
-    def _byte_of(self) -> dict[str, int]:
-        return {char: byte for byte, char in enumerate(byte_alphabet())}
-
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the canonical tokenizer.json."""

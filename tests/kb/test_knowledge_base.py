@@ -124,22 +124,22 @@ def test_adding_is_incremental(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from lmkit.data import knowledge, knowledge_write
-connect = knowledge._connect
+from lmkit.kb import knowledge_base, writing
+connect = knowledge_base._connect
 def small(path, mode):  # so little memory that rows are on disk long before the end
     db = connect(path, mode)
     db.execute("PRAGMA cache_size = 10")
     return db
-knowledge._connect = small
-insert = knowledge_write.INSERTS["triples"]
+knowledge_base._connect = small
+insert = writing.INSERTS["triples"]
 def last(*given):
     insert(*given)
     os.kill(os.getpid(), signal.SIGKILL)
-knowledge_write.INSERTS["triples"] = last
+writing.INSERTS["triples"] = last
 if sys.argv[1] == "build":
-    knowledge.build(knowledge.Path("kb.sqlite"), ["big.csv"])
+    knowledge_base.build(knowledge_base.Path("kb.sqlite"), ["big.csv"])
 else:
-    knowledge.KnowledgeBase("kb.sqlite").add(["big.csv"])
+    knowledge_base.KnowledgeBase("kb.sqlite").add(["big.csv"])
 """
 
 

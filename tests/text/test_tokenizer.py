@@ -49,7 +49,6 @@ def test_training_twice_gives_the_same_file_and_transformers_gives_the_same_ids(
         assert not set(ids) & (tokenizer.special_ids - {tokenizer.unk_id})
         if kind in ("bpe", "bytes"):
             assert tokenizer.lossless and tokenizer.decode(ids) == text == reference.decode(ids)
-            assert b"".join(tokenizer.token_bytes(i) or b"" for i in ids).decode() == text
         elif kind != "wordpiece":
             assert tokenizer.decode(ids) == text.replace("▁", " ")
     assert load_tokenizer(tmp_path).fingerprint == tokenizer.fingerprint

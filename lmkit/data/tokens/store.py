@@ -74,11 +74,6 @@ class Split:
         """(n,) int64, tokens of every document, BOS and EOS included."""
         return self._index[:, 0]
 
-    @property
-    def document_bytes(self) -> np.ndarray:
-        """(n,) int64, UTF-8 bytes of every document's text."""
-        return self._index[:, 1]
-
     def document(self, document: int) -> np.ndarray:
         """All its ids, a read-only view of the file."""
         return self.tokens(document, 0, int(self.lengths[document]))

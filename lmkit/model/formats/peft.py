@@ -52,13 +52,6 @@ PLAIN: dict[str, tuple[Any, ...]] = {
 # ---------------------------------------------------------------- out
 
 
-def save_adapter(
-    model: Transformer, config: LoraConfig, folder: Path, base: str, special: dict[str, int | None] | None = None
-) -> None:
-    """What `adapter_writer` holds, into `folder`."""
-    adapter_writer(model, config, base, special)(folder)
-
-
 def adapter_writer(
     model: Transformer, config: LoraConfig, base: str, special: dict[str, int | None] | None = None
 ) -> Callable[[Path], None]:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import lmkit
 from lmkit.base.errors import ModelError
-from lmkit.model.formats.peft import load_adapter, save_adapter
+from lmkit.model.formats.peft import adapter_writer, load_adapter
 from lmkit.model.lora import adapter_tensors, adapters, add_lora, merge_lora, trainable
 from lmkit.recipe.tasks import LoraConfig
 from tests.model.adapting import SMALL, adapted, close, logits, merging, shake, their_logits
@@ -28,7 +28,7 @@ CASES = [
 def test_peft_loads_what_we_save(name, head, dora, tmp_path):
     model, theirs = adapted(name, head, LoraConfig(rank=3, alpha=6.0, dora=dora))
     before = their_logits(theirs, theirs, head)
-    save_adapter(model, LoraConfig(rank=3, alpha=6.0, dora=dora), tmp_path, "base")
+    adapter_writer(model, LoraConfig(rank=3, alpha=6.0, dora=dora), "base")(tmp_path)
     loaded = peft.PeftModel.from_pretrained(theirs, str(tmp_path))
     want = their_logits(loaded, theirs, head)
     assert close(logits(model, theirs), want) and not close(before, want, 1e-2)
@@ -49,7 +49,7 @@ def test_transformers_and_peft_load_the_folder_by_its_name_alone(name, auto, tmp
     model, theirs = adapted(name, "lm", LoraConfig(rank=3, alpha=6.0))
     theirs.save_pretrained(tmp_path / "base")
     (tmp_path / "adapter").mkdir()
-    save_adapter(model, LoraConfig(rank=3, alpha=6.0), tmp_path / "adapter", str(tmp_path / "base"))
+    adapter_writer(model, LoraConfig(rank=3, alpha=6.0), str(tmp_path / "base"))(tmp_path / "adapter")
     for library, prefix in ((transformers, "AutoModelFor"), (peft, "AutoPeftModelFor")):
         loaded = getattr(library, prefix + auto).from_pretrained(tmp_path / "adapter").eval()
         assert close(logits(model, theirs), their_logits(loaded, theirs, "lm"))
@@ -165,7 +165,7 @@ def test_a_shared_matrix_that_cannot_be_taken_apart_is_refused_by_name(tmp_path)
 ], ids=["missing", "pickle", "damaged", "config"])  # fmt: skip
 def test_a_damaged_folder_is_refused(break_it, says, tmp_path):
     model, _ = adapted("llama", "lm")
-    save_adapter(model, SMALL, tmp_path, "base")
+    adapter_writer(model, SMALL, "base")(tmp_path)
     break_it(tmp_path)
     with pytest.raises(ModelError, match=says):
         load_adapter(ours(reference("llama")), tmp_path)
@@ -182,7 +182,7 @@ def test_the_names_peft_is_told_mean_the_adapted_modules_only(tmp_path):
     ]:  # fmt: skip
         config = LoraConfig(rank=3, alpha=6.0, targets=targets)
         model, _ = adapted("bert", "sequence", config)
-        save_adapter(model, config, tmp_path, "base")
+        adapter_writer(model, config, "base")(tmp_path)
         said = json.loads((tmp_path / "adapter_config.json").read_text())
         assert said["target_modules"] == expected
         assert (said["task_type"], said["modules_to_save"]) == ("SEQ_CLS", ["bert.pooler.dense", "classifier"])
@@ -197,7 +197,7 @@ def test_ranks_and_scales_of_a_loaded_adapter_are_saved(tmp_path):
     load_adapter(model, tmp_path)
     again, fresh = tmp_path / "again", reference("llama")
     again.mkdir()
-    save_adapter(model, LoraConfig(rank=4, alpha=6.0), again, "base")
+    adapter_writer(model, LoraConfig(rank=4, alpha=6.0), "base")(again)
     assert close(their_logits(peft.PeftModel.from_pretrained(fresh, str(again)), fresh, "lm"), want)
 
 
@@ -222,7 +222,7 @@ def test_an_adapter_with_a_new_head_loads_onto_its_base(named, base, tmp_path):
     shake(adapter_tensors(model))
     folder = tmp_path / "run" / "latest"
     folder.mkdir(parents=True)
-    save_adapter(model, SMALL, folder, str(base) if named == "absolute" else "../../base")
+    adapter_writer(model, SMALL, str(base) if named == "absolute" else "../../base")(folder)
     loaded = lmkit.load(tmp_path / "run")
     assert loaded.config.labels == ("bad", "fair", "good") and not adapters(loaded.model)
     assert close(loaded.logits(**inputs(theirs)), logits(model, theirs))
@@ -250,18 +250,18 @@ def test_what_peft_trains_on_a_language_model_loads_with_its_labels(name, head, 
 def test_a_base_that_is_not_here_is_explained(base, tmp_path):
     model, _ = adapted("bert", "sequence")
     (tmp_path / "adapter").mkdir()
-    save_adapter(model, SMALL, tmp_path / "adapter", "google-bert/bert-base-cased")
+    adapter_writer(model, SMALL, "google-bert/bert-base-cased")(tmp_path / "adapter")
     with pytest.raises(ModelError, match=r"(?s)hf download google-bert/bert-base-cased.*then write FOLDER"):
         lmkit.load(tmp_path / "adapter")
     for name, says in (("", "base_model_name_or_path is missing"), (".", "is an adapter itself")):
-        save_adapter(model, SMALL, tmp_path / "adapter", name)
+        adapter_writer(model, SMALL, name)(tmp_path / "adapter")
         with pytest.raises(ModelError, match=says):
             lmkit.load(tmp_path / "adapter")
 
 
 def test_a_head_that_is_nowhere_is_missed(base, tmp_path):
     model, _ = adapted("bert", "sequence")
-    save_adapter(model, SMALL, tmp_path, str(base))
+    adapter_writer(model, SMALL, str(base))(tmp_path)
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     save_file({k: v for k, v in tensors.items() if "classifier" not in k}, tmp_path / "adapter_model.safetensors")
     with pytest.raises(ModelError, match=r"missing classifier\.weight"):
