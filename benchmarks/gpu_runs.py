@@ -231,7 +231,7 @@ def train_as_torchrun_does(recipe: str, out: str, changes: list[str], mesh: bool
     from torch.distributed.device_mesh import init_device_mesh
 
     from lmkit.commands import pretrain
-    from lmkit.training import starting
+    from lmkit.training import run_shell
     from lmkit.training.distributed import world
 
     class SharesMatrices(world.World):
@@ -245,7 +245,7 @@ def train_as_torchrun_does(recipe: str, out: str, changes: list[str], mesh: bool
 
     with (
         mock.patch.dict(os.environ, TORCHRUN),
-        mock.patch.object(starting, "join", join if mesh else world.join),
+        mock.patch.object(run_shell, "join", join if mesh else world.join),
     ):
         try:
             return pretrain.start(Path(recipe), tuple(changes), Path(out))

@@ -5,7 +5,6 @@ import json
 import shlex
 import shutil
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +31,10 @@ from lmkit.tasks.task import texts, unknown_tokens
 from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.training.continued import build_continued
 from lmkit.training.distributed.world import World
-from lmkit.training.ending import finish, keep_average, run_to_end
 from lmkit.training.finetune import Finetuning, build_finetuning, describe
 from lmkit.training.job import Job
 from lmkit.training.job import describe as describe_text
-from lmkit.training.starting import begin, meet, open_run, take_up
+from lmkit.training.run_shell import Prepared, execute, keep_average, meet
 
 
 def start(recipe: FinetuneRecipe, name: str, out: Path | None) -> int:
@@ -129,36 +127,32 @@ def _run(recipe: FinetuneRecipe, path: Path, latest: Path | None = None, goes_on
     """latest: what `runs/latest` is to name once the run has begun; None: as it was."""
     if isinstance(recipe.task, AnswerConfig):
         return answer_fitting.start(recipe, path, latest)
-    world = meet(recipe)
-    run = open_run(path, world)
-    run.named_latest = latest
-    try:
-        if isinstance(recipe.task, LMConfig):
-            return _continue(recipe, run, goes_on, world)
-        train, held_out = tables(recipe)
-        kept = path if world.first else _copy_of_tokenizer(path)
-        world.wait()
-        if holds_images(train):
-            train, held_out = _pictures(recipe, train, held_out, kept / "tokenizer")
-        f = build_finetuning(recipe, train, held_out, kept, world)
-        facts = {"data": f.train.fingerprint, "held_out": f.held_out.fingerprint} | _base(recipe)
-        if goes_on:
-            take_up(f.job, run, facts)
-        else:
-            begin(f.job, run, facts, lambda: of_tables(recipe))
-        task = f.job.recipe.task.name
-        said = report(f.train, f.held_out, task, f.lengths, f.task.max_length, f.cut)
-        writes = f.job.recipe.task.name in (*WRITING, "chat")
-        tokenizer = load_tokenizer(f.job.tokenizer)
-        unknown = unknown_tokens(tokenizer, f.learnt, writes)
-        if dropped := tokenizer.count_unspelt(texts(f.train)):
-            unknown.append(f"dropped: {dropped:,} bytes of the training texts, for which the tokenizer has no token")
-        note("\n".join([*said, *unknown, *describe(f)]))
-        for example in f.rendered():
-            note_marked("example  ", example)
-        return _train(f, run)
-    finally:
-        run.close()
+    prepare = _continued if isinstance(recipe.task, LMConfig) else _prepare
+    return execute(meet(recipe), path, "finetune", lambda world, run: prepare(recipe, world, run), goes_on, latest)
+
+
+def _prepare(recipe: FinetuneRecipe, world: World, run: Run) -> Prepared:
+    train, held_out = tables(recipe)
+    kept = run.path if world.first else _copy_of_tokenizer(run.path)
+    world.wait()
+    if holds_images(train):
+        train, held_out = _pictures(recipe, train, held_out, kept / "tokenizer")
+    f = build_finetuning(recipe, train, held_out, kept, world)
+    facts = {"data": f.train.fingerprint, "held_out": f.held_out.fingerprint} | _base(recipe)
+    conclude = lambda run, took: _tell(f, run, took)
+    return Prepared(f.job, facts, lambda: of_tables(recipe), lambda: _introduce(f), conclude)
+
+
+def _introduce(f: Finetuning) -> None:
+    """What became of the rows, and the first of them as the model reads them."""
+    name, tokenizer = f.job.recipe.task.name, load_tokenizer(f.job.tokenizer)
+    lines = report(f.train, f.held_out, name, f.lengths, f.task.max_length, f.cut)
+    lines += unknown_tokens(tokenizer, f.learnt, name in (*WRITING, "chat"))
+    if dropped := tokenizer.count_unspelt(texts(f.train)):
+        lines.append(f"dropped: {dropped:,} bytes of the training texts, for which the tokenizer has no token")
+    note("\n".join([*lines, *describe(f)]))
+    for example in f.rendered():
+        note_marked("example  ", example)
 
 
 def _base(recipe: FinetuneRecipe) -> dict[str, str]:
@@ -192,28 +186,24 @@ def _pictures(recipe: FinetuneRecipe, train: Table, held_out: Table, folder: Pat
     return as_texts(train, palette), as_texts(held_out, palette)
 
 
-def _continue(recipe: FinetuneRecipe, run: Run, goes_on: bool, world: World) -> int:
+def _continued(recipe: FinetuneRecipe, world: World, run: Run) -> Prepared:
     """`task: lm`. What the model knew before is said beside what it knows after."""
     job, store = build_continued(recipe, run.path, world)
+
+    def introduce() -> None:
+        note("\n".join(describe_text(job, store)))
+        if len(job.work.held_out) and not job.state.step:
+            job.state.before = job.score()
+
     facts = {"data": store.fingerprint} | _base(recipe)
-    if goes_on:
-        take_up(job, run, facts)
-    else:
-        begin(job, run, facts, lambda: of_store(store, recipe.data.train) + of_model(recipe))
-    note("\n".join(describe_text(job, store)))
-    if len(job.work.held_out) and not job.state.step:
-        job.state.before = job.score()
-    began = time.monotonic()
-    code = run_to_end(job, run, "finetune")
-    if code is not None:
-        return code
-    return finish(job, run, "finetune", lambda: _tell_continued(job, run, began))
+    files = lambda: of_store(store, recipe.data.train) + of_model(recipe)
+    return Prepared(job, facts, files, introduce, lambda run, took: _tell_continued(job, run, took))
 
 
-def _tell_continued(job: Job, run: Run, began: float) -> None:
+def _tell_continued(job: Job, run: Run, took: float) -> None:
     keep_average(job, run)
     before = job.state.before
-    print(f"done in {show_seconds(time.monotonic() - began)}: {job.state.step} steps")
+    print(f"done in {show_seconds(took)}: {job.state.step} steps")
     if job.state.best and job.world.first:
         was = f", from {before['val_perplexity']:.2f}" if before else ""
         print(f"  best   step {job.state.best['step']:.0f}: perplexity {job.state.best['val_perplexity']:.2f}{was}")
@@ -223,20 +213,12 @@ def _tell_continued(job: Job, run: Run, began: float) -> None:
     print(f"  next   lmkit eval {shlex.quote(str(run.path))} --data FILE")
 
 
-def _train(f: Finetuning, run: Run) -> int:
-    began, job = time.monotonic(), f.job
-    code = run_to_end(job, run, "finetune")
-    if code is not None:
-        return code
-    return finish(job, run, "finetune", lambda: _tell(f, run, began))
-
-
-def _tell(f: Finetuning, run: Run, began: float) -> None:
+def _tell(f: Finetuning, run: Run, took: float) -> None:
     """Of training that has ended: the scores of its model, and what to do with it."""
     job = f.job
     keep_average(job, run)
-    state, took = job.state, show_seconds(time.monotonic() - began)
-    print(f"done in {took}: {state.step} steps, {show_count(state.tokens)} tokens")
+    state = job.state
+    print(f"done in {show_seconds(took)}: {state.step} steps, {show_count(state.tokens)} tokens")
     folder = run.path / ("best" if (run.path / "best").exists() else "latest")
     if not job.world.first:
         return

@@ -18,9 +18,8 @@ from lmkit.recipe.finetuning import is_finetuning
 from lmkit.recipe.pretraining import Recipe
 from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.training.distributed.world import ALONE, World
-from lmkit.training.ending import finish, keep_average, run_to_end
 from lmkit.training.job import Job, build_job, describe, fit_vocabulary
-from lmkit.training.starting import begin, meet, open_run, take_up
+from lmkit.training.run_shell import Prepared, execute, keep_average, meet
 from lmkit.training.step import probe_speed
 
 
@@ -29,16 +28,8 @@ def start(recipe_path: Path, overrides: tuple[str, ...], out: Path | None) -> in
     recipe = recipe_file.load(Recipe, recipe_path, overrides, expand)
     world = meet(recipe)
     path = world.agree(fresh_path(out, recipe_path.stem, "pretrain"))
-    run = open_run(path, world)  # first: nothing is computed for a place that cannot be written to
-    try:
-        recipe, store = _settle(recipe, world)
-        job = build_job(recipe, store, world=world)
-        run.named_latest = path if takes_latest(out) else None
-        begin(job, run, {"data": store.fingerprint}, lambda: of_store(store, recipe.data.train))
-        note("\n".join(describe(job, store)))
-        return _train(job, run)
-    finally:
-        run.close()
+    latest = path if takes_latest(out) else None
+    return execute(world, path, "pretrain", lambda world, run: _prepare(recipe, world), goes_on=False, latest=latest)
 
 
 def resume(path: Path, given: Recipe | None = None, accept_changes: bool = False) -> int:
@@ -49,22 +40,28 @@ def resume(path: Path, given: Recipe | None = None, accept_changes: bool = False
     if is_finetuning(tree):
         raise UserError(f"{path} is a run of fine-tuning\n  → {going_on(path, 'finetune')}")
     recipe = recipe_file.build(Recipe, tree, lines, expand, str(path / "recipe.yaml"))
-    world = meet(given or recipe)
-    run = open_run(path, world)
-    try:
-        if given is not None:  # what it leaves open stays as it was chosen
-            left = {"micro_batch": 0, "compile": "auto"}
-            same = {k: getattr(recipe.train, k) for k, v in left.items() if getattr(given.train, k) == v}
-            given = given.model_copy(update={"train": given.train.model_copy(update=same)})
-        recipe, store = _settle(given or recipe, world)
-        job = build_job(recipe, store, world=world)
-        resolved = recipe_file.dump(job.recipe)
-        take_up(job, run, {"data": store.fingerprint}, accept_changes)
-        if given is not None and world.first:
-            write_atomic(path / "recipe.yaml", resolved)
-        return _train(job, run)
-    finally:
-        run.close()
+    if given is not None:  # what it leaves open stays as it was chosen
+        left = {"micro_batch": 0, "compile": "auto"}
+        same = {k: getattr(recipe.train, k) for k, v in left.items() if getattr(given.train, k) == v}
+        given = given.model_copy(update={"train": given.train.model_copy(update=same)})
+
+    def prepare(world: World, run: Run) -> Prepared:
+        prepared = _prepare(given or recipe, world)
+        resolved = recipe_file.dump(prepared.job.recipe)
+        rewrite = given is not None and world.first
+        prepared.introduce = lambda: write_atomic(path / "recipe.yaml", resolved) if rewrite else None
+        return prepared
+
+    return execute(meet(given or recipe), path, "pretrain", prepare, goes_on=True, accept_changes=accept_changes)
+
+
+def _prepare(recipe: Recipe, world: World) -> Prepared:
+    recipe, store = _settle(recipe, world)
+    job = build_job(recipe, store, world=world)
+    return Prepared(
+        job, {"data": store.fingerprint}, lambda: of_store(store, recipe.data.train),
+        lambda: note("\n".join(describe(job, store))), lambda run, took: _tell(job, run, took),
+    )  # fmt: skip
 
 
 def dry_run(recipe_path: Path, overrides: tuple[str, ...]) -> None:
@@ -85,21 +82,11 @@ def dry_run(recipe_path: Path, overrides: tuple[str, ...]) -> None:
     note("Nothing was started.")
 
 
-def _train(job: Job, run: Run) -> int:
-    """Returns the exit code."""
-    began = time.monotonic()
-    code = run_to_end(job, run, "pretrain")
-    if code is not None:
-        return code
-    return finish(job, run, "pretrain", lambda: _tell(job, run, began))
-
-
-def _tell(job: Job, run: Run, began: float) -> None:
+def _tell(job: Job, run: Run, took: float) -> None:
     """Of training that has ended: what came out, and what to do with it."""
     keep_average(job, run)
     state = job.state
     run.status("done", **job.progress)
-    took = show_seconds(time.monotonic() - began)
     best = ""
     if state.best:
         best = (
@@ -107,7 +94,7 @@ def _tell(job: Job, run: Run, began: float) -> None:
             f" perplexity {state.best['val_perplexity']:.2f}, {_figure(state.best)}"
         )
     skipped = f" · {state.skipped} steps skipped (events.jsonl)" if state.skipped else ""
-    print(f"done in {took}: {state.step} steps, {show_count(state.tokens)} tokens{skipped}{best}")
+    print(f"done in {show_seconds(took)}: {state.step} steps, {show_count(state.tokens)} tokens{skipped}{best}")
     folder = "best" if (run.path / "best").exists() else "latest"
     print(f"  model  {run.path}/{folder}   (a Hugging Face folder)")
     print(f"  next   lmkit generate {shlex.quote(str(run.path))} {_prompt(job)}")

@@ -94,7 +94,7 @@ def is_finetuning(tree: dict[str, Any]) -> bool:
     """Whether a recipe, as written or resolved, is one of fine-tuning: its task has a section there."""
     task = tree.get("task")
     name = task.get("name") if isinstance(task, dict) else task
-    return name in SECTIONS
+    return isinstance(name, str) and name in SECTIONS
 
 
 def flags(task: str | None, model: str | None, data: list[str] | None, validation: str | None) -> list[str]:

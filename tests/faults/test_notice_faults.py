@@ -20,6 +20,7 @@ from lmkit.commands import pretrain
 from lmkit.recipe.pretraining import TokenizerConfig
 from lmkit.text.framing import frame_texts
 from lmkit.text.training import train_tokenizer
+from lmkit.training import run_shell
 from tests.training.stopping import events, rows, same, stopped_at
 
 # ---------------------------------------------------------------- checkpoints
@@ -80,7 +81,7 @@ def test_a_recipe_that_was_changed_by_hand_is_shown_and_refused(tiny, straight, 
 
 def test_a_change_that_was_accepted_is_asked_for_once(tiny, monkeypatch, lmkit_):
     stopped_at(monkeypatch, 7)
-    monkeypatch.setattr(pretrain, "run_to_end", lambda *_: 1)  # as if it were killed before its next checkpoint
+    monkeypatch.setattr(run_shell, "run_to_end", lambda *_: 1)  # as if it were killed before its next checkpoint
     args = ("pretrain", "run/recipe.yaml", "train.budget=14 steps", "--resume", "run")
     assert lmkit_(*args).code == 2
     assert lmkit_(*args, "--accept-changes").code == 1

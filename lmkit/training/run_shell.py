@@ -1,0 +1,272 @@
+"""Every run, from its directory to its end: opened, begun or gone on with, trained, told. The same for all recipes."""
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lmkit.base.display import note
+from lmkit.base.environment import read_environment
+from lmkit.base.errors import STOPPED_RESUMABLE, Diverged, ModelError, StorageError, UserError
+from lmkit.base.manifest import replace_listed
+from lmkit.base.runs import BY_THE_CLOCK, Follower, Run, going_on, read_status
+from lmkit.base.units import show_bytes
+from lmkit.data.inventory import Entry
+from lmkit.recipe import recipe_file
+from lmkit.recipe.finetuning import FinetuneRecipe
+from lmkit.recipe.pretraining import Recipe
+from lmkit.text.tokenizer_files import load_tokenizer
+from lmkit.training import checkpoints, loop
+from lmkit.training.distributed.world import World, join
+from lmkit.training.guard import Rollback, give_up
+from lmkit.training.job import Job, checkpoint_bytes
+from lmkit.training.precision import choose_device, torch_environment
+from lmkit.training.signals import Asked, StopFlag, leaving_at_once
+
+HARMLESS = ("evaluate.sample", "evaluate.sample_tokens", "checkpoint.keep", "checkpoint.async", "train.device",
+            "train.micro_batch", "train.compile", "train.recompute", "parallel.")  # fmt: skip
+
+
+@dataclass
+class Prepared:
+    """A job, and what its run must know of it."""
+
+    job: Job
+    facts: dict[str, str]  # fingerprints of what it reads
+    files: Callable[[], list[Entry]]  # lists them with checksums, for `lmkit runs reproduce`
+    introduce: Callable[[], None]  # tells what was inferred, before the first step
+    conclude: Callable[[Run, float], None]  # what follows the last step: scores, and what to do next; seconds it took
+
+
+def execute(
+    world: World, path: Path, verb: str, prepare: Callable[[World, Run], Prepared], goes_on: bool,
+    latest: Path | None = None, accept_changes: bool = False,
+) -> int:  # fmt: skip
+    """Trains in the run directory `path`, with the processes that `meet` brought together. Returns the exit code.
+
+    verb: the command that resumes it. prepare: makes the job, once the directory is ours. latest: what `runs/latest` is
+    to name once the run has begun. Raises what `prepare`, `take_up` and `loop.train` raise."""
+    run = open_run(path, world)  # first: nothing is computed for a place that cannot be written to
+    run.named_latest = latest
+    try:
+        prepared = prepare(world, run)
+        job = prepared.job
+        if goes_on:
+            take_up(job, run, prepared.facts, accept_changes)
+        else:
+            begin(job, run, prepared.facts, prepared.files)
+        prepared.introduce()
+        began = time.monotonic()
+        code = run_to_end(job, run, verb)
+        if code is not None:
+            return code
+        return finish(job, run, verb, lambda: prepared.conclude(run, time.monotonic() - began))
+    finally:
+        run.close()
+
+
+def meet(recipe: Recipe | FinetuneRecipe) -> World:
+    """The processes of this run."""
+    device: torch.device = choose_device(recipe.train.device)
+    return join(recipe.parallel, device)
+
+
+def open_run(path: Path, world: World) -> Run:
+    """The first process's to write, the others' to read. Raises RunInUse, StorageError."""
+    with world.first_alone():
+        run = Run(path) if world.first else Follower(path)
+    if run.killed:
+        note(f"{path}: taken over from {run.killed}, which ended without closing it")
+    return run
+
+
+def begin(job: Job, run: Run, facts: dict[str, str], files: Callable[[], list[Entry]]) -> None:
+    """A new run. facts: fingerprints of what it reads; files: lists them with checksums, for `lmkit runs reproduce`.
+    Raises UserError where processes were given different things."""
+    job.world.check_same(recipe=recipe_file.dump(job.recipe), **facts)
+    if job.world.first:
+        made_of = {"tokenizer": load_tokenizer(job.tokenizer).fingerprint} | facts
+        place = {"processes": job.world.size, "device": str(job.device), "precision": job.precision}
+        more = {"seed": job.recipe.train.seed} | made_of | place | torch_environment() | {"files": files()}
+        run.begin(recipe_file.dump(job.recipe), more)
+        _check_room(job, run)
+    run.event("start", parameters=sum(job.model.num_parameters().values()))
+
+
+def _check_room(job: Job, run: Run) -> None:
+    """Says so where the disk cannot hold the checkpoints of this run: a full disk is told when it is met, and costs
+    checkpoints then."""
+    at_once = job.recipe.checkpoint.keep + 2  # the best one, and one that is being written
+    needed, free = at_once * checkpoint_bytes(job), shutil.disk_usage(run.path).free
+    if needed > free:
+        note(
+            f"{run.path}: up to {at_once} checkpoints may lie there at once, about {show_bytes(needed)} in all, and the"
+            f" disk has {show_bytes(free)} free\n  → make room, checkpoint.keep=1, or --out on another disk"
+        )
+
+
+def take_up(job: Job, run: Run, facts: dict[str, str], accept_changes: bool = False) -> None:
+    """A run where its newest whole checkpoint stands. Raises ModelError where what it reads is not what it was, or no
+    checkpoint is whole; UserError where its recipe is not the one it was trained by, unless that is accepted."""
+    world = job.world
+    world.check_same(recipe=recipe_file.dump(job.recipe), **facts)
+    before = read_environment(run.path)
+    if changed := [key for key, value in facts.items() if before.get(key, value) != value]:
+        names = " and the ".join(changed).replace("data", "training data or its tokenizer")
+        raise ModelError(
+            f"{run.path}: the {names} changed since this run began\n  → restore the files, or start a new run"
+        )
+    newest = world.agree(run.newest_whole(note) if world.first else None)
+    if newest is None:
+        note(f"{run.path}: stopped before its first checkpoint; starting from step 0")
+    _check_recipe(job, run, newest, accept_changes)
+    if newest is not None:
+        job.state = checkpoints.read(newest, job.model, job.optimizers, job.average)
+        if not (loop.is_over(job) and read_status(run.path).get("state") == "done"):
+            _point_again(job, run, newest)
+    if job.state.micro_batch and job.state.micro_batch[0] == job.recipe.train.micro_batch:
+        job.use_micro_batch(job.state.micro_batch[1])  # memory was not enough for the recipe's
+    run.truncate_logs(job.state.step, note)
+    run.event("resume", step=job.state.step, **({"killed": run.killed} if run.killed else {}))
+    note(f"resuming {run.path} at step {job.state.step}")
+
+
+def _point_again(job: Job, run: Run, newest: Path) -> None:
+    """The links of the run, as they stood when the checkpoint it goes on from was written."""
+    state, world = job.state, job.world
+    best = None if state.best is None else int(state.best["step"])
+    if best is not None and best != state.step and world.agree(world.first and run.drop_damaged(best, note)):
+        best = state.best = None
+    run.point_again(newest, best)
+
+
+def _check_recipe(job: Job, run: Run, newest: Path | None, accept: bool) -> None:
+    """Compare with the recipe that lies in the newest checkpoint, which a person does not edit; checkpoints of older
+    versions have none. Raises UserError as `take_up` does."""
+    file = newest / checkpoints.RECIPE if newest else None
+    before = recipe_file.load(type(job.recipe), file if file and file.is_file() else run.path / "recipe.yaml")
+    changes = recipe_file.differences(recipe_file.as_tree(before), recipe_file.as_tree(job.recipe))
+    if not changes:
+        return
+    lines = f"{run.path}: the recipe changed since this run began\n  " + "\n  ".join(changes)
+    if not accept and not all(change.startswith(HARMLESS) for change in changes):
+        way = "restore it, or start a new run with --out"
+        if isinstance(job.recipe, Recipe):
+            recipe = f"{run.path}/recipe.yaml"
+            way += f", or go on: lmkit pretrain {recipe} --resume {run.path} --accept-changes"
+        raise UserError(f"{lines}\n  → {way}")
+    note(lines)
+    run.event("recipe changed", step=int(newest.name.partition("-")[2]) if newest else 0, changes=changes)
+    if newest and file and file.is_file() and job.world.first:
+        # from the first checkpoint on, so that a kill before the next one asks no more
+        replace_listed(newest, checkpoints.RECIPE, recipe_file.dump(job.recipe))
+
+
+def run_to_end(job: Job, run: Run, verb: str) -> int | None:
+    """Train. Returns an exit code where there is nothing left to do, None where training ended and its end is to be
+    told, by now or before a kill kept it from being told. verb: the command that resumes it."""
+    if job.state.step and loop.is_over(job):
+        if read_status(run.path).get("state") != "done":
+            return None
+        print(f"{run.path} is done: step {job.state.step}, nothing left to train")
+        return 0
+    run.status("running", step=job.state.step)
+    with _failures_told(job, run, verb), StopFlag() as stop:
+        sys.audit("lmkit.train")
+        ended = _train(job, run, stop)
+        if ended != "done":
+            run.status("stopped", reason=ended, **job.progress)
+    if ended == "done":
+        return None
+    print(f"stopped by {ended} at step {job.state.step}, saved\n  → {going_on(run.path, verb)}")
+    return STOPPED_RESUMABLE
+
+
+def finish(job: Job, run: Run, verb: str, rest: Callable[[], None]) -> int:
+    """What follows the last step: an average, scores, and what is told of them. Returns the exit code. A signal or a
+    full disk ends it; a resume does it again."""
+    try:
+        with _failures_told(job, run, verb), leaving_at_once():
+            try:
+                rest()
+            except BrokenPipeError:  # nobody reads what it says; what it does is done all the same
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+                rest()
+    except Asked as e:
+        run.status("stopped", reason=str(e), **job.progress)
+        print(f"stopped by {e} after the last step\n  → {going_on(run.path, verb)} does what is left")
+        return STOPPED_RESUMABLE
+    return 0
+
+
+@contextmanager
+def _failures_told(job: Job, run: Run, verb: str) -> Iterator[None]:
+    """Errors stand in the run's status; a disk's come with what to do. Raises StorageError for these."""
+    try:
+        yield
+    except BaseException as e:
+        state = "diverged" if isinstance(e, Diverged) else "failed" if isinstance(e, Exception) else "interrupted"
+        with suppress(StorageError):  # which may be what went wrong
+            run.status(state, step=job.state.step, reason=str(e)[:500])
+        if not isinstance(e, OSError) or isinstance(e, BrokenPipeError):
+            raise
+        run.check()
+        raise StorageError(
+            f"{e.filename or run.path}: {e.strerror or e}, at step {job.state.step}\n"
+            f"  → make room, then {going_on(run.path, verb)} goes on from the last checkpoint"
+        ) from None
+
+
+def _train(job: Job, run: Run, stop: StopFlag) -> str:
+    """`loop.train`, again after every rollback."""
+    while True:
+        try:
+            return loop.train(job, run, stop)
+        except Rollback as bad:
+            _go_back(job, run, bad)
+
+
+def _go_back(job: Job, run: Run, bad: Rollback) -> None:
+    """To the newest checkpoint, from which the bad batches will be passed over, but for those it was taken after.
+    Raises Diverged where there is none yet."""
+    passed_over, rollbacks = job.state.passed_over, job.state.rollbacks + 1
+    micro_batch, clock = job.state.micro_batch, job.state
+    folder = job.world.agree(run.newest_whole(note) if job.world.first else None)
+    if folder is None:
+        give_up(job, run, f"step {bad.step} is bad, and there is no checkpoint yet to go back to")
+    job.state = checkpoints.read(folder, job.model, job.optimizers, job.average)
+    job.state.passed_over, job.state.rollbacks = passed_over, rollbacks
+    job.state.micro_batch = micro_batch  # memory is no larger than it was
+    for name in BY_THE_CLOCK:  # nor did time go back
+        setattr(job.state, name, getattr(clock, name))
+    ahead = [b for b in bad.batches if b >= job.batch_of(job.state.step)]
+    job.state.passed_over = sorted({*passed_over, *ahead})
+    run.truncate_logs(job.state.step, note)
+    run.event("rollback", from_step=bad.step, to_step=job.state.step, batches=ahead)
+    note(f"step {bad.step} went wrong: back to step {job.state.step}, and past its batch from there (events.jsonl)")
+
+
+def keep_average(job: Job, run: Run) -> None:
+    """The mean of the last checkpoints, where the recipe asks for one, kept if it scores better than the best."""
+    if job.recipe.checkpoint.average < 2:
+        return
+    if not len(job.work.held_out):
+        note("checkpoint.average: nothing is held out that could say whether the average is better; none is made")
+        return
+    folders = job.world.agree(run.steps()[-job.recipe.checkpoint.average :])
+    checkpoints.average_models(folders, job.model)
+    scores = job.score()
+    is_best = job.state.best is not None and job.better(scores)
+    outcome = "better than the best of them, and kept" if is_best else "no better than the best of them, and not kept"
+    note(f"average of the last {len(folders)} checkpoints: {job.metric} {scores[job.metric]:.4f}, {outcome}")
+    if is_best:
+        write = checkpoints.model_piece(job.model, job.tokenizer, job.special)
+        job.state.best = {"step": job.state.step} | scores
+        if job.world.first:
+            run.save_average(job.state.step, write)
