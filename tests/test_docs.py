@@ -92,3 +92,17 @@ def test_the_compatibility_tables_name_what_the_code_has():
 def test_every_key_is_explained():
     for recipe in (Recipe, FinetuneRecipe):
         assert all(field.description and field.description[-1] in ".:" for field in keys(recipe).values())
+
+
+def test_every_stop_of_the_tour_is_there():
+    root = Path(__file__).parent.parent
+    tour = (root / "docs/architecture.md").read_text()
+    stops = re.findall(r"`((?:tests/)?[\w/]+\.py)(?::(\w+)(?:\.(\w+))?)?`", tour)
+    assert len(stops) > 30
+    for name, *parts in stops:
+        file = root / ("" if name.startswith("tests/") else "lmkit") / name
+        assert file.is_file(), name
+        for part in filter(None, parts):
+            assert re.search(rf"^\s*(?:def|class) {part}\b|^{part}\b", file.read_text(), re.MULTILINE), (name, part)
+    rooms = {path.name for path in (root / "lmkit").iterdir() if path.is_dir() and any(path.glob("*.py"))}
+    assert rooms == set(re.findall(r"^    (\w+)/ ", tour, re.MULTILINE))
