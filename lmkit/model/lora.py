@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmkit.architecture.tensor_names import tensor_names
 from lmkit.base.errors import ModelError, UserError, did_you_mean
-from lmkit.model.formats.huggingface import names_of
 from lmkit.model.heads import TaskHead
 from lmkit.model.layers import Dropout
 from lmkit.model.transformer import Transformer
@@ -113,7 +113,7 @@ def linears(model: Transformer) -> dict[str, nn.Linear]:
 def part_heights(model: Transformer, name: str) -> list[int]:
     """Rows of each of transformers' matrices that our layer `name` holds."""
     weight = f"{name}.weight"
-    one = len(names_of(model.config)[name]) == 1
+    one = len(tensor_names(model.config)[name]) == 1
     return [model.get_parameter(weight).size(0)] if one else model.row_blocks(weight)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lmkit.architecture.families import FAMILIES, Family
 from lmkit.architecture.model_config import ModelConfig
+from lmkit.architecture.tensor_names import tensor_names
 from lmkit.base.display import note
 from lmkit.base.errors import ModelError, did_you_mean
 from lmkit.base.files import share, write_json
@@ -33,34 +34,6 @@ TRANSPOSED = re.compile(r"\.c_(attn|proj|fc)\.weight$")  # GPT-2's Conv1D stores
 LEGACY = {".gamma": ".weight", ".beta": ".bias"}  # LayerNorm's, from TensorFlow
 
 
-def names_of(c: ModelConfig) -> dict[str, tuple[str, ...]]:
-    """Our modules -> theirs, under full names as the class of `c.head` saves them."""
-    family, spec = c.table, c.spec
-    rows = dict(family.names)
-    heads = [("head", family.heads["lm"]), ("pairs", spec)] if c.head == "pairs" else [("head", spec)]
-    for ours, head in heads:
-        rows |= {f"{ours}.{module}".rstrip("."): theirs for module, theirs in head.modules.items()}
-    out = {}
-    for ours, theirs in rows.items():
-        stack = c.decoder if ours.startswith("decoder") else c
-        blocks = stack.layer_groups * stack.group_layers or stack.num_layers
-        for i in range(blocks if "{i}" in ours else 1):
-            name = theirs.format(i=i, g=i // c.group_layers, j=i % c.group_layers)
-            parts = name.split(" ") if name else [""]
-            if parts[0].endswith("wi_0") and not c.gated:  # T5 v1.0 has one matrix where v1.1 has two
-                parts = [parts[0].removesuffix("_0")]
-            out[ours.replace("{i}", str(i))] = tuple(_prefixed(c, ours, part) for part in parts)
-    return out
-
-
-def _prefixed(c: ModelConfig, ours: str, theirs: str) -> str:
-    """The body's tensors stand under another name in some classes, and under none when the body was saved alone."""
-    prefix = "" if c.head == "none" else c.spec.prefix
-    family = c.table
-    body = theirs.startswith(family.prefix) if family.prefix else not ours.startswith(("head", "pairs"))
-    return prefix + theirs.removeprefix(family.prefix) if prefix is not None and body else theirs
-
-
 def _tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     """Parameters, and the one buffer that is saved: BART's bias."""
     saved = model.state_dict().keys()
@@ -74,7 +47,7 @@ def _theirs(names: dict[str, tuple[str, ...]], name: str) -> list[str]:
 
 def to_hf(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     """Every tensor under its Hugging Face name; a tied head is left out, as transformers does."""
-    c, names = model.config, names_of(model.config)
+    c, names = model.config, tensor_names(model.config)
     for name, p in _tensors(model):
         theirs = _theirs(names, name)
         full = whole(p.detach(), model.moved_rows.get(name))
@@ -93,7 +66,7 @@ def _bare(family: Family, name: str, prefix: str | None) -> str:
 @torch.no_grad()
 def from_hf(model: Transformer, tensors: dict[str, Tensor], where: str) -> None:
     """Fill `model` in place. Raises ModelError that lists every missing, left-over and misshapen tensor."""
-    c, names, family = model.config, names_of(model.config), model.config.table
+    c, names, family = model.config, tensor_names(model.config), model.config.table
     bare = lambda name: _bare(family, name, c.spec.prefix)
     theirs = {bare(k): v for k, v in tensors.items() if not IGNORED.search(k)}
     if c.positions == "sinusoidal":
@@ -317,7 +290,7 @@ def adopt(model: Transformer, source: Transformer, new: tuple[str, ...] = ()) ->
     family, c = model.config.table, source.config
     prefix = lambda config: None if config.head == "none" else config.spec.prefix
     held = {_bare(family, name, prefix(c)): tensor for name, tensor in to_hf(source)}
-    names, untouched_names = names_of(model.config), list[str]()
+    names, untouched_names = tensor_names(model.config), list[str]()
     for name, p in _tensors(model):
         theirs = [_bare(family, full, prefix(model.config)) for full in _theirs(names, name)]
         parts = [held[t].t() if c.family == "gpt2" and TRANSPOSED.search(t) else held[t] for t in theirs if t in held]

@@ -13,12 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lmkit.architecture.model_config import ModelConfig
+from lmkit.architecture.tensor_names import tensor_names
 from lmkit.base.errors import ModelError
 from lmkit.base.files import write_json
 from lmkit.base.runs import ADAPTER_CONFIG, model_folder
 from lmkit.model.formats.adapter_base import check_base
 from lmkit.model.formats.config_json import config_from_hf, config_to_hf
-from lmkit.model.formats.huggingface import TRANSPOSED, from_hf, head_of, names_of, read_config, read_tensors
+from lmkit.model.formats.huggingface import TRANSPOSED, from_hf, head_of, read_config, read_tensors
 from lmkit.model.heads import TaskHead
 from lmkit.model.lora import LoraLinear, Part, adapters, freeze_base, linears, merge_lora, part_heights, place
 from lmkit.model.transformer import Transformer
@@ -62,7 +63,7 @@ def adapter_writer(
     not given is the base's."""
     if (Path(base) / "recipe.yaml").is_file():  # a run, which only we can load
         base = str(model_folder(base))
-    names, rank_pattern, alpha_pattern = names_of(model.config), {}, {}
+    names, rank_pattern, alpha_pattern = tensor_names(model.config), {}, {}
     tensors: dict[str, Tensor] = {}
     for ours, lora in adapters(model).items():
         rows = zip(names[ours], lora.parts, lora.lora_a.split(lora.ranks), lora.lora_b, strict=True)
@@ -144,7 +145,7 @@ def load_adapter(model: Transformer, folder: Path) -> None:
     Raises ModelError for what would compute something else than PEFT does, and for tensors that do not fit; the model
     is then as it was."""
     said, tensors = read_adapter(folder)
-    names, layers = names_of(model.config), linears(model)
+    names, layers = tensor_names(model.config), linears(model)
     where = {theirs: (ours, i) for ours in layers for i, theirs in enumerate(names.get(ours, ()))}
     found: dict[str, dict[int, dict[str, Tensor]]] = {}
     whole: dict[str, Tensor] = {}
@@ -360,7 +361,7 @@ def _untied(
     if not (c.tied and c.head in ("lm", "pairs")):
         return c, {}
     apart = c.model_copy(update={"tied": False})
-    embedding, head = (f"{names_of(apart)[ours][0]}.weight" for ours in ("embedding", "head"))
+    embedding, head = (f"{tensor_names(apart)[ours][0]}.weight" for ours in ("embedding", "head"))
     trained = {name: whole[name] for name in (embedding, head) if name in whole}
     if not trained:
         return c, {}
