@@ -115,7 +115,7 @@ def learner(taught) -> ChatLearner:
 
 
 def states(model: Transformer, learner: ChatLearner, rows: list[dict]) -> torch.Tensor:
-    batch = learner.task.collate(rows)
+    batch = learner.objective.collate(rows)
     return model(batch.tokens, None, batch.segments, batch.positions)
 
 
@@ -130,7 +130,7 @@ def test_packed_conversations_cost_what_they_cost_alone(name, learner):
     assert len(packed) > 1 and max(len(e["documents"]) for e in packed) > 1  # several rows, several in a row
     alone, one = [learner.examples(table([t]))[0] for t in TALKS], PromptedLM(0)
     apart = [float(one.loss(model, one.collate([e])).nats["tokens"]) for e in alone]
-    together = learner.task.loss(model, learner.task.collate(packed))
+    together = learner.objective.loss(model, learner.objective.collate(packed))
     assert float(together.nats["tokens"]) == pytest.approx(sum(apart), rel=1e-5)
     out = learner.outputs(model, table(TALKS), packed)
     np.testing.assert_allclose([o.nats for o in out], apart, rtol=1e-5)
