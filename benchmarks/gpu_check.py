@@ -27,7 +27,8 @@ from gpu_runs import ROOT, SIZES, TOY, Machine, NoTime, Ran, median_step
 from rich.console import Console
 from rich.table import Table
 
-from lmkit.plan.scaling import activation_bytes, model_flops
+from lmkit.plan.cost import model_flops
+from lmkit.plan.memory import activation_bytes
 
 FP32, BF16 = 1e-5, 4.0  # parity: of the largest logit; times what bf16 changes in transformers itself
 SAME_BF16, SAME_FP32 = 1e-2, 1e-5  # how far apart losses of runs that compute the same may be, of their size

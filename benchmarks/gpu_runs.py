@@ -22,8 +22,9 @@ from unittest import mock
 import torch
 
 from lmkit.commands.plan import planned
+from lmkit.plan.cost import Forecast, compare, fastest
 from lmkit.plan.hardware import HARDWARE, Hardware
-from lmkit.plan.scaling import Forecast, Plan, compare, fastest
+from lmkit.plan.memory import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST = 240  # seconds for one process: none needs as many, so it hangs

@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 
 from lmkit.architecture.model_config import ModelConfig
 from lmkit.base.units import show_count
+from lmkit.plan.cost import SHAPES, compare, estimate, fastest
 from lmkit.plan.hardware import HARDWARE, cpu
-from lmkit.plan.scaling import SHAPES, Mesh, Plan, compare, estimate, fastest, parameters
+from lmkit.plan.memory import Mesh, Plan, parameters
 from lmkit.recipe.defaults import expand
 from lmkit.recipe.pretraining import Recipe
 from lmkit.recipe.recipe_file import build

@@ -16,8 +16,9 @@ from lmkit.architecture.sizes import PRESETS
 from lmkit.base.environment import usable_memory
 from lmkit.base.errors import UserError, did_you_mean
 from lmkit.base.units import count, show_count, show_seconds, split_quantity
+from lmkit.plan.cost import SHAPES, USABLE, Forecast, compare, fastest
 from lmkit.plan.hardware import HARDWARE, Hardware, cpu
-from lmkit.plan.scaling import SHAPES, USABLE, Forecast, Plan, compare, fastest, parameters
+from lmkit.plan.memory import Plan, parameters
 from lmkit.recipe import recipe_file
 from lmkit.recipe.defaults import expand
 from lmkit.recipe.pretraining import Recipe

@@ -13,6 +13,7 @@ from lmkit.architecture.sizes import PRESETS
 from lmkit.base.errors import did_you_mean
 from lmkit.base.units import count, split_quantity
 from lmkit.recipe.objectives import default_task
+from lmkit.recipe.optimizers import OPTIMIZERS
 
 REFERENCE_BATCH = 524_288  # tokens a step at which the learning rates were found
 REFERENCE_HORIZON = 12 * 110.1e6  # tokens: 12 for each of the reference model's matrix and head parameters
@@ -134,15 +135,15 @@ def _fill_training(tree: dict[str, Any], model: dict[str, Any]) -> None:
         defaults = {"lr": 0.02 * scale, "embedding_lr": embedding, "head_lr": head}
     else:
         train.setdefault("clip", 1.0)
-        # OLMo-core's ladder: 0.0047 (N / 108M)^(-1/3) / 2; others are the usual starting points of torch and the papers
+        # OLMo-core's ladder: 0.0047 (N / 108M)^(-1/3) / 2
         adam = 0.0047 * (size / 108e6) ** (-1 / 3) / 2
         betas = FAMILIES[model["family"]].adam if model.get("family") in FAMILIES else (0.9, 0.95, 1e-8)
         optimizer.setdefault("betas", list(betas[:2]))
         optimizer.setdefault("eps", betas[2])
         if vaswani := _vaswani_peak(tree, model):
             adam = vaswani
-        others = {"sgd": 0.1, "adagrad": 0.01, "adadelta": 1.0, "adafactor": 0.01, "adamw_rms": 0.02}
-        defaults = {"lr": others.get(name, adam)}
+        usual = OPTIMIZERS[name].lr if name in OPTIMIZERS else None
+        defaults = {"lr": adam if usual is None else usual}
     for key, value in defaults.items():
         if optimizer.get(key) is None:
             optimizer[key] = float(f"{value:.3g}")

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from lmkit.base import units
 from lmkit.recipe import defaults
 from lmkit.recipe.objectives import Count, Section
+from lmkit.recipe.optimizers import OPTIMIZERS
 from lmkit.recipe.pretraining import (  # fmt: skip
     Budget,
     CheckpointConfig,
@@ -77,8 +78,8 @@ class FinetuneRecipe(Section):
             raise ValueError("lora changes a trained model; `model` describes a new one\n  → leave out lora")
         if self.task.name == "lm" and not isinstance(self.model, str):
             raise ValueError("task lm goes on with a trained model\n  → `lmkit pretrain` makes a new one")
-        if self.lora and self.optimizer.name == "muon":
-            raise ValueError("optimizer.name muon is for whole matrices, not for lora's\n  → adamw")
+        if self.lora and not OPTIMIZERS[self.optimizer.name].adapters:
+            raise ValueError(f"optimizer.name {self.optimizer.name} is for whole matrices, not for lora's\n  → adamw")
         if self.lora and (self.train.ema or self.checkpoint.average > 1):
             raise ValueError("lora: averages of weights (train.ema, checkpoint.average) are of whole models only")
         if self.parallel.tensor > 1:

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from lmkit.architecture.model_config import ModelConfig
 from lmkit.base import units
 from lmkit.recipe.objectives import TASKS, CausalLMConfig, Count, ObjectiveConfig, Section, Share
+from lmkit.recipe.optimizers import OptimizerName
 
 Tokens = Annotated[int, BeforeValidator(lambda v: units.count(v, "token"))]
 Steps = Annotated[int, BeforeValidator(lambda v: units.count(v, "step"))]
@@ -91,7 +92,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Section):
-    name: Literal["muon", "adamw", "adamw_rms", "adam", "sgd", "adagrad", "adadelta", "adafactor"] = Field(
+    name: OptimizerName = Field(
         "muon",
         description="Muon trains the matrices inside blocks, AdamW the rest; any other name trains everything."
         " adamw_rms: AdamW with steps in units of each tensor's size (nanoT5).",

@@ -22,7 +22,9 @@ from lmkit.model.initial import init_weights
 from lmkit.model.loss import CHUNK
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.build import Work, build_objective
+from lmkit.plan.memory import activation_bytes, moment_bytes, parameters
 from lmkit.recipe.finetuning import FinetuneRecipe
+from lmkit.recipe.optimizers import OPTIMIZERS
 from lmkit.recipe.pretraining import ModelSection, Recipe
 from lmkit.text.tokenizer import Tokenizer
 from lmkit.text.tokenizer_files import load_tokenizer
@@ -214,9 +216,10 @@ def _check_shared(recipe: Recipe | FinetuneRecipe, world: World, precision: str)
         raise UserError(
             "train.precision fp16 has a scale for each process, which shards cannot share\n  → bf16 or fp32"
         )
-    if recipe.optimizer.name == "adafactor":
+    if not OPTIMIZERS[recipe.optimizer.name].shards:
         raise UserError(
-            "optimizer.name adafactor needs whole matrices, and parallel shares them out\n  → muon or adamw"
+            f"optimizer.name {recipe.optimizer.name} needs whole matrices, and parallel shares them out\n"
+            "  → muon or adamw"
         )
 
 
@@ -267,13 +270,6 @@ def _most_tokens(c: ModelConfig, device: torch.device) -> int:
 def _whole_rows(context: int, rows: int, most: int) -> int:
     """Tokens of the largest equal parts of a batch of `rows` full rows that `most` allows."""
     return context * max(n for n in range(1, rows + 1) if rows % n == 0 and n * context <= max(most, context))
-
-
-def activation_bytes(model: ModelConfig, number_bytes: int) -> int:
-    """Kept of a token for the backward pass: about 16 hidden-wide and 3 feed-forward-wide tensors a block."""
-    gates = 2 if model.gated else 1
-    layers = model.num_layers + model.num_decoder_layers
-    return number_bytes * layers * (16 * model.hidden_size + (2 + gates) * model.intermediate_size)
 
 
 def _expected_seconds(model: Transformer, ends: Horizon, batch: int) -> float:
@@ -331,12 +327,12 @@ def _layers(model: ModelConfig) -> str:
 
 def _memory(job: Job) -> float:
     """Bytes: weights; gradients, moments and averages of what is trained; activations of one micro-batch; a chunk of
-    logits."""
+    logits and its gradient."""
     train, c = job.recipe.train, job.model.config
     total, trained = _sizes(job.model)
     fixed = 4 * (total + trained * (1 + _numbers_beside(job)))
     number = 4 if job.precision == "fp32" else 2
-    return fixed + train.micro_batch * activation_bytes(c, number) + 8 * CHUNK * c.vocab_size
+    return fixed + train.micro_batch * activation_bytes(c, number, recompute=train.recompute) + 8 * CHUNK * c.vocab_size
 
 
 def checkpoint_bytes(job: Job) -> float:
@@ -353,5 +349,6 @@ def _sizes(model: Transformer) -> tuple[int, int]:
 
 def _numbers_beside(job: Job) -> float:
     """How many numbers the moments and the average keep for each parameter that is trained."""
-    moments = {"muon": 1.2, "sgd": 1, "adagrad": 1, "adafactor": 0.1}.get(job.recipe.optimizer.name, 2)
+    count = parameters(job.model.config)
+    moments = moment_bytes(count, job.recipe.optimizer.name) / (4 * count.total)
     return moments + (1 if job.recipe.train.ema else 0)

@@ -12,12 +12,8 @@ from lmkit.cli.main import main
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.batch import Batch
 from lmkit.objectives.causal_lm import CausalLM
-from lmkit.plan.hardware import HARDWARE
-from lmkit.plan.scaling import (
+from lmkit.plan.cost import (
     SHAPES,
-    Mesh,
-    Plan,
-    activation_bytes,
     all_reduce_bytes,
     attention_flops,
     best_of,
@@ -26,11 +22,11 @@ from lmkit.plan.scaling import (
     fastest,
     gather_bytes,
     matmul_weights,
-    memory,
-    parameters,
     rate,
     traffic,
 )
+from lmkit.plan.hardware import HARDWARE
+from lmkit.plan.memory import Mesh, Plan, activation_bytes, memory, parameters
 from lmkit.recipe.defaults import expand
 from lmkit.recipe.pretraining import OptimizerConfig, Recipe
 from lmkit.recipe.recipe_file import build
