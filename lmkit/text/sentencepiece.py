@@ -1,7 +1,6 @@
 """A sentencepiece .model (Unigram or BPE) as a tokenizers object that gives the same ids."""
 
 import re
-import struct
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -155,48 +154,12 @@ def _merges(spec: Spec, kinds: tuple[int, ...]) -> list[tuple[str, str]]:
 
 
 def _read(model: bytes) -> Spec:
-    """sentencepiece_model.proto, as far as it decides ids; the field numbers are the proto's."""
-    spec = Spec([])
-    for number, value in _fields(model):
-        if number == 1:
-            piece = dict(_fields(value))
-            spec.pieces.append((piece[1].decode(), struct.unpack("<f", piece[2])[0], piece.get(3, NORMAL)))
-        elif number == 2:
-            trainer = dict(_fields(value))
-            spec.model_type, spec.byte_fallback = trainer.get(3, 1), bool(trainer.get(35, 0))
-        elif number == 3:
-            normalizer = dict(_fields(value))
-            spec.charsmap = normalizer.get(2, b"")
-            spec.add_dummy_prefix, spec.remove_extra_whitespaces = (
-                bool(normalizer.get(3, 1)),
-                bool(normalizer.get(4, 1)),
-            )
-            spec.escape_whitespaces = bool(normalizer.get(5, 1))
-    return spec
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]  # made when imported
 
-
-def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """(field number, value) of one protobuf message: a varint as int, anything else as its bytes."""
-    at = 0
-
-    def varint() -> int:
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte = message[at]
-            at += 1
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value
-            shift += 7
-
-    while at < len(message):
-        key = varint()
-        if key & 7 == 0:
-            yield key >> 3, varint()
-            continue
-        size = {1: 8, 5: 4}[key & 7] if key & 7 != 2 else varint()
-        if at + size > len(message):
-            raise ValueError("a field runs past the end of the file")
-        yield key >> 3, message[at : at + size]
-        at += size
+    proto = ModelProto.FromString(model)
+    trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
+    return Spec(
+        [(piece.piece, piece.score, piece.type) for piece in proto.pieces], trainer.model_type, trainer.byte_fallback,
+        normalizer.precompiled_charsmap, normalizer.add_dummy_prefix, normalizer.remove_extra_whitespaces,
+        normalizer.escape_whitespaces,
+    )  # fmt: skip
