@@ -101,7 +101,7 @@ def padded_batch(args: argparse.Namespace, job: Any) -> dict[str, Any]:
 
     import transformers
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(job.tokenizer)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(job.tokenizer_folder)
     text = "\n\n".join(path.read_text() for path in sorted(CORPUS.glob("*.txt")))
     paragraphs = [" ".join(p.split()) for p in text.replace("\f", "\n\n").split("\n\n") if p.strip()]
     lines = paragraphs if args.lines == "paragraphs" else [s for p in paragraphs for s in re.split(r"(?<=[.!?])\s+", p)]

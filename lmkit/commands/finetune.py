@@ -28,7 +28,6 @@ from lmkit.tasks import answer_fitting
 from lmkit.tasks.classify import check_options, known_labels, names_of
 from lmkit.tasks.score_table import as_json, score_table, seeds_line
 from lmkit.tasks.task import texts, unknown_tokens
-from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.training.continued import build_continued
 from lmkit.training.distributed.world import World
 from lmkit.training.finetune import Finetuning, build_finetuning, describe
@@ -145,7 +144,7 @@ def _prepare(recipe: FinetuneRecipe, world: World, run: Run) -> Prepared:
 
 def _introduce(f: Finetuning) -> None:
     """What became of the rows, and the first of them as the model reads them."""
-    name, tokenizer = f.job.recipe.task.name, load_tokenizer(f.job.tokenizer)
+    name, tokenizer = f.job.recipe.task.name, f.job.tokenizer
     lines = report(f.train, f.held_out, name, f.lengths, f.task.max_length, f.cut)
     lines += unknown_tokens(tokenizer, f.learnt, name in (*WRITING, "chat"))
     if dropped := tokenizer.count_unspelt(texts(f.train)):

@@ -16,7 +16,6 @@ from lmkit.recipe import recipe_file
 from lmkit.recipe.defaults import expand
 from lmkit.recipe.finetuning import is_finetuning
 from lmkit.recipe.pretraining import Recipe
-from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.training.distributed.world import ALONE, World
 from lmkit.training.job import Job, build_job, describe, fit_vocabulary
 from lmkit.training.run_shell import Prepared, execute, keep_average, meet
@@ -108,7 +107,7 @@ def _figure(best: dict[str, float]) -> str:
 
 def _prompt(job: Job) -> str:
     """Something to try the model with."""
-    gap = {"masked_lm": load_tokenizer(job.tokenizer).special.mask, "span_corruption": "<extra_id_0>"}
+    gap = {"masked_lm": job.tokenizer.special.mask, "span_corruption": "<extra_id_0>"}
     blank = gap.get(job.recipe.task.name)
     return f"'Once upon a {blank}.'" if blank else "'Once upon a time'"
 
@@ -120,5 +119,5 @@ def _settle(recipe: Recipe, world: World = ALONE) -> tuple[Recipe, TokenStore]:
     """Tokens on disk, and the sizes that follow from them."""
     with world.first_alone():
         store = open_tokens(recipe.data, recipe.tokenizer, recipe.model.family, verify=world.first)
-    model = fit_vocabulary(recipe.model, load_tokenizer(store.tokenizer_path))
+    model = fit_vocabulary(recipe.model, store.tokenizer)
     return recipe.model_copy(update={"model": model}), store

@@ -50,10 +50,10 @@ def build_continued(recipe: FinetuneRecipe, folder: Path, world: World) -> tuple
     job = build_job(pretraining, store, model.train(), world)
     job.adapter, job.patience = adapter, recipe.train.patience
     if world.first:
-        job.tokenizer = folder / "tokenizer"
-        shutil.copytree(store.tokenizer_path, job.tokenizer, dirs_exist_ok=True)
-        copy_beside(loaded.homes, job.tokenizer, (*BESIDE, GENERATION_CONFIG))
-        TaskSettings.of_recipe(recipe).write(job.tokenizer)
+        job.tokenizer_folder = folder / "tokenizer"
+        shutil.copytree(store.tokenizer_path, job.tokenizer_folder, dirs_exist_ok=True)
+        copy_beside(loaded.homes, job.tokenizer_folder, (*BESIDE, GENERATION_CONFIG))
+        TaskSettings.of_recipe(recipe).write(job.tokenizer_folder)
     # the run is one of fine-tuning: its recipe is what it was asked for, with what was settled on the way
     settled = recipe.train.model_copy(update={k: getattr(job.recipe.train, k) for k in ("micro_batch", "compile")})
     job.recipe = recipe.model_copy(update={"train": settled})

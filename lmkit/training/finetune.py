@@ -54,7 +54,7 @@ class Finetuning:
 
     def rendered(self, number: int = 2) -> list[list[Piece]]:
         """The first examples as the model reads them."""
-        tokenizer, rows = load_tokenizer(self.job.tokenizer), self.job.work.rows
+        tokenizer, rows = self.job.tokenizer, self.job.work.rows
         shown = [rows[i] for i in range(min(number, len(rows)))]
         return [render(e, tokenizer, self.train.rows[e["row"]] if "row" in e else {}) for e in shown]
 
@@ -116,8 +116,8 @@ def build_finetuning(
     work = Work(task.objective, rows, task.objective, held, mean, "")
     recipe = with_default_lr(recipe, model.config.hidden_size)
     job = assemble(
-        recipe, model, work, _batch_rows(recipe.train.batch, mean, len(rows), task.packed), folder / "tokenizer",
-        static=False, world=world, ragged=not task.packed,
+        recipe, model, work, _batch_rows(recipe.train.batch, mean, len(rows), task.packed), tokenizer,
+        folder / "tokenizer", static=False, world=world, ragged=not task.packed,
     )  # fmt: skip
     job.special |= task.config_json()
     if task.head == "sequence" and job.special["pad_token_id"] is None:  # by it transformers finds a row's last token

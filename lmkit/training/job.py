@@ -27,7 +27,6 @@ from lmkit.recipe.finetuning import FinetuneRecipe
 from lmkit.recipe.optimizers import OPTIMIZERS
 from lmkit.recipe.pretraining import ModelSection, Recipe
 from lmkit.text.tokenizer import Tokenizer
-from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.training.checkpoints import Adapter, Average, State
 from lmkit.training.distributed.world import ALONE, Parallel, World
 from lmkit.training.optimizers.build import build_optimizers
@@ -59,7 +58,8 @@ class Job:
     precision: str
     optimizers: list[Optimizer]
     average: Average | None
-    tokenizer: Path  # folder whose files go into every checkpoint
+    tokenizer: Tokenizer
+    tokenizer_folder: Path  # whose files go into every checkpoint
     special: dict[str, Any]  # of config.json: bos_token_id, eos_token_id, ...
     score: Callable[[], dict[str, float]]  # of the weights as they are, on held-out rows
     metric: str = "val_loss"  # the score that decides which checkpoint is best
@@ -113,7 +113,7 @@ def build_job(recipe: Recipe, store: TokenStore, model: Transformer | None = Non
     """model: trained before; None: a new one. Raises DataError where the text is shorter than one batch, UserError for
     what this machine cannot do."""
     train, context = recipe.train, recipe.model.context
-    tokenizer = load_tokenizer(store.tokenizer_path)
+    tokenizer = store.tokenizer
     work = build_objective(recipe, store, tokenizer)
     batch_rows = max(1, round(train.batch / work.row_tokens))
     _check_enough(work, batch_rows, store, recipe)
@@ -125,6 +125,7 @@ def build_job(recipe: Recipe, store: TokenStore, model: Transformer | None = Non
         model,
         work,
         batch_rows,
+        tokenizer,
         store.tokenizer_path,
         static=recipe.model.causal,
         world=world,
@@ -162,8 +163,8 @@ def fit_vocabulary(model: ModelSection, tokenizer: Tokenizer) -> ModelSection:
 
 
 def assemble(
-    recipe: Recipe | FinetuneRecipe, model: Transformer, work: Work, batch_rows: int, tokenizer: Path, static: bool,
-    world: World, ragged: bool = False,
+    recipe: Recipe | FinetuneRecipe, model: Transformer, work: Work, batch_rows: int, tokenizer: Tokenizer,
+    tokenizer_folder: Path, static: bool, world: World, ragged: bool = False,
 ) -> Job:  # fmt: skip
     """A job for this model, moved to its device. static: rows are of one length, which compilation wants; ragged: of
     any length. Raises UserError for what this machine, or this number of processes, cannot do."""
@@ -191,15 +192,15 @@ def assemble(
             block.compile()
     parallel = Parallel(model, world, recipe.parallel, precision)
     resolved = train.model_copy(update={"micro_batch": micro, "compile": "on" if compiled else "off"})
-    words = load_tokenizer(tokenizer)
-    roles = ["bos", "eos", "pad", *(r for r in ("cls", "sep") if getattr(words, f"{r}_id") is not None)]
+    roles = ["bos", "eos", "pad", *(r for r in ("cls", "sep") if getattr(tokenizer, f"{r}_id") is not None)]
+    special = {f"{role}_token_id": getattr(tokenizer, f"{role}_id") for role in roles}
+    special["suppress_tokens"] = list(tokenizer.unused_ids(c.vocab_size))
     return Job(
         recipe=recipe.model_copy(update={"train": resolved}), model=model, parallel=parallel, work=work, horizon=ends,
         batch_rows=batch_rows, device=device, precision=precision,
         optimizers=build_optimizers(model, recipe.optimizer, world.spread),
         average=Average(model, train.ema) if train.ema else None, tokenizer=tokenizer,
-        special={f"{role}_token_id": getattr(words, f"{role}_id") for role in roles}
-        | {"suppress_tokens": list(words.unused_ids(c.vocab_size))}, score=dict, world=world,
+        tokenizer_folder=tokenizer_folder, special=special, score=dict, world=world,
     )  # fmt: skip
 
 

@@ -21,7 +21,6 @@ from lmkit.data.inventory import Entry
 from lmkit.recipe import recipe_file
 from lmkit.recipe.finetuning import FinetuneRecipe
 from lmkit.recipe.pretraining import Recipe
-from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.training import checkpoints, loop
 from lmkit.training.distributed.world import World, join
 from lmkit.training.guard import Rollback, give_up
@@ -91,7 +90,7 @@ def begin(job: Job, run: Run, facts: dict[str, str], files: Callable[[], list[En
     Raises UserError where processes were given different things."""
     job.world.check_same(recipe=recipe_file.dump(job.recipe), **facts)
     if job.world.first:
-        made_of = {"tokenizer": load_tokenizer(job.tokenizer).fingerprint} | facts
+        made_of = {"tokenizer": job.tokenizer.fingerprint} | facts
         place = {"processes": job.world.size, "device": str(job.device), "precision": job.precision}
         more = {"seed": job.recipe.train.seed} | made_of | place | torch_environment() | {"files": files()}
         run.begin(recipe_file.dump(job.recipe), more)
@@ -266,7 +265,7 @@ def keep_average(job: Job, run: Run) -> None:
     outcome = "better than the best of them, and kept" if is_best else "no better than the best of them, and not kept"
     note(f"average of the last {len(folders)} checkpoints: {job.metric} {scores[job.metric]:.4f}, {outcome}")
     if is_best:
-        write = checkpoints.model_piece(job.model, job.tokenizer, job.special)
+        write = checkpoints.model_piece(job.model, job.tokenizer_folder, job.special)
         job.state.best = {"step": job.state.step} | scores
         if job.world.first:
             run.save_average(job.state.step, write)

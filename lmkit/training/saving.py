@@ -79,7 +79,7 @@ class Saver:
     def _snapshot(self, copy: bool) -> tuple[list[Piece], dict[str, Tensor]]:
         job = self.job
         pieces, held = checkpoints.snapshot(
-            job.model, job.optimizers, job.state, job.average, job.tokenizer, job.special, job.adapter, copy
+            job.model, job.optimizers, job.state, job.average, job.tokenizer_folder, job.special, job.adapter, copy
         )
         return [*pieces, lambda folder: write_atomic(folder / checkpoints.RECIPE, self.recipe)], held
 

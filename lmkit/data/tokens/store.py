@@ -13,7 +13,7 @@ import fcntl
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Self
@@ -23,6 +23,7 @@ import numpy as np
 from lmkit.base.errors import DataError, RunInUse
 from lmkit.base.files import lock_now, sha256
 from lmkit.base.manifest import checksum
+from lmkit.text.tokenizer import Tokenizer
 from lmkit.text.tokenizer_files import load_tokenizer
 
 FORMAT = 1
@@ -34,11 +35,15 @@ SPLITS = ("train", "validation")
 class Split:
     """The documents of one side, in the order of the inputs. Nothing is read until it is asked for."""
 
-    def __init__(self, folder: Path, shards: list[dict[str, Any]], dtype: str, tokenizer: dict[str, Any]):
+    def __init__(
+        self, folder: Path, shards: list[dict[str, Any]], dtype: str, ids: dict[str, Any],
+        frame: Callable[[], tuple[int, int]],
+    ):  # fmt: skip
         self.folder, self.shards, self.dtype = folder, shards, np.dtype(dtype).newbyteorder("<")
-        self.bos_id: int | None = tokenizer["bos_id"]
-        self.eos_id: int | None = tokenizer["eos_id"]
-        self.pad_id: int | None = tokenizer["pad_id"]
+        self.bos_id: int | None = ids["bos_id"]
+        self.eos_id: int | None = ids["eos_id"]
+        self.pad_id: int | None = ids["pad_id"]
+        self._frame = frame
         self.num_documents = sum(s["documents"] for s in shards)
         self.num_tokens = sum(s["tokens"] for s in shards)
         self.num_bytes = sum(s["bytes"] for s in shards)  # UTF-8 bytes of the texts
@@ -57,8 +62,7 @@ class Split:
     @cached_property
     def frame(self) -> tuple[int, int]:
         """How many control tokens stand before and after the text of every document."""
-        before, after = load_tokenizer(self.folder / "tokenizer").document_frame
-        return len(before), len(after)
+        return self._frame()
 
     @cached_property
     def _shard_starts(self) -> list[int]:
@@ -171,6 +175,10 @@ class TokenStore:
         """A folder that `load_tokenizer` and AutoTokenizer read."""
         return self.path / "tokenizer"
 
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.tokenizer_path)
+
     @property
     def pairs(self) -> bool:
         """Whether it is parallel text: every two documents are a source and its target."""
@@ -178,7 +186,12 @@ class TokenStore:
 
     def split(self, name: str) -> Split:
         """`train` or `validation`."""
-        return Split(self.path, self.manifest["shards"][name], self.manifest["dtype"], self.manifest["tokenizer"])
+        ids = self.manifest["tokenizer"]
+        return Split(self.path, self.manifest["shards"][name], self.manifest["dtype"], ids, self._frame)
+
+    def _frame(self) -> tuple[int, int]:
+        before, after = self.tokenizer.document_frame
+        return len(before), len(after)
 
     def verify(self) -> None:
         """Read every file and compare its checksum; DataError names the first that differs."""

@@ -28,9 +28,8 @@ def split_of(folder: Path, documents: list[list[int]], bos: bool = False, eos: b
         np.array([i for ids in mine for i in ids], "<u2").tofile(folder / f"{name}.tokens")
         np.array([(len(ids), 1) for ids in mine], "<i8").reshape(-1, 2).tofile(folder / f"{name}.index")
         entries.append({"name": name, "documents": len(mine), "tokens": sum(map(len, mine)), "bytes": len(mine)})
-    split = Split(folder, entries, "<u2", {"bos_id": BOS if bos else None, "eos_id": EOS if eos else None, "pad_id": 0})
-    split.frame = (int(bos), int(eos))  # else read from the tokenizer
-    return split
+    ids = {"bos_id": BOS if bos else None, "eos_id": EOS if eos else None, "pad_id": 0}
+    return Split(folder, entries, "<u2", ids, lambda: (int(bos), int(eos)))
 
 
 def random_documents(rng: np.random.Generator, most: int = 40) -> list[list[int]]:
