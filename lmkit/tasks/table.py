@@ -49,7 +49,7 @@ def load_all(model: str, task: TaskConfig, allow_pickle: bool = False) -> list[P
     if not seeds:
         return [load(model, allow_pickle)]
     names = ", ".join(p.name for p in seeds)
-    if not TASKS[task.name].averaged:
+    if task.name not in TASKS or not TASKS[task.name].averaged:
         raise UserError(
             f"{model}: a run for each of several seeds; only classify takes their mean\n  → name one: {names}"
         )
