@@ -23,10 +23,10 @@ from lmkit.images.tokenizer import palette_tokenizer
 from lmkit.pretrained import load
 from lmkit.recipe import recipe_file
 from lmkit.recipe.finetuning import WRITING, FinetuneRecipe, expand, is_finetuning
-from lmkit.recipe.tasks import AnswerConfig, ClassifyConfig, LMConfig
+from lmkit.recipe.tasks import AnswerConfig, LMConfig
 from lmkit.tasks import answer_fitting
-from lmkit.tasks.classify import check_options, known_labels, names_of
 from lmkit.tasks.score_table import as_json, score_table, seeds_line
+from lmkit.tasks.table import TASKS
 from lmkit.tasks.task import texts, unknown_tokens
 from lmkit.training.continued import build_continued
 from lmkit.training.distributed.world import World
@@ -98,8 +98,6 @@ def tables(recipe: FinetuneRecipe) -> tuple[Table, Table]:
     """What is learnt from and what is held out. Raises DataError."""
     data, task = recipe.data, recipe.task.name
     train = _read(data.train, recipe)
-    if isinstance(recipe.task, ClassifyConfig):
-        check_options(recipe.task, label_kind(train.rows))
     if isinstance(data.validation, float | int):
         train, held_out = split(train, data.validation, 0, task)
     else:
@@ -107,16 +105,13 @@ def tables(recipe: FinetuneRecipe) -> tuple[Table, Table]:
     if data.limit and data.limit < len(train.rows):
         note(f"data.limit: {data.limit:,} of {len(train.rows):,} training rows, drawn at random")
         train = limit(train, data.limit, seed=0)
-    if task == "classify" and label_kind(train.rows) != "regression" and held_out.rows:
-        held_out = known_labels(held_out, names_of(train), "held-out rows whose label no training row has")
-    return train, held_out
+    return train, TASKS[task].check_rows(recipe.task, train, held_out)
 
 
 def _read(sources: str | list[str], recipe: FinetuneRecipe, kind: str = "") -> Table:
     """kind: of the labels of the training rows, where they are read already."""
     named = [sources] if isinstance(sources, str) else sources
-    wanted = recipe.task.kind if isinstance(recipe.task, ClassifyConfig) else "auto"
-    table = read_table(named, recipe.task.name, recipe.data, kind=kind or wanted)
+    table = read_table(named, recipe.task.name, recipe.data, kind=kind or getattr(recipe.task, "kind", "auto"))
     for line in table.described(named):
         note(line)
     return table

@@ -137,6 +137,22 @@ class Classifier(Task):
         self.metric = self.metric or METRICS[self.kind]
         self.places = {name: i for i, name in enumerate(self.labels)}
 
+    @classmethod
+    def check_rows(cls, config: ClassifyConfig, train: Table, held_out: Table) -> Table:
+        kind = label_kind(train.rows)
+        check_options(config, kind)
+        if kind == "regression" or not held_out.rows:
+            return held_out
+        return known_labels(held_out, names_of(train), "held-out rows whose label no training row has")
+
+    def read_as(self) -> tuple[str, frozenset[str]]:
+        return self.kind, frozenset(self.labels)
+
+    def known_rows(self, table: Table) -> Table:
+        if self.kind == "regression":
+            return table
+        return known_labels(table, self.places, "rows whose label the model does not have")
+
     def settled(self, config: ClassifyConfig) -> ClassifyConfig:
         return config.model_copy(update={"kind": self.kind})
 

@@ -19,7 +19,6 @@ from lmkit.images.palette import as_texts, holds_images, load_palette
 from lmkit.pretrained import Pretrained
 from lmkit.recipe.task_settings import settings_of
 from lmkit.recipe.tasks import TableConfig, TaskConfig
-from lmkit.tasks.classify import Classifier, known_labels
 from lmkit.tasks.score_table import as_json, score_table
 from lmkit.tasks.table import trained_task
 from lmkit.tasks.task import Task
@@ -54,7 +53,7 @@ def read_labelled(
         answers = [role.key for roles in layouts(config.name) for role in roles if role.answer]
         chosen |= dict.fromkeys(answers, "")
     table_config = TableConfig(train=sources, separator=settings.separator if settings else None, **chosen)
-    kind, known = (task.kind, frozenset(task.labels)) if isinstance(task, Classifier) else ("auto", frozenset[str]())
+    kind, known = ("auto", frozenset[str]()) if task is None else task.read_as()
     table = read_table(sources, config.name, table_config, labelled, kind, known)
     for line in table.described(sources):
         note(line)
@@ -91,13 +90,11 @@ def run(
     tasks = [
         trained_task(name, loaded[0], config) for (name, loaded), config in zip(models.items(), configs, strict=True)
     ]
-    classifiers = [task for task in tasks if isinstance(task, Classifier)]
-    if len(kinds := sorted({task.kind for task in classifiers})) > 1:
+    if len(kinds := sorted({task.read_as()[0] for task in tasks})) > 1:
         raise UserError(f"these models label in different ways ({', '.join(kinds)})\n  → name one")
     table = read_labelled(sources, configs[0], columns, True, next(iter(models.values()))[0].folder, tasks[0])
-    for task in classifiers:
-        if task.kind != "regression":
-            table = known_labels(table, task.places, "rows whose label the model does not have")
+    for task in tasks:
+        table = task.known_rows(table)
     found = [evaluate(*model, task, table) for model, task in zip(models.items(), tasks, strict=True)]
     systems = {name: scores for e in found for name, scores in e.columns().items()}
     compared = None

@@ -104,6 +104,20 @@ class Task(ABC):
 
     # ---- what only some tasks have
 
+    @classmethod
+    def check_rows(cls, config: Any, train: Table, held_out: Table) -> Table:
+        """Returns the held-out rows that a model trained on the others can be right on, and tells how many are left
+        out. Raises UserError for settings that do not fit the rows."""
+        return held_out
+
+    def read_as(self) -> tuple[str, frozenset[str]]:
+        """The kind of the labels in rows for this task, and the labels that the model knows."""
+        return "auto", frozenset()
+
+    def known_rows(self, table: Table) -> Table:
+        """The rows that the model can be right on; the others are counted."""
+        return table
+
     def settled(self, config: Any) -> Any:
         """The task's section with what the training rows say where it leaves that open."""
         return config

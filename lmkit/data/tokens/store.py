@@ -14,7 +14,7 @@ import json
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -37,13 +37,13 @@ class Split:
 
     def __init__(
         self, folder: Path, shards: list[dict[str, Any]], dtype: str, ids: dict[str, Any],
-        frame: Callable[[], tuple[int, int]],
+        read_tokenizer: Callable[[], Tokenizer],
     ):  # fmt: skip
         self.folder, self.shards, self.dtype = folder, shards, np.dtype(dtype).newbyteorder("<")
         self.bos_id: int | None = ids["bos_id"]
         self.eos_id: int | None = ids["eos_id"]
         self.pad_id: int | None = ids["pad_id"]
-        self._frame = frame
+        self._read_tokenizer = read_tokenizer
         self.num_documents = sum(s["documents"] for s in shards)
         self.num_tokens = sum(s["tokens"] for s in shards)
         self.num_bytes = sum(s["bytes"] for s in shards)  # UTF-8 bytes of the texts
@@ -62,7 +62,8 @@ class Split:
     @cached_property
     def frame(self) -> tuple[int, int]:
         """How many control tokens stand before and after the text of every document."""
-        return self._frame()
+        before, after = self._read_tokenizer().document_frame
+        return len(before), len(after)
 
     @cached_property
     def _shard_starts(self) -> list[int]:
@@ -114,6 +115,8 @@ class TokenStore:
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
+        # A split refers to this and not to the store, which is free for others as soon as nobody refers to it.
+        self._read_tokenizer = cache(partial(load_tokenizer, self.tokenizer_path))
         file = self.path / MANIFEST
         if not file.is_file():
             hint = "unfinished: run the same `lmkit tokenize` again" if is_unfinished(self.path) else "not a store"
@@ -175,9 +178,10 @@ class TokenStore:
         """A folder that `load_tokenizer` and AutoTokenizer read."""
         return self.path / "tokenizer"
 
-    @cached_property
+    @property
     def tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self.tokenizer_path)
+        """Read when it is first asked for."""
+        return self._read_tokenizer()
 
     @property
     def pairs(self) -> bool:
@@ -187,11 +191,7 @@ class TokenStore:
     def split(self, name: str) -> Split:
         """`train` or `validation`."""
         ids = self.manifest["tokenizer"]
-        return Split(self.path, self.manifest["shards"][name], self.manifest["dtype"], ids, self._frame)
-
-    def _frame(self) -> tuple[int, int]:
-        before, after = self.tokenizer.document_frame
-        return len(before), len(after)
+        return Split(self.path, self.manifest["shards"][name], self.manifest["dtype"], ids, self._read_tokenizer)
 
     def verify(self) -> None:
         """Read every file and compare its checksum; DataError names the first that differs."""

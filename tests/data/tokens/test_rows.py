@@ -1,6 +1,7 @@
 """Every token is where it belongs: in rows, in chunks or in a count, and nothing twice."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def split_of(folder: Path, documents: list[list[int]], bos: bool = False, eos: b
         np.array([(len(ids), 1) for ids in mine], "<i8").reshape(-1, 2).tofile(folder / f"{name}.index")
         entries.append({"name": name, "documents": len(mine), "tokens": sum(map(len, mine)), "bytes": len(mine)})
     ids = {"bos_id": BOS if bos else None, "eos_id": EOS if eos else None, "pad_id": 0}
-    return Split(folder, entries, "<u2", ids, lambda: (int(bos), int(eos)))
+    return Split(folder, entries, "<u2", ids, lambda: SimpleNamespace(document_frame=([BOS] * bos, [EOS] * eos)))
 
 
 def random_documents(rng: np.random.Generator, most: int = 40) -> list[list[int]]:
