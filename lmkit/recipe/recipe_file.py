@@ -22,6 +22,9 @@ from lmkit.base.errors import UserError, did_you_mean
 T = TypeVar("T", bound=BaseModel)
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 50
+SIGN = re.compile(r""":\s+[^\w\s"'\[{~./$]""")  # begins a value, and means something in YAML
+PATH_KEYS = {("data", "train"), ("data", "validation"), ("tokenizer", "path"), ("task", "kb"), ("task", "template")}
+BY_NAME = ("auto", "chatml")  # chat templates that are no files
 
 
 class _Loader(yaml.SafeLoader):
@@ -73,9 +76,6 @@ _Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: _float(n
 
 def _float(text: str) -> float:
     return float(text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
-
-
-SIGN = re.compile(r""":\s+[^\w\s"'\[{~./$]""")  # begins a value, and means something in YAML
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -319,10 +319,6 @@ def _key_lines(text: str) -> dict[str, int]:
 
     walk(yaml.compose(text, Loader=_Loader), "")
     return found
-
-
-PATH_KEYS = {("data", "train"), ("data", "validation"), ("tokenizer", "path"), ("task", "kb"), ("task", "template")}
-BY_NAME = ("auto", "chatml")  # chat templates that are no files
 
 
 def _absolute_paths(tree: dict, folder: Path) -> dict:

@@ -50,7 +50,7 @@ class World:
 
     @property
     def sharded(self) -> bool:
-        """Whether no process holds the whole model."""
+        """Says whether no process holds the whole model."""
         return self.mesh is not None
 
     @property
@@ -58,11 +58,11 @@ class World:
         return self.mesh is not None and self.mesh["tensor"].size() > 1
 
     def total(self, values: Sequence[float]) -> list[float]:
-        """Sums over the shares of the data, equal on all processes; a wait for all of them."""
+        """Returns the sums over all shares of the data, equal on all processes, after waiting for them."""
         return list(values) if self.size == 1 else self._add_up(torch.tensor(values, dtype=torch.float64)).tolist()
 
     def total_tensor(self, values: Tensor) -> Tensor:
-        """The same on the device."""
+        """Returns the sum of a tensor over all shares of the data, on its device."""
         return values if self.size == 1 else self._add_up(values)
 
     def _add_up(self, values: Tensor) -> Tensor:
@@ -71,16 +71,16 @@ class World:
         dist.all_reduce(values)
         return values
 
-    def most(self, n: int) -> int:
-        """The largest that any process has."""
+    def most(self, number: int) -> int:
+        """Returns the largest value of `number` over all processes."""
         if self.size == 1:
-            return n
-        largest = torch.tensor(n)
+            return number
+        largest = torch.tensor(number)
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         return int(largest)
 
     def agree(self, value: T) -> T:
-        """What rank 0 says."""
+        """Returns the value that rank 0 has."""
         if self.size == 1:
             return value
         box = [value]
@@ -88,7 +88,7 @@ class World:
         return box[0]
 
     def check_same(self, **facts: str) -> None:
-        """Raises UserError where the processes were not given the same."""
+        """Raises UserError where the processes were given different facts."""
         if self.size == 1:
             return
         everyone: list[Any] = [None] * self.size
@@ -102,7 +102,7 @@ class World:
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
-        """Rank 0 goes first, as where a cache is filled; then the others."""
+        """Lets rank 0 go first, as where a cache is filled, and then the others."""
         if not self.first:
             self.wait()
         yield
