@@ -35,7 +35,13 @@ from lmkit.model.heads import Head
 from lmkit.pretrained import Pretrained, load
 from lmkit.recipe import recipe_file as recipes
 from lmkit.recipe.defaults import expand
-from lmkit.recipe.objectives import DenoisingConfig, MaskedLMConfig, ObjectiveConfig, SpanCorruptionConfig, default_task
+from lmkit.recipe.objectives import (
+    DenoisingConfig,
+    MaskedLMConfig,
+    ObjectiveConfig,
+    SpanCorruptionConfig,
+    default_objective,
+)
 from lmkit.recipe.pretraining import DataConfig, Recipe
 from lmkit.recipe.task_settings import run_of, settings_of
 from lmkit.tasks import evaluate
@@ -172,7 +178,7 @@ def _noise_config(loaded: Pretrained, model: str) -> tuple[seq2seq.NoiseConfig, 
     task, family = _run_task(model), loaded.config.family
     if isinstance(task, SpanCorruptionConfig | DenoisingConfig):
         return task, "recipe"
-    if task is None and default_task(family) == "span_corruption":
+    if task is None and default_objective(family) == "span_corruption":
         return SpanCorruptionConfig(name="span_corruption"), "defaults"
     if task is None and family == "bart":  # mBART's own noise begins and ends with languages, which lmkit's does not
         return DenoisingConfig(name="denoising"), "defaults"

@@ -127,14 +127,15 @@ def _run(recipe: FinetuneRecipe, path: Path, latest: Path | None = None, goes_on
 
 def _prepare(recipe: FinetuneRecipe, world: World, run: Run) -> Prepared:
     train, held_out = tables(recipe)
-    kept = run.path if world.first else _copy_of_tokenizer(run.path)
+    folder = run.path if world.first else _copy_of_tokenizer(run.path)
     world.wait()
     if holds_images(train):
-        train, held_out = _pictures(recipe, train, held_out, kept / "tokenizer")
-    f = build_finetuning(recipe, train, held_out, kept, world)
+        train, held_out = _pictures(recipe, train, held_out, folder / "tokenizer")
+    f = build_finetuning(recipe, train, held_out, folder, world)
     facts = {"data": f.train.fingerprint, "held_out": f.held_out.fingerprint} | _base(recipe)
-    conclude = lambda run, took: _tell(f, run, took)
-    return Prepared(f.job, facts, lambda: of_tables(recipe), lambda: _introduce(f), conclude)
+    return Prepared(
+        f.job, facts, lambda: of_tables(recipe), lambda: _introduce(f), lambda seconds: _tell(f, run, seconds)
+    )
 
 
 def _introduce(f: Finetuning) -> None:
@@ -191,13 +192,13 @@ def _continued(recipe: FinetuneRecipe, world: World, run: Run) -> Prepared:
 
     facts = {"data": store.fingerprint} | _base(recipe)
     files = lambda: of_store(store, recipe.data.train) + of_model(recipe)
-    return Prepared(job, facts, files, introduce, lambda run, took: _tell_continued(job, run, took))
+    return Prepared(job, facts, files, introduce, lambda seconds: _tell_continued(job, run, seconds))
 
 
-def _tell_continued(job: Job, run: Run, took: float) -> None:
+def _tell_continued(job: Job, run: Run, seconds: float) -> None:
     keep_average(job, run)
     before = job.state.before
-    print(f"done in {show_seconds(took)}: {job.state.step} steps")
+    print(f"done in {show_seconds(seconds)}: {job.state.step} steps")
     if job.state.best and job.world.first:
         was = f", from {before['val_perplexity']:.2f}" if before else ""
         print(f"  best   step {job.state.best['step']:.0f}: perplexity {job.state.best['val_perplexity']:.2f}{was}")
@@ -207,12 +208,12 @@ def _tell_continued(job: Job, run: Run, took: float) -> None:
     print(f"  next   lmkit eval {shlex.quote(str(run.path))} --data FILE")
 
 
-def _tell(f: Finetuning, run: Run, took: float) -> None:
+def _tell(f: Finetuning, run: Run, seconds: float) -> None:
     """Of training that has ended: the scores of its model, and what to do with it."""
     job = f.job
     keep_average(job, run)
     state = job.state
-    print(f"done in {show_seconds(took)}: {state.step} steps, {show_count(state.tokens)} tokens")
+    print(f"done in {show_seconds(seconds)}: {state.step} steps, {show_count(state.tokens)} tokens")
     folder = run.path / ("best" if (run.path / "best").exists() else "latest")
     if not job.world.first:
         return

@@ -28,7 +28,9 @@ def start(recipe_path: Path, overrides: tuple[str, ...], out: Path | None) -> in
     world = meet(recipe)
     path = world.agree(fresh_path(out, recipe_path.stem, "pretrain"))
     latest = path if takes_latest(out) else None
-    return execute(world, path, "pretrain", lambda world, run: _prepare(recipe, world), goes_on=False, latest=latest)
+    return execute(
+        world, path, "pretrain", lambda world, run: _prepare(recipe, world, run), goes_on=False, latest=latest
+    )
 
 
 def resume(path: Path, given: Recipe | None = None, accept_changes: bool = False) -> int:
@@ -45,7 +47,7 @@ def resume(path: Path, given: Recipe | None = None, accept_changes: bool = False
         given = given.model_copy(update={"train": given.train.model_copy(update=same)})
 
     def prepare(world: World, run: Run) -> Prepared:
-        prepared = _prepare(given or recipe, world)
+        prepared = _prepare(given or recipe, world, run)
         resolved = recipe_file.dump(prepared.job.recipe)
         rewrite = given is not None and world.first
         prepared.introduce = lambda: write_atomic(path / "recipe.yaml", resolved) if rewrite else None
@@ -54,12 +56,12 @@ def resume(path: Path, given: Recipe | None = None, accept_changes: bool = False
     return execute(meet(given or recipe), path, "pretrain", prepare, goes_on=True, accept_changes=accept_changes)
 
 
-def _prepare(recipe: Recipe, world: World) -> Prepared:
+def _prepare(recipe: Recipe, world: World, run: Run) -> Prepared:
     recipe, store = _settle(recipe, world)
     job = build_job(recipe, store, world=world)
     return Prepared(
         job, {"data": store.fingerprint}, lambda: of_store(store, recipe.data.train),
-        lambda: note("\n".join(describe(job, store))), lambda run, took: _tell(job, run, took),
+        lambda: note("\n".join(describe(job, store))), lambda seconds: _tell(job, run, seconds),
     )  # fmt: skip
 
 
@@ -81,7 +83,7 @@ def dry_run(recipe_path: Path, overrides: tuple[str, ...]) -> None:
     note("Nothing was started.")
 
 
-def _tell(job: Job, run: Run, took: float) -> None:
+def _tell(job: Job, run: Run, seconds: float) -> None:
     """Of training that has ended: what came out, and what to do with it."""
     keep_average(job, run)
     state = job.state
@@ -93,7 +95,7 @@ def _tell(job: Job, run: Run, took: float) -> None:
             f" perplexity {state.best['val_perplexity']:.2f}, {_figure(state.best)}"
         )
     skipped = f" · {state.skipped} steps skipped (events.jsonl)" if state.skipped else ""
-    print(f"done in {show_seconds(took)}: {state.step} steps, {show_count(state.tokens)} tokens{skipped}{best}")
+    print(f"done in {show_seconds(seconds)}: {state.step} steps, {show_count(state.tokens)} tokens{skipped}{best}")
     folder = "best" if (run.path / "best").exists() else "latest"
     print(f"  model  {run.path}/{folder}   (a Hugging Face folder)")
     print(f"  next   lmkit generate {shlex.quote(str(run.path))} {_prompt(job)}")

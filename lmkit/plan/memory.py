@@ -145,8 +145,8 @@ class Memory:
 
     @property
     def total(self) -> float:
-        kept = self.weights + self.gradients + self.moments + self.copies
-        return kept + max(self.activations + self.logits, self.update)
+        state = self.weights + self.gradients + self.moments + self.copies
+        return state + max(self.activations + self.logits, self.update)
 
 
 def memory(p: Plan, layout: Mesh, tokens: int, recompute: bool, number: int = 2) -> Memory:
@@ -165,12 +165,13 @@ def memory(p: Plan, layout: Mesh, tokens: int, recompute: bool, number: int = 2)
     else:
         copies = number * (whole - count.embedding / layout.tensor * (not c.tied)) * (number < 4)
     width = 4 * c.hidden_size
-    kept = tokens * activation_bytes(c, number, layout.tensor, recompute) + tokens * 3 * width  # last norm, head
+    activations = tokens * activation_bytes(c, number, layout.tensor, recompute) + tokens * 3 * width  # last norm, head
     layers = c.num_layers + c.num_decoder_layers  # one block's gradients, and its activations where they are made again
-    kept += tokens * activation_bytes(c, number, layout.tensor) / layers * (1 + recompute)
+    activations += tokens * activation_bytes(c, number, layout.tensor) / layers * (1 + recompute)
     update = 10 * count.matrices / split * (p.optimizer == "muon")  # updates, and half of them stacked three times
     logits = 8 * CHUNK * c.vocab_size / layout.tensor + 4 * table  # a chunk twice, and the head's own gradient
-    return Memory(4 * whole / layout.shards, 4 * whole / layout.shards, moments / split, copies, kept, logits, update)
+    own = 4 * whole / layout.shards  # bytes of the weights that this GPU holds, and of their gradients
+    return Memory(own, own, moments / split, copies, activations, logits, update)
 
 
 def moment_bytes(count: Parameters, optimizer: OptimizerName) -> float:

@@ -12,7 +12,7 @@ from lmkit.architecture.families import FAMILIES
 from lmkit.architecture.sizes import PRESETS
 from lmkit.base.errors import did_you_mean
 from lmkit.base.units import count, split_quantity
-from lmkit.recipe.objectives import default_task
+from lmkit.recipe.objectives import default_objective
 from lmkit.recipe.optimizers import OPTIMIZERS
 
 REFERENCE_BATCH = 524_288  # tokens a step at which the learning rates were found
@@ -55,7 +55,7 @@ def _fill_task(tree: dict[str, Any], model: dict[str, Any]) -> None:
     if isinstance(tree["task"], str):  # `task: masked_lm` says it all
         tree["task"] = {"name": tree["task"]}
     task = section(tree, "task")
-    task.setdefault("name", default_task(str(model.get("family"))))
+    task.setdefault("name", default_objective(str(model.get("family"))))
     if task.get("pairs"):
         model.setdefault("head", "pairs")
 

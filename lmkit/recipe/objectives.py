@@ -92,18 +92,18 @@ ObjectiveConfig = Annotated[
     CausalLMConfig | MaskedLMConfig | SpanCorruptionConfig | DenoisingConfig | Seq2SeqConfig,
     Field(discriminator="name"),
 ]
-TASKS = {  # what a family's architecture can learn; `default_task` says what it does if nothing is said
+OBJECTIVES = {  # what a family's architecture can learn; `default_objective` says what it does if nothing is said
     "decoder": ("causal_lm",),
     "encoder": ("masked_lm",),
     "encoder_decoder": ("seq2seq", "denoising", "span_corruption"),
 }
 
 
-def default_task(family: str) -> str:
+def default_objective(family: str) -> str:
     """What the family was first trained for."""
     if family == "t5":
         return "span_corruption"
     if family in ("bart", "mbart"):
         return "denoising"
     entry = FAMILIES.get(family)
-    return TASKS[entry.axes.get("stacks", "decoder")][0] if entry else "causal_lm"
+    return OBJECTIVES[entry.axes.get("stacks", "decoder")][0] if entry else "causal_lm"

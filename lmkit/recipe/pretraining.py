@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from lmkit.architecture.model_config import ModelConfig
 from lmkit.base import units
-from lmkit.recipe.objectives import TASKS, CausalLMConfig, Count, ObjectiveConfig, Section, Share
+from lmkit.recipe.objectives import OBJECTIVES, CausalLMConfig, Count, ObjectiveConfig, Section, Share
 from lmkit.recipe.optimizers import OptimizerName
 
 Tokens = Annotated[int, BeforeValidator(lambda v: units.count(v, "token"))]
@@ -215,7 +215,7 @@ class Recipe(Section):
 
     def _check_task(self) -> None:
         task, model = self.task, self.model
-        fitting = TASKS[model.stacks]
+        fitting = OBJECTIVES[model.stacks]
         if task.name not in fitting:
             raise ValueError(
                 f"task {task.name} does not fit model.family {model.family}, a {model.stacks}; it learns"

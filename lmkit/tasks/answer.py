@@ -24,7 +24,7 @@ from lmkit.pretrained import Pretrained
 from lmkit.recipe.task_settings import TaskSettings
 from lmkit.recipe.tasks import AnswerConfig, QAConfig
 from lmkit.tasks.qa import SpanFinder
-from lmkit.tasks.task import Task
+from lmkit.tasks.task import Reading, Task
 
 RANKED = (1, 5, 20)  # of recall@k
 SNIPPET = 200  # characters of a passage that are shown
@@ -181,6 +181,10 @@ class Answering(Task):
     """The ladder, as a task. Without a reader only what can be looked up is answered."""
 
     metric, labels = "f1", ()
+
+    @classmethod
+    def for_training(cls, config: AnswerConfig, train: Table, reading: Reading) -> Self:
+        raise ModelError("answers are looked up, read and written: there is no loss to train with")
 
     @classmethod
     def of_folder(cls, config: AnswerConfig, loaded: Pretrained, settings: TaskSettings | None) -> Self:

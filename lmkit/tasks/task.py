@@ -73,15 +73,16 @@ class Task(ABC):
     objective: Objective  # the loss
 
     @classmethod
+    @abstractmethod
     def for_training(cls, config: Any, train: Table, reading: Reading) -> Self:
-        """For this table, by the task's section of the recipe. Raises DataError for rows that do not fit the task,
-        ModelError for a model that cannot do it."""
-        raise NotImplementedError
+        """Makes the task for this table, by its section of the recipe. Raises DataError for rows that do not fit the
+        task, ModelError for a model that cannot do it."""
 
     @classmethod
+    @abstractmethod
     def of_folder(cls, config: Any, loaded: Pretrained, settings: TaskSettings | None) -> Self:
-        """Of a trained model. settings: what was chosen in its training; None where that is not known."""
-        raise NotImplementedError
+        """Makes the task of a trained model. settings: what was chosen in its training; None where that is not
+        known."""
 
     @abstractmethod
     def examples(self, table: Table) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from lmkit.generation.rules import GENERATION_CONFIG
 from lmkit.model.heads import Head
 from lmkit.pretrained import BESIDE, copy_beside, load
 from lmkit.recipe.finetuning import FinetuneRecipe, with_default_lr
-from lmkit.recipe.objectives import default_task
+from lmkit.recipe.objectives import default_objective
 from lmkit.recipe.pretraining import DataConfig, EvaluateConfig, ModelSection, Recipe, TokenizerConfig, TrainConfig
 from lmkit.recipe.task_settings import TaskSettings
 from lmkit.training.distributed.world import World
@@ -36,7 +36,7 @@ def build_continued(recipe: FinetuneRecipe, folder: Path, world: World) -> tuple
         note(f"{origin} is a {c.spec.cls}: its head for pairs of texts is left out, words alone are learnt")
         c = c.model_copy(update={"head": "lm"})
         model.config, model.pairs = c, None
-    if default_task(c.family) == "seq2seq":
+    if default_objective(c.family) == "seq2seq":
         raise ModelError(f"{origin}: a {c.family} learns from pairs of texts\n  → --task translate or summarize")
     recipe = with_default_lr(recipe, c.hidden_size)
     data = DataConfig(
@@ -66,7 +66,7 @@ def _as_pretraining(recipe: FinetuneRecipe, model: ModelSection, data: DataConfi
     number, unit = split_quantity(recipe.train.batch)
     rows = max(1, round(number / context)) if unit == "token" else int(number)
     train = TrainConfig(**recipe.train.model_dump(exclude={"patience"}) | {"batch": rows * context})
-    task: Any = {"name": default_task(model.family)}
+    task: Any = {"name": default_objective(model.family)}
     return Recipe(
         task=task,
         model=model.model_copy(update={"context": context}),

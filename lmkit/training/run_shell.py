@@ -40,7 +40,7 @@ class Prepared:
     facts: dict[str, str]  # fingerprints of what it reads
     files: Callable[[], list[Entry]]  # lists them with checksums, for `lmkit runs reproduce`
     introduce: Callable[[], None]  # tells what was inferred, before the first step
-    conclude: Callable[[Run, float], None]  # what follows the last step: scores, and what to do next; seconds it took
+    conclude: Callable[[float], None]  # tells scores and what to do next, given the seconds that training took
 
 
 def execute(
@@ -65,7 +65,7 @@ def execute(
         code = run_to_end(job, run, verb)
         if code is not None:
             return code
-        return finish(job, run, verb, lambda: prepared.conclude(run, time.monotonic() - began))
+        return finish(job, run, verb, lambda: prepared.conclude(time.monotonic() - began))
     finally:
         run.close()
 

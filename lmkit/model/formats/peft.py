@@ -31,7 +31,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTED_CONFIG = "adapted_config.json"
 PREFIX = "base_model.model."  # PEFT's wrappers around the model
 ADAPTED = re.compile(r"(.*)\.(lora_A|lora_B|lora_magnitude_vector)(\.weight)?")
-TASKS = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS", "span": "QUESTION_ANS", "none": "FEATURE_EXTRACTION"}
+TASK_TYPES = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS", "span": "QUESTION_ANS", "none": "FEATURE_EXTRACTION"}
 WRITING = {"decoder": "CAUSAL_LM", "encoder_decoder": "SEQ_2_SEQ_LM"}
 
 # Keys of adapter_config.json: those that are read; those that the tensors answer, or that matter only in training; and
@@ -99,7 +99,7 @@ def adapter_writer(
 
 def _task_keys(c: ModelConfig) -> dict[str, Any]:
     """PEFT has no task for masked words: it then keeps the class the adapter is for."""
-    task = WRITING.get(c.stacks) if c.head in ("lm", "pairs") else TASKS[c.head]
+    task = WRITING.get(c.stacks) if c.head in ("lm", "pairs") else TASK_TYPES[c.head]
     kind = c.table.model_type or c.family
     library = {"base_model_class": c.spec.cls, "parent_library": f"transformers.models.{kind}.modeling_{kind}"}
     return {"task_type": task, "auto_mapping": None if task else library}
@@ -342,7 +342,7 @@ def _config(h: dict[str, Any], had: str, said: dict[str, Any], whole: dict[str, 
 def _head(h: dict[str, Any], had: str, said: dict[str, Any], folder: Path) -> str:
     """Which head the adapter was trained with, on a base that `had` another one or the same. Raises ModelError."""
     heads = config_from_hf(h, had).table.heads
-    kinds = {task: kind for kind, task in TASKS.items()} | dict.fromkeys(WRITING.values(), "lm")
+    kinds = {task: kind for kind, task in TASK_TYPES.items()} | dict.fromkeys(WRITING.values(), "lm")
     kinds |= {spec.cls: kind for kind, spec in heads.items()}
     task = str(said.get("task_type") or (said.get("auto_mapping") or {}).get("base_model_class"))
     head = had if (had == "pairs" and kinds.get(task) == "lm") else kinds.get(task, had)
