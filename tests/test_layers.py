@@ -13,7 +13,15 @@ LIGHT = [
     *("architecture.model_config", "recipe.recipe_file", "recipe.defaults", "recipe.builtin", "recipe.pretraining"),
     *("text.special", "text.tokenizer", "text.training", "cli.main", "commands.recipes", "commands.runs"),
     *("commands.doctor", "commands.prove_resume", "commands.reproduce", "data.inventory"),
-    *("data.readers", "data.tokens.store", "data.tokens.packing", "data.tokens.tokenize", "data.tokens.card"),
+    *(
+        "data.lines",
+        "data.records",
+        "data.documents",
+        "data.tokens.store",
+        "data.tokens.packing",
+        "data.tokens.tokenize",
+        "data.tokens.card",
+    ),
 ]
 
 

@@ -25,9 +25,8 @@ from rich.table import Table
 
 from lmkit.base.display import Meter, note
 from lmkit.base.errors import DataError, UserError
+from lmkit.data.documents import read_documents, read_pairs
 from lmkit.data.inputs import Document, Input, Pairing, Problems, list_inputs
-from lmkit.data.parallel import read_pairs
-from lmkit.data.readers import read_documents
 from lmkit.evaluation import masked_lm, perplexity, pseudo, seq2seq
 from lmkit.evaluation.intervals import Estimate
 from lmkit.evaluation.scoring import BATCH_TOKENS, Tally

@@ -11,7 +11,10 @@ from pathlib import Path
 from lmkit.base.display import note
 from lmkit.base.errors import DataError, UserError, nearest
 
-KINDS = {".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+KINDS = {
+    ".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv",
+    ".parquet": "parquet",
+}  # fmt: skip
 PACKED = (".gz", ".zst")
 READABLE = ".txt, .jsonl, .csv, .tsv, .parquet, and .gz or .zst of these"
 EXAMPLES = 5  # places remembered for each kind of problem
@@ -146,45 +149,53 @@ def list_inputs(patterns: list[str], pairing: Pairing | None = None) -> list[Inp
     devices, and for either side of parallel text without the other. A file that exists but cannot be opened is left to
     `read_documents`, which counts it."""
 
-    def wanted(name: str) -> bool:
-        return bool(Input(name).kind or (pairing and (pairing.target_of(name) or pairing.is_target(name))))
+    def kind_of(name: str) -> str:
+        if pairing and (pairing.target_of(name) or pairing.is_target(name)):
+            return "lines"
+        kind = Input(name).kind
+        return kind if kind != "json" else ""
 
-    found: dict[str, Input] = {}  # real path -> input
-    targets: list[str] = []
-    again: list[str] = []
-    for pattern in patterns:
-        if pattern.startswith("hub:"):
-            found[pattern] = Input(pattern)
-        for name in [] if pattern.startswith("hub:") else files_of(pattern, wanted, _readable(pairing)):
-            if pairing and pairing.is_target(name):
-                targets.append(name)
-                continue
-            item = Input(name, targets=pairing.find(name) if pairing else None)
-            if not item.kind:
-                raise DataError(
-                    f"{name}: `{Path(name).suffix or 'no suffix'}` is not a kind of text file\n"
-                    f"  allowed: {_readable(pairing)}"
-                )
-            for file in item.files:
-                file.look()
-            if found.setdefault(os.path.realpath(name), item) is not item:
-                again.append(name)
-    tell_again(again)
-    known = {os.path.realpath(item.targets.name) for item in found.values() if item.targets}
-    for name in targets:
-        if pairing and os.path.realpath(name) not in known:
-            source = Pairing(pairing.target, pairing.source).target_of(name)
+    files = list_files(patterns, kind_of, _readable(pairing), "is not a kind of text file")
+    if pairing is None:
+        return files
+    targets = [item for item in files if pairing.is_target(item.name)]
+    sources = [item for item in files if item not in targets]
+    for item in sources:
+        item.targets = pairing.find(item.name)
+        if item.targets:
+            item.targets.look()
+    known = {os.path.realpath(item.targets.name) for item in sources if item.targets}
+    for item in targets:
+        if os.path.realpath(item.name) not in known:
+            source = Pairing(pairing.target, pairing.source).target_of(item.name)
             raise DataError(
-                f"{name} holds targets (data.target is `{pairing.target}`) without sources\n"
+                f"{item.name} holds targets (data.target is `{pairing.target}`) without sources\n"
                 f"  → name the file of the sources in its place; expected: {source}"
             )
-    return sorted(found.values(), key=lambda item: item.name)
+    return sources
 
 
-def tell_again(names: list[str]) -> None:
-    """Says which sources were named before, and are not read again."""
-    if names:
-        note(f"{len(names):,} of the files are named more than once and count once, like {names[0]}")
+def list_files(patterns: list[str], kind_of: Callable[[str], str], allowed: str, refusal: str) -> list[Input]:
+    """The files that paths, folders, globs and hub: names stand for, sorted, each once.
+
+    kind_of: returns "" for a name that cannot be read. allowed, refusal: for the message about such a file, where it is
+    named and not in a folder. Raises DataError for it, for whatever gives nothing, and for pipes and devices."""
+    items: dict[str, Input] = {}  # by real path
+    repeated = list[str]()
+    for pattern in patterns:
+        if pattern.startswith("hub:"):
+            items[pattern] = Input(pattern)
+            continue
+        for name in files_of(pattern, lambda name: bool(kind_of(name)), allowed):
+            if not kind_of(name):
+                raise DataError(f"{name}: `{Path(name).suffix or 'no suffix'}` {refusal}\n  allowed: {allowed}")
+            item = Input(name)
+            item.look()
+            if items.setdefault(os.path.realpath(name), item) is not item:
+                repeated.append(name)
+    if repeated:
+        note(f"{len(repeated):,} of the files are named more than once and count once, like {repeated[0]}")
+    return sorted(items.values(), key=lambda item: item.name)
 
 
 def _readable(pairing: Pairing | None) -> str:

@@ -37,7 +37,7 @@ from lmkit.kb.lookup import (
     same_compounds,
     tokens,
 )
-from lmkit.kb.sources import list_files
+from lmkit.kb.sources import knowledge_files
 from lmkit.kb.writing import APPLICATION, INDEXES, SCHEMA, VERSION, Added, fill
 
 LONGEST_NAME = 10  # words
@@ -225,7 +225,7 @@ class KnowledgeBase:
     def add(self, patterns: Sequence[str]) -> Added:
         """Put files in, in one transaction: what is in already is passed over, a changed file takes the place of what
         it was. Raises DataError as `knowledge_sources.read_rows` does; then nothing was changed."""
-        items = list_files(list(patterns))
+        items = knowledge_files(list(patterns))
         with told(self.path):
             self.db.execute("BEGIN IMMEDIATE")
             try:
@@ -246,7 +246,7 @@ def build(path: Path, patterns: Sequence[str]) -> Added:
         raise UserError(f"{path}: is there already\n  → lmkit kb add {path} FILES, or build under another name")
     if not path.parent.is_dir():
         raise StorageError(f"{path.parent}: no such folder\n  → make it, or name another place")
-    items = list_files(list(patterns))
+    items = knowledge_files(list(patterns))
     with replacing(path) as part, told(path):
         db = _connect(part, "rw")
         try:  # nobody reads it yet, and a broken build is thrown away: no journal, no waiting for the disk

@@ -1,33 +1,19 @@
 """Files of knowledge as a stream of rows, in bounded memory: triples, aliases, phrases, passages and facts."""
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lmkit.base.display import note
 from lmkit.base.errors import DataError
-from lmkit.data import strict_json
-from lmkit.data.encodings import not_unicode
-from lmkit.data.inputs import KINDS, Input, Problems, files_of
-from lmkit.data.readers import (
-    BROKEN,
-    csv_rows,
-    guarded,
-    json_records,
-    parquet_records,
-    read_blocks,
-    read_lines,
-)  # fmt: skip
-from lmkit.data.tables.formats import LONE_QUOTE
+from lmkit.data.inputs import Input, Problems, list_files
+from lmkit.data.lines import guarded, not_unicode, read_lines
+from lmkit.data.records import read_records
 
 ALLOWED = ".csv, .tsv, .jsonl, .json, .parquet, .txt, .gz or .zst of these"
-SUFFIXES = KINDS | {".json": "json"}
 PASSAGE = 2000  # characters; longer ones are cut at the end of a sentence, to be found and read
-SAMPLE = 5000  # lines of a .tsv that show whether it has quoted fields
 BORDER = re.compile(r"(?<=[.!?。])\s")
 MISSING, UNDECODABLE, OTHER = "rows with an empty field", "undecodable rows", "records of another kind"
 
@@ -63,39 +49,21 @@ class Row(NamedTuple):
     values: tuple[str, ...]
 
 
-Record = tuple[int, tuple[str, ...], list[Any]]  # its line, the names of its columns, and what stands in them
-
-
-def list_files(patterns: list[str]) -> list[Input]:
+def knowledge_files(patterns: list[str]) -> list[Input]:
     """The files that paths, folders and globs stand for, each once, sorted. Raises DataError for a pattern that gives
     nothing and for kinds of files that cannot be read."""
-    found: dict[str, Input] = {}
-    for pattern in patterns:
-        for name in files_of(pattern, lambda n: bool(_kind(n)), ALLOWED):
-            if not _kind(name):
-                suffix = Path(name).suffix or "no suffix"
-                raise DataError(f"{name}: `{suffix}` is no kind of file that can be added\n  allowed: {ALLOWED}")
-            item = Input(name)
-            item.look()
-            found.setdefault(os.path.realpath(name), item)
-    return sorted(found.values(), key=lambda item: item.name)
-
-
-def _kind(name: str) -> str:
-    return SUFFIXES.get(Path(name.removesuffix(Input(name).packing)).suffix, "")
+    return list_files(patterns, lambda name: Input(name).kind, ALLOWED, "is no kind of file that can be added")
 
 
 def read_rows(item: Input, problems: Problems) -> Iterator[Row]:
     """All rows of a file; which columns are which is said. What cannot be used is counted in `problems`.
 
     Raises DataError where the columns are those of nothing known, and for JSON that is damaged or of another shape."""
-    kind = _kind(item.name)
-    if kind == "txt":
+    if item.kind == "txt":
         yield from _paragraphs(item, problems)
         return
-    read = {"csv": _csv, "jsonl": _jsonl, "json": _json, "parquet": _parquet}[kind]
     chosen: dict[tuple[str, ...], tuple[Columns, list[int]] | None] = {}  # by columns: lines of JSON may be mixed
-    for line, columns, values in read(item, problems):
+    for line, columns, values in _read_columns(item, problems):
         if columns not in chosen:
             layout = choose(columns)
             if layout is None and not chosen:
@@ -119,6 +87,30 @@ def read_rows(item: Input, problems: Problems) -> Iterator[Row]:
             problems.add(UNDECODABLE, f"{item.name}:{line}")
         else:
             yield from _rows(kind, texts, line)
+
+
+def _read_columns(item: Input, problems: Problems) -> Iterator[tuple[int, tuple[str, ...], list[Any]]]:
+    """(line, names of columns, what stands in them) of each record; of SQuAD's articles, of each paragraph.
+
+    Raises DataError for a header that tells nothing, or that names a column twice."""
+
+    def header(where: str, names: list[str]) -> list[str]:
+        layout = choose(names)
+        if layout is None:
+            raise _unknown(item.name, names)
+        if repeated := [names[at] for at in layout[1] if names.count(names[at]) > 1]:
+            raise DataError(
+                f"{where}: {names.count(repeated[0])} columns are called `{repeated[0]}`\n  → rename all but one"
+            )
+        return list(dict.fromkeys(names))
+
+    for line, record in read_records(item, problems, header):
+        if not isinstance(record.get("paragraphs"), list):
+            yield line, tuple(record), list(record.values())
+            continue
+        for paragraph in record["paragraphs"]:
+            context = paragraph.get("context") if isinstance(paragraph, dict) else None
+            yield line, ("title", "context"), [record.get("title"), context]
 
 
 def choose(columns: Sequence[str]) -> tuple[Columns, list[int]] | None:
@@ -194,58 +186,3 @@ def _paragraphs(item: Input, problems: Problems) -> Iterator[Row]:
         yield from out()
         held, start, size = [text] if text else [], number, len(text)
     yield from out()
-
-
-def _csv(item: Input, problems: Problems) -> Iterator[Record]:
-    rows = guarded(item, csv_rows(item, problems, quotes=_quoted(item)), problems)
-    _, header = next(rows, (0, []))
-    if header and choose(header) is None:
-        raise _unknown(item.name, header)
-    columns = tuple(header)
-    return ((line, columns, fields) for line, fields in rows)
-
-
-def _quoted(item: Input) -> bool:
-    """In tab-separated files quotation marks are often just text: where a field begins with one that does not end it,
-    and all rows are as wide without quoting."""
-    if Path(item.name.removesuffix(item.packing)).suffix != ".tsv":
-        return True
-    look, counted = Input(item.name), Problems()
-    sample = list(islice(csv_rows(look, counted, quotes=False), SAMPLE))
-    return bool(counted.counts) or not any(LONE_QUOTE.match(field) for _, row in sample for field in row)
-
-
-def _jsonl(item: Input, problems: Problems) -> Iterator[Record]:
-    return (_record(*pair) for pair in guarded(item, json_records(item, problems), problems))
-
-
-def _parquet(item: Input, problems: Problems) -> Iterator[Record]:
-    rows = guarded(item, parquet_records(item, lambda schema: list(schema.names)), problems)
-    return (_record(*pair) for pair in rows)
-
-
-def _record(line: int, values: dict[str, Any]) -> Record:
-    return line, tuple(values), list(values.values())
-
-
-def _json(item: Input, problems: Problems) -> Iterator[Record]:
-    """SQuAD's articles, or a list of objects, alone or under `data`. Read as a whole: JSON has no lines to go by."""
-    text = b"".join(guarded(item, read_blocks(item), problems))
-    if not item.whole:  # unreadable, and counted
-        return
-    try:
-        content = strict_json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise DataError(f"{item.name}: {e}\n  → is the file complete? JSON lines are called .jsonl") from e
-    content = content.get("data") if isinstance(content, dict) else content
-    if not isinstance(content, list):
-        raise DataError(f"{item.name}: cannot read this JSON\n  allowed: a list of objects, or SQuAD")
-    for number, record in enumerate(content, 1):
-        if not isinstance(record, dict):
-            problems.add(BROKEN, f"{item.name}:{number} (not an object but {type(record).__name__})")
-        elif isinstance(record.get("paragraphs"), list):
-            for paragraph in record["paragraphs"]:
-                context = paragraph.get("context") if isinstance(paragraph, dict) else None
-                yield number, ("title", "context"), [record.get("title"), context]
-        else:
-            yield _record(number, record)

@@ -13,7 +13,7 @@ from pathlib import Path
 from lmkit.base.display import Meter
 from lmkit.base.files import sha256
 from lmkit.data.inputs import Input, Problems
-from lmkit.data.readers import UNREADABLE
+from lmkit.data.lines import UNREADABLE
 from lmkit.kb.lookup import fold, key_of
 from lmkit.kb.sources import Row, read_rows
 

@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from lmkit.data import readers
+from lmkit.data import documents, lines
 from lmkit.data.tokens import tokenize as pipeline
 from lmkit.data.tokens.store import TokenStore
 from lmkit.recipe.pretraining import TokenizerConfig
@@ -278,8 +278,8 @@ def test_runs_are_cut_for_learning_only_where_they_are_long():
 )
 def test_one_endless_line_takes_bounded_memory(name, here, tokenize, monkeypatch):
     """30 MB here under limits a hundredth of their size."""
-    monkeypatch.setattr(readers, "MAX_RECORD", 2**20)
-    monkeypatch.setattr(readers, "MAX_CHARS", 100_000)
+    monkeypatch.setattr(lines, "MAX_RECORD", 2**20)
+    monkeypatch.setattr(documents, "MAX_CHARS", 100_000)
     filler = (b"\0" if name == "zeros.txt.gz" else b"words and ") * (30_000_000 // (1 if "zeros" in name else 10))
     before, after = {"jsonl": (b'{"text": "', b'"}\n'), "csv": (b'text\n"', b'"\n')}.get(name.split(".")[1], (b"", b""))
     pack = {"gz": lambda b: gzip.compress(b, 1), "zst": zstandard.compress}.get(name.rpartition(".")[2], bytes)
@@ -290,11 +290,11 @@ def test_one_endless_line_takes_bounded_memory(name, here, tokenize, monkeypatch
     tracemalloc.start()
     shown = tokenize(name, "good.jsonl", kind="bytes") if "txt" not in name or "zeros" in name else None
     if shown is None:  # all of it is text: reading alone is measured, and it loses nothing
-        problems = readers.Problems()
-        item = readers.Input(name)
+        problems = documents.Problems()
+        item = documents.Input(name)
         item.look()
-        total = sum(len(d.text) for d in readers.read_documents(item, readers.DataConfig(train=""), problems))
-        assert total == 30_000_000 and problems.counts == {readers.OVER_LONG: 1}
+        total = sum(len(d.text) for d in documents.read_documents(item, documents.DataConfig(train=""), problems))
+        assert total == 30_000_000 and problems.counts == {documents.OVER_LONG: 1}
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < (80_000_000 if "zst" in name else 25_000_000), peak  # a frame of zstd comes as one

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from lmkit.base.errors import DataError, UserError, did_you_mean
-from lmkit.data.encodings import encodings_of, not_unicode
+from lmkit.data.lines import encodings_of, not_unicode
 from lmkit.recipe.tasks import TableConfig
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from lmkit.base.errors import DataError
 from lmkit.data.inputs import PACKED, Input
-from lmkit.data.readers import read_bytes
+from lmkit.data.lines import read_bytes
 
 Record = tuple[str, dict[str, Any]]
 IMAGES = re.compile(r"(?:^|/)(?:(?P<idx>[^/]*images[-.]idx\d-ubyte)|(?P<cifar>(?:data_batch_\d+|test_batch)\.bin))$")

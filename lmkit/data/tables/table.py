@@ -10,8 +10,8 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from lmkit.base.errors import DataError
+from lmkit.data.documents import read_documents
 from lmkit.data.inputs import Input, Problems, list_inputs
-from lmkit.data.readers import read_documents
 from lmkit.data.tables.columns import check_settings, choose_columns
 from lmkit.data.tables.formats import Source, list_sources, load
 from lmkit.data.tables.labels import settle_labels, settle_tags

@@ -8,7 +8,7 @@ from typing import Any
 
 from lmkit.base.errors import DataError
 from lmkit.data.inputs import Input, Problems
-from lmkit.data.readers import BROKEN, guarded, read_lines
+from lmkit.data.lines import BROKEN, guarded, read_lines
 
 Record = tuple[str, dict[str, Any]]
 UNLABELLED = "files without a label (in `unsup`)"

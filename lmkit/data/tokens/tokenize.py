@@ -24,9 +24,8 @@ from lmkit.base.environment import usable_cores
 from lmkit.base.errors import DataError, StorageError, UserError
 from lmkit.base.files import disk_error, fsync_directory, sha256, write_atomic, write_json
 from lmkit.base.manifest import write_manifest
+from lmkit.data.documents import read_documents, read_pairs
 from lmkit.data.inputs import Document, Input, Pairing, Problems, list_inputs
-from lmkit.data.parallel import read_pairs
-from lmkit.data.readers import read_documents
 from lmkit.data.tokens.card import card_lines
 from lmkit.data.tokens.encode import Encoded, EncoderPool
 from lmkit.data.tokens.shards import ShardWriter, TextBatch

@@ -15,7 +15,6 @@ import pytest
 from transformers import AutoTokenizer
 
 from lmkit.base.errors import DataError, UserError
-from lmkit.data import readers
 from lmkit.data.tokens import tokenize as pipeline
 from lmkit.data.tokens.card import card_lines
 from lmkit.data.tokens.store import TokenStore
@@ -147,7 +146,7 @@ def test_few_plain_text_files_give_their_ends_to_validation(tmp_path: Path) -> N
 
 
 def test_the_parts_of_a_long_document_stay_on_one_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "MAX_CHARS", 100)
+    monkeypatch.setattr("lmkit.data.documents.MAX_CHARS", 100)
     texts = [f"document {i}\n" + "word word word word word\n" * 40 for i in range(40)]
     data = DataConfig(train=write_jsonl(tmp_path / "a.jsonl", texts), validation=0.3)
     store = tokenize(data, SMALL, "nanochat", tmp_path / "out")

@@ -13,10 +13,12 @@ import pytest
 import zstandard
 
 from lmkit.base.errors import DataError
-from lmkit.data import readers
+from lmkit.data import documents, lines
+from lmkit.data.documents import read_documents
 from lmkit.data.inputs import Document, Problems, list_inputs
-from lmkit.data.readers import read_documents
+from lmkit.data.tables.table import read_table
 from lmkit.recipe.pretraining import DataConfig
+from lmkit.recipe.tasks import TableConfig
 
 TEXTS = ["one\r\ntwo\n", 'a "quoted", text\nover lines', "日本語 🙂 \u2028 e\u0301", "  spaces kept \t", "שלום\u200f"]
 
@@ -61,7 +63,7 @@ PACK = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
 def test_every_kind_gives_back_the_texts(
     tmp_path: Path, name: str, packing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "BLOCK", 7)  # every boundary between blocks falls somewhere bad
+    monkeypatch.setattr(lines, "BLOCK", 7)  # every boundary between blocks falls somewhere bad
     (tmp_path / (name + packing)).write_bytes(PACK[packing](CONTENTS[name]))
     expected = [t.strip("\r\n") for t in TEXTS] if name == "a.txt" else TEXTS  # line ends belong to the separator
     assert texts(tmp_path / (name + packing), separator="<end>") == expected
@@ -81,8 +83,8 @@ def test_a_text_file_is_one_document_byte_for_byte(tmp_path: Path) -> None:
 def test_an_over_long_document_is_cut_at_line_ends_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "MAX_CHARS", 50)
-    monkeypatch.setattr(readers, "BLOCK", 64)
+    monkeypatch.setattr(documents, "MAX_CHARS", 50)
+    monkeypatch.setattr(lines, "BLOCK", 64)
     text = "".join(f"line {i} of some\n" for i in range(40)) + "x" * 170
     (tmp_path / "a.txt").write_text(text)
     (tmp_path / "b.jsonl").write_text(json.dumps({"text": text}))
@@ -90,7 +92,7 @@ def test_an_over_long_document_is_cut_at_line_ends_and_loses_nothing(
         found, problems = read(tmp_path / name)
         assert "".join(d.text for d in found) == text and all(len(d.text) <= 50 for d in found)
         assert [d.part for d in found] == list(range(len(found)))
-        assert problems.counts == {readers.OVER_LONG: 1}
+        assert problems.counts == {documents.OVER_LONG: 1}
         assert all(d.text.endswith("\n") for d in found[:10])
     found, _ = read(tmp_path / "a.txt")
     assert all(d.line == 1 + text[: text.index(d.text)].count("\n") for d in found[:10])
@@ -146,7 +148,7 @@ def test_binary_and_invalid_files_are_counted(tmp_path: Path) -> None:
 def test_a_compression_bomb_takes_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tracemalloc
 
-    monkeypatch.setattr(readers, "MAX_RECORD", 2**20)
+    monkeypatch.setattr(lines, "MAX_RECORD", 2**20)
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "' + b"a" * 60_000_000 + b'"}\n{"text": "ok"}\n', 1))
     tracemalloc.start()
     found, problems = read(tmp_path)
@@ -223,3 +225,14 @@ def test_hub_datasets_are_streamed_and_their_failures_named(monkeypatch: pytest.
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: 1 / 0)
     with pytest.raises(DataError, match="hub:org/name failed at row 0"):
         read("hub:org/name")
+
+
+def test_lone_quotes_of_a_tab_separated_file_are_text_for_every_reader(tmp_path: Path) -> None:
+    rows = [("text", "label"), ('"quoted" from its first word', "1"), ("plain", "0"), ('"never closed', "1")]
+    path = tmp_path / "a.tsv"
+    path.write_text("".join("\t".join(row) + "\n" for row in rows))
+    assert texts(path) == [text for text, _ in rows[1:]]
+    table = read_table([str(path)], "classify", TableConfig(train=str(path)))
+    assert [row["text"] for row in table.rows] == [text for text, _ in rows[1:]]
+    path.write_text('text\tlabel\n"a\ttab and\na line"\t1\n')
+    assert texts(path) == ["a\ttab and\na line"]

@@ -14,9 +14,9 @@ import pytest
 import zstandard
 
 from lmkit.base.errors import DataError, UserError
-from lmkit.data import parallel, readers
+from lmkit.data import documents, lines
+from lmkit.data.documents import read_pairs
 from lmkit.data.inputs import Pairing, Problems, list_inputs
-from lmkit.data.parallel import read_pairs
 from lmkit.data.tokens import tokenize as pipeline
 from lmkit.data.tokens.card import card_lines
 from lmkit.data.tokens.rows import ParallelRows
@@ -95,7 +95,7 @@ def test_two_columns_of_every_kind_of_file(tmp_path: Path, name: str, packing: s
 @pytest.mark.parametrize("name", ["train.{}", "train.{}.txt", "a.de.b.{}", "a b\n.{}"])
 @pytest.mark.parametrize("packing", PACK)
 def test_two_files_line_by_line(tmp_path: Path, name: str, packing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "BLOCK", 7)
+    monkeypatch.setattr(lines, "BLOCK", 7)
     path = write_lines(tmp_path, PAIRS[:30], name + packing, PACK[packing])
     assert read(path) == (PAIRS[:30], Problems())
     assert read(tmp_path)[0] == PAIRS[:30]  # the targets found in the folder are no sources
@@ -124,8 +124,8 @@ def test_hub_datasets_give_pairs_too(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_pair_with_an_unfit_side_is_counted_with_its_file_and_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parallel, "MAX_CHARS", 50)
-    monkeypatch.setattr(readers, "MAX_RECORD", 100)
+    monkeypatch.setattr(documents, "MAX_CHARS", 50)
+    monkeypatch.setattr(lines, "MAX_RECORD", 100)
     english = [b"one", b"", b"three", b"caf\xe9", b"five", b"six", b"x" * 51, b"y" * 101, b"", b"ten"]
     german = [b"eins", b"zwei", b" \t", b"vier", b"f\xfcnf", b"sechs", b"sieben", b"acht", b"", b"z" * 101]
     (tmp_path / "a.en").write_bytes(b"\n".join(english))
@@ -134,10 +134,10 @@ def test_a_pair_with_an_unfit_side_is_counted_with_its_file_and_line(
     assert found == [("one", "eins"), ("six", "sechs")]
     places = {kind: [Path(place.split()[0]).name for place in where] for kind, where in problems.examples.items()}
     assert places == {
-        parallel.EMPTY: ["a.en:2", "a.de:3", "a.en:9"],
-        parallel.UNDECODABLE: ["a.en:4", "a.de:5"],
-        parallel.OVER_LONG: ["a.en:7"],
-        readers.BROKEN: ["a.en:8", "a.de:10"],
+        documents.EMPTY_SIDE: ["a.en:2", "a.de:3", "a.en:9"],
+        documents.UNDECODABLE_SIDE: ["a.en:4", "a.de:5"],
+        documents.OVER_LONG_SIDE: ["a.en:7"],
+        lines.BROKEN: ["a.en:8", "a.de:10"],
     }
     assert sum(problems.counts.values()) + len(found) == 10
     records = ['{"en": "a", "de": "b"}', '{"en": "a", "de": null}', '{"en": 1, "de": "b"}', '{"en": "a"}',
@@ -147,11 +147,11 @@ def test_a_pair_with_an_unfit_side_is_counted_with_its_file_and_line(
     assert found == [("a", "b"), ("c", "d")]
     places = {kind: [Path(place.split()[0]).name for place in where] for kind, where in problems.examples.items()}
     assert places == {
-        parallel.NO_TEXT: ["a.jsonl:2", "a.jsonl:3"],
-        readers.NO_TEXT: ["a.jsonl:4"],
-        parallel.EMPTY: ["a.jsonl:5"],
-        readers.BROKEN: ["a.jsonl:6"],
-        parallel.UNDECODABLE: ["a.jsonl:7"],
+        documents.NO_TEXT_SIDE: ["a.jsonl:2", "a.jsonl:3"],
+        documents.NO_TEXT: ["a.jsonl:4"],
+        documents.EMPTY_SIDE: ["a.jsonl:5"],
+        lines.BROKEN: ["a.jsonl:6"],
+        documents.UNDECODABLE_SIDE: ["a.jsonl:7"],
     }
 
 
@@ -197,12 +197,12 @@ def test_what_cannot_be_read_on_either_side_is_counted(tmp_path: Path) -> None:
     (tmp_path / "train.de").unlink()
     (tmp_path / "train.de.zst").write_bytes(packed)
     found, problems = read(path)
-    assert found == PAIRS[:100] and problems.counts == {readers.UNREADABLE: 1, parallel.ALONE: 20}
-    assert "train.de.zst (" in problems.examples[readers.UNREADABLE][0]
-    assert problems.examples[parallel.ALONE][0].endswith("train.en:101")
+    assert found == PAIRS[:100] and problems.counts == {lines.UNREADABLE: 1, documents.ALONE: 20}
+    assert "train.de.zst (" in problems.examples[lines.UNREADABLE][0]
+    assert problems.examples[documents.ALONE][0].endswith("train.en:101")
     (tmp_path / "train.de").write_bytes(b"\x7fELF\0\0")
     found, problems = read(path)
-    assert not found and problems.counts == {readers.BINARY: 1, parallel.ALONE: 120}
+    assert not found and problems.counts == {lines.BINARY: 1, documents.ALONE: 120}
 
 
 def test_a_side_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None:
