@@ -11,9 +11,8 @@ from typing import Any
 
 from lmkit.base.errors import UserError
 from lmkit.base.runs import Run
-from lmkit.commands import pretrain
 from lmkit.data.tokens import tokenize as tokenizing
-from lmkit.training import loop
+from lmkit.training import loop, pretraining_run
 
 STEPS = 40
 TASKS = {
@@ -72,8 +71,8 @@ def train(out: Path, task: str, settings: tuple[str, ...] = ()) -> int:
     """The one command of a run: it starts, or goes on. Every run has its own cache, so that it tokenizes too."""
     os.environ["LMKIT_CACHE"] = str(out.with_name(out.name + "-cache"))
     if (out / "recipe.yaml").exists():
-        return pretrain.resume(out)
-    return pretrain.start(Path(f"{task}.yaml"), settings, out)
+        return pretraining_run.resume(out)
+    return pretraining_run.start(Path(f"{task}.yaml"), settings, out)
 
 
 def whole_run(out: Path, task: str, settings: tuple[str, ...] = (), before: Callable[[], None] = lambda: None) -> int:

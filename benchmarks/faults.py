@@ -50,10 +50,9 @@ from safetensors.torch import load_file
 from lmkit.base.errors import STOPPED_RESUMABLE
 from lmkit.base.manifest import MANIFEST, damage
 from lmkit.base.runs import Run, read_jsonl
-from lmkit.commands import pretrain
 from lmkit.objectives.causal_lm import CausalLM
 from lmkit.recipe.builtin import find_recipe
-from lmkit.training import step
+from lmkit.training import pretraining_run, step
 from lmkit.training.saving import Saver
 
 
@@ -370,7 +369,8 @@ def saving(folder: Path, pairs: int, every: int) -> None:
             Saver.save, Saver._write = save, write  # type: ignore[method-assign]
             steps = every * (2 * pairs + 2)  # the last interval holds the end of the run
             more = (f"train.budget={steps} steps", "evaluate.every=0", f"checkpoint.every={every}")
-            return pretrain.start(find_recipe("demo", "pretrain"), (*more, f"checkpoint.async={kind}"), folder / kind)
+            changes = (*more, f"checkpoint.async={kind}")
+            return pretraining_run.start(find_recipe("demo", "pretrain"), changes, folder / kind)
 
         assert ended(forked(work, folder / "saving.log")) == 0, (folder / "saving.log").read_text()[-2000:]
         times = [[float(n) for n in line.split()] for line in marks.read_text().splitlines()]

@@ -24,11 +24,11 @@ CONTENDERS = ("lmkit", "Trainer", "Trainer, group_by_length")
 
 def lmkit_run(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
     from lmkit.base.runs import Run
-    from lmkit.commands.finetune import tables
     from lmkit.recipe import recipe_file
     from lmkit.recipe.finetuning import FinetuneRecipe, expand
     from lmkit.training import loop
     from lmkit.training.finetune import build_finetuning
+    from lmkit.training.finetuning_run import tables
     from lmkit.training.signals import StopFlag
 
     changes = (
@@ -56,9 +56,9 @@ def trainer_run(args: argparse.Namespace, scratch: str, group: bool) -> dict[str
     import transformers
     from datasets import Dataset
 
-    from lmkit.commands.finetune import tables
     from lmkit.recipe import recipe_file
     from lmkit.recipe.finetuning import FinetuneRecipe, expand
+    from lmkit.training.finetuning_run import tables
 
     changes = ("task.name=classify", f"model={args.model}", f"data.train={args.data}",
                f"data.validation={args.test}", f"data.limit={args.rows}")  # fmt: skip

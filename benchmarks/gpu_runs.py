@@ -21,10 +21,10 @@ from unittest import mock
 
 import torch
 
-from lmkit.commands.plan import planned
 from lmkit.plan.cost import Forecast, compare, fastest
 from lmkit.plan.hardware import HARDWARE, Hardware
 from lmkit.plan.memory import Plan
+from lmkit.plan.report import planned
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST = 240  # seconds for one process: none needs as many, so it hangs
@@ -32,7 +32,7 @@ WARM_UP = 5  # steps that are not timed
 TORCHRUN = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
 PEAK = (
     "import atexit, torch; atexit.register(lambda: print('peak', torch.cuda.max_memory_allocated()));"
-    "from lmkit.cli.main import main; main()"
+    "from lmkit.commands.main import main; main()"
 )
 
 
@@ -146,7 +146,7 @@ class Machine:
         return json.loads(got.stdout.splitlines()[-1])
 
     @cache  # noqa: B019 - one machine lives as long as the script; checks share runs
-    def pretrain(self, size: Size, *changes: str, processes: int = 1) -> Ran:
+    def pretraining_run(self, size: Size, *changes: str, processes: int = 1) -> Ran:
         folder = self.scratch / f"run-{next(self.numbers)}"
         several = ("--processes", str(processes)) if processes > 1 else ()
         arguments = ("pretrain", str(self.recipes[size]), *changes, *several, "--out", str(folder))
@@ -231,8 +231,7 @@ def train_as_torchrun_does(recipe: str, out: str, changes: list[str], mesh: bool
     import torch.distributed as dist
     from torch.distributed.device_mesh import init_device_mesh
 
-    from lmkit.commands import pretrain
-    from lmkit.training import run_shell
+    from lmkit.training import pretraining_run, run_shell
     from lmkit.training.distributed import world
 
     class SharesMatrices(world.World):
@@ -249,7 +248,7 @@ def train_as_torchrun_does(recipe: str, out: str, changes: list[str], mesh: bool
         mock.patch.object(run_shell, "join", join if mesh else world.join),
     ):
         try:
-            return pretrain.start(Path(recipe), tuple(changes), Path(out))
+            return pretraining_run.start(Path(recipe), tuple(changes), Path(out))
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()

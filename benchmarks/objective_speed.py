@@ -23,11 +23,11 @@ CORPUS = Path(__file__).parent.parent / "recipes" / "corpus"
 
 def lmkit_job(args: argparse.Namespace) -> Any:
     """The job that `lmkit pretrain` would run, on tokens in the user's cache."""
-    from lmkit.commands.pretrain import _settle
     from lmkit.recipe.defaults import expand
     from lmkit.recipe.pretraining import Recipe
     from lmkit.recipe.recipe_file import build
     from lmkit.training.job import build_job
+    from lmkit.training.pretraining_run import _settle
 
     family = "bert" if args.objective == "masked_lm" else "t5"
     sizes = {"hidden_size": HIDDEN, "num_layers": LAYERS, "num_heads": HEADS, "context": args.length}

@@ -1,4 +1,4 @@
-from lmkit.cli.main import main
+from lmkit.commands.main import main
 
 if __name__ == "__main__":
     main()

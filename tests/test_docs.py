@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from lmkit.cli.main import app
+from lmkit.commands.main import app
 from lmkit.data.tables.rows import SHAREGPT
 from lmkit.generation.rules import FOLLOWED
 from lmkit.recipe.builtin import find_recipe

@@ -1,51 +1,27 @@
-"""`lmkit generate RUN QUESTION` where answers come from a knowledge base: each with its source below."""
+"""`lmkit answer`: answers to questions, each with the source it is from."""
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from lmkit.base.errors import UserError
-from lmkit.data.inputs import Problems
-from lmkit.data.tables.table import Table
-from lmkit.kb.knowledge_base import shown
-from lmkit.pretrained import load
-from lmkit.recipe.task_settings import settings_of
-from lmkit.recipe.tasks import AnswerConfig
-from lmkit.tasks.answer import Answered, Answering
+import typer
 
-USED = ("model", "prompt", "file", "max_tokens", "stream", "kb", "as_json", "allow_pickle")
-HOW = {"kb": "looked up", "passage": "read in", "model": "the model's own words"}
-NO_ANSWER = "I do not know."
+from lmkit.commands.app import app
+from lmkit.commands.options import Json, Model, Pickle, Prompt, PromptFile
+from lmkit.commands.prompts import read_prompts
 
 
-def run(
-    model: str, questions: list[str], kb: Path | None, max_tokens: int | None, as_json: bool, allow_pickle: bool,
-    given: Sequence[str],
-) -> None:  # fmt: skip
-    """An answer a question, or one JSON line: question, answer ("" for none), source (kb, passage, model), evidence,
-    score. Raises UserError for options without a meaning here, DataError where there is no knowledge base."""
-    if idle := [f"--{key.replace('_', '-')}" for key in given if key not in USED]:
-        raise UserError(f"{', '.join(idle)}: answers are looked up, or the likeliest ones\n  → leave it out")
-    settings = settings_of(model)
-    own = settings.task if settings else None
-    config, fitted = AnswerConfig(name="answer"), dict[str, Any]()
-    if settings and isinstance(own, AnswerConfig):
-        config, fitted = own, settings.fitted
-    if max_tokens is not None:
-        config = config.model_copy(update={"max_new_tokens": max_tokens})
-    loaded = load(model, allow_pickle)
-    task = Answering.opened(config, loaded, fitted, kb)
-    asked = [question.strip() for question in questions]
-    table = Table([{"question": question} for question in asked], [], {}, "", Problems())
-    for question, answered in zip(asked, task.outputs(loaded.model, table, ()), strict=True):
-        if as_json:
-            print(json.dumps({"question": question} | task.say(answered), ensure_ascii=False), flush=True)
-        else:
-            print(f"{shown(answered.answer) or NO_ANSWER}\n  {_source(answered)}", flush=True)
+@app.command(epilog="Example: lmkit answer runs/demo 'What is the capital of Peru?' --kb facts.sqlite")
+def answer(
+    model: Model,
+    prompt: Prompt = None,
+    file: PromptFile = None,
+    kb: Annotated[Path | None, typer.Option("--kb", help="A knowledge base. Default: that of the run.")] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Most tokens of its own words.")] = None,
+    as_json: Json = False,
+    allow_pickle: Pickle = False,
+) -> None:
+    """Answer questions from a knowledge base, else by the model."""
+    questions = read_prompts(prompt, file)
+    from lmkit.ops import answers
 
-
-def _source(a: Answered) -> str:
-    how = HOW[a.source] if a.answer else "no answer"
-    score = f" · score {a.score:.2f}" if a.answer else ""
-    return f"{how} · {shown(a.evidence)}{score}"
+    answers.run(model, questions, kb, max_tokens, as_json, allow_pickle)

@@ -1,241 +1,67 @@
-"""`lmkit finetune`: tables of labelled rows become a job, the job meets the loop, and what came of it is said."""
+"""`lmkit finetune`: a trained model learns a task from labelled rows."""
 
-import atexit
-import json
-import shlex
-import shutil
-import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from lmkit.base.display import note, note_marked
-from lmkit.base.errors import ModelError, UserError
-from lmkit.base.files import write_atomic, write_json
-from lmkit.base.runs import Run, find_run, fresh_path, going_on, model_folder, read_status, takes_latest
-from lmkit.base.units import show_count, show_seconds
-from lmkit.data.inventory import of_model, of_store, of_tables
-from lmkit.data.tables.labels import label_kind
-from lmkit.data.tables.report import report
-from lmkit.data.tables.splitting import limit, split
-from lmkit.data.tables.table import Table, read_table
-from lmkit.images.palette import as_texts, fit_palette, holds_images, load_palette
-from lmkit.images.tokenizer import palette_tokenizer
-from lmkit.pretrained import load
-from lmkit.recipe import recipe_file
-from lmkit.recipe.finetuning import WRITING, FinetuneRecipe, expand, is_finetuning
-from lmkit.recipe.tasks import AnswerConfig, LMConfig
-from lmkit.tasks import answer_fitting
-from lmkit.tasks.score_table import as_json, score_table, seeds_line
-from lmkit.tasks.table import TASKS
-from lmkit.tasks.task import texts, unknown_tokens
-from lmkit.training.continued import build_continued
-from lmkit.training.distributed.world import World
-from lmkit.training.finetune import Finetuning, build_finetuning, describe
-from lmkit.training.job import Job
-from lmkit.training.job import describe as describe_text
-from lmkit.training.run_shell import Prepared, execute, keep_average, meet
+import typer
+
+from lmkit.base.errors import UserError
+from lmkit.base.units import split_quantity
+from lmkit.commands.app import app
+from lmkit.commands.options import Overrides, Processes, Restarts, run_folder
+from lmkit.training.distributed import launch
 
 
-def start(recipe: FinetuneRecipe, name: str, out: Path | None) -> int:
-    """Train from the beginning, once for each seed. Returns the exit code."""
-    world = meet(recipe)
-    path = world.agree(fresh_path(out, name, "finetune"))
-    if recipe.seeds == 1:
-        return _run(recipe, path, latest=path if takes_latest(out) else None)
-    if world.first:
-        path.mkdir(parents=True, exist_ok=True)
-        write_atomic(path / "recipe.yaml", recipe_file.dump(recipe))
-    return _seeds(recipe, path, path if takes_latest(out) else None)
+@app.command(epilog="Example: lmkit finetune --task classify --model runs/bert-tiny --data reviews.csv")
+def finetune(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A .yaml file or the name of a built-in recipe; or leave it out.")
+    ] = None,
+    overrides: Overrides = None,
+    task: Annotated[
+        str | None, typer.Option("--task", help="classify, tag, qa, translate, summarize, chat, lm or answer.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="A run or a Hugging Face folder.")] = None,
+    data: Annotated[list[str] | None, typer.Option("--data", "-d", help="Labelled files. Repeatable.")] = None,
+    validation: Annotated[str | None, typer.Option("--validation", help="Files of their own, or a share: 10%.")] = None,
+    out: Annotated[Path | None, run_folder("runs/TASK-DATA")] = None,
+    resume: Annotated[Path | None, typer.Option("--resume", metavar="RUN", help="Go on with this run.")] = None,
+    processes: Processes = None,
+    max_restarts: Restarts = 0,
+) -> None:
+    """Teach a trained model a task from labelled rows."""
+    if resume is not None:
+        if recipe or out or task or model or data or validation:
+            raise UserError("--resume goes on with a run as it is\n  → leave out everything else")
+        launch.check(processes, max_restarts, None)
+        if launch.here(processes):
+            raise typer.Exit(launch.command("finetune", processes, max_restarts, out, resume, None))
+        from lmkit.training import finetuning_run
 
+        raise typer.Exit(launch.exit_code(finetuning_run.resume(resume)))
+    from lmkit.recipe.builtin import find_recipe
 
-def resume(path: Path) -> int:
-    """Go on with a run, or several seeds' runs, where the newest whole checkpoint stands. Returns the exit code."""
-    path = find_run(path)
-    tree, lines = recipe_file.read_tree(path / "recipe.yaml")
-    if not is_finetuning(tree):
-        raise UserError(f"{path} is a run of pretraining\n  → {going_on(path, 'pretrain')}")
-    recipe = recipe_file.build(FinetuneRecipe, tree, lines, expand, str(path / "recipe.yaml"))
-    return _seeds(recipe, path) if recipe.seeds > 1 else _run(recipe, path, goes_on=True)
+    changes = list(overrides or ())
+    if recipe is not None and "=" in recipe:  # no recipe, only changes
+        changes, recipe = [recipe, *changes], None
+    path = None if recipe is None else find_recipe(str(recipe), "finetune")
+    from lmkit.recipe.finetuning import FinetuneRecipe, expand, flags
+    from lmkit.recipe.recipe_file import load
 
+    if path is None and task is None and not any(change.startswith("task") for change in changes):
+        raise UserError(
+            "what is to be learnt is missing\n  allowed: classify, tag, qa, translate, summarize, chat, lm, answer\n"
+            "  → --task classify, or a recipe that has one"
+        )
+    said = flags(task, model, data, validation)
+    loaded = load(FinetuneRecipe, path, (*said, *changes), expand)  # a mistake ends here, before torch is loaded
+    name = path.stem if path else f"{loaded.task.name}-{Path(str(data[0])).name.partition('.')[0] if data else 'run'}"
+    rows, unit = split_quantity(loaded.train.batch)
+    launch.check(processes, max_restarts, rows if unit == "row" else None)
+    if launch.here(processes):
+        raise typer.Exit(launch.command("finetune", processes, max_restarts, out, resume, name))
+    from lmkit.training import finetuning_run
 
-def _seeds(recipe: FinetuneRecipe, path: Path, latest: Path | None = None) -> int:
-    """A run for each seed that has none yet, then their mean and spread. latest: as for `_run`."""
-    found, world = [], meet(recipe)
-    for seed in range(recipe.train.seed, recipe.train.seed + recipe.seeds):
-        folder, train = path / f"seed-{seed}", recipe.train.model_copy(update={"seed": seed})
-        world.wait()
-        if not world.agree(_seed_scores(folder)):
-            note(f"seed {seed}")
-            if world.first and read_status(folder).get("state") == "done":  # its end is told again, with scores
-                (folder / "status.json").unlink()
-            begun = world.agree((folder / "recipe.yaml").exists())
-            single = recipe.model_copy(update={"train": train, "seeds": 1})
-            code = resume(folder) if begun else _run(single, folder, latest)
-            if code:
-                return code
-        if scores := _seed_scores(folder):  # none where no row was held out
-            found.append(scores)
-    if found:
-        print(seeds_line(found))
-    if world.first:
-        write_json(path / "scores.json", {"seeds": found})
-    return 0
-
-
-def _seed_scores(folder: Path) -> dict[str, Any] | None:
-    """Of the run of one seed; None where there are none yet, or their file is damaged, which is said."""
-    file = folder / "scores.json"
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8"))["scores"])
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError):
-        note(f"{file} is damaged: that seed is scored again")
-        return None
-
-
-def tables(recipe: FinetuneRecipe) -> tuple[Table, Table]:
-    """What is learnt from and what is held out. Raises DataError."""
-    data, task = recipe.data, recipe.task.name
-    train = _read(data.train, recipe)
-    if isinstance(data.validation, float | int):
-        train, held_out = split(train, data.validation, 0, task)
-    else:
-        held_out = _read(data.validation, recipe, label_kind(train.rows))
-    if data.limit and data.limit < len(train.rows):
-        note(f"data.limit: {data.limit:,} of {len(train.rows):,} training rows, drawn at random")
-        train = limit(train, data.limit, seed=0)
-    return train, TASKS[task].check_rows(recipe.task, train, held_out)
-
-
-def _read(sources: str | list[str], recipe: FinetuneRecipe, kind: str = "") -> Table:
-    """kind: of the labels of the training rows, where they are read already."""
-    named = [sources] if isinstance(sources, str) else sources
-    table = read_table(named, recipe.task.name, recipe.data, kind=kind or getattr(recipe.task, "kind", "auto"))
-    for line in table.described(named):
-        note(line)
-    return table
-
-
-def _run(recipe: FinetuneRecipe, path: Path, latest: Path | None = None, goes_on: bool = False) -> int:
-    """latest: what `runs/latest` is to name once the run has begun; None: as it was."""
-    if isinstance(recipe.task, AnswerConfig):
-        return answer_fitting.start(recipe, path, latest)
-    prepare = _continued if isinstance(recipe.task, LMConfig) else _prepare
-    return execute(meet(recipe), path, "finetune", lambda world, run: prepare(recipe, world, run), goes_on, latest)
-
-
-def _prepare(recipe: FinetuneRecipe, world: World, run: Run) -> Prepared:
-    train, held_out = tables(recipe)
-    folder = run.path if world.first else _copy_of_tokenizer(run.path)
-    world.wait()
-    if holds_images(train):
-        train, held_out = _pictures(recipe, train, held_out, folder / "tokenizer")
-    f = build_finetuning(recipe, train, held_out, folder, world)
-    facts = {"data": f.train.fingerprint, "held_out": f.held_out.fingerprint} | _base(recipe)
-    return Prepared(
-        f.job, facts, lambda: of_tables(recipe), lambda: _introduce(f), lambda seconds: _tell(f, run, seconds)
-    )
-
-
-def _introduce(f: Finetuning) -> None:
-    """What became of the rows, and the first of them as the model reads them."""
-    name, tokenizer = f.job.recipe.task.name, f.job.tokenizer
-    lines = report(f.train, f.held_out, name, f.lengths, f.task.max_length, f.cut)
-    lines += unknown_tokens(tokenizer, f.learnt, name in (*WRITING, "chat"))
-    if dropped := tokenizer.count_unspelt(texts(f.train)):
-        lines.append(f"dropped: {dropped:,} bytes of the training texts, for which the tokenizer has no token")
-    note("\n".join([*lines, *describe(f)]))
-    for example in f.rendered():
-        note_marked("example  ", example)
-
-
-def _base(recipe: FinetuneRecipe) -> dict[str, str]:
-    """Fingerprint of the weights under adapters, which checkpoints do not hold."""
-    return {"model": ", ".join(str(entry["sha256"]) for entry in of_model(recipe))} if recipe.lora else {}
-
-
-def _copy_of_tokenizer(path: Path) -> Path:
-    """A folder of its own for each process but the first, which would otherwise read what that one is writing."""
-    kept = Path(tempfile.mkdtemp(prefix="lmkit-"))
-    atexit.register(shutil.rmtree, kept, ignore_errors=True)
-    if (path / "tokenizer").is_dir():
-        shutil.copytree(path / "tokenizer", kept / "tokenizer")
-    return kept
-
-
-def _pictures(recipe: FinetuneRecipe, train: Table, held_out: Table, folder: Path) -> tuple[Table, Table]:
-    """Images as texts, in the model's own words; of a new model in words learnt here, whose tokenizer goes to `folder`.
-    Raises ModelError for a model that knows none."""
-    if isinstance(recipe.model, str):
-        palette = load_palette(model_folder(recipe.model))
-        if palette is None:
-            raise ModelError(f"{recipe.model}: reads texts, and the data holds images\n  → pretrain it on images first")
-    else:
-        palette = load_palette(folder)  # of a run that goes on
-        palette = palette or fit_palette([row["image"] for row in train.rows], recipe.data.pixels)
-        palette_tokenizer(palette.words, recipe.model.family).save(folder, recipe.model.context)
-        palette.save(folder)
-    note(f"images   {palette.length} words each, of {len(palette.colours)}: {palette.size} pixels a side, in patches"
-         f" of {palette.patch}")  # fmt: skip
-    return as_texts(train, palette), as_texts(held_out, palette)
-
-
-def _continued(recipe: FinetuneRecipe, world: World, run: Run) -> Prepared:
-    """`task: lm`. What the model knew before is said beside what it knows after."""
-    job, store = build_continued(recipe, run.path, world)
-
-    def introduce() -> None:
-        note("\n".join(describe_text(job, store)))
-        if len(job.work.held_out) and not job.state.step:
-            job.state.before = job.score()
-
-    facts = {"data": store.fingerprint} | _base(recipe)
-    files = lambda: of_store(store, recipe.data.train) + of_model(recipe)
-    return Prepared(job, facts, files, introduce, lambda seconds: _tell_continued(job, run, seconds))
-
-
-def _tell_continued(job: Job, run: Run, seconds: float) -> None:
-    keep_average(job, run)
-    before = job.state.before
-    print(f"done in {show_seconds(seconds)}: {job.state.step} steps")
-    if job.state.best and job.world.first:
-        was = f", from {before['val_perplexity']:.2f}" if before else ""
-        print(f"  best   step {job.state.best['step']:.0f}: perplexity {job.state.best['val_perplexity']:.2f}{was}")
-        after = {k: {"value": v} for k, v in job.state.best.items() if k != "step"}
-        write_json(run.path / "scores.json", {"before": before, "scores": after})
-    run.status("done", **job.progress)
-    print(f"  next   lmkit eval {shlex.quote(str(run.path))} --data FILE")
-
-
-def _tell(f: Finetuning, run: Run, seconds: float) -> None:
-    """Of training that has ended: the scores of its model, and what to do with it."""
-    job = f.job
-    keep_average(job, run)
-    state = job.state
-    print(f"done in {show_seconds(seconds)}: {state.step} steps, {show_count(state.tokens)} tokens")
-    folder = run.path / ("best" if (run.path / "best").exists() else "latest")
-    if not job.world.first:
-        return
-    if f.held_out.rows:
-        _scores(f, folder, run)
-    run.status("done", **job.progress)
-    print(f"  model  {folder}   (transformers: {job.model.config.spec.cls})")
-    chats = job.recipe.task.name == "chat"
-    use = "generate {} --chat" if chats else "predict {} --data FILE --out predictions.jsonl"
-    print(f"  next   lmkit {use.format(shlex.quote(str(run.path)))}")
-
-
-def _scores(f: Finetuning, folder: Path, run: Run) -> None:
-    """Of the model to use, which lies in `folder`, on all rows held out, beside the baselines; kept in scores.json."""
-    task, table, model = f.task, f.held_out, load(folder).model
-    outputs = task.outputs(model, table, task.examples(table))
-    columns = {"model": task.scores(table, outputs, True)} | task.baselines(f.train, table)
-    scores = score_table(str(run.path), columns, len(table.rows))
-    print("\n".join([scores, *task.stated(), *task.details(table, outputs)]))
-    fitted, message = task.fit(model, table)
-    if fitted:
-        f.settings.write_fitted(folder, **fitted)
-        note(message)
-    named = {name: as_json(scores) for name, scores in columns.items()}
-    write_json(run.path / "scores.json", {"scores": named.pop("model"), "baselines": named, "rows": len(table.rows)})
+    if again := launch.restarted(out):
+        raise typer.Exit(launch.exit_code(finetuning_run.resume(again)))
+    raise typer.Exit(launch.exit_code(finetuning_run.start(loaded, name, out)))

@@ -1,123 +1,53 @@
-"""lmkit generate MODEL [PROMPT]: continue texts, write texts from others, or fill in masks, as the model does."""
+"""`lmkit generate`: continue texts, write texts from others, or fill in masks, as the model does."""
 
-import json
-from collections.abc import Sequence
-from dataclasses import replace
-from itertools import groupby
+import sys
+from typing import Annotated
 
-from lmkit.base.display import note, write
-from lmkit.base.errors import UserError
-from lmkit.generation.batches import Completion
-from lmkit.generation.engine import complete
-from lmkit.generation.filling import Filled, fill
-from lmkit.generation.sampling import SamplingConfig
-from lmkit.pretrained import Pretrained, load, say_not_followed
+import typer
 
-CANDIDATES = 5  # listed for a mask
-OF_WRITING = (
-    "n",
-    "max_tokens",
-    "temperature",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "seed",
-    "stop",
-)  # not of filling
+from lmkit.commands import options
+from lmkit.commands.app import app
+from lmkit.commands.prompts import read_prompts
 
 
-def run(
-    model: str,
-    prompts: list[str],
-    config: SamplingConfig,
-    samples: int,
-    as_json: bool,
-    stream: bool,
-    allow_pickle: bool,
-    given: Sequence[str] = (),
+@app.command(epilog="Example: lmkit generate runs/demo 'It was' --max-tokens 20 --temperature 0.7 --seed 1")
+def generate(
+    context: typer.Context,
+    model: options.Model,
+    prompt: options.Prompt = None,
+    file: options.PromptFile = None,
+    n: Annotated[int, typer.Option("-n", "--samples", help="Continuations of each prompt.", min=1)] = 1,
+    max_tokens: options.MaxTokens = 128,
+    temperature: options.Temperature = 0.8,
+    top_k: options.TopK = 0,
+    top_p: options.TopP = 1.0,
+    min_p: options.MinP = 0.0,
+    repetition_penalty: options.Penalty = 1.0,
+    seed: options.Seed = 0,
+    stop: options.Stop = None,
+    stream: options.Stream = None,
+    as_json: options.Json = False,
+    allow_pickle: options.Pickle = False,
 ) -> None:
-    """Print each prompt with its continuation, `---` between texts, or one JSON line for each. A text that an
-    encoder-decoder writes stands alone, with its source restored below where that had sentinels.
+    """Continue a text; write one from another (T5, BART, Marian); fill in the masks of one (BERT and its kin).
 
-    An encoder fills masks: the whole text, then a line for each candidate (see `_fill`), or one JSON line for each
-    mask; `config.top_k` says how many candidates.
+    Masks and gaps are written as the model's tokenizer names them: [MASK], <mask>, for T5 <extra_id_0>, <extra_id_1>.
+    A model that was fine-tuned to answer questions answers the prompt.
+    """
+    prompts = read_prompts(prompt, file)
+    given = [k for k in context.params if (s := context.get_parameter_source(k)) and s.name == "COMMANDLINE"]
+    from lmkit.generation.sampling import SamplingConfig
+    from lmkit.ops import answers, writing
+    from lmkit.recipe.task_settings import settings_of
 
-    stream: print while writing, one text at a time; otherwise prompts go through the model in batches. given: the
-    options a person named; those without a meaning for the model are a UserError."""
-    loaded = load(model, allow_pickle)
-    if loaded.config.stacks == "encoder":
-        _fill(loaded, prompts, config.top_k or CANDIDATES, as_json, given)
+    config = SamplingConfig(
+        max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
+        repetition_penalty=repetition_penalty, seed=seed, stop=tuple(stop or ()),
+    )  # fmt: skip
+    settings = settings_of(model)
+    if settings and settings.task.name == "answer":
+        answers.check_options(given)
+        answers.run(model, prompts, None, max_tokens if "max_tokens" in given else None, as_json, allow_pickle)
     else:
-        config = replace(config, rules=loaded.rules)
-        say_not_followed(loaded)
-        _write(loaded, prompts, config, samples, as_json, stream)
-
-
-def _write(
-    loaded: Pretrained, prompts: list[str], config: SamplingConfig, samples: int, as_json: bool, stream: bool
-) -> None:
-    loaded.check_use("generate")
-    tokenizer, opening, context = loaded.needs_tokenizer(), loaded.opening, loaded.config.context
-    if samples > 1 and config.temperature == 0:
-        note("temperature 0 always takes the likeliest token: all samples of a prompt are the same")
-    printer, cut = _Printer(prompts, samples, as_json, echo=opening is None), 0
-    on_text = printer.piece if stream and not as_json else None
-    for row in complete(loaded.model, tokenizer, prompts, config, loaded.eos, samples, on_text, opening):
-        printer.done(row)
-        cut += row.finish == "length" and len(row.ids) < config.max_tokens
-    if cut:
-        included = ", prompt included" if opening is None else ""
-        note(f"{cut:,} of the texts ended early: the model's context is {context:,} tokens{included}")
-
-
-def _fill(loaded: Pretrained, prompts: list[str], top_k: int, as_json: bool, given: Sequence[str]) -> None:
-    """Plain: the filled text, and under it for each candidate the number of its mask, its probability and the token as
-    JSON writes it, with tabs between; `---` between texts."""
-    loaded.check_use("fill")
-    if idle := [f"--{'samples' if k == 'n' else k.replace('_', '-')}" for k in given if k in OF_WRITING]:
-        raise UserError(
-            f"{', '.join(idle)}: a {loaded.config.family} fills masks, all at once, and draws nothing\n"
-            "  → leave it out; --top-k says how many tokens to list for a mask"
-        )
-    filled = fill(loaded.model, loaded.needs_tokenizer(), prompts, top_k)
-    for row, group in groupby(filled, key=lambda mask: mask.row):
-        masks = list(group)
-        if as_json:
-            for number, mask in enumerate(masks, 1):
-                print(json.dumps({"prompt": prompts[row]} | _facts(number, mask), ensure_ascii=False), flush=True)
-            continue
-        write("---\n" if row else "")
-        write(masks[0].text.removesuffix("\n") + "\n")  # standard input ends with one
-        for number, mask in enumerate(masks, 1):
-            for c in mask.candidates:
-                write(f"{number}\t{c.probability:.4f}\t{json.dumps(c.text, ensure_ascii=False)}\n")
-
-
-def _facts(number: int, mask: Filled) -> dict[str, object]:
-    candidates = [c._asdict() for c in mask.candidates]
-    return {"mask": number, "position": mask.position, "candidates": candidates, "text": mask.text}
-
-
-class _Printer:
-    """echo: a text goes on from its prompt, which stands in front of it."""
-
-    def __init__(self, prompts: list[str], samples: int, as_json: bool, echo: bool):
-        self.prompts, self.samples, self.as_json, self.echo, self.begun = prompts, samples, as_json, echo, -1
-
-    def piece(self, row: Completion, text: str) -> None:
-        """Show new text of a row that is being written."""
-        if row.row > self.begun:
-            self.begun = row.row
-            write("---\n" if row.row else "")
-            write(self.prompts[row.row // self.samples] if self.echo else "")
-        write(text)
-
-    def done(self, row: Completion) -> None:
-        prompt = self.prompts[row.row // self.samples]
-        if self.as_json:
-            line = {"prompt": prompt, "sample": row.sample, "text": row.text, "ids": row.ids, "logprobs": row.logprobs}
-            line |= {"finish": row.finish} | ({"restored": row.restored} if row.restored else {})
-            print(json.dumps(line, ensure_ascii=False), flush=True)
-        else:
-            self.piece(row, "" if row.row == self.begun else row.text)
-            write(f"\n{row.restored}\n" if row.restored else "\n")
+        show = sys.stdout.isatty() if stream is None else stream
+        writing.run(model, prompts, config, n, as_json, show, allow_pickle, given)

@@ -4,31 +4,54 @@ import json
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from lmkit.base.display import note
+import typer
+
 from lmkit.base.units import show_seconds
-from lmkit.kb import knowledge_base
-from lmkit.kb.knowledge_base import Added, KnowledgeBase, shown
+from lmkit.commands.app import app
+from lmkit.commands.options import Json
 
-SNIPPET = 160
+if TYPE_CHECKING:
+    from lmkit.kb.knowledge_base import Added
+
+SNIPPET = 160  # characters of a passage that are shown
+kb_app = typer.Typer(no_args_is_help=True, help="Knowledge bases: facts, triples and passages to answer from.")
+app.add_typer(kb_app, name="kb")
+Kb = Annotated[Path, typer.Argument(metavar="KB", help="A knowledge base.", show_default=False)]
+Facts = Annotated[
+    list[str],
+    typer.Argument(
+        help="Files, folders or globs: .csv, .tsv, .jsonl, .json, .parquet, .txt. Columns: subject, relation, object; "
+        "question, answer; title, text; name, alias; relation, phrase.",
+        show_default=False,
+    ),
+]
 
 
-def build(out: Path, sources: list[str]) -> None:
-    """Raises what `knowledge.build` does."""
+@kb_app.command(name="build", epilog="Example: lmkit kb build facts.sqlite countries.csv articles/*.txt")
+def kb_build(out: Annotated[Path, typer.Argument(metavar="OUT", show_default=False)], sources: Facts) -> None:
+    """Make a knowledge base of files."""
+    from lmkit.kb.knowledge_base import build
+
     began = time.monotonic()
-    added = knowledge_base.build(out, sources)
-    _say(out, added, began)
+    _tell(out, build(out, sources), began)
 
 
-def add(path: Path, sources: list[str]) -> None:
-    """Raises what `KnowledgeBase.add` does."""
+@kb_app.command(name="add", epilog="Example: lmkit kb add facts.sqlite more.jsonl")
+def kb_add(kb: Kb, sources: Facts) -> None:
+    """Put files in: known ones are passed over, changed ones replace what they were."""
+    from lmkit.kb.knowledge_base import KnowledgeBase
+
     began = time.monotonic()
-    with KnowledgeBase(path) as kb:
-        added = kb.add(sources)
-    _say(path, added, began)
+    with KnowledgeBase(kb) as knowledge:
+        added = knowledge.add(sources)
+    _tell(kb, added, began)
 
 
-def _say(path: Path, added: Added, began: float) -> None:
+def _tell(path: Path, added: "Added", began: float) -> None:
+    from lmkit.base.display import note
+
     for name in added.known:
         note(f"{name} is in already: passed over")
     for name in added.replaced:
@@ -37,13 +60,21 @@ def _say(path: Path, added: Added, began: float) -> None:
         note(f"left out: {n:,} {kind}, like {added.problems.examples[kind][0]}")
     counted = ", ".join(f"{n:,} {kind}" for kind, n in added.rows.items() if n) or "nothing new"
     print(f"{path}: {counted} in {show_seconds(time.monotonic() - began)}; {path.stat().st_size / 1e6:,.1f} MB")
-    print(f"  next   lmkit kb search {path} 'a question'   or   lmkit generate MODEL 'a question' --kb {path}")
+    print(f"  next   lmkit kb search {path} 'a question'   or   lmkit answer MODEL 'a question' --kb {path}")
 
 
-def search(path: Path, query: str, k: int, as_json: bool) -> None:
-    """Candidates, scored as before any fit, and passages by BM25."""
-    with KnowledgeBase(path) as kb:
-        candidates, passages = kb.lookup(query, most=k), kb.search(query, k)
+@kb_app.command(name="search", epilog="Example: lmkit kb search facts.sqlite 'What is the capital of Peru?'")
+def kb_search(
+    kb: Kb,
+    query: Annotated[str, typer.Argument(help="A question, or words.", show_default=False)],
+    k: Annotated[int, typer.Option("-k", help="How many of each.", min=1)] = 5,
+    as_json: Json = False,
+) -> None:
+    """What would be looked up, and which passages would be read."""
+    from lmkit.kb.knowledge_base import KnowledgeBase, shown
+
+    with KnowledgeBase(kb) as knowledge:
+        candidates, passages = knowledge.lookup(query, most=k), knowledge.search(query, k)
     if as_json:
         facts = {"query": query, "candidates": [asdict(c) for c in candidates]}
         print(json.dumps(facts | {"passages": [asdict(p) for p in passages]}, ensure_ascii=False))
@@ -59,15 +90,19 @@ def search(path: Path, query: str, k: int, as_json: bool) -> None:
         print("no passage has a word of the question")
 
 
-def stats(path: Path, as_json: bool) -> None:
-    with KnowledgeBase(path) as kb:
-        found = kb.stats()
+@kb_app.command(name="stats", epilog="Example: lmkit kb stats facts.sqlite")
+def kb_stats(kb: Kb, as_json: Json = False) -> None:
+    """What is in a knowledge base: rows, relations, files."""
+    from lmkit.kb.knowledge_base import KnowledgeBase, shown
+
+    with KnowledgeBase(kb) as knowledge:
+        facts = knowledge.stats()
     if as_json:
-        print(json.dumps(found, ensure_ascii=False))
+        print(json.dumps(facts, ensure_ascii=False))
         return
-    print(f"{path}: {found['bytes'] / 1e6:,.1f} MB, {found['subjects']:,} subjects")
+    print(f"{kb}: {facts['bytes'] / 1e6:,.1f} MB, {facts['subjects']:,} subjects")
     for title in ("rows", "relations"):
-        listed = ", ".join(f"{shown(name)} {n:,}" for name, n in found[title].items())
+        listed = ", ".join(f"{shown(name)} {n:,}" for name, n in facts[title].items())
         print(f"  {title:10}{listed or 'none'}")
-    for source in found["sources"]:
+    for source in facts["sources"]:
         print(f"  {source['rows']:>12,}  {shown(source['file'])}")

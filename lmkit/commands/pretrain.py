@@ -1,125 +1,64 @@
-"""`lmkit pretrain`: a resolved recipe becomes objects, the objects meet the loop."""
+"""`lmkit pretrain`: a model from scratch, by a recipe."""
 
 import shlex
-import time
 from pathlib import Path
+from typing import Annotated
 
-from lmkit.base.display import note
+import typer
+
 from lmkit.base.errors import UserError
-from lmkit.base.files import write_atomic
-from lmkit.base.runs import Run, find_run, fresh_path, going_on, takes_latest
-from lmkit.base.units import show_count, show_seconds
-from lmkit.data.inventory import of_store
-from lmkit.data.tokens.cache import open_tokens
-from lmkit.data.tokens.store import TokenStore
-from lmkit.recipe import recipe_file
-from lmkit.recipe.defaults import expand
-from lmkit.recipe.finetuning import is_finetuning
-from lmkit.recipe.pretraining import Recipe
-from lmkit.training.distributed.world import ALONE, World
-from lmkit.training.job import Job, build_job, describe, fit_vocabulary
-from lmkit.training.run_shell import Prepared, execute, keep_average, meet
-from lmkit.training.step import probe_speed
+from lmkit.commands.app import app
+from lmkit.commands.options import Overrides, Processes, Restarts, run_folder
+from lmkit.training.distributed import launch
 
 
-def start(recipe_path: Path, overrides: tuple[str, ...], out: Path | None) -> int:
-    """Train from the beginning. Returns the exit code."""
-    recipe = recipe_file.load(Recipe, recipe_path, overrides, expand)
-    world = meet(recipe)
-    path = world.agree(fresh_path(out, recipe_path.stem, "pretrain"))
-    latest = path if takes_latest(out) else None
-    return execute(
-        world, path, "pretrain", lambda world, run: _prepare(recipe, world, run), goes_on=False, latest=latest
-    )
+@app.command(epilog="Example: lmkit pretrain demo train.budget='5 steps' evaluate.tokens=2048 --out runs/short")
+def pretrain(
+    recipe: Annotated[str | None, typer.Argument(help="A .yaml file, or the name of a built-in recipe.")] = None,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, run_folder("runs/RECIPE")] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", metavar="RUN", help="Go on with this run, exactly.")
+    ] = None,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="With --resume and a recipe: go on by it, changed as it is.")
+    ] = False,
+    processes: Processes = None,
+    max_restarts: Restarts = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen: sizes, memory, time.")] = False,
+) -> None:
+    """Train a model from scratch."""
+    from lmkit.recipe.builtin import find_recipe
+    from lmkit.recipe.defaults import expand
+    from lmkit.recipe.pretraining import Recipe
+    from lmkit.recipe.recipe_file import load
 
-
-def resume(path: Path, given: Recipe | None = None, accept_changes: bool = False) -> int:
-    """Go on with a run where its newest whole checkpoint stands. Returns the exit code.
-
-    given: a recipe to go on by, which must be the run's own but for what `accept_changes`. Raises UserError."""
-    tree, lines = recipe_file.read_tree(find_run(path) / "recipe.yaml")
-    if is_finetuning(tree):
-        raise UserError(f"{path} is a run of fine-tuning\n  → {going_on(path, 'finetune')}")
-    recipe = recipe_file.build(Recipe, tree, lines, expand, str(path / "recipe.yaml"))
-    if given is not None:  # what it leaves open stays as it was chosen
-        left = {"micro_batch": 0, "compile": "auto"}
-        same = {k: getattr(recipe.train, k) for k, v in left.items() if getattr(given.train, k) == v}
-        given = given.model_copy(update={"train": given.train.model_copy(update=same)})
-
-    def prepare(world: World, run: Run) -> Prepared:
-        prepared = _prepare(given or recipe, world, run)
-        resolved = recipe_file.dump(prepared.job.recipe)
-        rewrite = given is not None and world.first
-        prepared.introduce = lambda: write_atomic(path / "recipe.yaml", resolved) if rewrite else None
-        return prepared
-
-    return execute(meet(given or recipe), path, "pretrain", prepare, goes_on=True, accept_changes=accept_changes)
-
-
-def _prepare(recipe: Recipe, world: World, run: Run) -> Prepared:
-    recipe, store = _settle(recipe, world)
-    job = build_job(recipe, store, world=world)
-    return Prepared(
-        job, {"data": store.fingerprint}, lambda: of_store(store, recipe.data.train),
-        lambda: note("\n".join(describe(job, store))), lambda seconds: _tell(job, run, seconds),
-    )  # fmt: skip
-
-
-def dry_run(recipe_path: Path, overrides: tuple[str, ...]) -> None:
-    """Print what would happen; writes tokens (they are cached) and nothing else."""
-    recipe, store = _settle(recipe_file.load(Recipe, recipe_path, overrides, expand))
-    job = build_job(recipe, store)
-    print(recipe_file.dump(job.recipe))
-    note("\n".join(describe(job, store)))
-    speed = probe_speed(job, 5.0, time.perf_counter)
-    job_steps, train = job.horizon.steps, job.recipe.train
-    if job_steps is not None:
-        took = job_steps * train.batch / speed
-        note(f"time     {speed:,.0f} tokens/s measured on a micro-batch → {show_seconds(took)} for {job_steps:,} steps")
-    else:
-        assert job.horizon.seconds is not None
-        steps = job.horizon.seconds * speed / train.batch
-        note(f"time     {speed:,.0f} tokens/s measured on a micro-batch → about {steps:,.0f} steps in {train.budget}")
-    note("Nothing was started.")
-
-
-def _tell(job: Job, run: Run, seconds: float) -> None:
-    """Of training that has ended: what came out, and what to do with it."""
-    keep_average(job, run)
-    state = job.state
-    run.status("done", **job.progress)
-    best = ""
-    if state.best:
-        best = (
-            f"\n  best   step {state.best['step']:.0f}: validation loss {state.best['val_loss']:.4f},"
-            f" perplexity {state.best['val_perplexity']:.2f}, {_figure(state.best)}"
+    if resume is not None and (out or dry_run):
+        raise UserError("--resume goes on with a run where it is\n  → leave out --out and --dry-run")
+    if accept_changes and resume is None:
+        raise UserError("--accept-changes says how to go on\n  → add --resume RUN, or leave it out")
+    if resume is None and recipe is None:
+        raise UserError("name a recipe, or a run after --resume\n  → `lmkit recipes` lists the built-in recipes")
+    if resume is not None and recipe is not None and "=" in recipe:
+        changed = shlex.join([f"{resume}/recipe.yaml", recipe, *(overrides or ()), "--resume", str(resume)])
+        raise UserError(
+            f"{recipe}: --resume goes on by the recipe of the run\n"
+            f"  → lmkit pretrain {changed} --accept-changes changes it on the way"
         )
-    skipped = f" · {state.skipped} steps skipped (events.jsonl)" if state.skipped else ""
-    print(f"done in {show_seconds(seconds)}: {state.step} steps, {show_count(state.tokens)} tokens{skipped}{best}")
-    folder = "best" if (run.path / "best").exists() else "latest"
-    print(f"  model  {run.path}/{folder}   (a Hugging Face folder)")
-    print(f"  next   lmkit generate {shlex.quote(str(run.path))} {_prompt(job)}")
+    changes = tuple(overrides or ())
+    path = None if recipe is None else find_recipe(recipe, "pretrain")
+    given = None if path is None else load(Recipe, path, changes, expand)  # a mistake ends here, before torch is loaded
+    launch.check(processes, max_restarts, given.train.batch // given.model.context if given else None)
+    if launch.here(processes) and not dry_run:
+        raise typer.Exit(launch.command("pretrain", processes, max_restarts, out, resume, path.stem if path else None))
+    from lmkit.training import pretraining_run
 
-
-def _figure(best: dict[str, float]) -> str:
-    if "val_bits_per_byte" in best:
-        return f"{best['val_bits_per_byte']:.4f} bits per byte"
-    return f"{best['val_accuracy']:.1%} of the predictions right"
-
-
-def _prompt(job: Job) -> str:
-    """Something to try the model with."""
-    gap = {"masked_lm": job.tokenizer.special.mask, "span_corruption": "<extra_id_0>"}
-    blank = gap.get(job.recipe.task.name)
-    return f"'Once upon a {blank}.'" if blank else "'Once upon a time'"
-
-
-# ---------------------------------------------------------------- what a run is made of
-
-
-def _settle(recipe: Recipe, world: World = ALONE) -> tuple[Recipe, TokenStore]:
-    """Tokens on disk, and the sizes that follow from them."""
-    with world.first_alone():
-        store = open_tokens(recipe.data, recipe.tokenizer, recipe.model.family, verify=world.first)
-    model = fit_vocabulary(recipe.model, store.tokenizer)
-    return recipe.model_copy(update={"model": model}), store
+    if again := launch.restarted(out):
+        raise typer.Exit(launch.exit_code(pretraining_run.resume(again)))
+    if resume is not None:
+        raise typer.Exit(launch.exit_code(pretraining_run.resume(resume, given, accept_changes)))
+    assert path is not None
+    if dry_run:
+        pretraining_run.dry_run(path, changes)
+    else:
+        raise typer.Exit(launch.exit_code(pretraining_run.start(path, changes, out)))

@@ -1,35 +1,42 @@
 """`lmkit recipes`: the built-in recipes, what each key means, and the families with their sizes."""
 
 import typing
+from typing import Annotated
 
-from pydantic import BaseModel
+import typer
 
-from lmkit.architecture.sizes import PRESETS
-from lmkit.recipe.builtin import builtin_recipes, find_recipe
-from lmkit.recipe.defaults import expand
-from lmkit.recipe.finetuning import FinetuneRecipe
-from lmkit.recipe.pretraining import Recipe
-from lmkit.recipe.recipe_file import build, keys, sections_of
+from lmkit.commands.app import app
 
 
-def run(name: str | None) -> None:
-    """Lists recipes with their first comment; prints one; explains every key (`keys`); or lists sizes (`families`)."""
+@app.command(epilog="Example: lmkit recipes demo")
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(help="A recipe to print; `keys`: every key there is; `families`: published sizes.")
+    ] = None,
+) -> None:
+    """List the built-in recipes, print one, explain every key, or list families and sizes."""
+    from lmkit.recipe.builtin import builtin_recipes, find_recipe
+    from lmkit.recipe.finetuning import FinetuneRecipe
+    from lmkit.recipe.pretraining import Recipe
+
     if name is None:
         for stem, path in builtin_recipes().items():
             first = path.read_text().splitlines()[0].lstrip("# ")
             print(f"{stem:<24} {first}")
     elif name == "keys":
         print("lmkit pretrain")
-        _keys(Recipe)
+        _print_keys(Recipe)
         print("\n\nlmkit finetune")
-        _keys(FinetuneRecipe)
+        _print_keys(FinetuneRecipe)
     elif name == "families":
-        _families()
+        _print_families()
     else:
         print(find_recipe(name).read_text(), end="")
 
 
-def _keys(recipe: type[BaseModel]) -> None:
+def _print_keys(recipe: typing.Any) -> None:
+    from lmkit.recipe.recipe_file import keys, sections_of
+
     for section, field in recipe.model_fields.items():
         print(f"\n{section}: {field.description}")
         schemas = sections_of(field.annotation)
@@ -48,12 +55,16 @@ def _default(key: str, field: typing.Any) -> str:
     return "from model.preset or model.depth, or required" if from_depth else "required"
 
 
-def _families() -> None:
+def _print_families() -> None:
     """Every published size with its parameters, counted on a model without memory."""
     import torch
 
     from lmkit.architecture.model_config import ModelConfig
+    from lmkit.architecture.sizes import PRESETS
     from lmkit.model.transformer import Transformer
+    from lmkit.recipe.defaults import expand
+    from lmkit.recipe.pretraining import Recipe
+    from lmkit.recipe.recipe_file import build
 
     print(f"{'model.preset':<24} {'family':<12} {'parameters':>14}  layers × hidden_size, vocabulary, context")
     for name in PRESETS:
@@ -67,6 +78,8 @@ def _families() -> None:
 
 def sized(name: str) -> dict:
     """The least of a recipe that asks for this size."""
+    from lmkit.architecture.sizes import PRESETS
+
     size = PRESETS[name]
     data = {"train": "-"} | ({"target": "-"} if size["family"] in ("transformer", "marian") else {})
     return {"model": {"preset": name}, "data": data, "train": {"budget": "1 step", "batch": size["context"]}}

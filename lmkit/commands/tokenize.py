@@ -1,40 +1,69 @@
-"""`lmkit tokenize`: raw text, or images as texts -> tokenizer and token files."""
+"""`lmkit tokenize`: raw text, or images as texts, becomes a tokenizer and token files."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from lmkit.architecture.families import FAMILIES
+import typer
+
 from lmkit.base.errors import UserError, did_you_mean
-from lmkit.data.tokens.card import card_lines
-from lmkit.data.tokens.store import TokenStore
-from lmkit.data.tokens.tokenize import tokenize
-from lmkit.recipe import recipe_file
-from lmkit.recipe.pretraining import DataConfig, TokenizerConfig
-from lmkit.recipe.tasks import PixelConfig
+from lmkit.commands.app import app
+from lmkit.commands.options import Separator, Target, Text
 
-OF_TEXTS = {"target": "--target", "separator": "--separator"}  # settings without a meaning for images
+if TYPE_CHECKING:
+    from lmkit.data.tokens.store import TokenStore
+    from lmkit.recipe.pretraining import DataConfig
+    from lmkit.recipe.tasks import PixelConfig
 
 
-def run(data: dict[str, Any], tokenizer: dict[str, Any], family: str, out: Path, pixels: str | None = None) -> None:
-    """pixels: the inputs are images, and how these become words: `size=14 patch=1 colours=16`."""
+@app.command(epilog="Example: lmkit tokenize recipes/corpus/*.txt --out tokens --vocab-size 1000")
+def tokenize(
+    inputs: Annotated[list[str], typer.Argument(help="Files, folders, globs or hub:NAME. Also .gz and .zst.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for tokens and tokenizer.")],
+    kind: Annotated[str, typer.Option("--kind", help="bpe, wordpiece, unigram, sentencepiece or bytes.")] = "bpe",
+    vocab_size: Annotated[str, typer.Option("--vocab-size", help="Entries of a trained tokenizer.")] = "32k",
+    tokenizer: Annotated[str | None, typer.Option("--tokenizer", help="Take this one: a file, folder or run.")] = None,
+    family: Annotated[
+        str, typer.Option("--family", help="Whose special tokens: nanochat, gpt2, llama, ...")
+    ] = "nanochat",
+    validation: Annotated[str, typer.Option("--validation", help="Share of documents held out.")] = "5%",
+    text: Text = "text",
+    target: Target = None,
+    separator: Separator = None,
+    pixels: Annotated[
+        str | None, typer.Option("--pixels", help="Of images, how they become words: 'size=14 patch=1 colours=16'.")
+    ] = None,
+) -> None:
+    """Train a tokenizer (or take one) and write token files for pretraining."""
+    from lmkit.architecture.families import FAMILIES
+    from lmkit.data.tokens.card import card_lines
+    from lmkit.data.tokens.tokenize import tokenize as make_store
+    from lmkit.recipe import recipe_file
+    from lmkit.recipe.pretraining import DataConfig, TokenizerConfig
+
     if family not in FAMILIES:
         raise UserError(f"--family {family}: unknown{did_you_mean(family, FAMILIES)}")
+    columns = {"text": text, "target": target, "separator": separator}
+    data = {"train": inputs, "validation": validation} | columns
     settings = recipe_file.build(DataConfig, data, {}, where="lmkit tokenize")
-    kind = recipe_file.build(TokenizerConfig, tokenizer, {}, where="lmkit tokenize")
+    choice = {"type": kind, "vocab_size": vocab_size, "path": tokenizer}
+    config = recipe_file.build(TokenizerConfig, choice, {}, where="lmkit tokenize")
     if pixels is None:
-        store = tokenize(settings, kind, family, out)
+        store = make_store(settings, config, family, out)
     else:
-        idle = [option for key, option in OF_TEXTS.items() if data.get(key) is not None]
-        if idle := idle + (["--tokenizer"] if kind.path else []):
+        idle = [option for option, value in (("--target", target), ("--separator", separator)) if value is not None]
+        if idle := idle + (["--tokenizer"] if tokenizer else []):
             raise UserError(f"{', '.join(idle)}: of texts, and --pixels makes words of images\n  → leave it out")
         store = _images(settings, pixel_config(pixels), family, out)
     print("\n".join(card_lines(store)))
     print(f"  next   lmkit pretrain RECIPE data.train={out}")
 
 
-def pixel_config(text: str) -> PixelConfig:
+def pixel_config(text: str) -> "PixelConfig":
     """`size=14 patch=1 colours=16`, any of these. Raises UserError."""
+    from lmkit.recipe import recipe_file
+    from lmkit.recipe.tasks import PixelConfig
+
     settings: dict[str, Any] = {}
     for item in text.replace(",", " ").split():
         key, equals, value = item.partition("=")
@@ -44,10 +73,12 @@ def pixel_config(text: str) -> PixelConfig:
     return recipe_file.build(PixelConfig, settings, {}, where="--pixels")
 
 
-def _images(settings: DataConfig, pixels: PixelConfig, family: str, out: Path) -> TokenStore:
+def _images(settings: "DataConfig", pixels: "PixelConfig", family: str, out: Path) -> "TokenStore":
     """Their texts are files beside `out` for as long as it takes. Raises DataError."""
+    from lmkit.data.tokens.tokenize import tokenize as make_store
     from lmkit.images.tokenizer import palette_tokenizer
     from lmkit.images.tokens import learn_palette, write_texts
+    from lmkit.recipe.pretraining import TokenizerConfig
 
     named = {"train": settings.train} | ({} if isinstance(settings.validation, float) else
                                          {"validation": settings.validation})  # fmt: skip
@@ -60,7 +91,7 @@ def _images(settings: DataConfig, pixels: PixelConfig, family: str, out: Path) -
         palette.save(home)
         count = sum(write_texts(sources[split], palette, Path(texts[split])) for split in sources)
         changed = settings.model_copy(update={**texts, "text": "text"})
-        store = tokenize(changed, TokenizerConfig(path=str(home)), family, out)
+        store = make_store(changed, TokenizerConfig(path=str(home)), family, out)
     print(f"{count:,} images of {palette.length} words, out of {len(palette.colours)}: {palette.size} pixels a side,"
           f" in patches of {palette.patch}")  # fmt: skip
     return store

@@ -8,19 +8,19 @@ import os
 import sys
 from pathlib import Path
 
-from lmkit.commands import finetune, pretrain
 from lmkit.recipe import recipe_file
 from lmkit.recipe.finetuning import FinetuneRecipe
 from lmkit.recipe.finetuning import expand as expand_finetuning
+from lmkit.training import finetuning_run, pretraining_run
 
 
 def do(out: str, recipe: str, changes: list[str], verb: str) -> int:
     if verb == "resume":
-        return pretrain.resume(Path(out))
+        return pretraining_run.resume(Path(out))
     if verb == "finetune":
         loaded = recipe_file.load(FinetuneRecipe, Path(recipe), tuple(changes), expand_finetuning)
-        return finetune.start(loaded, "toy", Path(out))
-    return pretrain.start(Path(recipe), tuple(changes), Path(out))
+        return finetuning_run.start(loaded, "toy", Path(out))
+    return pretraining_run.start(Path(recipe), tuple(changes), Path(out))
 
 
 def main() -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from lmkit.commands import pretrain
 from lmkit.recipe import recipe_file
 from lmkit.recipe.defaults import expand
 from lmkit.recipe.pretraining import Recipe
+from lmkit.training import pretraining_run
 from tests.distributed.conftest import run_world
 from tests.distributed.ranks import do
 
@@ -190,7 +190,7 @@ def test_matrices_split_over_two_are_taken_up_whole(here, two):
     """Rows that tensor parallelism has moved stand where they belong in a checkpoint, moments too."""
     run = stopped_early("tensor, llama on 2", "tensor, then 1")
     given = recipe_file.load(Recipe, Path(recipe("llama")), (), expand)
-    assert pretrain.resume(Path(run), given) == 0
+    assert pretraining_run.resume(Path(run), given) == 0
     assert do("llama alone", recipe("llama"), [], "pretrain") == 0
     assert_alike(run, "llama alone")
 

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 
 import lmkit
 from lmkit.base.errors import DataError, UserError
-from lmkit.commands import eval as command
 from lmkit.evaluation.intervals import bootstrap_ratio
 from lmkit.evaluation.perplexity import evaluate, windows
+from lmkit.ops import text_scores as command
 from tests.generation.folders import TEXT, llama_folder
 
 TEXTS = [TEXT * 4, "a", "日本語", TEXT[:30], TEXT * 2]

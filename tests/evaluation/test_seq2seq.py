@@ -11,10 +11,10 @@ import torch
 import lmkit
 from lmkit.base.errors import DataError, UserError
 from lmkit.base.order import rng_for
-from lmkit.commands import eval as command
 from lmkit.evaluation.seq2seq import evaluate_noise, evaluate_pairs
 from lmkit.objectives.build import denoising
 from lmkit.objectives.noise.spans import corrupt, noise_mask, raw_length
+from lmkit.ops import text_scores as command
 from lmkit.recipe.objectives import Denoiser, DenoisingConfig, SpanCorruptionConfig
 from tests.evaluation.folders import SENTINELS, folder, tokenizer
 

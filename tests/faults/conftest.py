@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from lmkit.cli.main import main
+from lmkit.commands.main import main
 from lmkit.training.signals import ASKING
 from tests.training.conftest import tiny, write_tiny  # noqa: F401 - a fixture
 
@@ -42,11 +42,11 @@ def lmkit_(monkeypatch, capfd) -> Callable[..., Shown]:
 @pytest.fixture(scope="session")
 def straight(tmp_path_factory) -> Path:
     """A finished run by the recipe of `tiny`."""
-    from lmkit.commands import pretrain
+    from lmkit.training import pretraining_run
 
     folder = tmp_path_factory.mktemp("straight")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LMKIT_CACHE", str(folder / "cache"))
         patch.chdir(folder)
-        assert pretrain.start(write_tiny(folder), (), Path("run")) == 0
+        assert pretraining_run.start(write_tiny(folder), (), Path("run")) == 0
     return folder / "run"

@@ -17,7 +17,7 @@ import lmkit
 from lmkit.base.errors import STOPPED_RESUMABLE, ModelError, RunInUse, StorageError
 from lmkit.base.manifest import MANIFEST, damage
 from lmkit.base.runs import Run, read_jsonl, reading
-from lmkit.commands import pretrain
+from lmkit.training import pretraining_run
 from tests.training.stopping import LAST, at, at_call, at_file, at_pass, events, same, stopped_at
 
 # `tiny` writes a checkpoint after steps 3, 4, 6, 8, 9 and 12; 4, 8 and 12 are the best so far
@@ -54,7 +54,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint_and_training_goes_on(tiny, st
     full_at(monkeypatch, 6, 8)
     links = []
     at_call(monkeypatch, Run, "event", 3, lambda: links.append(Path("run/latest").resolve().name))  # step 8 is told
-    assert pretrain.start(tiny, (beside,), Path("run")) == 0
+    assert pretraining_run.start(tiny, (beside,), Path("run")) == 0
     assert "File too large" in (err := capfd.readouterr().err) and "the previous checkpoint stays" in err
     assert [e["reason"].partition(":")[0][-1] for e in events("run", "not saved")] == ["6", "8"]
     assert links == ["step-00000004"] and not list(Path("run/checkpoints").glob("*.part"))
@@ -80,9 +80,9 @@ def test_the_best_is_one_that_was_saved(tiny, straight, monkeypatch):
     with monkeypatch.context() as patch:
         full_at(patch, 12)
         with pytest.raises(StorageError, match="step-00000012: the checkpoint could not be written: File too large"):
-            pretrain.start(tiny, (), Path("run"))
+            pretraining_run.start(tiny, (), Path("run"))
     assert Path("run/best").resolve().name == "step-00000008" and damage(Path("run/best")) is None
-    assert pretrain.resume(Path("run")) == 0
+    assert pretraining_run.resume(Path("run")) == 0
     same(straight, "run")
 
 
@@ -91,24 +91,24 @@ def test_three_saves_in_a_row_that_fail_end_the_run_resumably(tiny, straight, mo
     with monkeypatch.context() as patch:
         full_at(patch, 6, 8, 9)
         with pytest.raises(StorageError, match="step-00000009"):
-            pretrain.start(tiny, (beside,), Path("run"))
-    assert pretrain.resume(Path("run")) == 0
+            pretraining_run.start(tiny, (beside,), Path("run"))
+    assert pretraining_run.resume(Path("run")) == 0
     same(straight, "run")
 
 
 def test_the_last_checkpoint_is_tried_though_the_one_before_failed(tiny, straight, monkeypatch):
     """Written beside training, that is known only when the last one is due."""
     full_at(monkeypatch, 9)
-    assert pretrain.start(tiny, ("checkpoint.async=true",), Path("run")) == 0
+    assert pretraining_run.start(tiny, ("checkpoint.async=true",), Path("run")) == 0
     same(straight, "run")
 
 
 def test_asked_to_stop_in_a_save_that_fails_it_saves_the_next_step(tiny, straight, monkeypatch):
     full_at(monkeypatch, 6)
     at(monkeypatch, "lmkit.save", 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert pretrain.start(tiny, ("checkpoint.async=false",), Path("run")) == STOPPED_RESUMABLE
+    assert pretraining_run.start(tiny, ("checkpoint.async=false",), Path("run")) == STOPPED_RESUMABLE
     assert Path("run/latest").resolve().name == "step-00000007"
-    assert pretrain.resume(Path("run")) == 0
+    assert pretraining_run.resume(Path("run")) == 0
     same(straight, "run")
 
 
@@ -155,7 +155,7 @@ def test_a_run_whose_directory_is_deleted_stops_and_makes_no_half_of_one(tiny, m
         else:
             at_file(patch, 3, gone)  # in the third checkpoint, half written
         with pytest.raises(StorageError, match="run: deleted or replaced while the run went on"):
-            pretrain.start(tiny, (beside,), Path("run"))
+            pretraining_run.start(tiny, (beside,), Path("run"))
     assert not Path("run").exists()
 
 
@@ -170,11 +170,11 @@ def test_a_directory_put_in_its_place_is_not_written_to_and_the_run_goes_on_when
     with monkeypatch.context() as patch:
         at_pass(patch, 14, swap)
         with pytest.raises(StorageError, match="deleted or replaced"):
-            pretrain.start(tiny, (), Path("run"))
+            pretraining_run.start(tiny, (), Path("run"))
     assert [p.name for p in Path("run").iterdir()] == ["lock"] and Path("run/lock").read_text() == "another's"
     shutil.rmtree("run")
     Path("moved").rename("run")
-    assert pretrain.resume(Path("run")) == 0
+    assert pretraining_run.resume(Path("run")) == 0
     same(straight, "run")
 
 
@@ -267,7 +267,7 @@ def test_retention_deletes_only_what_it_owns_and_never_the_best(tiny, monkeypatc
     for name in (*foreign, *swept):
         Path("run/checkpoints", name).mkdir()
         Path("run/checkpoints", name, "file").write_text("")
-    assert pretrain.resume(Path("run")) == 0
+    assert pretraining_run.resume(Path("run")) == 0
     kept = {p.name for p in Path("run/checkpoints").iterdir()}
     assert kept == {*foreign, *(f"step-{n:08d}" for n in (4, 11, 12))}
     assert Path("run/best").resolve().name == "step-00000004"
@@ -276,7 +276,7 @@ def test_retention_deletes_only_what_it_owns_and_never_the_best(tiny, monkeypatc
 def test_a_checkpoint_is_not_deleted_while_somebody_reads_it(tiny, monkeypatch):
     stopped_at(monkeypatch, 5, "checkpoint.keep=1", "evaluate.every=0")
     with reading(Path("run/latest")):
-        assert pretrain.resume(Path("run")) == 0
+        assert pretraining_run.resume(Path("run")) == 0
         assert {p.name for p in Path("run/checkpoints").iterdir()} == {"step-00000003", "step-00000012"}
     assert lmkit.load("run").folder == Path("run/best")
 
@@ -332,9 +332,9 @@ def test_a_clock_that_jumps_loses_no_checkpoint_and_no_time(tiny, straight, monk
 
     monkeypatch.setattr(Run, "save", save)
     stopped_at(monkeypatch, 11)
-    assert pretrain.resume(Path("run")) == 0
+    assert pretraining_run.resume(Path("run")) == 0
     same(straight, "run")
     assert looks[0] > 10 and json.loads(Path("run", LAST, "training/state.json").read_text())["elapsed"] > 0
     assert all(row["seconds"] >= 0 for row in read_jsonl(Path("run/timing.jsonl")))
-    assert pretrain.start(tiny, ("train.budget=1 s", "schedule.warmup=5%"), Path("timed")) == 0
+    assert pretraining_run.start(tiny, ("train.budget=1 s", "schedule.warmup=5%"), Path("timed")) == 0
     assert 0 < json.loads(Path("timed/latest/training/state.json").read_text())["elapsed"] < 60  # years, by that clock

@@ -70,8 +70,7 @@ def texts(out: str) -> list[str]:
         ("--samples", "0", "greater than or equal to 1"),
         ("--seed", "-1", "seed -1 is out of range"),
         ("--stop", "", "stop ('',) is out of range"),
-        ("--system", "x", "add --chat"),
-        ("--keep", "20%", "--keep: of drawings"),
+        ("--keep", "20%", "Missing option '--images'"),
         ("--max-tokns", "3", "No such option"),
     ],
 )
@@ -132,7 +131,7 @@ def test_standard_input_is_text_or_refused(content, code, says, written, monkeyp
 
 
 def test_input_without_end_is_refused(written, monkeypatch):
-    monkeypatch.setattr("lmkit.cli.use.MOST_BYTES", 2**20)
+    monkeypatch.setattr("lmkit.commands.prompts.MOST_BYTES", 2**20)
     shown = written("--file", "/dev/zero", code=3)
     assert "/dev/zero: above 1,048,576 bytes of prompts" in shown.err
 

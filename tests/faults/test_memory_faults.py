@@ -7,9 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lmkit.commands import pretrain
 from lmkit.objectives.causal_lm import CausalLM
-from lmkit.training import checkpoints, guard, step
+from lmkit.training import checkpoints, guard, pretraining_run, step
 from lmkit.training.optimizers.muon import Muon
 from tests.training.stopping import FILES, LAST, Crash, at_call, at_pass, crash, events, rows, same
 
@@ -40,9 +39,9 @@ def memory(monkeypatch):
 
 
 def test_out_of_memory_halves_the_micro_batch_and_equals_the_run_that_had_it_so_from_the_start(tiny, memory, capfd):
-    assert pretrain.start(tiny, ("train.micro_batch=32",), Path("small")) == 0
+    assert pretraining_run.start(tiny, ("train.micro_batch=32",), Path("small")) == 0
     failed = memory(32)
-    assert pretrain.start(tiny, ("train.micro_batch=128",), Path("run")) == 0
+    assert pretraining_run.start(tiny, ("train.micro_batch=128",), Path("run")) == 0
     assert failed == [1, 1]  # 128, 64
     assert "out of memory at step 1: micro-batches of 32 tokens from now on" in capfd.readouterr().err
     same("small", "run")
@@ -51,9 +50,9 @@ def test_out_of_memory_halves_the_micro_batch_and_equals_the_run_that_had_it_so_
 def test_out_of_memory_later_retries_that_step_once_and_is_resumed_exactly(tiny, memory, monkeypatch):
     """The run without it differs by the order of summation: losses agree to 1e-5 of themselves."""
     settings = (*STEADY, "train.micro_batch=64")
-    assert pretrain.start(tiny, settings, Path("without")) == 0
+    assert pretraining_run.start(tiny, settings, Path("without")) == 0
     failed = memory(32, since=7)
-    assert pretrain.start(tiny, settings, Path("with")) == 0
+    assert pretraining_run.start(tiny, settings, Path("with")) == 0
     assert failed == [7]  # what was read ahead for step 8 was cut again
     assert json.loads(Path("with/latest/training/state.json").read_text())["micro_batch"] == [64, 32]
     for one, two in zip(rows("without"), rows("with"), strict=True):
@@ -65,9 +64,9 @@ def test_out_of_memory_later_retries_that_step_once_and_is_resumed_exactly(tiny,
         for run, call in (("early", 13), ("late", 29)):
             at_pass(patch, call, crash)
             with pytest.raises(Crash):
-                pretrain.start(tiny, settings, Path(run))
+                pretraining_run.start(tiny, settings, Path(run))
     for run in ("early", "late"):
-        assert pretrain.resume(Path(run)) == 0
+        assert pretraining_run.resume(Path(run)) == 0
         same("with", run)
 
 
@@ -79,14 +78,14 @@ def test_a_rollback_does_not_forget_that_memory_was_not_enough(tiny, memory, mon
         return "rolled back" if len(judged) == 11 else real(*given)
 
     monkeypatch.setattr(guard, "judge", judge)
-    assert pretrain.start(tiny, (*STEADY, "train.micro_batch=64", "train.spikes=rollback"), Path("run")) == 0
+    assert pretraining_run.start(tiny, (*STEADY, "train.micro_batch=64", "train.spikes=rollback"), Path("run")) == 0
     assert failed == [11] and events("run", "rollback")[0]["to_step"] == 9  # whose checkpoint knows nothing of it
     assert json.loads(Path("run/latest/training/state.json").read_text())["micro_batch"] == [64, 32]
 
 
 def test_out_of_memory_in_an_evaluation_halves_the_micro_batch_too(tiny, memory, capfd):
     failed = memory(16, training=False)
-    assert pretrain.start(tiny, ("train.micro_batch=32", "evaluate.sample=null"), Path("run")) == 0
+    assert pretraining_run.start(tiny, ("train.micro_batch=32", "evaluate.sample=null"), Path("run")) == 0
     assert failed == [4] and "out of memory in the evaluation of step 4: micro" in capfd.readouterr().err
     assert [r["step"] for r in rows("run") if "val_loss" in r] == [4, 8, 12]
 
@@ -99,7 +98,7 @@ def test_out_of_memory_in_a_save_leaves_it_out_and_the_weights_as_they_were(tiny
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     at_call(monkeypatch, checkpoints, "model_piece", 3, full)
-    assert pretrain.start(tiny, (beside,), Path("run")) == 0
+    assert pretraining_run.start(tiny, (beside,), Path("run")) == 0
     (event,) = events("run", "not saved")
     assert "memory is not enough to save step 6" in event["reason"]
     same(straight, "run")

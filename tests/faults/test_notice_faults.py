@@ -16,11 +16,10 @@ from safetensors.torch import load_file
 from lmkit.base.errors import STOPPED_RESUMABLE, Diverged, ModelError
 from lmkit.base.files import write_atomic
 from lmkit.base.runs import Run
-from lmkit.commands import pretrain
 from lmkit.recipe.pretraining import TokenizerConfig
 from lmkit.text.framing import frame_texts
 from lmkit.text.training import train_tokenizer
-from lmkit.training import run_shell
+from lmkit.training import pretraining_run, run_shell
 from tests.training.stopping import events, rows, same, stopped_at
 
 # ---------------------------------------------------------------- checkpoints
@@ -54,7 +53,7 @@ def test_weights_may_be_read_by_whom_the_umask_lets(tiny, monkeypatch):
 def test_weights_that_overflow_are_not_saved(setting, tiny):
     loud = ("schedule.warmup=0", "checkpoint.every=1", "optimizer.name=adamw", "evaluate.every=0")
     with pytest.raises(Diverged, match=r"(?s)not finite after step \d+; this step is not saved"):
-        pretrain.start(tiny, (*loud, setting), Path("run"))
+        pretraining_run.start(tiny, (*loud, setting), Path("run"))
     assert not list(Path("run/checkpoints").iterdir()) or all(
         math.isfinite(float(p.abs().sum())) for c in Run(Path("run")).steps() for p in _weights(c)
     )
@@ -122,11 +121,11 @@ def test_a_damaged_run_hides_no_other(name, content, tmp_path, monkeypatch, lmki
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_after_the_last_step_is_resumable(number, tiny, straight, monkeypatch, capfd):
     with monkeypatch.context() as patch:
-        patch.setattr(pretrain, "keep_average", lambda *_: os.kill(os.getpid(), number))
-        assert pretrain.start(tiny, (), Path("run")) == STOPPED_RESUMABLE
+        patch.setattr(pretraining_run, "keep_average", lambda *_: os.kill(os.getpid(), number))
+        assert pretraining_run.start(tiny, (), Path("run")) == STOPPED_RESUMABLE
     assert json.loads(Path("run/status.json").read_text())["state"] == "stopped"
     assert "after the last step" in capfd.readouterr().out
-    assert pretrain.resume(Path("run")) == 0
+    assert pretraining_run.resume(Path("run")) == 0
     assert json.loads(Path("run/status.json").read_text())["state"] == "done"
     same(straight, "run")
 
@@ -137,7 +136,7 @@ def test_a_reader_that_leaves_while_the_end_is_told_costs_nothing(tiny, straight
             raise BrokenPipeError
 
     monkeypatch.setattr(sys, "stdout", Closed())
-    assert pretrain.start(tiny, (), Path("run")) == 0
+    assert pretraining_run.start(tiny, (), Path("run")) == 0
     assert json.loads(Path("run/status.json").read_text())["state"] == "done"
     same(straight, "run")
 

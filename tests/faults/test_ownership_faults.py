@@ -66,14 +66,14 @@ def test_predictions_appear_whole_and_never_over_what_they_are_made_of(rows, lmk
         ("rows.jsonl/x", "Not a dir"),
     ):
         with monkeypatch.context() as patch:
-            patch.setattr("lmkit.commands.predict.load_all", lambda *_: pytest.fail("a model was loaded"))
+            patch.setattr("lmkit.ops.predictions.load_all", lambda *_: pytest.fail("a model was loaded"))
             shown = lmkit_("predict", "run", "--data", "rows.jsonl", "--out", out)
         assert shown.code == 7 and word in shown.err, shown
 
     assert lmkit_("predict", "run", "--data", "rows.jsonl", "--out", "said.jsonl").code == 0
     said = Path("said.jsonl").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr("lmkit.commands.predict.json.dumps", lambda *_, **__: 1 / 0)  # a crash in the middle of writing
+        patch.setattr("lmkit.ops.predictions.json.dumps", lambda *_, **__: 1 / 0)  # a crash in the middle of writing
         with pytest.raises(ZeroDivisionError):
             lmkit_("predict", "run", "--data", "rows.jsonl", "--out", "said.jsonl")
     assert Path("said.jsonl").read_bytes() == said and not list(Path().glob(".*.part"))

@@ -11,8 +11,7 @@ import torch
 from lmkit.base.errors import INTERRUPTED, STOPPED_RESUMABLE
 from lmkit.base.manifest import damage
 from lmkit.base.runs import Run, read_jsonl
-from lmkit.commands import pretrain
-from lmkit.training import guard, saving, step
+from lmkit.training import guard, pretraining_run, saving, step
 from tests.training.stopping import at, at_call, at_file, at_pass, same
 
 BESIDE = ["checkpoint.async=false", "checkpoint.async=true"]
@@ -44,7 +43,7 @@ def test_wherever_a_signal_comes_the_step_is_saved_and_none_is_lost(tiny, straig
     at, stops = MOMENTS[moment]
     with monkeypatch.context() as patch:
         at(patch)
-        code = pretrain.start(tiny, (beside,), Path("run"))
+        code = pretraining_run.start(tiny, (beside,), Path("run"))
     checkpoint = Path("run/latest").resolve()
     stopped = int(checkpoint.name[-8:])
     assert stopped == stops or ("save" in moment and beside.endswith("true") and stopped <= 8)  # which waits for it
@@ -52,7 +51,7 @@ def test_wherever_a_signal_comes_the_step_is_saved_and_none_is_lost(tiny, straig
     if stops < 12:
         assert code == STOPPED_RESUMABLE and status()["state"] == "stopped" and status()["step"] == stopped
         assert f"stopped by SIGTERM at step {stopped}, saved" in capfd.readouterr().out
-    assert pretrain.resume(Path("run")) == 0
+    assert pretraining_run.resume(Path("run")) == 0
     same(straight, "run")
 
 
@@ -98,7 +97,7 @@ def test_a_signal_is_not_forgotten_over_a_rollback(tiny, monkeypatch):
 
     monkeypatch.setattr(step, "_gradient", gradient)
     monkeypatch.setattr(guard, "SKIPS_IN_A_ROW", 1)
-    assert pretrain.start(tiny, ("train.spikes=rollback",), Path("run")) == STOPPED_RESUMABLE
+    assert pretraining_run.start(tiny, ("train.spikes=rollback",), Path("run")) == STOPPED_RESUMABLE
     assert status()["step"] == 7 and damage(Path("run/latest")) is None
 
 
@@ -138,12 +137,12 @@ PLACES = {
 @pytest.mark.parametrize("place", PLACES)
 def test_killed_anywhere_and_resumed_equals_straight(tiny, straight, monkeypatch, capfd, place):
     run = Path("run")
-    killed(monkeypatch, PLACES[place], lambda: pretrain.start(tiny, (), run))
+    killed(monkeypatch, PLACES[place], lambda: pretraining_run.start(tiny, (), run))
     for checkpoint in run.glob("checkpoints/step-*"):
         assert checkpoint.suffix == ".part" or damage(checkpoint) is None
     capfd.readouterr()
     begun = (run / "recipe.yaml").exists()
-    assert (pretrain.resume(run) if begun else pretrain.start(tiny, (), run)) == 0
+    assert (pretraining_run.resume(run) if begun else pretraining_run.start(tiny, (), run)) == 0
     said = capfd.readouterr().err
     assert (f"taken over from process {os.getpid()}" not in said) and "taken over from process" in said
     assert ("stopped before its first checkpoint; starting from step 0" in said) == (
@@ -174,7 +173,7 @@ def test_saves_slower_than_training_are_never_two_at_once_and_never_lose_the_new
         return saved
 
     monkeypatch.setattr(Run, "save", save)
-    assert pretrain.start(tiny, ("checkpoint.async=true", "checkpoint.every=1"), Path("run")) == 0
+    assert pretraining_run.start(tiny, ("checkpoint.async=true", "checkpoint.every=1"), Path("run")) == 0
     assert most[0] == 1 and order == [*range(1, 13)]
     assert Path("run/latest").resolve().name == "step-00000012" and damage(Path("run/latest")) is None
 
@@ -184,7 +183,7 @@ def test_what_is_saved_beside_training_is_the_step_it_was_taken_at(tiny, straigh
     import time
 
     every = ("checkpoint.every=1", "checkpoint.keep=12")
-    assert pretrain.start(tiny, every, Path("between")) == 0
+    assert pretraining_run.start(tiny, every, Path("between")) == 0
     at_call_each = saving.Saver._write
 
     def late(self, *args):
@@ -192,7 +191,7 @@ def test_what_is_saved_beside_training_is_the_step_it_was_taken_at(tiny, straigh
         at_call_each(self, *args)
 
     monkeypatch.setattr(saving.Saver, "_write", late)
-    assert pretrain.start(tiny, (*every, "checkpoint.async=true"), Path("beside")) == 0
+    assert pretraining_run.start(tiny, (*every, "checkpoint.async=true"), Path("beside")) == 0
     for n in range(1, 13):
         same_step = f"checkpoints/step-{n:08d}"
         for name in ("model.safetensors", "training/weights.safetensors", "training/optimizer.safetensors"):

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lmkit.commands import finetune as finetuning
 from lmkit.data.tables.table import read_table
 from lmkit.evaluation import baseline, classification
 from lmkit.recipe import recipe_file
 from lmkit.recipe.finetuning import FinetuneRecipe, expand
 from lmkit.recipe.tasks import TableConfig
+from lmkit.training import finetuning_run as finetuning
 from tests.generation.folders import encoder_folder, llama_folder, seq2seq_folder
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog"]

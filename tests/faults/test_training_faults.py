@@ -11,11 +11,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from lmkit.base.errors import Diverged, UserError
 from lmkit.base.manifest import damage
-from lmkit.commands import pretrain
 from lmkit.data.tokens.store import TokenStore
 from lmkit.model.loss import IGNORE
 from lmkit.objectives.causal_lm import CausalLM
-from lmkit.training import guard, job, step
+from lmkit.training import guard, job, pretraining_run, step
 from tests.training.stopping import FILES, Crash, at_file, crash, events, rows, same, stopped_at
 
 STEADY = ("model.dropout=0", "model.attention_dropout=0")  # dropout is drawn for each micro-batch
@@ -78,7 +77,7 @@ def test_other_micro_batches_or_threads_on_resume_read_the_same_data(tiny, monke
     """Losses agree to 1e-5 of themselves, the order of summation; every row is read once, in the same order."""
     little = ("evaluate.tokens=16", "evaluate.sample=null", "optimizer.name=adamw", "train.budget=4 steps")
     settings = (*STEADY, *EVERY, *little)  # more threads than cores are free can take long
-    assert pretrain.start(tiny, settings, Path("straight")) == 0
+    assert pretraining_run.start(tiny, settings, Path("straight")) == 0
     stopped_at(monkeypatch, 4, *settings)
     threads, micro = torch.get_num_threads(), ("train.micro_batch=16",) if change == "micro-batch" else ()
     try:
@@ -123,7 +122,7 @@ def test_a_bad_number_in_one_micro_batch_moves_nothing_is_counted_and_its_docume
 
     monkeypatch.setattr(CausalLM, "loss", loss)
     settings = (*EVERY, f"optimizer.name={optimizer}", "optimizer.lr=0.01", "train.budget=9 steps", "evaluate.every=0")
-    assert pretrain.start(tiny, settings, Path("run")) == 0
+    assert pretraining_run.start(tiny, settings, Path("run")) == 0
     assert [moved("run", n) for n in (6, 7, 8)] == [True, False, True]
     assert [r["step"] for r in rows("run") if r.get("skipped") == "not finite"] == [7]
     (event,) = events("run", "skipped")
@@ -164,7 +163,7 @@ def quick_to_judge(monkeypatch):
 @pytest.mark.parametrize(("policy", "learns"), [("log", True), ("skip", False)])
 def test_a_spike_is_counted_named_and_by_the_recipe_not_learnt_from(tiny, monkeypatch, quick_to_judge, policy, learns):
     spoil(monkeypatch, lambda loss: loss * 100, 8)
-    assert pretrain.start(tiny, (*EVERY, f"train.spikes={policy}"), Path("run")) == 0
+    assert pretraining_run.start(tiny, (*EVERY, f"train.spikes={policy}"), Path("run")) == 0
     assert moved("run", 9) == learns and moved("run", 10)
     row = rows("run")[8]
     assert row.get("spike") is (True if learns else None) and row.get("skipped") == (
@@ -179,14 +178,14 @@ def test_a_rollback_passes_over_the_batch_and_is_resumed_exactly(tiny, monkeypat
     settings = ("train.spikes=rollback",)
     with monkeypatch.context() as patch:
         seen = spoil(patch, lambda loss: loss * 100, 9)
-        assert pretrain.start(tiny, settings, Path("run")) == 0
+        assert pretraining_run.start(tiny, settings, Path("run")) == 0
         assert seen == [*range(10), 10, 11, 12]  # back to the checkpoint of step 9, and past batch 9
         (event,) = events("run", "rollback")
         assert (event["from_step"], event["to_step"], event["batches"]) == (10, 9, [9])
         at_file(patch, 6, crash)  # in the first save since
         with pytest.raises(Crash):
-            pretrain.start(tiny, settings, Path("crashed"))
-        assert pretrain.resume(Path("crashed")) == 0
+            pretraining_run.start(tiny, settings, Path("crashed"))
+        assert pretraining_run.resume(Path("crashed")) == 0
     same("run", "crashed")
     assert [r["step"] for r in rows("run")] == [*range(1, 13)]
 
@@ -194,18 +193,18 @@ def test_a_rollback_passes_over_the_batch_and_is_resumed_exactly(tiny, monkeypat
 def test_batches_before_the_checkpoint_are_not_passed_over_twice(tiny, monkeypatch):
     """Three bad steps in a row, two of them before the newest checkpoint: no good batch is lost."""
     seen = spoil(monkeypatch, lambda loss: loss * float("nan"), 7, 8, 9)
-    assert pretrain.start(tiny, (*EVERY, "train.spikes=rollback"), Path("run")) == 0
+    assert pretraining_run.start(tiny, (*EVERY, "train.spikes=rollback"), Path("run")) == 0
     assert seen == [*range(10), 10, 11, 12] and events("run", "rollback")[0]["batches"] == [9]
 
 
 def test_what_stays_bad_ends_after_three_rollbacks(tiny, monkeypatch, quick_to_judge):
     seen = spoil(monkeypatch, lambda loss: loss * 100, *range(9, 99))
     with pytest.raises(Diverged, match=r"rolled back 3 times, and step 10 is bad again\n  kept: run/.*step-00000009"):
-        pretrain.start(tiny, ("train.spikes=rollback",), Path("run"))
+        pretraining_run.start(tiny, ("train.spikes=rollback",), Path("run"))
     assert seen[9:] == [9, 10, 11, 12]
     seen = spoil(monkeypatch, lambda loss: loss * float("nan"), 0, 1, 2)
     with pytest.raises(Diverged, match="no checkpoint yet to go back to"):
-        pretrain.start(tiny, ("train.spikes=rollback",), Path("early"))
+        pretraining_run.start(tiny, ("train.spikes=rollback",), Path("early"))
 
 
 @pytest.mark.parametrize("empty", [(2,), (1, 2, 3)], ids=["one micro-batch", "all of a batch"])
@@ -220,7 +219,7 @@ def test_a_micro_batch_without_a_scored_token_adds_nothing(tiny, monkeypatch, em
         return replace(batch, counts={"tokens": 0}, labels=torch.full_like(batch.labels, IGNORE))
 
     monkeypatch.setattr(CausalLM, "collate", collate)
-    assert pretrain.start(tiny, ("train.budget=4 steps", "evaluate.every=0"), Path("run")) == 0
+    assert pretraining_run.start(tiny, ("train.budget=4 steps", "evaluate.every=0"), Path("run")) == 0
     log = rows("run")
     assert not any("skipped" in r for r in log) and all(r["loss"] is not None for r in log)
     assert (log[0]["loss"] == 0) == (len(empty) == 3) and log[1]["loss"] > 1
@@ -230,14 +229,14 @@ def test_a_micro_batch_without_a_scored_token_adds_nothing(tiny, monkeypatch, em
 
 
 def test_horizons_of_less_than_a_step_or_the_warm_up(tiny):
-    assert pretrain.start(tiny, ("train.budget=1 token",), Path("one")) == 0
+    assert pretraining_run.start(tiny, ("train.budget=1 token",), Path("one")) == 0
     assert [r["step"] for r in rows("one")] == [1]
-    assert pretrain.start(tiny, ("schedule.warmup=100",), Path("warm")) == 0
+    assert pretraining_run.start(tiny, ("schedule.warmup=100",), Path("warm")) == 0
     rates = [r["lr"] for r in rows("warm")]
     peak = rates.index(max(rates))
     assert len(rates) == 12 and peak == 3 and rates[:4] == sorted(rates[:4]) and rates[4:] == sorted(rates[4:])[::-1]
     with pytest.raises(UserError, match="nothing would be trained"):
-        pretrain.start(tiny, ("train.budget=0 steps",), Path("none"))
+        pretraining_run.start(tiny, ("train.budget=0 steps",), Path("none"))
 
 
 def test_a_horizon_already_passed_is_done(tiny, monkeypatch, lmkit_):
@@ -271,7 +270,7 @@ def test_texts_smaller_than_a_batch_a_row_or_a_share(tiny, lmkit_, text, setting
     "still", ["optimizer.lr=0", "optimizer.groups=[{match: .*, lr_scale: 0}]"], ids=["no rate", "all frozen"]
 )
 def test_nothing_moves_where_nothing_is_to_learn(tiny, still):
-    assert pretrain.start(tiny, (*EVERY, "optimizer.name=adamw", still, "train.ema=null"), Path("run")) == 0
+    assert pretraining_run.start(tiny, (*EVERY, "optimizer.name=adamw", still, "train.ema=null"), Path("run")) == 0
     first, last = (load_file(Path(f"run/checkpoints/step-{n:08d}/model.safetensors")) for n in (1, 12))
     assert all(torch.equal(last[name], tensor) for name, tensor in first.items())
     assert len({r["val_loss"] for r in rows("run") if "val_loss" in r}) == 1
@@ -290,7 +289,7 @@ def test_decay_of_a_tied_table_counts_once(tiny):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CausalLM, "loss", loss)
         more = ("train.ema=null", "schedule.name=constant", "schedule.warmup=0", "evaluate.every=0", *EVERY)
-        assert pretrain.start(tiny, (*settings, *more, "train.budget=2 steps"), Path("run")) == 0
+        assert pretraining_run.start(tiny, (*settings, *more, "train.budget=2 steps"), Path("run")) == 0
     one, two = (load_file(Path(f"run/checkpoints/step-0000000{n}/model.safetensors")) for n in (1, 2))
     name = "transformer.wte.weight"
     torch.testing.assert_close(two[name], one[name] * (1 - 0.1 * 0.5))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import transformers as hf
 
-from lmkit.cli import main as cli
+from lmkit.commands import main as cli
 from lmkit.data.inputs import Problems
 from lmkit.data.tables.table import Table
 from lmkit.evaluation.answers import threshold_for_precision
@@ -210,6 +210,6 @@ def test_the_commands(work, monkeypatch):
     lmkit("kb add kb2.sqlite new.csv")
     changed = lmkit("generate run 'Which city rules Zubrowka?'")
     assert "is not as it was" in changed.stderr and changed.stdout.startswith("Lutz\n")
-    written = lmkit("generate writer 'Who is it?' --kb kb.sqlite --max-tokens 4 --json")
+    written = lmkit("answer writer 'Who is it?' --kb kb.sqlite --max-tokens 4 --json")
     assert "not fitted" in written.stderr and json.loads(written.stdout)["source"] == "model"
     assert "neither marks" in lmkit("generate mlm 'Who?' --kb kb.sqlite", code=4).stderr

@@ -12,17 +12,17 @@ from typer.testing import CliRunner
 
 import lmkit
 from lmkit.base.errors import DataError, ModelError, UserError
-from lmkit.cli.main import app
-from lmkit.commands import chat as talking
-from lmkit.commands import finetune
+from lmkit.commands.main import app
 from lmkit.data.inputs import Problems
 from lmkit.data.tables.table import Table
 from lmkit.generation.sampling import SamplingConfig
 from lmkit.model.resize import resize_vocabulary
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.causal_lm import PromptedLM
+from lmkit.ops import conversation as talking
 from lmkit.tasks.chat import ChatLearner
 from lmkit.text.chat import Chat, find_template
+from lmkit.training import finetuning_run
 from tests.generation.folders import llama_folder
 from tests.model.families import ours, reference
 
@@ -80,7 +80,7 @@ def test_it_learns_to_answer_and_stops_as_in_transformers(taught, capsys):
     evaluated = [row["val_loss"] for line in (run / "metrics.jsonl").read_text().splitlines()
                  if "val_loss" in (row := json.loads(line))]  # fmt: skip
     assert best["val_loss"] == min(evaluated)
-    assert finetune.resume(run) == 0
+    assert finetuning_run.resume(run) == 0
     assert "control tokens added: <|im_start|> (292), <|im_end|> (293)" in (err := capsys.readouterr().err)
     assert "grows from 292 to 320 rows" in err and "»A model.<|im_end|>«" in err and "»naïve 🙂<|im_end|>«" in err
 
@@ -92,8 +92,9 @@ def test_pipes_options_and_a_conversation(taught, monkeypatch, capsys):
     two = lmkit_("generate", run, "2+2?", "--chat", "-t", "0", "--system", "Be kind.", "--json", "--max-tokens", "1")
     row = json.loads(two)
     assert [m["role"] for m in row["messages"]] == ["system", "user", "assistant"] and row["finish"] == "length"
-    with pytest.raises(UserError, match="add --chat"):
-        lmkit_("generate", run, "2+2?", "--system", "Be kind.")
+    assert lmkit_("chat", run, "2+2?", "-t", "0") == lmkit_("generate", run, "2+2?", "--chat", "-t", "0") == "Four\n"
+    notes = CliRunner().invoke(app, ["generate", run, "2+2?", "--chat", "-t", "0"]).stderr
+    assert notes.startswith("generate --chat is the command `lmkit chat` now\n")
 
     lines = iter(["Who are you?", "Sure?", "/reset", "2+2?", "x" * 200, "2+2?", "2+2?", "2+2?", ""])
     monkeypatch.setattr(builtins, "input", lambda prompt="": next(lines))

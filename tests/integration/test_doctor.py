@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lmkit.base import environment
-from lmkit.commands import doctor
+from lmkit.ops import doctor
 
 
 def found(findings, state: str = "wrong") -> dict[str, doctor.Finding]:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import lmkit
 from lmkit.base.runs import read_jsonl
-from lmkit.commands import finetune, pretrain
+from lmkit.training import finetuning_run, pretraining_run
 
 EARLIER = Path(__file__).parent.parent / "fixtures" / "earlier"
 CLOSE = 1e-6  # other processors round in other places; on the one that made them all is equal byte for byte
@@ -25,7 +25,7 @@ def earlier(tmp_path, monkeypatch) -> Path:
     return tmp_path / "earlier"
 
 
-@pytest.mark.parametrize(("run", "resume"), [("run", pretrain.resume), ("classified", finetune.resume)])
+@pytest.mark.parametrize(("run", "resume"), [("run", pretraining_run.resume), ("classified", finetuning_run.resume)])
 def test_a_run_of_an_earlier_version_goes_on_to_the_same_end(run, resume, earlier):
     loaded = lmkit.load(run)
     assert resume(Path(run)) == 0
@@ -43,7 +43,7 @@ def test_a_run_of_an_earlier_version_goes_on_to_the_same_end(run, resume, earlie
 
 
 def test_a_classifier_of_an_earlier_version_scores_the_same(earlier):
-    assert finetune.resume(Path("classified")) == 0
+    assert finetuning_run.resume(Path("classified")) == 0
     now, then = (json.loads(Path(f).read_text()) for f in ("classified/scores.json", "classified-after-scores.json"))
     assert now.keys() == then.keys()
     for name, score in then["scores"].items():

@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 
 import lmkit
 from lmkit.base.errors import DataError, UserError
-from lmkit.cli.main import app
-from lmkit.commands import draw
+from lmkit.commands.main import app
 from lmkit.data.tokens.store import TokenStore
 from lmkit.images.palette import load_palette
 from lmkit.objectives.build import build_objective
+from lmkit.ops import drawing
 from lmkit.recipe import defaults, recipe_file
 from lmkit.recipe.builtin import builtin_recipes
 from lmkit.recipe.finetuning import FinetuneRecipe, expand
@@ -123,11 +123,11 @@ def test_a_pretrained_model_learns_to_classify_them(work, family, tmp_path):
 @pytest.mark.parametrize(("keep", "kept"), [("50%", 8), ("0%", 0), ("0.9", 14)])
 def test_drawing(work, family, keep, kept, tmp_path):
     out = tmp_path / "drawn.png"
-    args = ("generate", work / f"run-{family}", "--images", work / "data", "-n", "3", "--keep", keep, "--out", out,
+    args = ("draw", work / f"run-{family}", "--images", work / "data", "-n", "3", "--keep", keep, "--out", out,
             "-t", "1", "--json")  # fmt: skip
     rows = [json.loads(line) for line in command(*args).splitlines()]
     palette = load_palette(work / f"run-{family}/best")
-    assert len(rows) == 3 and all(len(row["drawn"]) == draw.DRAWN for row in rows)
+    assert len(rows) == 3 and all(len(row["drawn"]) == drawing.DRAWN for row in rows)
     images = stripes(300, 0)[0]
     for row in rows:
         place = int(row["place"].rpartition(":")[2]) - 1
@@ -135,10 +135,10 @@ def test_drawing(work, family, keep, kept, tmp_path):
         for text in row["drawn"]:  # nothing but words of the palette, and as many as an image has
             assert len(palette.read(text)) == len(text.split()) == 16
             assert text.split()[:kept] == row["words"].split()[:kept]
-    times, columns = draw.SIDE // 8, 2 + draw.DRAWN
+    times, columns = drawing.SIDE // 8, 2 + drawing.DRAWN
     picture = np.asarray(Image.open(out))
-    wide = 8 * times + draw.GAP
-    assert picture.shape == (3 * wide - draw.GAP, columns * wide - draw.GAP)
+    wide = 8 * times + drawing.GAP
+    assert picture.shape == (3 * wide - drawing.GAP, columns * wide - drawing.GAP)
     cells = [[picture[r * wide :, c * wide :][: 8 * times, : 8 * times][::times, ::times] for c in range(columns)]
              for r in range(3)]  # fmt: skip
     for row, (original, part, *drawn) in zip(rows, cells, strict=True):
@@ -153,13 +153,13 @@ def test_drawing_the_likeliest_once_and_in_text_mode(work, tmp_path):
     out = tmp_path / "one.png"
     said = command("generate", work / "run-gpt2", "--images", work / "data", "-n", "2", "-t", "0", "--out", out)
     assert said.strip() == str(out)
-    assert Image.open(out).size[0] == 3 * (draw.SIDE + draw.GAP) - draw.GAP
+    assert Image.open(out).size[0] == 3 * (drawing.SIDE + drawing.GAP) - drawing.GAP
 
 
 def test_control_tokens_have_no_probability_while_drawing_and_have_it_again(work):
     loaded = lmkit.load(work / "run-gpt2")
     before = loaded.logits([[0, 1]])
-    with draw.only(loaded.model, [3, 5]):
+    with drawing.only(loaded.model, [3, 5]):
         found = loaded.model.head(loaded.hidden([[0, 1]])).softmax(-1)
         assert set(found[0, -1].nonzero().flatten().tolist()) == {3, 5}
     torch.testing.assert_close(loaded.logits([[0, 1]]), before)
@@ -170,11 +170,11 @@ def test_what_cannot_be_drawn_is_said(work, monkeypatch, tmp_path):
     for args, told in (
         ((work / "run-bert", *images), "needs a causal model"),
         ((work / "run-gpt2", *images, "--keep", "100%"), "nothing to draw"),
-        ((work / "run-gpt2", *images, "--max-tokens", "3"), "--max-tokens"),
-        ((work / "run-gpt2", "x", "--out", tmp_path / "x.png"), "add --images"),
     ):
         with pytest.raises(UserError, match=told):
-            command("generate", *args)
+            command("draw", *args)
+    with pytest.raises(Exception, match="No such option: --max-tokens"):
+        command("draw", work / "run-gpt2", *images, "--max-tokens", "3")
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(UserError, match=r"pip install 'lmkit\[images\]'") as e:
         command("generate", work / "run-gpt2", *images)

@@ -82,7 +82,7 @@ def test_greedy_text_equals_transformers(work):
 
 
 HELP = """
-import sys, lmkit.cli.main as main
+import sys, lmkit.commands.main as main
 sys.argv = ["lmkit", "pretrain", "--help"]
 try:
     main.main()

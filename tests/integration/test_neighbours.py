@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lmkit.base.environment import usable_cores
-from lmkit.cli import launch
+from lmkit.training.distributed import launch
 
 
 def openmp(**given: str) -> dict[str, str]:

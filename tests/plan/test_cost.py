@@ -7,8 +7,8 @@ import torch
 from typer.testing import CliRunner
 
 from lmkit.architecture.model_config import ModelConfig
-from lmkit.cli.app import app
-from lmkit.cli.main import main
+from lmkit.commands.app import app
+from lmkit.commands.main import main
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.batch import Batch
 from lmkit.objectives.causal_lm import CausalLM

@@ -10,7 +10,6 @@ import transformers as hf
 from lmkit.architecture.families import FAMILIES
 from lmkit.architecture.model_config import ModelConfig
 from lmkit.architecture.sizes import PRESETS
-from lmkit.commands import pretrain
 from lmkit.commands.recipes import sized
 from lmkit.model.formats.config_json import config_to_hf
 from lmkit.model.transformer import Transformer
@@ -18,6 +17,7 @@ from lmkit.recipe.builtin import builtin_recipes
 from lmkit.recipe.defaults import expand
 from lmkit.recipe.pretraining import Recipe
 from lmkit.recipe.recipe_file import build, load
+from lmkit.training import pretraining_run
 
 PROMISED = ("transformer", "bert", "roberta", "albert", "electra", "modernbert", "t5", "bart", "gpt2", "llama")
 
@@ -52,7 +52,7 @@ def test_small_recipes_train(name, tmp_path, monkeypatch):
         "train.batch=1536",
         "evaluate.tokens=512",
     )
-    assert pretrain.start(builtin_recipes("pretrain")[name], changes, Path("run")) == 0
+    assert pretraining_run.start(builtin_recipes("pretrain")[name], changes, Path("run")) == 0
     last = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 2 and last["val_loss"] < 12
     cls = getattr(hf, FAMILIES[recipe.model.family].heads[recipe.model.head].cls)

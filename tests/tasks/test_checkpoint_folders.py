@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 import lmkit
 from lmkit.base.errors import ModelError
 from lmkit.base.manifest import damage
-from lmkit.cli.app import app
-from lmkit.cli.main import train, use  # noqa: F401 - they add their commands to `app`
+from lmkit.commands.main import app
 from tests.tasks.test_toys import SMALL, TRAIN, run, sentence
 
 BERT = f"model={{family: bert, {SMALL}}}"

@@ -9,9 +9,9 @@ import transformers
 
 from lmkit.base.errors import ModelError
 from lmkit.base.runs import model_folder
-from lmkit.commands import finetune, pretrain
 from lmkit.recipe import recipe_file
 from lmkit.recipe.finetuning import FinetuneRecipe, expand
+from lmkit.training import finetuning_run, pretraining_run
 from tests.training.stopping import Crash, at, crash
 
 WORDS = ["the cat sat on a mat.", "one red bird saw it!", "an old hill is over there.", "who can fly so far?"]
@@ -35,7 +35,7 @@ def pretrained(model: str, task: str = "") -> Path:
         "tokenizer: {type: bytes}\noptimizer: {name: adamw, lr: 1e-2}\nevaluate: {every: 50%, sample: null}\n"
         "train: {budget: 20 steps, batch: 256}\n"
     )  # fmt: skip
-    assert pretrain.start(Path("base.yaml"), (), Path("base")) == 0
+    assert pretraining_run.start(Path("base.yaml"), (), Path("base")) == 0
     return Path("base")
 
 
@@ -43,7 +43,7 @@ def go_on() -> list[dict]:
     given = ("task.name=lm", "model=base", "data.train=other.txt", "data.validation=0.2", r'data.separator="\n"',
              "data.max_length=64", "train.budget=20 steps", "train.batch=256 tokens", "optimizer.lr=1e-2",
              "evaluate.every=50%")  # fmt: skip
-    assert finetune.start(recipe_file.load(FinetuneRecipe, None, given, expand), "toy", Path("more")) == 0
+    assert finetuning_run.start(recipe_file.load(FinetuneRecipe, None, given, expand), "toy", Path("more")) == 0
     return [json.loads(line) for line in Path("more/metrics.jsonl").read_text().splitlines()]
 
 
@@ -77,7 +77,7 @@ def test_what_was_known_before_is_known_after_a_resume(folder, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Crash):
         at(patch, "lmkit.step", 15, crash)
         go_on()
-    assert finetune.resume(Path("more")) == 0
+    assert finetuning_run.resume(Path("more")) == 0
     assert json.loads(Path("more/scores.json").read_text()) == straight and straight["before"]["val_loss"] > 0
 
 
@@ -85,7 +85,7 @@ def test_a_model_of_labels_has_no_words_to_go_on_with(folder):
     pretrained("family: bert")
     Path("rows.csv").write_text("text,label\n" + "".join(f"word {i},{i % 2}\n" for i in range(60)))
     given = ("task.name=classify", "model=base", "data.train=rows.csv", "train.budget=1 step", "train.batch=4 rows")
-    assert finetune.start(recipe_file.load(FinetuneRecipe, None, given, expand), "toy", Path("labels")) == 0
+    assert finetuning_run.start(recipe_file.load(FinetuneRecipe, None, given, expand), "toy", Path("labels")) == 0
     recipe = ("task.name=lm", f"model={model_folder('labels')}", "data.train=other.txt")
     with pytest.raises(ModelError, match="no head for words to go on with"):
-        finetune.start(recipe_file.load(FinetuneRecipe, None, recipe, expand), "toy", Path("more"))
+        finetuning_run.start(recipe_file.load(FinetuneRecipe, None, recipe, expand), "toy", Path("more"))

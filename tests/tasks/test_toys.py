@@ -16,12 +16,13 @@ from rich.console import Console
 import lmkit
 from lmkit.base import display
 from lmkit.base.errors import DataError, ModelError, UserError
-from lmkit.commands import finetune, predict
-from lmkit.commands.eval import start
+from lmkit.ops import predictions
+from lmkit.ops.text_scores import start
 from lmkit.recipe import recipe_file
 from lmkit.recipe.finetuning import FinetuneRecipe, expand
 from lmkit.tasks import evaluate
 from lmkit.tasks.table import task_of
+from lmkit.training import finetuning_run
 
 NOISE = ["the", "a", "film", "book", "it", "was", "is", "and", "of", "in", "that", "very", "quite", "some", "more"]
 SMALL = "hidden_size: 32, num_layers: 2, num_heads: 2, context: 64"
@@ -35,7 +36,7 @@ PLAIN = {"modernbert": (), "gpt2": ("tokenizer.type=bpe",), "llama": ("tokenizer
 def run(out: Path, *changes: str, low: dict | None = None) -> dict:
     """Fine-tune; its scores."""
     recipe = recipe_file.load(FinetuneRecipe, None, changes, expand, low)
-    assert finetune.start(recipe, "toy", out) == 0
+    assert finetuning_run.start(recipe, "toy", out) == 0
     return json.loads((out / "scores.json").read_text())
 
 
@@ -81,7 +82,7 @@ def test_every_family_learns_to_classify_and_loads_in_transformers(family, revie
         wanted = theirs(**tokenizer(texts, padding=True, return_tensors="pt")).logits
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    predict.run(str(tmp_path / "run"), [str(rows)], tmp_path / "said.jsonl", {"text": "text"}, None)
+    predictions.run(str(tmp_path / "run"), [str(rows)], tmp_path / "said.jsonl", {"text": "text"}, None)
     said = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
     assert [row["label"] for row in said] == ["good", "bad"]
     np.testing.assert_allclose([[row["scores"][k] for k in ("bad", "good")] for row in said],
@@ -96,7 +97,7 @@ def test_a_pipeline_says_of_pairs_what_predict_says(family, tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     run(tmp_path / "run", f"model={{{sizes}}}", "task={name: classify, baseline: false}", f"data.train={path}",
         "train.budget=4 steps", "train.batch=8 rows", *PLAIN.get(family, ()))  # fmt: skip
-    predict.run(str(tmp_path / "run"), [str(path)], tmp_path / "said.jsonl", {}, None)
+    predictions.run(str(tmp_path / "run"), [str(path)], tmp_path / "said.jsonl", {}, None)
     said = [json.loads(line)["scores"] for line in (tmp_path / "said.jsonl").read_text().splitlines()]
     pipe = transformers.pipeline("text-classification", model=str(tmp_path / "run/best"), top_k=None)
     theirs = pipe([{"text": row["text"], "text_pair": row["pair"]} for row in rows])
@@ -238,8 +239,8 @@ def test_labels_in_one_cell_are_cut_where_the_user_says_and_so_when_scored(tmp_p
     with pytest.raises(
         DataError, match=r"no column `cell`(.*\n)*.*data.text=NAME"
     ):  # another text is not taken instead
-        predict.run(model, [str(others)], tmp_path / "said.jsonl", {}, None)
-    predict.run(model, [str(others)], tmp_path / "said.jsonl", {"text": "text"}, None)  # nobody asked for these labels
+        predictions.run(model, [str(others)], tmp_path / "said.jsonl", {}, None)
+    predictions.run(model, [str(others)], tmp_path / "said.jsonl", {"text": "text"}, None)
     assert len((tmp_path / "said.jsonl").read_text().splitlines()) == 1
     others.write_text("words,mark\na,sport\n")
     with pytest.raises(DataError, match="no column `cell`"):
@@ -332,7 +333,7 @@ def test_a_run_goes_on_bit_for_bit_and_two_models_are_compared(reviews, tmp_path
         for file in sorted(step.rglob("*"), reverse=True):
             file.unlink() if file.is_file() else file.rmdir()
         step.rmdir()
-    assert finetune.resume(tmp_path / "half") == 0
+    assert finetuning_run.resume(tmp_path / "half") == 0
     for file in ("model.safetensors", "training/optimizer.safetensors"):
         whole, half = (tmp_path / name / "checkpoints/step-00000008" / file for name in ("whole", "half"))
         assert whole.read_bytes() == half.read_bytes()
@@ -354,7 +355,7 @@ def test_several_seeds_go_on_where_a_kill_left_them(reviews, tmp_path, capsys):
     (tmp_path / "run/scores.json").unlink()
     (tmp_path / "run/seed-6/scores.json").unlink()
     (tmp_path / "run/seed-6/status.json").write_text('{"state": "running"}')  # killed before its scores were kept
-    assert finetune.resume(tmp_path / "run") == 0
+    assert finetuning_run.resume(tmp_path / "run") == 0
     assert json.loads((tmp_path / "run/scores.json").read_text())["seeds"] == whole
 
 
@@ -365,7 +366,7 @@ def test_several_seeds_answer_together_by_the_mean_of_their_probabilities(review
         *TRAIN, "train.budget=4 steps", "seeds=2", "task.baseline=false")  # fmt: skip
     said = {}
     for name in ("run", "run/seed-0", "run/seed-1"):
-        predict.run(str(tmp_path / name), [str(reviews)], tmp_path / "said.jsonl", {}, None)
+        predictions.run(str(tmp_path / name), [str(reviews)], tmp_path / "said.jsonl", {}, None)
         lines = (tmp_path / "said.jsonl").read_text().splitlines()
         said[name] = np.array([json.loads(line)["scores"]["good"] for line in lines])
     assert not np.allclose(said["run/seed-0"], said["run/seed-1"], atol=1e-3)
@@ -381,7 +382,7 @@ def test_several_seeds_answer_together_by_the_mean_of_their_probabilities(review
     }
     (tmp_path / "run/seed-1/status.json").write_text('{"state": "stopped"}')
     with pytest.raises(UserError, match="1 of 2 seeds are trained"):
-        predict.run(model, [str(reviews)], None, {}, None)
+        predictions.run(model, [str(reviews)], None, {}, None)
 
 
 def test_what_is_learnt_is_coloured_on_a_terminal_and_marked_elsewhere(monkeypatch, capsys):

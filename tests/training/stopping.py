@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lmkit.base.runs import read_jsonl
-from lmkit.commands import pretrain
+from lmkit.training import pretraining_run
 
 LAST = "checkpoints/step-00000012"  # of a run by the recipe of `tiny`
 FILES_OF_A_SAVE = 5  # by the recipe of `tiny`: raw weights, model, state, moments, recipe
@@ -85,7 +85,7 @@ def stopped_at(monkeypatch: Any, step: int, *settings: str) -> None:
     with monkeypatch.context() as patch:
         at_pass(patch, 3 * step - 2, crash)
         with pytest.raises(Crash):
-            pretrain.start(Path("tiny.yaml"), settings, Path("run"))
+            pretraining_run.start(Path("tiny.yaml"), settings, Path("run"))
 
 
 def rows(run: str) -> list[dict]:

@@ -9,13 +9,12 @@ import torch
 
 from lmkit.base.errors import DataError, ModelError, UserError
 from lmkit.base.order import rng_for
-from lmkit.commands import pretrain
 from lmkit.data.tokens.cache import open_tokens
 from lmkit.data.tokens.store import TokenStore
 from lmkit.recipe import recipe_file
 from lmkit.recipe.defaults import expand
 from lmkit.recipe.pretraining import Recipe
-from lmkit.training import checkpoints, step
+from lmkit.training import checkpoints, pretraining_run, step
 from lmkit.training.job import build_job
 from lmkit.training.step import passes_cost, read_share
 
@@ -82,7 +81,7 @@ def rows(run: str) -> list[dict]:
 def test_crashed_and_resumed_equals_straight(folder, monkeypatch, name):
     """With dropout on; the crash is in the second micro-batch of step 5."""
     path = recipe(name)
-    assert pretrain.start(path, (), Path("straight")) == 0
+    assert pretraining_run.start(path, (), Path("straight")) == 0
     real, seen = step.autocast, [0]
 
     def crash(*settings):
@@ -94,9 +93,9 @@ def test_crashed_and_resumed_equals_straight(folder, monkeypatch, name):
     with monkeypatch.context() as patch:
         patch.setattr(step, "autocast", crash)
         with pytest.raises(KeyboardInterrupt):
-            pretrain.start(path, (), Path("crashed"))
+            pretraining_run.start(path, (), Path("crashed"))
     assert 0 < len(rows("crashed")) < 8
-    assert pretrain.resume(Path("crashed")) == 0
+    assert pretraining_run.resume(Path("crashed")) == 0
     for file in ("model.safetensors", "training/optimizer.safetensors"):
         one, two = (Path(run, "checkpoints/step-00000008", file) for run in ("straight", "crashed"))
         assert one.read_bytes() == two.read_bytes(), file
@@ -108,7 +107,7 @@ def test_transformers_finds_the_loss_that_was_logged(folder, name):
     """The last validation loss, recomputed from the checkpoint by transformers on the same corrupted rows."""
     import transformers
 
-    assert pretrain.start(recipe(name), (), Path("run")) == 0
+    assert pretraining_run.start(recipe(name), (), Path("run")) == 0
     job = made("run")
     task, held, first = job.work.scored, job.work.held_out, Path("run/checkpoints/step-00000008")
     auto = transformers.AutoModelForSeq2SeqLM if job.model.decoder else transformers.AutoModelForPreTraining
@@ -133,7 +132,7 @@ def made(run: str):
     """The job of a finished run, with its last weights."""
     path = Path(run, "recipe.yaml")
     tree, lines = recipe_file.read_tree(path)
-    settled, store = pretrain._settle(recipe_file.build(Recipe, tree, lines, expand))
+    settled, store = pretraining_run._settle(recipe_file.build(Recipe, tree, lines, expand))
     job = build_job(settled, store)
     newest = sorted(Path(run, "checkpoints").iterdir())[-1]
     job.state = checkpoints.read(newest, job.model, job.optimizers, job.average)
@@ -150,7 +149,7 @@ def test_micro_batches_change_no_gradient(folder, name, monkeypatch):
         tree, lines = recipe_file.read_tree(recipe(name))
         tree["train"]["micro_batch"] = micro
         tree["model"] |= {"dropout": 0, "attention_dropout": 0, "activation_dropout": 0}
-        settled, store = pretrain._settle(recipe_file.build(Recipe, tree, lines, expand))
+        settled, store = pretraining_run._settle(recipe_file.build(Recipe, tree, lines, expand))
         job = build_job(settled, store)
         batches = read_share(job, 0).batches
         counts = {k: sum(b.counts[k] for b in batches) for k in batches[0].counts}
@@ -180,7 +179,7 @@ def test_what_saves_time_in_a_step_changes_no_gradient(folder, name, precision, 
     """Of the second step: what the first one left in memory is not in it."""
     tree, lines = recipe_file.read_tree(recipe(name))
     tree["train"] |= {"micro_batch": 128, "precision": precision}
-    settled, store = pretrain._settle(recipe_file.build(Recipe, tree, lines, expand))
+    settled, store = pretraining_run._settle(recipe_file.build(Recipe, tree, lines, expand))
     job = build_job(settled, store)
     off, grads = torch.amp.GradScaler(enabled=False), []
     for plain in (False, True):
@@ -203,7 +202,10 @@ def test_what_saves_time_in_a_step_changes_no_gradient(folder, name, precision, 
 def test_every_objective_learns(folder, name):
     """The corpus has five sentences: what is left to guess after 60 steps is little."""
     path = recipe(name, "60 steps")
-    assert pretrain.start(path, ("model.dropout=0", "model.attention_dropout=0", "optimizer.lr=0.01"), Path("run")) == 0
+    assert (
+        pretraining_run.start(path, ("model.dropout=0", "model.attention_dropout=0", "optimizer.lr=0.01"), Path("run"))
+        == 0
+    )
     log = rows("run")
     key = "tokens_loss" if "tokens_loss" in log[0] else "loss"
     assert log[-1][key] < 0.75 * log[0][key]
@@ -226,7 +228,7 @@ def test_packed_documents_cost_what_they_cost_apart(folder):
 
 
 def built(name: str, *overrides: str):
-    settled, store = pretrain._settle(recipe_file.load(Recipe, recipe(name), overrides, expand))
+    settled, store = pretraining_run._settle(recipe_file.load(Recipe, recipe(name), overrides, expand))
     return build_job(settled, store)
 
 
@@ -290,7 +292,7 @@ def test_electra_without_narrow_embeddings_is_read_back(folder):
     import transformers
 
     Path("electra.yaml").write_text(recipe("ngrams").read_text().replace(", embedding_size: 8", ""))
-    assert pretrain.start(Path("electra.yaml"), ("train.budget=1 steps",), Path("run")) == 0
+    assert pretraining_run.start(Path("electra.yaml"), ("train.budget=1 steps",), Path("run")) == 0
     _, report = transformers.ElectraForMaskedLM.from_pretrained("run/latest", output_loading_info=True)
     assert not report["missing_keys"] and not report["mismatched_keys"]
 
@@ -303,7 +305,10 @@ def test_one_document_gives_no_next_sentences(folder):
 
 def test_too_little_held_out_text_is_said(folder, capsys):
     Path("short.txt").write_text("too short.")
-    assert pretrain.start(recipe("roberta"), ("data.validation=short.txt", "train.budget=2 steps"), Path("run")) == 0
+    assert (
+        pretraining_run.start(recipe("roberta"), ("data.validation=short.txt", "train.budget=2 steps"), Path("run"))
+        == 0
+    )
     said = capsys.readouterr()
     assert "no validation" in said.err and "run/latest" in said.out
 

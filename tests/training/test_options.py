@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from lmkit.architecture.model_config import ModelConfig
-from lmkit.commands import pretrain
 from lmkit.model.initial import init_weights
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.collating import within
+from lmkit.training import pretraining_run
 from lmkit.training.job import Job
 
 
@@ -24,7 +24,7 @@ def rows(run: str) -> list[dict]:
 def test_the_average_of_weights_is_the_model_and_the_weights_are_kept(tiny):
     """0.9 decay over two steps, recomputed from the three sets of weights."""
     settings = ("train.budget=2 steps", "checkpoint.every=1", "evaluate.every=0", "checkpoint.keep=3")
-    assert pretrain.start(tiny, (*settings, "schedule.name=constant"), Path("two")) == 0
+    assert pretraining_run.start(tiny, (*settings, "schedule.name=constant"), Path("two")) == 0
     first, last = (Path(f"two/checkpoints/step-0000000{n}") for n in (1, 2))
     name, theirs = "decoder.norm.weight", "transformer.ln_f.weight"
     raw = [load_file(p / "training/weights.safetensors")[name] for p in (first, last)]
@@ -34,7 +34,7 @@ def test_the_average_of_weights_is_the_model_and_the_weights_are_kept(tiny):
 
 
 def test_the_last_checkpoints_are_averaged_at_the_end(tiny, capsys):
-    assert pretrain.start(tiny, ("train.ema=null", "checkpoint.average=3"), Path("run")) == 0
+    assert pretraining_run.start(tiny, ("train.ema=null", "checkpoint.average=3"), Path("run")) == 0
     assert "average of the last 3 checkpoints: val_loss" in capsys.readouterr().err
     best = Path("run/best").resolve()
     if best.name == "average":
@@ -45,7 +45,7 @@ def test_the_last_checkpoints_are_averaged_at_the_end(tiny, capsys):
 
 def test_only_the_newest_and_the_best_checkpoints_are_kept(tiny):
     settings = ("checkpoint.every=1", "checkpoint.keep=2", "optimizer.lr=3", "optimizer.name=sgd", "train.ema=null")
-    assert pretrain.start(tiny, settings, Path("run")) == 0  # a rate that spoils the model: the best comes early
+    assert pretraining_run.start(tiny, settings, Path("run")) == 0  # a rate that spoils the model: the best comes early
     best = min((r for r in rows("run") if "val_loss" in r), key=lambda r: r["val_loss"])["step"]
     kept = {int(p.name[-8:]) for p in Path("run/checkpoints").iterdir()}
     assert kept == {best, 11, 12}
@@ -71,7 +71,7 @@ def test_recomputing_activations_changes_no_gradient():
 
 def test_documents_masked_from_each_other_train_differently(tiny):
     for name, masked in (("open", "false"), ("masked", "true")):
-        assert pretrain.start(tiny, (f"data.document_masking={masked}",), Path(name)) == 0
+        assert pretraining_run.start(tiny, (f"data.document_masking={masked}",), Path(name)) == 0
     assert rows("open")[0]["loss"] != rows("masked")[0]["loss"]
 
 
@@ -83,7 +83,7 @@ def test_positions_restart_with_every_segment():
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_precisions_train_to_nearly_the_same_loss(tiny, precision):
-    assert pretrain.start(tiny, (f"train.precision={precision}", "model.dropout=0"), Path(precision)) == 0
+    assert pretraining_run.start(tiny, (f"train.precision={precision}", "model.dropout=0"), Path(precision)) == 0
     final = rows(precision)[-1]["loss"]
     assert final < 0.9 * rows(precision)[0]["loss"]
 

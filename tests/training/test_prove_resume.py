@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from lmkit.base.errors import UserError
-from lmkit.commands import pretrain, prove_resume
+from lmkit.ops import resume_proof
 from lmkit.recipe.defaults import expand
 from lmkit.recipe.finetuning import FinetuneRecipe
 from lmkit.recipe.finetuning import expand as expand_finetuning
 from lmkit.recipe.pretraining import Recipe
 from lmkit.recipe.recipe_file import load
+from lmkit.training import pretraining_run
 
 FINETUNING = """
 task: {name: classify, baseline: false}
@@ -27,11 +28,11 @@ seeds: 2
 
 def test_a_run_killed_with_minus_9_is_proved_exact(tiny, capsys):
     """In processes of their own. The recipe asks for a time, which would make no two runs alike."""
-    assert prove_resume.run(str(tiny), ("train.budget=1 min", "parallel={data: fsdp}"), 6, as_json=True) == 0
+    assert resume_proof.run(str(tiny), ("train.budget=1 min", "parallel={data: fsdp}"), 6, as_json=True) == 0
     shown = capsys.readouterr()
     said = json.loads(shown.out)
     assert said["exact"] and (said["killed_in"], said["resumed_at"]) == (4, 2)
-    assert {c["what"] for c in said["compared"]} == {*prove_resume.KINDS, "metrics.jsonl"}
+    assert {c["what"] for c in said["compared"]} == {*resume_proof.KINDS, "metrics.jsonl"}
     assert all(c["equal"] for c in said["compared"])
     assert "1 min is a time" in shown.err and "parallel={}" in said["changes"]
     assert not Path("runs").exists()
@@ -41,7 +42,7 @@ def test_so_is_fine_tuning(tiny, capsys):
     rows = [f"{text} number {i},{label}" for i in range(30) for text, label in (("good", "yes"), ("bad", "no"))]
     Path("rows.csv").write_text("\n".join(["text,label", *rows]))
     Path("finetune.yaml").write_text(FINETUNING)
-    assert prove_resume.run("finetune.yaml", ("train.ema=0.9",), 4, as_json=False) == 0
+    assert resume_proof.run("finetune.yaml", ("train.ema=0.9",), 4, as_json=False) == 0
     out = capsys.readouterr().out
     assert out.count("✓") == 5 and "✗" not in out and out.endswith("is the uninterrupted one.\n")
 
@@ -49,13 +50,13 @@ def test_so_is_fine_tuning(tiny, capsys):
 @pytest.fixture
 def pair(tiny) -> tuple[Path, Path]:
     """A finished run and its copy."""
-    assert pretrain.start(tiny, ("train.budget=2 steps",), Path("one")) == 0
+    assert pretraining_run.start(tiny, ("train.budget=2 steps",), Path("one")) == 0
     shutil.copytree("one", "two", symlinks=True)
     return Path("one"), Path("two")
 
 
 def unequal(one: Path, two: Path) -> dict[str, str]:
-    return {c.what: c.detail for c in prove_resume.compare(one, two) if not c.equal}
+    return {c.what: c.detail for c in resume_proof.compare(one, two) if not c.equal}
 
 
 def test_what_is_not_equal_is_named(pair):
@@ -97,8 +98,8 @@ def test_a_resume_that_is_not_exact_fails_and_so_is_told_from_a_machine_that_is_
             out = Path(arguments[-1])
             shutil.copytree(made[out.name], out, symlinks=True)
 
-    monkeypatch.setattr(prove_resume, "_lmkit", pretend)
-    assert prove_resume.run("tiny.yaml", (), 2, as_json=False) == 1
+    monkeypatch.setattr(resume_proof, "_lmkit", pretend)
+    assert resume_proof.run("tiny.yaml", (), 2, as_json=False) == 1
     out = capsys.readouterr().out
     assert "✗ metrics.jsonl" in out and says in out
 
@@ -107,26 +108,26 @@ def test_a_resume_that_is_not_exact_fails_and_so_is_told_from_a_machine_that_is_
 def test_a_run_that_fails_is_shown_with_its_exit_code(tiny, monkeypatch, capsys, ended, code, says):
     done = subprocess.CompletedProcess([], ended, "", "lmkit: no such file: x")
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: done)
-    assert prove_resume.run(str(tiny), (), 2, as_json=False) == code
+    assert resume_proof.run(str(tiny), (), 2, as_json=False) == code
     assert says in capsys.readouterr().err
 
 
 def test_mistakes_are_told_before_anything_runs(tiny, monkeypatch):
-    monkeypatch.setattr(prove_resume, "_lmkit", lambda *a, **k: pytest.fail("something was run"))
+    monkeypatch.setattr(resume_proof, "_lmkit", lambda *a, **k: pytest.fail("something was run"))
     with pytest.raises(UserError, match="unknown key"):
-        prove_resume.run(str(tiny), ("train.lr=1",), 6, False)
+        resume_proof.run(str(tiny), ("train.lr=1",), 6, False)
     Path("answer.yaml").write_text("task: {name: answer, kb: x}\nmodel: m\ndata: {train: q.csv}\n")
     with pytest.raises(UserError, match="nothing to resume"):
-        prove_resume.run("answer.yaml", (), 6, False)
+        resume_proof.run("answer.yaml", (), 6, False)
 
 
 @pytest.mark.parametrize("steps", [2, 3, 6, 7, 100])
 def test_the_run_is_killed_after_a_checkpoint_and_steps_are_lost(tiny, steps):
-    changes = prove_resume._pretraining(tiny, (), steps)
+    changes = resume_proof._pretraining(tiny, (), steps)
     recipe = load(Recipe, tiny, tuple(changes), expand)
     every, killed_in = int(recipe.checkpoint.every), steps // 2 + 1
     last = (killed_in - 1) // every * every
     assert 0 < last < killed_in <= steps and recipe.train.budget == f"{steps} steps"
     Path("finetune.yaml").write_text(FINETUNING)
-    changes = prove_resume._finetuning(Path("finetune.yaml"), (), steps)
+    changes = resume_proof._finetuning(Path("finetune.yaml"), (), steps)
     assert load(FinetuneRecipe, Path("finetune.yaml"), tuple(changes), expand_finetuning).checkpoint.every == str(every)

@@ -13,8 +13,8 @@ import pytest
 
 from lmkit.base import environment as env
 from lmkit.base.errors import ModelError
-from lmkit.cli.main import main
-from lmkit.commands import reproduce
+from lmkit.commands.main import main
+from lmkit.ops import reproduce
 from lmkit.recipe.builtin import find_recipe
 from tests.training.conftest import write_tiny
 
@@ -92,7 +92,7 @@ def test_so_it_does_for_fine_tuning_from_a_run(run, monkeypatch, capsys):
 
 
 def test_adapters_do_not_go_on_over_other_weights(run, monkeypatch):
-    from lmkit.commands import finetune
+    from lmkit.training import finetuning_run
 
     Path("rows.csv").write_text("text,label\n" + "good one,yes\nbad one,no\n" * 20)
     shutil.copytree(run / "best", "base", ignore=shutil.ignore_patterns("training"))
@@ -104,7 +104,7 @@ def test_adapters_do_not_go_on_over_other_weights(run, monkeypatch):
     weights = Path("base/model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(ModelError, match="the model changed since this run began"):
-        finetune.resume(Path("runs/b"))
+        finetuning_run.resume(Path("runs/b"))
 
 
 def test_what_differs_now_is_told_with_the_commands_that_undo_it(run, capsys, monkeypatch):
@@ -197,9 +197,9 @@ def test_what_looks_like_a_secret_is_left_out_and_nothing_else():
 def test_no_file_of_a_run_holds_a_secret_of_the_command_line_or_environment(tiny, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_inTheEnvironment1234")
     monkeypatch.setattr(sys, "argv", ["lmkit", "pretrain", "HF_TOKEN=hf_onTheCommandLine1234", "--token", "hunter2"])
-    from lmkit.commands import pretrain
+    from lmkit.training import pretraining_run
 
-    assert pretrain.start(tiny, ("train.budget=2 steps",), Path("run")) == 0
+    assert pretraining_run.start(tiny, ("train.budget=2 steps",), Path("run")) == 0
     files = [f for f in Path("run").rglob("*") if f.is_file()]
     assert len(files) > 10
     for file in files:

@@ -9,56 +9,56 @@ import pytest
 
 from lmkit.base.errors import STOPPED_RESUMABLE, Diverged, ModelError, RunInUse, UserError
 from lmkit.base.runs import Run
-from lmkit.commands import pretrain
 from lmkit.objectives.causal_lm import CausalLM
+from lmkit.training import pretraining_run
 from tests.training.stopping import Crash, at_pass, crash, same
 
 
 @pytest.mark.parametrize("forward", [2, 10, 14, 30, 36], ids=lambda n: f"step{(n - 1) // 3 + 1}-micro{(n - 1) % 3 + 1}")
 def test_crashed_and_resumed_equals_straight(tiny, monkeypatch, forward):
-    assert pretrain.start(tiny, (), Path("straight")) == 0
+    assert pretraining_run.start(tiny, (), Path("straight")) == 0
     with monkeypatch.context() as patch:
         at_pass(patch, forward, crash)
         with pytest.raises(Crash):
-            pretrain.start(tiny, (), Path("crashed"))
-    assert pretrain.resume(Path("crashed")) == 0
+            pretraining_run.start(tiny, (), Path("crashed"))
+    assert pretraining_run.resume(Path("crashed")) == 0
     same(Path("straight"), Path("crashed"))
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGQUIT", "SIGHUP"])
 def test_a_signal_finishes_the_step_and_saves(tiny, monkeypatch, capsys, name):
-    assert pretrain.start(tiny, (), Path("straight")) == 0
+    assert pretraining_run.start(tiny, (), Path("straight")) == 0
     with monkeypatch.context() as patch:
         at_pass(patch, 14, lambda: os.kill(os.getpid(), getattr(signal, name)))
-        assert pretrain.start(tiny, (), Path("stopped")) == STOPPED_RESUMABLE
+        assert pretraining_run.start(tiny, (), Path("stopped")) == STOPPED_RESUMABLE
     assert "step 5, saved" in (out := capsys.readouterr().out) and "--resume stopped" in out
     assert json.loads(Path("stopped/status.json").read_text())["state"] == "stopped"
-    assert pretrain.resume(Path("stopped")) == 0
+    assert pretraining_run.resume(Path("stopped")) == 0
     same(Path("straight"), Path("stopped"))
 
 
 def test_a_damaged_checkpoint_is_passed_over(tiny, monkeypatch, capsys):
-    assert pretrain.start(tiny, (), Path("straight")) == 0
+    assert pretraining_run.start(tiny, (), Path("straight")) == 0
     with monkeypatch.context() as patch:
         at_pass(patch, 31, crash)
         with pytest.raises(Crash):
-            pretrain.start(tiny, (), Path("run"))
+            pretraining_run.start(tiny, (), Path("run"))
     weights = Path("run/checkpoints/step-00000009/training/optimizer.safetensors")
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
     Path("run/checkpoints/step-00000011.part").mkdir()
-    assert pretrain.resume(Path("run")) == 0
+    assert pretraining_run.resume(Path("run")) == 0
     assert "step-00000009 is damaged" in capsys.readouterr().err
     same(Path("straight"), Path("run"))
 
 
 def test_no_whole_checkpoint_is_an_error_and_never_a_fresh_start(tiny):
-    assert pretrain.start(tiny, (), Path("run")) == 0
+    assert pretraining_run.start(tiny, (), Path("run")) == 0
     for checkpoint in Path("run/checkpoints").iterdir():
         (checkpoint / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="no whole checkpoint"):
-        pretrain.resume(Path("run"))
+        pretraining_run.resume(Path("run"))
 
 
 def test_micro_batches_do_not_change_the_run(tiny):
@@ -67,7 +67,7 @@ def test_micro_batches_do_not_change_the_run(tiny):
     for size in (128, 48, 16):
         out = Path(f"micro{size}")
         settings = ("model.dropout=0", "model.attention_dropout=0", f"train.micro_batch={size}")
-        assert pretrain.start(tiny, settings, out) == 0
+        assert pretraining_run.start(tiny, settings, out) == 0
         logs.append([json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()])
     for rows in zip(*logs, strict=True):
         assert [r["loss"] for r in rows] == pytest.approx([rows[0]["loss"]] * 3, rel=1e-5)
@@ -86,7 +86,7 @@ def test_loss_that_is_not_finite_skips_the_step_and_names_the_documents(tiny, mo
         return result
 
     monkeypatch.setattr(CausalLM, "loss", loss)
-    assert pretrain.start(tiny, (), Path("run")) == 0
+    assert pretraining_run.start(tiny, (), Path("run")) == 0
     rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows if "skipped" in r] == [2]
     events = [json.loads(line) for line in Path("run/events.jsonl").read_text().splitlines()]
@@ -110,25 +110,25 @@ def test_three_in_a_row_stop_the_run_with_the_last_good_checkpoint(tiny, monkeyp
     loss.steps = 0
     monkeypatch.setattr(CausalLM, "loss", loss)
     with pytest.raises(Diverged, match="kept: run/checkpoints/step-00000009"):
-        pretrain.start(tiny, (), Path("run"))
+        pretraining_run.start(tiny, (), Path("run"))
 
 
 def test_two_processes_cannot_share_a_run(tiny):
-    assert pretrain.start(tiny, (), Path("run")) == 0
+    assert pretraining_run.start(tiny, (), Path("run")) == 0
     held = Run(Path("run"))
     with pytest.raises(RunInUse, match=f"process {os.getpid()}"):
-        pretrain.resume(Path("run"))
+        pretraining_run.resume(Path("run"))
     held.close()
     with pytest.raises(UserError, match="holds a run already"):
-        pretrain.start(tiny, (), Path("run"))
+        pretraining_run.start(tiny, (), Path("run"))
 
 
 def test_other_data_on_resume_is_refused(tiny, monkeypatch):
     with monkeypatch.context() as patch:
         at_pass(patch, 20, crash)
         with pytest.raises(Crash):
-            pretrain.start(tiny, (), Path("run"))
+            pretraining_run.start(tiny, (), Path("run"))
     with open("corpus.txt", "a") as f:
         f.write("\none more line")
     with pytest.raises(ModelError, match="changed since this run began"):
-        pretrain.resume(Path("run"))
+        pretraining_run.resume(Path("run"))

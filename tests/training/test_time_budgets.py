@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from lmkit.base.runs import read_jsonl
-from lmkit.commands import pretrain
-from lmkit.training import rhythm
+from lmkit.training import pretraining_run, rhythm
 from lmkit.training.guard import Rollback
 from tests.training.stopping import at, whenever
 
@@ -47,7 +46,9 @@ def timed(tiny, monkeypatch):
             whenever(patch, "lmkit.step", step)
             whenever(patch, "lmkit.evaluate", evaluation)
             whenever(patch, "lmkit.save", lambda: clock.passes("save", clock.save))
-            assert pretrain.start(tiny, ("checkpoint.every=10%", "evaluate.every=10%", *settings), Path(out)) == 0
+            assert (
+                pretraining_run.start(tiny, ("checkpoint.every=10%", "evaluate.every=10%", *settings), Path(out)) == 0
+            )
         assert json.loads(Path(out, "status.json").read_text())["state"] == "done"
         return list(read_jsonl(Path(out, "metrics.jsonl")))
 
@@ -116,7 +117,7 @@ def test_a_run_whose_last_evaluation_was_quicker_than_expected_has_ended(timed, 
     rows = timed(Clock(step=0.4, evaluation=lambda seconds: 3.0 if seconds < 50 else 0.1), "train.budget=60 s")
     state = json.loads(Path("run/latest/training/state.json").read_text())
     assert state["elapsed"] < 58 and state["finished"] == "60 s"
-    assert pretrain.resume(Path("run")) == 0 and "nothing left to train" in capsys.readouterr().out
+    assert pretraining_run.resume(Path("run")) == 0 and "nothing left to train" in capsys.readouterr().out
     assert len(list(read_jsonl(Path("run/metrics.jsonl")))) == len(rows)
 
 

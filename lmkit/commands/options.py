@@ -1,20 +1,9 @@
-"""The application that the commands of this package are added to, and the options they share. Bodies of commands import
-what they need, so `--help` and a typo in a recipe never wait for torch."""
+"""The options that several commands share."""
 
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
-app = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode=None,  # rich help costs 0.1 s of imports
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Train, evaluate and sample Transformer language models.",
-    epilog="Example: lmkit recipes",
-)
 
 Model = Annotated[str, typer.Argument(help="A run, or a Hugging Face folder.", show_default=False)]
 Overrides = Annotated[
@@ -36,6 +25,7 @@ Column = Annotated[str | None, typer.Option("--text", help="Column or key of the
 Pair = Annotated[str | None, typer.Option("--pair", help="Column of the second text of a pair.")]
 Label = Annotated[str | None, typer.Option("--label", help="Column or key of the label.")]
 Data = Annotated[list[str], typer.Option("--data", "-d", help="Files, folders or globs. Repeatable.")]
+TaskName = Annotated[str | None, typer.Option("--task", help="translate or summarize, for models without a run.")]
 Target = Annotated[str | None, typer.Option("--target", help="Pairs: column, key or file ending of the target text.")]
 Separator = Annotated[str | None, typer.Option("--separator", help="Text that ends a document inside .txt files.")]
 
@@ -51,29 +41,15 @@ def run_folder(default: str) -> Any:
     return typer.Option("--out", "-o", metavar="PATH", parser=_named_path, help=f"Run directory. Default: {default}.")
 
 
-def in_options(message: str, command_name: str) -> str:
-    """An error of this command, in which keys of `data` are named by its options where it takes no KEY=VALUE."""
-    command = typer.main.get_command(app).commands.get(command_name)  # type: ignore[attr-defined]
-    names = {option.name for option in command.params} if command else set()
-    if "overrides" in names:
-        return message
-    for key in sorted(names & {"text", "pair", "label", "target", "separator", "validation"}):
-        message = re.sub(rf"\bdata\.{key}=(?=\S)", f"--{key} ", message)
-        message = re.sub(rf"\bdata\.{key}\b", f"--{key}", message)
-    return message
-
-
-def _show_version(asked: bool) -> None:
-    if asked:
-        from lmkit import __version__
-
-        print(__version__)
-        raise typer.Exit
-
-
-@app.callback()
-def common(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_show_version)
-    ] = False,
-) -> None: ...
+# Of the commands that write: generate, chat, fill, draw, answer.
+Prompt = Annotated[str | None, typer.Argument(help="The text to read; '-' or nothing reads standard input.")]
+PromptFile = Annotated[Path | None, typer.Option("--file", "-f", help="Prompts, one a line.")]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Most tokens to add.")]
+Temperature = Annotated[float, typer.Option("--temperature", "-t", help="0 always takes the likeliest token.")]
+TopK = Annotated[int, typer.Option("--top-k", help="Only the K likeliest tokens; 0: all. For masks: how many to list.")]
+TopP = Annotated[float, typer.Option("--top-p", help="Only the likeliest tokens that make up this share.")]
+MinP = Annotated[float, typer.Option("--min-p", help="Only tokens this likely, relative to the likeliest.")]
+Penalty = Annotated[float, typer.Option("--repetition-penalty", help="Above 1 avoids repeats.")]
+Seed = Annotated[int, typer.Option("--seed", help="Same seed, same text.")]
+Stop = Annotated[list[str] | None, typer.Option("--stop", help="End before this text. Repeatable.")]
+Stream = Annotated[bool | None, typer.Option("--stream/--no-stream", help="Print as it is written.")]

@@ -10,11 +10,13 @@ from contextlib import suppress
 from typing import NoReturn
 
 from lmkit.base.errors import INTERRUPTED, STOPPED_RESUMABLE, OutOfMemory, ProcessFailed, StorageError, UserError, say
-from lmkit.cli import launch
-from lmkit.cli.app import app, in_options
+from lmkit.commands.app import app, in_options
+from lmkit.training.distributed import launch
 
 # isort: off
-from lmkit.cli import train, use, kb, runs, look  # noqa: F401 - they add their commands to `app`, in the order of --help
+# They add their commands to `app`, in the order of --help.
+from lmkit.commands import tokenize, pretrain, finetune, generate, chat, fill, draw, answer  # noqa: F401
+from lmkit.commands import eval, predict, kb, runs, recipes, plan, doctor  # noqa: F401
 # isort: on
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
