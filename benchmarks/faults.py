@@ -51,7 +51,7 @@ from lmkit.base.errors import STOPPED_RESUMABLE
 from lmkit.base.manifest import MANIFEST, damage
 from lmkit.base.runs import Run, read_jsonl
 from lmkit.objectives.causal_lm import CausalLM
-from lmkit.recipe.builtin import find_recipe
+from lmkit.recipe.recipe_file import find_recipe
 from lmkit.training import pretraining_run, step
 from lmkit.training.saving import Saver
 

@@ -26,7 +26,7 @@ from lmkit.data.tables.table import Table
 from lmkit.kb.knowledge_base import KnowledgeBase, build
 from lmkit.recipe.tasks import AnswerConfig
 from lmkit.tasks.answer_fitting import compare, fit
-from lmkit.tasks.score_table import score_table
+from lmkit.tasks.task import score_table
 
 Triple = tuple[str, str, str]
 POINTERS = {"!": "antonym", "@": "hypernym", "@i": "hypernym", "%p": "meronym"}

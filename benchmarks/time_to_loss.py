@@ -25,10 +25,9 @@ from lmkit.base.units import count
 from lmkit.data.tokens.packing import PackedRows
 from lmkit.data.tokens.store import TokenStore
 from lmkit.data.tokens.tokenize import tokenize
-from lmkit.recipe.builtin import find_recipe
 from lmkit.recipe.defaults import expand
 from lmkit.recipe.pretraining import Recipe
-from lmkit.recipe.recipe_file import load
+from lmkit.recipe.recipe_file import find_recipe, load
 
 
 def train_nanogpt(folder: str, recipe: Recipe, store: TokenStore, tokens: int) -> tuple[float, float, int]:

@@ -12,12 +12,11 @@ from typer.main import get_command
 from lmkit.commands.main import app
 from lmkit.data.tables.rows import SHAREGPT
 from lmkit.generation.rules import FOLLOWED
-from lmkit.recipe.builtin import find_recipe
 from lmkit.recipe.defaults import expand
 from lmkit.recipe.finetuning import FinetuneRecipe, flags
 from lmkit.recipe.finetuning import expand as expand_finetune
 from lmkit.recipe.pretraining import Recipe
-from lmkit.recipe.recipe_file import keys, load
+from lmkit.recipe.recipe_file import find_recipe, keys, load
 from lmkit.text import tokenizer_classes
 from lmkit.text.tokenizer_classes import CLASSES
 from lmkit.text.tokenizer_files import SAME_RULES

@@ -10,11 +10,15 @@ import lmkit
 ROOT = Path(lmkit.__file__).parent
 LIGHT = [
     *("base.errors", "base.units", "base.files", "base.order", "base.runs", "base.display", "base.environment"),
-    *("architecture.model_config", "recipe.recipe_file", "recipe.defaults", "recipe.builtin", "recipe.pretraining"),
+    *("architecture.model_config", "recipe.recipe_file", "recipe.defaults", "recipe.pretraining"),
     *("text.special", "text.tokenizer", "text.training", "commands.main", "commands.recipes", "commands.runs"),
     *("ops.doctor", "ops.resume_proof", "ops.reproduce", "data.inventory"),
     *("data.lines", "data.records", "data.documents"),
-    *("data.tokens.store", "data.tokens.packing", "data.tokens.tokenize", "data.tokens.card"),
+    *(
+        "data.tokens.store",
+        "data.tokens.packing",
+        "data.tokens.tokenize",
+    ),
 ]
 
 

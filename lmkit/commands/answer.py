@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 
 from lmkit.commands.app import app
-from lmkit.commands.options import Json, Model, Pickle, Prompt, PromptFile
-from lmkit.commands.prompts import read_prompts
+from lmkit.commands.options import Json, Model, Pickle, Prompt, PromptFile, read_prompts
 
 
 @app.command(epilog="Example: lmkit answer runs/demo 'What is the capital of Peru?' --kb facts.sqlite")

@@ -7,7 +7,7 @@ import typer
 
 from lmkit.commands import options
 from lmkit.commands.app import app
-from lmkit.commands.prompts import read_prompts
+from lmkit.commands.options import read_prompts
 
 
 @app.command(epilog="Example: lmkit chat runs/chat-tulu 'What is a llama?'")

@@ -5,8 +5,7 @@ from typing import Annotated
 import typer
 
 from lmkit.commands.app import app
-from lmkit.commands.options import Json, Model, Pickle, Prompt, PromptFile
-from lmkit.commands.prompts import read_prompts
+from lmkit.commands.options import Json, Model, Pickle, Prompt, PromptFile, read_prompts
 
 
 @app.command(epilog="Example: lmkit fill runs/bert-tiny 'It was a [MASK] day.'")

@@ -39,7 +39,7 @@ def finetune(
         from lmkit.training import finetuning_run
 
         raise typer.Exit(launch.exit_code(finetuning_run.resume(resume)))
-    from lmkit.recipe.builtin import find_recipe
+    from lmkit.recipe.recipe_file import find_recipe
 
     changes = list(overrides or ())
     if recipe is not None and "=" in recipe:  # no recipe, only changes

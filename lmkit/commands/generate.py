@@ -7,7 +7,7 @@ import typer
 
 from lmkit.commands import options
 from lmkit.commands.app import app
-from lmkit.commands.prompts import read_prompts
+from lmkit.commands.options import read_prompts
 
 
 @app.command(epilog="Example: lmkit generate runs/demo 'It was' --max-tokens 20 --temperature 0.7 --seed 1")

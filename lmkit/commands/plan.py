@@ -28,7 +28,7 @@ def plan(
     if (recipe is None) == (model is None):
         raise UserError("name a recipe, or a size after --model\n  → lmkit plan gpt2-124m, or --model llama-2-7b")
     from lmkit.plan import report
-    from lmkit.recipe.builtin import find_recipe
+    from lmkit.recipe.recipe_file import find_recipe
 
     path = None if recipe is None else find_recipe(recipe, "pretrain")
     report.run(path, tuple(changes), model, gpus, gpu, gflops, as_json)

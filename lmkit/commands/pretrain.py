@@ -28,10 +28,9 @@ def pretrain(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen: sizes, memory, time.")] = False,
 ) -> None:
     """Train a model from scratch."""
-    from lmkit.recipe.builtin import find_recipe
     from lmkit.recipe.defaults import expand
     from lmkit.recipe.pretraining import Recipe
-    from lmkit.recipe.recipe_file import load
+    from lmkit.recipe.recipe_file import find_recipe, load
 
     if resume is not None and (out or dry_run):
         raise UserError("--resume goes on with a run where it is\n  → leave out --out and --dry-run")

@@ -15,9 +15,9 @@ def recipes(
     ] = None,
 ) -> None:
     """List the built-in recipes, print one, explain every key, or list families and sizes."""
-    from lmkit.recipe.builtin import builtin_recipes, find_recipe
     from lmkit.recipe.finetuning import FinetuneRecipe
     from lmkit.recipe.pretraining import Recipe
+    from lmkit.recipe.recipe_file import builtin_recipes, find_recipe
 
     if name is None:
         for stem, path in builtin_recipes().items():

@@ -36,7 +36,7 @@ def tokenize(
 ) -> None:
     """Train a tokenizer (or take one) and write token files for pretraining."""
     from lmkit.architecture.families import FAMILIES
-    from lmkit.data.tokens.card import card_lines
+    from lmkit.data.tokens.store import card_lines
     from lmkit.data.tokens.tokenize import tokenize as make_store
     from lmkit.recipe import recipe_file
     from lmkit.recipe.pretraining import DataConfig, TokenizerConfig
@@ -76,8 +76,7 @@ def pixel_config(text: str) -> "PixelConfig":
 def _images(settings: "DataConfig", pixels: "PixelConfig", family: str, out: Path) -> "TokenStore":
     """Their texts are files beside `out` for as long as it takes. Raises DataError."""
     from lmkit.data.tokens.tokenize import tokenize as make_store
-    from lmkit.images.tokenizer import palette_tokenizer
-    from lmkit.images.tokens import learn_palette, write_texts
+    from lmkit.images.tokens import learn_palette, palette_tokenizer, write_texts
     from lmkit.recipe.pretraining import TokenizerConfig
 
     named = {"train": settings.train} | ({} if isinstance(settings.validation, float) else

@@ -1,22 +1,25 @@
-"""How well an encoder predicts masked tokens: loss, perplexity and accuracy, with intervals over documents.
+"""How well an encoder predicts masked tokens: loss, perplexity and accuracy with intervals over documents, and the
+pseudo-perplexity of its texts.
 
 They depend on which tokens are masked, so the noise is the same every time: a pure function of the seed, the number of
 the document and that of its window. They compare models with one tokenizer, one context and one kind of noise only."""
 
-from collections.abc import Iterable, Iterator
+import heapq
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
-from lmkit.base.errors import DataError
-from lmkit.base.order import rng_for
-from lmkit.evaluation.pseudo import Sample
-from lmkit.evaluation.scoring import BATCH_TOKENS, Tally, check_embedded, check_finite, score_rows
+from lmkit.base.errors import DataError, UserError
+from lmkit.base.order import by_length, rng_for
+from lmkit.evaluation.scoring import BATCH_TOKENS, Tally, check_embedded, check_finite, label_scores, score_rows
 from lmkit.model.loss import IGNORE
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.build import vocabulary
-from lmkit.objectives.masked_lm import MaskedLM
+from lmkit.objectives.collating import kept, padded
+from lmkit.objectives.masked_lm import MaskableVocabulary, MaskedLM
 from lmkit.recipe.objectives import MaskedLMConfig
 from lmkit.text.tokenizer import Tokenizer
 
@@ -25,7 +28,7 @@ from lmkit.text.tokenizer import Tokenizer
 class MaskedScores(Tally):
     """`tokens` are those that were masked; unknown ones never are."""
 
-    sample: Sample = field(default_factory=lambda: Sample(0))  # for `lmkit.evaluation.pseudo.score_sample`
+    sample: "Sample" = field(default_factory=lambda: Sample(0))  # for `score_sample`
     windows: int = 0
     text_tokens: int = 0
 
@@ -77,3 +80,114 @@ def evaluate(
         raise DataError("there is no text to score")
     check_finite(scores.nats)
     return scores
+
+
+def pseudo_log_likelihood(
+    model: Transformer, tokenizer: Tokenizer, texts: Sequence[str], batch_tokens: int = BATCH_TOKENS
+) -> list[list[float]]:
+    """The log-probability (nats, at most 0) of every token of every text; the sum over a text is its pseudo-log-
+    likelihood. Tokens are those of `tokenizer.encode`, between [CLS] and [SEP], which are not scored.
+
+    model: an encoder that predicts words, in eval mode. A text above the context is cut into windows that do not see
+    each other. Raises UserError for a tokenizer that does not show where words begin, ModelError for one without a mask
+    and for log-probabilities that are not finite."""
+    v, room = words(model, tokenizer), model.config.context - 2
+    texts_ids = [np.array(ids, np.int64) for ids in tokenizer.encode_batch(texts)]
+    origins = [(n, begin) for n, ids in enumerate(texts_ids) for begin in range(0, len(ids), room)]
+    windows = [texts_ids[n][begin : begin + room] for n, begin in origins]
+    out = [[0.0] * len(ids) for ids in texts_ids]
+    for window, place, value in token_log_probs(model, v, windows, batch_tokens):
+        text, begin = origins[window]
+        out[text][begin + place] = value
+    check_finite([sum(values) for values in out])
+    return out
+
+
+def words(model: Transformer, tokenizer: Tokenizer) -> MaskableVocabulary:
+    """What masking whole words must know. Raises UserError and ModelError like `pseudo_log_likelihood`."""
+    try:
+        v = vocabulary(tokenizer, whole_word=True)
+    except UserError as e:
+        if type(e) is not UserError:  # no mask, no [CLS]
+            raise
+        raise UserError(
+            "pseudo-perplexity needs a tokenizer whose pieces show where words begin: WordPiece, byte-level BPE or"
+            " sentencepiece\n  → leave it out with --pll-tokens 0"
+        ) from None
+    check_embedded(model, (v.mask, v.cls, v.sep, v.pad))
+    return v
+
+
+@torch.no_grad()
+def token_log_probs(
+    model: Transformer, v: MaskableVocabulary, windows: Sequence[np.ndarray], batch_tokens: int
+) -> Iterator[tuple[int, int, float]]:
+    """(window, place in it, log-probability) of every token, windows of like length together. windows: ids (n,) without
+    their frame; `v` knows the starts of words."""
+    device = model.embedding.weight.device
+    places = [(i, at) for i, window in enumerate(windows) for at in range(len(window))]
+    for group in by_length(places, lambda place: len(windows[place[0]]) + 2, batch_tokens):
+        rows = [masked_row(v, windows[i], at) for i, at in group]
+        tokens, keep = padded(rows, v.pad).to(device), kept(rows)
+        labels = torch.full_like(tokens, IGNORE)
+        for row, (i, at) in enumerate(group):
+            labels[row, at + 1] = int(windows[i][at])
+        states = model(tokens, None if keep is None else keep.to(device))
+        for (i, at), (nats, _) in zip(group, label_scores(model, states, labels), strict=True):
+            yield i, at, -float(nats[0])
+
+
+def masked_row(v: MaskableVocabulary, ids: np.ndarray, at: int) -> np.ndarray:
+    """(n + 2,) with the frame: the token at `at` is masked, and those after it up to the next word."""
+    assert v.starts is not None
+    behind = np.flatnonzero(v.starts[ids[at + 1 :]])
+    end = at + 1 + int(behind[0]) if len(behind) else len(ids)
+    row = np.concatenate([[v.cls], ids, [v.sep]])
+    row[at + 1 : end + 1] = v.mask
+    return row
+
+
+@dataclass
+class Sample:
+    """Windows at random, of `limit` tokens together at most (but one window at least): those with the smallest keys,
+    whatever order they come in. No document is favoured, as the first would be."""
+
+    limit: int
+    tokens: int = 0
+    _held: list[tuple[float, int, int, np.ndarray]] = field(default_factory=list)  # a heap, largest key first
+    _bound: float = 1.0  # the smallest key of a window that had to go
+
+    def offer(self, key: float, document: int, window: int, ids: np.ndarray) -> None:
+        """key: uniform in [0, 1). ids: (n,) without their frame."""
+        if not self.limit or key >= self._bound:
+            return
+        heapq.heappush(self._held, (-key, document, window, ids))
+        self.tokens += len(ids)
+        while self.tokens > self.limit and len(self._held) > 1:
+            key, _, _, gone = heapq.heappop(self._held)
+            self._bound, self.tokens = -key, self.tokens - len(gone)
+
+    @property
+    def windows(self) -> list[tuple[int, np.ndarray]]:
+        """Of which document, and ids, in the order of the texts."""
+        return [(document, ids) for _, document, _, ids in sorted(self._held, key=lambda w: w[1:3])]
+
+
+def score_sample(
+    model: Transformer, tokenizer: Tokenizer, sample: Sample, batch_tokens: int = BATCH_TOKENS,
+    told: Callable[[int], None] = lambda tokens: None,
+) -> Tally:  # fmt: skip
+    """Sums for each document in the sample: minus the log-probabilities of its tokens; the tally's perplexity is the
+    pseudo-perplexity, exp(-PLL / tokens). `told` hears how many tokens are done. Raises as `pseudo_log_likelihood`
+    does."""
+    tally, numbers, windows = Tally(), dict[int, int](), sample.windows
+    for document in dict.fromkeys(document for document, _ in windows):
+        numbers[document] = tally.open()
+    scored = token_log_probs(model, words(model, tokenizer), [ids for _, ids in windows], batch_tokens)
+    for done, (window, _, value) in enumerate(scored, 1):
+        number = numbers[windows[window][0]]
+        tally.nats[number] -= value
+        tally.tokens[number] += 1
+        told(done)
+    check_finite(tally.nats)
+    return tally

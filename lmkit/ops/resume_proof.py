@@ -16,9 +16,9 @@ from lmkit.base.manifest import MANIFEST
 from lmkit.base.runs import BY_THE_CLOCK, read_jsonl
 from lmkit.base.units import SECONDS, show_bytes, split_quantity
 from lmkit.recipe import defaults, finetuning, recipe_file
-from lmkit.recipe.builtin import find_recipe
 from lmkit.recipe.finetuning import FinetuneRecipe, is_finetuning
 from lmkit.recipe.pretraining import ParallelConfig, Recipe
+from lmkit.recipe.recipe_file import find_recipe
 from lmkit.recipe.tasks import AnswerConfig
 
 EVALUATED = 8192  # tokens: enough to see whether evaluating disturbs training

@@ -27,7 +27,7 @@ from lmkit.base.display import Meter, note
 from lmkit.base.errors import DataError, UserError
 from lmkit.data.documents import read_documents, read_pairs
 from lmkit.data.inputs import Document, Input, Pairing, Problems, list_inputs
-from lmkit.evaluation import masked_lm, perplexity, pseudo, seq2seq
+from lmkit.evaluation import masked_lm, perplexity, seq2seq
 from lmkit.evaluation.intervals import Estimate
 from lmkit.evaluation.scoring import BATCH_TOKENS, Tally
 from lmkit.model.heads import Head
@@ -210,7 +210,7 @@ def _encoder(
 ) -> Report:
     model, tokenizer = loaded.model, loaded.needs_tokenizer()
     if pll_tokens:
-        pseudo.words(model, tokenizer)  # a tokenizer without words ends it here, before anything is read
+        masked_lm.words(model, tokenizer)  # a tokenizer without words ends it here, before anything is read
     config, source = (task, "recipe") if isinstance(task, MaskedLMConfig) else (None, "defaults")
     config = config or MaskedLMConfig(name="masked_lm")
     with texts.reading() as documents:
@@ -229,7 +229,7 @@ def _encoder(
     unknown = "they are never masked, and the pseudo-perplexity is too good" if pll_tokens else "they are never masked"
     if pll_tokens:
         with Meter("pseudo-perplexity", s.sample.tokens) as meter:
-            tally = pseudo.score_sample(model, tokenizer, s.sample, batch_tokens, meter.update)
+            tally = masked_lm.score_sample(model, tokenizer, s.sample, batch_tokens, meter.update)
         covered = sum(tally.tokens)
         facts |= {"pseudo_tokens": covered, "pseudo_log_likelihood": -sum(tally.nats)}
         rows["pseudo_perplexity"] = tally.perplexity

@@ -32,7 +32,7 @@ from lmkit.recipe.task_settings import TaskSettings
 from lmkit.recipe.tasks import AnswerConfig
 from lmkit.tasks.answer import Answered, Answering, Levels, Reader, graded, reader_for, sure
 from lmkit.tasks.evaluate import read_labelled
-from lmkit.tasks.score_table import as_json, score_table
+from lmkit.tasks.task import as_json, score_table
 
 FOLDS = 5
 HELD_OUT = 0.5  # of the questions, unless data.validation says otherwise

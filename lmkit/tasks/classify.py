@@ -21,10 +21,8 @@ from lmkit.pretrained import Pretrained
 from lmkit.recipe.task_settings import TaskSettings
 from lmkit.recipe.tasks import ClassifyConfig
 from lmkit.tasks.labelling import Classify, InputLayout
-from lmkit.tasks.score_table import MOST_CLASSES, confusion_table
-from lmkit.tasks.task import MOST_TOKENS, Reading, Task, in_batches
-from lmkit.text.framing import frame_texts
-from lmkit.text.tokenizer import Tokenizer
+from lmkit.tasks.task import MOST_CLASSES, MOST_TOKENS, Reading, Task, confusion_table, in_batches
+from lmkit.text.tokenizer import Tokenizer, frame_texts
 
 PROBLEMS: dict[Kind, str] = {  # as config.json of transformers names them
     "single": "single_label_classification", "multi": "multi_label_classification", "regression": "regression",

@@ -19,9 +19,8 @@ from lmkit.images.palette import as_texts, holds_images, load_palette
 from lmkit.pretrained import Pretrained
 from lmkit.recipe.task_settings import settings_of
 from lmkit.recipe.tasks import TableConfig, TaskConfig
-from lmkit.tasks.score_table import as_json, score_table
 from lmkit.tasks.table import trained_task
-from lmkit.tasks.task import Task
+from lmkit.tasks.task import Task, as_json, score_table
 
 
 @dataclass

@@ -19,8 +19,7 @@ from lmkit.recipe.task_settings import TaskSettings
 from lmkit.recipe.tasks import TagConfig
 from lmkit.tasks.labelling import InputLayout, Tag
 from lmkit.tasks.task import MOST_TOKENS, Reading, Task, in_batches
-from lmkit.text.framing import Framed, frame_texts
-from lmkit.text.tokenizer import Tokenizer
+from lmkit.text.tokenizer import Framed, Tokenizer, frame_texts
 
 
 def tags_of(table: Table) -> tuple[str, ...]:

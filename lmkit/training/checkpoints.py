@@ -31,7 +31,7 @@ from lmkit.model.sharding import fill, local, whole
 from lmkit.model.transformer import Transformer
 from lmkit.recipe.tasks import LoraConfig
 from lmkit.text.tokenizer import copy_tokenizer, read_object
-from lmkit.training.distributed import shards
+from lmkit.training.distributed import sharding
 from lmkit.training.optimizers.build import load_state_tensors, state_tensors
 
 ADAPTER = "training/adapter.safetensors"
@@ -117,7 +117,7 @@ def snapshot(
     model: Transformer, optimizers: list[Optimizer], state: State, average: Average | None, tokenizer: Path,
     special: dict[str, Any], adapter: Adapter | None = None, copy: bool = False,
 ) -> tuple[list[Piece], dict[str, Tensor]]:  # fmt: skip
-    """What to write, and of a model that is shared out the tensors that `shards.save` is to write; all its processes
+    """What to write, and of a model that is shared out the tensors that `sharding.save` is to write; all its processes
     must call together. copy: training goes on before all is written."""
     own: Callable[[Tensor], Tensor] = lambda t: t.detach().clone() if copy else t.detach()
     pieces: list[Piece] = []
@@ -134,7 +134,7 @@ def snapshot(
     facts = asdict(state)  # a copy, down to the lists
     pieces.append(lambda folder: write_json(folder / "training/state.json", facts))
     held = {k: own(v) for k, v in state_tensors(optimizers, names).items()}
-    if shards.shared(model) and not moved:
+    if sharding.shared(model) and not moved:
         return pieces, held
     moments = {k: whole(v, moved.get(k.split("::")[0]) if v.dim() else None).contiguous() for k, v in held.items()}
     pieces.append(lambda folder: save_file(moments, folder / "training/optimizer.safetensors"))
@@ -184,7 +184,7 @@ def read(folder: Path, model: Transformer, optimizers: list[Optimizer], average:
     named: dict[str, Tensor] = dict(model.named_parameters())
     try:
         if (folder / SHARDS).is_dir():
-            load_state_tensors(optimizers, named, shards.load(folder / SHARDS, named), model.moved_rows)
+            load_state_tensors(optimizers, named, sharding.load(folder / SHARDS, named), model.moved_rows)
         else:
             moments = load_file(folder / "training/optimizer.safetensors")
             load_state_tensors(optimizers, named, moments, model.moved_rows)

@@ -1,5 +1,6 @@
 """A fine-tuning recipe and its tables -> a job for the loop, and the task that scores it."""
 
+import shutil
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -11,19 +12,24 @@ from lmkit.base.display import Piece, note
 from lmkit.base.errors import DataError, ModelError, UserError, did_you_mean
 from lmkit.base.files import write_json
 from lmkit.base.runs import model_folder
-from lmkit.base.units import brief, show_count
+from lmkit.base.units import brief, show_count, split_quantity
 from lmkit.data.tables.columns import trained_columns
 from lmkit.data.tables.splitting import limit
 from lmkit.data.tables.table import Table
+from lmkit.data.tokens.cache import open_tokens
+from lmkit.data.tokens.store import TokenStore
 from lmkit.generation.rules import GENERATION_CONFIG, settings_on
 from lmkit.model.formats.huggingface import adopt
+from lmkit.model.heads import Head
 from lmkit.model.initial import init_weights
 from lmkit.model.lora import add_lora, freeze
 from lmkit.model.resize import order_labels
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.build import Work, starts
-from lmkit.pretrained import copy_beside, load
+from lmkit.pretrained import BESIDE, copy_beside, load
 from lmkit.recipe.finetuning import WRITING, FinetuneRecipe, with_default_lr
+from lmkit.recipe.objectives import default_objective
+from lmkit.recipe.pretraining import DataConfig, EvaluateConfig, ModelSection, Recipe, TokenizerConfig, TrainConfig
 from lmkit.recipe.task_settings import TaskSettings
 from lmkit.recipe.tasks import ChatConfig
 from lmkit.tasks import chat
@@ -35,7 +41,15 @@ from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.text.training import train_tokenizer
 from lmkit.training.checkpoints import Adapter
 from lmkit.training.distributed.world import ALONE, World
-from lmkit.training.job import Job, assemble, describe_machine, describe_model, fit_vocabulary, held_out_scores
+from lmkit.training.job import (
+    Job,
+    assemble,
+    build_job,
+    describe_machine,
+    describe_model,
+    fit_vocabulary,
+    held_out_scores,
+)
 
 
 @dataclass
@@ -250,3 +264,63 @@ def describe(f: Finetuning) -> list[str]:
     if f.new:
         lines.append(f"new      {', '.join(f.new)}")
     return lines
+
+
+MOST_TOKENS = 1024  # of a row, unless `data.max_length` says otherwise
+
+
+def build_continued(recipe: FinetuneRecipe, folder: Path, world: World) -> tuple[Job, TokenStore]:
+    """folder: where what checkpoints hold beside the weights is kept, in `tokenizer`. Raises ModelError for a model
+    that predicts no words, and what `build_job` raises."""
+    assert isinstance(recipe.model, str), "`task: lm` from scratch is `lmkit pretrain`"
+    loaded = load(recipe.model, device="cpu")
+    origin, model = loaded.folder, loaded.model
+    c = model.config
+    if not isinstance(model.head, Head):
+        raise ModelError(f"{origin} is a {c.spec.cls}: it has no head for words to go on with")
+    if c.head == "pairs":
+        note(f"{origin} is a {c.spec.cls}: its head for pairs of texts is left out, words alone are learnt")
+        c = c.model_copy(update={"head": "lm"})
+        model.config, model.pairs = c, None
+    if default_objective(c.family) == "seq2seq":
+        raise ModelError(f"{origin}: a {c.family} learns from pairs of texts\n  → --task translate or summarize")
+    recipe = with_default_lr(recipe, c.hidden_size)
+    data = DataConfig(
+        train=recipe.data.train, validation=recipe.data.validation, text=recipe.data.text or "text",
+        separator=recipe.data.separator,
+    )  # fmt: skip
+    with world.first_alone():
+        store = open_tokens(data, TokenizerConfig(path=str(loaded.tokenizer_folder)), c.family, verify=world.first)
+    pretraining = _as_pretraining(recipe, ModelSection(**c.model_dump()), data)
+    adapter = adapt(model, recipe, str(origin))
+    job = build_job(pretraining, store, model.train(), world)
+    job.adapter, job.patience = adapter, recipe.train.patience
+    if world.first:
+        job.tokenizer_folder = folder / "tokenizer"
+        shutil.copytree(store.tokenizer_path, job.tokenizer_folder, dirs_exist_ok=True)
+        copy_beside(loaded.homes, job.tokenizer_folder, (*BESIDE, GENERATION_CONFIG))
+        TaskSettings.of_recipe(recipe).write(job.tokenizer_folder)
+    # the run is one of fine-tuning: its recipe is what it was asked for, with what was settled on the way
+    settled = recipe.train.model_copy(update={k: getattr(job.recipe.train, k) for k in ("micro_batch", "compile")})
+    job.recipe = recipe.model_copy(update={"train": settled})
+    return job, store
+
+
+def _as_pretraining(recipe: FinetuneRecipe, model: ModelSection, data: DataConfig) -> Recipe:
+    """The recipe of pretraining that reads and scores the same way. Rows fill the context; a batch is whole rows."""
+    context = min(model.context, recipe.data.max_length or MOST_TOKENS)
+    number, unit = split_quantity(recipe.train.batch)
+    rows = max(1, round(number / context)) if unit == "token" else int(number)
+    train = TrainConfig(**recipe.train.model_dump(exclude={"patience"}) | {"batch": rows * context})
+    task: Any = {"name": default_objective(model.family)}
+    return Recipe(
+        task=task,
+        model=model.model_copy(update={"context": context}),
+        data=data,
+        optimizer=recipe.optimizer,
+        schedule=recipe.schedule,
+        train=train,
+        checkpoint=recipe.checkpoint,
+        parallel=recipe.parallel,
+        evaluate=EvaluateConfig(every=recipe.evaluate.every),
+    )

@@ -19,18 +19,16 @@ from lmkit.data.tables.report import report
 from lmkit.data.tables.splitting import limit, split
 from lmkit.data.tables.table import Table, read_table
 from lmkit.images.palette import as_texts, fit_palette, holds_images, load_palette
-from lmkit.images.tokenizer import palette_tokenizer
+from lmkit.images.tokens import palette_tokenizer
 from lmkit.pretrained import load
 from lmkit.recipe import recipe_file
 from lmkit.recipe.finetuning import WRITING, FinetuneRecipe, expand, is_finetuning
 from lmkit.recipe.tasks import AnswerConfig, LMConfig
 from lmkit.tasks import answer_fitting
-from lmkit.tasks.score_table import as_json, score_table, seeds_line
 from lmkit.tasks.table import TASKS
-from lmkit.tasks.task import texts, unknown_tokens
-from lmkit.training.continued import build_continued
+from lmkit.tasks.task import as_json, score_table, seeds_line, texts, unknown_tokens
 from lmkit.training.distributed.world import World
-from lmkit.training.finetune import Finetuning, build_finetuning, describe
+from lmkit.training.finetune import Finetuning, build_continued, build_finetuning, describe
 from lmkit.training.job import Job
 from lmkit.training.job import describe as describe_text
 from lmkit.training.run_shell import Prepared, execute, keep_average, meet

@@ -16,7 +16,7 @@ from lmkit.base.files import write_atomic
 from lmkit.base.runs import Run
 from lmkit.training import checkpoints, guard, rhythm
 from lmkit.training.checkpoints import SHARDS, Piece
-from lmkit.training.distributed import shards
+from lmkit.training.distributed import sharding
 from lmkit.training.job import Job
 from lmkit.training.step import out_of_memory
 
@@ -118,7 +118,7 @@ class Saver:
                 piece(folder)
             if held:
                 world.wait_to_save()
-                shards.save(folder / SHARDS, held, world.saving)
+                sharding.save(folder / SHARDS, held, world.saving)
 
         if world.first:
             self.run.save(step, write, job.recipe.checkpoint.keep, best)
@@ -126,5 +126,5 @@ class Saver:
                 self.run.status("running", **progress)
         elif held:
             world.wait_to_save()
-            shards.save(self.run.part(step) / SHARDS, held, world.saving)
+            sharding.save(self.run.part(step) / SHARDS, held, world.saving)
         self.took = rhythm.clock() - began

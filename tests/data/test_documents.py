@@ -234,5 +234,5 @@ def test_lone_quotes_of_a_tab_separated_file_are_text_for_every_reader(tmp_path:
     assert texts(path) == [text for text, _ in rows[1:]]
     table = read_table([str(path)], "classify", TableConfig(train=str(path)))
     assert [row["text"] for row in table.rows] == [text for text, _ in rows[1:]]
-    path.write_text('text\tlabel\n"a\ttab and\na line"\t1\n')
-    assert texts(path) == ["a\ttab and\na line"]
+    path.write_text('text\tlabel\n"a text\nover lines"\t1\n')
+    assert texts(path) == ["a text\nover lines"]

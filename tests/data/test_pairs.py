@@ -18,9 +18,8 @@ from lmkit.data import documents, lines
 from lmkit.data.documents import read_pairs
 from lmkit.data.inputs import Pairing, Problems, list_inputs
 from lmkit.data.tokens import tokenize as pipeline
-from lmkit.data.tokens.card import card_lines
 from lmkit.data.tokens.rows import ParallelRows
-from lmkit.data.tokens.store import TokenStore
+from lmkit.data.tokens.store import TokenStore, card_lines
 from lmkit.data.tokens.tokenize import tokenize
 from lmkit.recipe.pretraining import DataConfig, TokenizerConfig
 from lmkit.text.tokenizer_files import load_tokenizer

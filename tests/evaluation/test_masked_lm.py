@@ -10,8 +10,7 @@ import torch
 import lmkit
 from lmkit.base.errors import DataError, ModelError, UserError
 from lmkit.base.order import rng_for
-from lmkit.evaluation.masked_lm import evaluate
-from lmkit.evaluation.pseudo import pseudo_log_likelihood
+from lmkit.evaluation.masked_lm import evaluate, pseudo_log_likelihood
 from lmkit.model.loss import IGNORE
 from lmkit.objectives.noise.masking import choose, corrupt
 from lmkit.ops import text_scores as command

@@ -7,7 +7,7 @@ import transformers as hf
 
 import lmkit
 from lmkit.base.errors import ModelError, UserError
-from lmkit.evaluation.pseudo import Sample, masked_row, pseudo_log_likelihood, score_sample, words
+from lmkit.evaluation.masked_lm import Sample, masked_row, pseudo_log_likelihood, score_sample, words
 from lmkit.text.special import Special
 from lmkit.text.tokenizer import Tokenizer
 from tests.evaluation.folders import folder, tokenizer

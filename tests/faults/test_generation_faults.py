@@ -131,7 +131,7 @@ def test_standard_input_is_text_or_refused(content, code, says, written, monkeyp
 
 
 def test_input_without_end_is_refused(written, monkeypatch):
-    monkeypatch.setattr("lmkit.commands.prompts.MOST_BYTES", 2**20)
+    monkeypatch.setattr("lmkit.commands.options.MOST_BYTES", 2**20)
     shown = written("--file", "/dev/zero", code=3)
     assert "/dev/zero: above 1,048,576 bytes of prompts" in shown.err
 

@@ -17,7 +17,7 @@ from lmkit.base.errors import STOPPED_RESUMABLE, Diverged, ModelError
 from lmkit.base.files import write_atomic
 from lmkit.base.runs import Run
 from lmkit.recipe.pretraining import TokenizerConfig
-from lmkit.text.framing import frame_texts
+from lmkit.text.tokenizer import frame_texts
 from lmkit.text.training import train_tokenizer
 from lmkit.training import pretraining_run, run_shell
 from tests.training.stopping import events, rows, same, stopped_at

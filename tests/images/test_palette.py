@@ -8,7 +8,7 @@ from tokenizers import Tokenizer as Backend
 
 from lmkit.base.errors import DataError, ModelError
 from lmkit.images.palette import FILE, MIDDLE, Palette, _patches, _scaled, fit_palette, load_palette
-from lmkit.images.tokenizer import palette_tokenizer
+from lmkit.images.tokens import palette_tokenizer
 from lmkit.recipe.tasks import PixelConfig
 from lmkit.text.special import SPECIAL
 

@@ -20,9 +20,9 @@ from lmkit.images.palette import load_palette
 from lmkit.objectives.build import build_objective
 from lmkit.ops import drawing
 from lmkit.recipe import defaults, recipe_file
-from lmkit.recipe.builtin import builtin_recipes
 from lmkit.recipe.finetuning import FinetuneRecipe, expand
 from lmkit.recipe.pretraining import Recipe
+from lmkit.recipe.recipe_file import builtin_recipes
 from lmkit.text.tokenizer_files import load_tokenizer
 
 FAMILIES = {"gpt2": 20, "llama": 20, "bert": 19, "modernbert": 19}  # context: an image of 16 words, framed

@@ -16,7 +16,7 @@ import torch
 import transformers
 
 import lmkit
-from lmkit.recipe.builtin import recipes_folder
+from lmkit.recipe.recipe_file import recipes_folder
 
 COMMANDS = ["tokenize", "pretrain", "generate", "eval", "runs", "recipes"]
 FAMILIES = ["gpt2", "llama", "nanochat"]

@@ -7,12 +7,11 @@ import pytest
 
 from lmkit.base import units
 from lmkit.base.errors import UserError
-from lmkit.recipe.builtin import builtin_recipes
 from lmkit.recipe.defaults import expand
 from lmkit.recipe.finetuning import FinetuneRecipe, flags
 from lmkit.recipe.finetuning import expand as expand_finetune
 from lmkit.recipe.pretraining import Recipe
-from lmkit.recipe.recipe_file import build, dump, load, parse_yaml, read_tree
+from lmkit.recipe.recipe_file import build, builtin_recipes, dump, load, parse_yaml, read_tree
 
 GOOD = """\
 model: {family: nanochat, depth: 2, context: 64}

@@ -13,10 +13,9 @@ from lmkit.architecture.sizes import PRESETS
 from lmkit.commands.recipes import sized
 from lmkit.model.formats.config_json import config_to_hf
 from lmkit.model.transformer import Transformer
-from lmkit.recipe.builtin import builtin_recipes
 from lmkit.recipe.defaults import expand
 from lmkit.recipe.pretraining import Recipe
-from lmkit.recipe.recipe_file import build, load
+from lmkit.recipe.recipe_file import build, builtin_recipes, load
 from lmkit.training import pretraining_run
 
 PROMISED = ("transformer", "bert", "roberta", "albert", "electra", "modernbert", "t5", "bart", "gpt2", "llama")

@@ -11,9 +11,8 @@ from transformers import AutoTokenizer
 
 from lmkit.base.errors import ModelError, UserError
 from lmkit.recipe.pretraining import TokenizerConfig
-from lmkit.text.framing import frame_texts
 from lmkit.text.special import SPECIAL
-from lmkit.text.tokenizer import Tokenizer
+from lmkit.text.tokenizer import Tokenizer, frame_texts
 from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.text.training import train_tokenizer
 

@@ -15,7 +15,7 @@ from tokenizers import models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
 from lmkit.base.errors import ModelError
-from lmkit.text.framing import frame_texts
+from lmkit.text.tokenizer import frame_texts
 from lmkit.text.tokenizer_files import load_tokenizer
 
 WORDS = "the Emma was handsome clever über naïve Häuser schön 東京都 世界 don't it 's 12 3.5 x=y(); привет мир ½ ﬁne"

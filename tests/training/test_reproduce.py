@@ -15,7 +15,7 @@ from lmkit.base import environment as env
 from lmkit.base.errors import ModelError
 from lmkit.commands.main import main
 from lmkit.ops import reproduce
-from lmkit.recipe.builtin import find_recipe
+from lmkit.recipe.recipe_file import find_recipe
 from tests.training.conftest import write_tiny
 
 

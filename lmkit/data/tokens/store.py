@@ -10,10 +10,12 @@ In a store of parallel text, documents 2i and 2i + 1 are a source and its target
 """
 
 import fcntl
+import hashlib
 import json
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import IO, Any, Self
@@ -23,8 +25,11 @@ import numpy as np
 from lmkit.base.errors import DataError, RunInUse
 from lmkit.base.files import lock_now, sha256
 from lmkit.base.manifest import checksum
+from lmkit.base.units import show_bytes, show_count
+from lmkit.data.tokens.encode import Encoded
 from lmkit.text.tokenizer import Tokenizer
 from lmkit.text.tokenizer_files import load_tokenizer
+from lmkit.text.words import id_type
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -225,3 +230,102 @@ def is_unfinished(path: Path | str) -> bool:
 
 def is_store(path: Path | str) -> bool:
     return (Path(path) / MANIFEST).is_file() and (Path(path) / "tokenizer").is_dir()
+
+
+@dataclass
+class TextBatch:
+    """Documents on their way to one shard."""
+
+    texts: list[bytes] = field(default_factory=list)  # UTF-8
+    chars: int = 0
+    size: int = 0  # bytes
+
+
+class File:
+    """A file that appears under its name when it is complete and on disk, with its size and checksum."""
+
+    def __init__(self, path: Path):
+        self.path, self.part = path, path.with_name(f".{path.name}.part")
+        self.file, self.hash, self.size = self.part.open("wb"), hashlib.sha256(), 0
+
+    def write(self, block: bytes) -> None:
+        self.file.write(block)
+        self.hash.update(block)
+        self.size += len(block)
+
+    def close(self) -> dict[str, Any]:
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        self.part.replace(self.path)
+        return {"size": self.size, "sha256": self.hash.hexdigest()}
+
+
+class ShardWriter:
+    """The tokens and the index of one shard, and its entry in the manifest."""
+
+    def __init__(self, folder: Path, split: str, number: int, tokenizer: Tokenizer):
+        self.name, self.tokenizer = f"{split}-{number:05d}", tokenizer
+        self.tokens, self.index = File(folder / f"{self.name}.tokens"), File(folder / f"{self.name}.index")
+        self.entry: dict[str, Any] = {"name": self.name, "split": split}
+        self.entry |= dict.fromkeys(("documents", "chars", "bytes", "tokens", "unknown", "unspelt"), 0)
+
+    def add(self, batch: TextBatch, encoded: Encoded) -> None:
+        ids = np.frombuffer(encoded.ids, id_type(self.tokenizer.vocab_size))
+        if self.tokenizer.bos_id is not None:
+            starts = int(np.count_nonzero(ids == self.tokenizer.bos_id))
+            assert starts == len(batch.texts), f"{starts} BOS tokens in {len(batch.texts)} documents of {self.name}"
+        sizes = np.array([len(t) for t in batch.texts], np.int64)
+        self.tokens.write(encoded.ids)
+        self.index.write(np.stack([encoded.lengths, sizes], axis=1).astype("<i8").tobytes())
+        unknown = self.tokenizer.count_unknown(ids)
+        more = {
+            "documents": len(sizes),
+            "chars": batch.chars,
+            "bytes": int(sizes.sum()),
+            "tokens": len(ids),
+            "unknown": unknown,
+            "unspelt": self.tokenizer.count_unspelt(text.decode() for text in batch.texts),
+        }
+        for key, value in more.items():
+            self.entry[key] += value
+
+    def close(self) -> dict[str, Any]:
+        return self.entry | {"tokens_file": self.tokens.close(), "index_file": self.index.close()}
+
+
+def card_lines(store: TokenStore) -> list[str]:
+    """For a terminal: a line a fact, then each kind of problem with its count and the first places."""
+    m = store.manifest
+    tokenizer, checks = m["tokenizer"], m["checks"]
+    lines = [f"data card of token store {store.fingerprint[:12]}"]
+    shards = [shard for split in SPLITS for shard in m["shards"][split]]
+    total = {key: sum(s.get(key, 0) for s in shards) for key in ("tokens", "bytes", "unknown", "unspelt")}
+    lines.append(f"  inputs      {len(m['inputs']):,} files, {show_bytes(sum(i['size'] for i in m['inputs']))}")
+    for name in SPLITS:
+        shards = m["shards"][name]
+        documents, chars, size, tokens = (sum(s[k] for s in shards) for k in ("documents", "chars", "bytes", "tokens"))
+        counted = f"{documents // 2:,} pairs" if store.pairs else f"{documents:,} documents"
+        text = f"{counted} · {show_count(chars)} characters · {show_bytes(size)}"
+        lines.append(f"  {name:<11} {f'{text} · {show_count(tokens)} tokens' if documents else 'none'}")
+    lines.append(
+        f"  tokenizer   {tokenizer['type']} · {tokenizer['vocab_size']:,} ids · {tokenizer['fingerprint'][:12]}"
+    )
+    lines.append(f"  fit         {total['bytes'] / max(total['tokens'], 1):.2f} bytes per token")
+    if total["unknown"]:
+        lines[-1] += f" · {total['unknown']:,} unknown tokens ({total['unknown'] / total['tokens']:.2%})"
+    if total["unspelt"]:
+        share = total["unspelt"] / total["bytes"]
+        lines.append(
+            f"  dropped     {show_bytes(total['unspelt'])} of text ({share:.2%}): the tokenizer has no token for it"
+        )
+    same = checks["checked"] - checks["differs"]
+    lines.append(f"  round trip  {same:,} of {checks['checked']:,} sampled documents decode to the same text")
+    for kind, count in m["problems"]["counts"].items():
+        lines.append(f"  {count:,} {kind}")
+        places = m["problems"]["examples"][kind]
+        lines += [f"      {place}" for place in places]
+        lines += ["      ..."] if count > len(places) else []
+    if not m["problems"]["counts"] and not total["unspelt"]:
+        lines.append("  nothing was left out")
+    return lines

@@ -26,10 +26,18 @@ from lmkit.base.files import disk_error, fsync_directory, sha256, write_atomic, 
 from lmkit.base.manifest import write_manifest
 from lmkit.data.documents import read_documents, read_pairs
 from lmkit.data.inputs import Document, Input, Pairing, Problems, list_inputs
-from lmkit.data.tokens.card import card_lines
 from lmkit.data.tokens.encode import Encoded, EncoderPool
-from lmkit.data.tokens.shards import ShardWriter, TextBatch
-from lmkit.data.tokens.store import FORMAT, MANIFEST, PLAN, SPLITS, TokenStore, unmake
+from lmkit.data.tokens.store import (
+    FORMAT,
+    MANIFEST,
+    PLAN,
+    SPLITS,
+    ShardWriter,
+    TextBatch,
+    TokenStore,
+    card_lines,
+    unmake,
+)
 from lmkit.recipe.pretraining import DataConfig, TokenizerConfig
 from lmkit.text.tokenizer import Tokenizer, read_object
 from lmkit.text.tokenizer_files import load_tokenizer

@@ -26,7 +26,7 @@ from lmkit.model.sharding import local, whole
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.batch import Batch, Loss, Objective
 from lmkit.recipe.pretraining import ParallelConfig
-from lmkit.training.distributed.tensor_parallel import PARTIAL, split_matrices
+from lmkit.training.distributed.sharding import PARTIAL, split_matrices
 
 T = TypeVar("T")
 LONGEST_WAIT = timedelta(days=2)  # for rank 0 to tokenize or evaluate; a hang is noticed by the watchdog

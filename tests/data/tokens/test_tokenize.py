@@ -16,8 +16,7 @@ from transformers import AutoTokenizer
 
 from lmkit.base.errors import DataError, UserError
 from lmkit.data.tokens import tokenize as pipeline
-from lmkit.data.tokens.card import card_lines
-from lmkit.data.tokens.store import TokenStore
+from lmkit.data.tokens.store import TokenStore, card_lines
 from lmkit.data.tokens.tokenize import tokenize
 from lmkit.recipe.pretraining import DataConfig, TokenizerConfig
 from lmkit.text.tokenizer_files import load_tokenizer
