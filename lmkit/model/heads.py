@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from lmkit.architecture.families import HeadSpec
 from lmkit.architecture.model_config import ModelConfig
 from lmkit.model.layers import ACTIVATIONS, Dropout, make_norm
-from lmkit.model.loss import IGNORE, TokenScores, head_loss
+from lmkit.model.loss import IGNORE, TokenScores, head_loss, label_log_probs
 
 
 class Head(nn.Module):
@@ -54,6 +54,14 @@ class Head(nn.Module):
         if not bool(scored.all()):
             hidden, labels = hidden[scored], labels[scored]
         return head_loss(self.transform(hidden), self.weight, labels, self.softcap, self.word_bias, smoothing)
+
+    def log_probs(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Log-probability of each label (B, T), given hidden (B, T, D): (B, T) float32 with gradient, 0 where the label
+        is IGNORE. The sum over a row is the log-probability of what is scored there."""
+        scored = labels != IGNORE
+        states = self.transform(hidden[scored])
+        values = label_log_probs(states, self.weight, labels[scored], self.softcap, self.word_bias)
+        return values.new_zeros(labels.shape).masked_scatter(scored, values)
 
 
 class TaskHead(nn.Module):

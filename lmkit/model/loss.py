@@ -3,8 +3,11 @@
 At a 50k vocabulary the logits of one small batch outweigh every other activation. Here the head runs on `CHUNK` rows
 at a time and makes its gradients in the same pass, so a chunk of logits is all that ever exists (the idea of Liger's
 and torch's fused linear cross-entropy; torch's own has no softcap and breaks compiled graphs).
+
+`head_loss` gives one sum; `label_log_probs` gives a value for each position, each with a gradient of its own.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -58,37 +61,62 @@ def score_chunk(
     return losses.squeeze(1), (at_label >= top).squeeze(1), nats.squeeze(1)
 
 
+def _compute_dtype(hidden: Tensor) -> torch.dtype:
+    """Returns the type that autocast multiplies in; where it is off, the type of the hidden states."""
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
+def _cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
+    """Returns the tensors in that type, and None where there is none."""
+    return [None if t is None else t.to(dtype) for t in tensors]
+
+
+def _logits(h: Tensor, w: Tensor, b: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+    """Yields which positions a chunk holds, and their logits (c, V), which stand in one buffer for all chunks."""
+    buffer = h.new_empty(min(CHUNK, len(h)), len(w))
+    for start in range(0, len(h), CHUNK):
+        chunk = slice(start, start + CHUNK)
+        logits = buffer[: len(h[chunk])]
+        if b is None:
+            torch.mm(h[chunk], w.t(), out=logits)
+        else:
+            torch.addmm(b, h[chunk], w.t(), out=logits)
+        yield chunk, logits
+
+
+class _Gradients:
+    """Gradients of hidden states, weights and bias, made of those of the logits, a chunk at a time."""
+
+    def __init__(self, h: Tensor, w: Tensor, b: Tensor | None):
+        self.h, self.w = h, w
+        self.hidden, self.weight = torch.empty_like(h), torch.zeros(w.shape, dtype=torch.float32, device=h.device)
+        self.bias = None if b is None else torch.zeros(b.shape, dtype=torch.float32, device=h.device)
+
+    def add(self, chunk: slice, d_logits: Tensor) -> None:
+        """d_logits: (c, V), of the positions in `chunk`."""
+        torch.mm(d_logits, self.w, out=self.hidden[chunk])
+        if d_logits.dtype == torch.float32:
+            self.weight.addmm_(d_logits.t(), self.h[chunk])
+        else:
+            self.weight += torch.mm(d_logits.t(), self.h[chunk])
+        if self.bias is not None:
+            self.bias += d_logits.sum(0, dtype=torch.float32)
+
+
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, softcap: float,
         smoothing: float, backward: bool,
     ) -> Any:  # fmt: skip
-        device = hidden.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        h, w, b = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-        sums = torch.zeros(3, dtype=torch.float32, device=h.device)
-        d_hidden, d_weight = torch.empty_like(h), torch.zeros(weight.shape, dtype=torch.float32, device=h.device)
-        d_bias = None if bias is None else torch.zeros(bias.shape, dtype=torch.float32, device=h.device)
-        buffer = h.new_empty(min(CHUNK, len(h)), len(w))
-        for start in range(0, len(h), CHUNK):
-            hc, yc = h[start : start + CHUNK], labels[start : start + CHUNK]
-            gradient = buffer[: len(hc)]  # logits, until they are scored
-            if b is None:
-                torch.mm(hc, w.t(), out=gradient)
-            else:
-                torch.addmm(b, hc, w.t(), out=gradient)
-            sums += torch.stack([part.sum() for part in score_chunk(gradient, yc, softcap, smoothing)])
-            if not backward:
-                continue
-            torch.mm(gradient, w, out=d_hidden[start : start + CHUNK])
-            if dtype == torch.float32:
-                d_weight.addmm_(gradient.t(), hc)
-            else:
-                d_weight += torch.mm(gradient.t(), hc)
-            if d_bias is not None:
-                d_bias += gradient.sum(0, dtype=torch.float32)
-        ctx.save_for_backward(d_hidden, d_weight, d_bias)
+        h, w, b = _cast(_compute_dtype(hidden), hidden, weight, bias)
+        sums, gradients = torch.zeros(3, dtype=torch.float32, device=h.device), _Gradients(h, w, b)
+        for chunk, logits in _logits(h, w, b):
+            sums += torch.stack([part.sum() for part in score_chunk(logits, labels[chunk], softcap, smoothing)])
+            if backward:
+                gradients.add(chunk, logits)  # which `score_chunk` has turned into their gradient
+        ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias)
         ctx.dtypes = hidden.dtype, weight.dtype
         loss, hits, nats = sums.unbind()
         ctx.mark_non_differentiable(hits, nats)
@@ -101,6 +129,33 @@ class _HeadLoss(torch.autograd.Function):
         d_hidden = (d_hidden * d_loss.to(d_hidden.dtype)).to(for_hidden)
         d_bias = None if d_bias is None else d_bias * d_loss
         return d_hidden, d_weight.mul_(d_loss).to(for_weight), d_bias, None, None, None, None
+
+
+class _LabelLogProbs(torch.autograd.Function):
+    """The gradient of the weights needs to know what each position counts, which only the backward pass does: it makes
+    the logits a second time."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, softcap: float
+    ) -> Tensor:
+        ctx.dtype, ctx.softcap = _compute_dtype(hidden), softcap
+        ctx.save_for_backward(hidden, weight, bias, labels)
+        h, w, b = _cast(ctx.dtype, hidden, weight, bias)
+        log_probs = torch.empty(len(h), dtype=torch.float32, device=h.device)
+        for chunk, logits in _logits(h, w, b):
+            log_probs[chunk] = -score_chunk(logits, labels[chunk], softcap)[2]
+        return log_probs
+
+    @staticmethod
+    def backward(ctx: Any, d_log_probs: Tensor) -> Any:
+        hidden, weight, bias, labels = ctx.saved_tensors
+        h, w, b = _cast(ctx.dtype, hidden, weight, bias)
+        gradients = _Gradients(h, w, b)
+        for chunk, logits in _logits(h, w, b):
+            score_chunk(logits, labels[chunk], ctx.softcap)  # logits become the gradient of minus log-probabilities
+            gradients.add(chunk, logits.mul_(-d_log_probs[chunk, None]))
+        return gradients.hidden.to(hidden.dtype), gradients.weight.to(weight.dtype), gradients.bias, None, None
 
 
 def head_loss(
@@ -118,3 +173,13 @@ def head_loss(
     return TokenScores(
         *_HeadLoss.apply(hidden, weight, bias, labels, softcap or 0.0, smoothing, torch.is_grad_enabled())
     )
+
+
+def label_log_probs(
+    hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """Log-probability of each label under softmax(softcap(hidden @ weight.T + bias)): (n,) float32, with gradient.
+
+    Shapes are those of `head_loss`, which is faster where one sum is enough: here the backward pass runs the head
+    again."""
+    return _LabelLogProbs.apply(hidden, weight, bias, labels, softcap or 0.0)

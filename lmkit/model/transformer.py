@@ -217,8 +217,17 @@ class Transformer(nn.Module):
 
     def word_loss(self, states: Tensor, labels: Tensor, smoothing: float = 0.0) -> TokenScores:
         """Summed cross-entropy of the words at states (B, T, D); see `Head.loss`."""
+        return self._word_head.loss(states, labels, smoothing)
+
+    def word_log_probs(self, states: Tensor, labels: Tensor) -> Tensor:
+        """Log-probabilities (B, T) of the words at states (B, T, D); see `Head.log_probs`. Of a batch b of a decoder,
+        `model.word_log_probs(model(b.tokens), b.labels).sum(1)` are those of its rows, (B,)."""
+        return self._word_head.log_probs(states, labels)
+
+    @property
+    def _word_head(self) -> Head:
         assert isinstance(self.head, Head), f"a model with a `{self.config.head}` head predicts no words"
-        return self.head.loss(states, labels, smoothing)
+        return self.head
 
     def new_caches(self, batch: int, length: int) -> list[Cache]:
         """Empty caches of the decoder for `length` tokens a row."""

@@ -1,7 +1,7 @@
 """What a data source hands to an objective, and an objective to the loop."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -53,6 +53,10 @@ class Loss:
 
 class Objective(Protocol):
     """What is learnt, as pure functions."""
+
+    # Whether examples may be prepared before the step before them has moved the weights. Texts that the model writes
+    # while it learns may not.
+    read_ahead: ClassVar[bool] = True
 
     def prepare(self, example: dict, rng: Any) -> dict:
         """Makes every random choice about one example."""

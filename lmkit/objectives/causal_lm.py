@@ -7,12 +7,12 @@ import torch
 
 from lmkit.model.loss import IGNORE
 from lmkit.model.transformer import Transformer
-from lmkit.objectives.batch import Batch, Loss
+from lmkit.objectives.batch import Batch, Loss, Objective
 from lmkit.objectives.collating import padded, within, words
 
 
 @dataclass(frozen=True)
-class CausalLM:
+class CausalLM(Objective):
     """Rows of `lmkit.data.tokens.packing.PackedRows`, in which nothing is left to choose."""
 
     document_masking: bool = False  # packed documents do not see each other
@@ -39,7 +39,7 @@ class CausalLM:
 
 
 @dataclass(frozen=True)
-class PromptedLM:
+class PromptedLM(Objective):
     """Rows of their own lengths, of which only some tokens are learnt: examples hold `tokens` and `labels`, already
     shifted, IGNORE on the rest. Padding is on the right, where no token sees it."""
 

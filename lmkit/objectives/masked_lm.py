@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from lmkit.data.tokens.rows import SentenceChunks
 from lmkit.model.loss import IGNORE
 from lmkit.model.transformer import Transformer
-from lmkit.objectives.batch import Batch, Loss
+from lmkit.objectives.batch import Batch, Loss, Objective
 from lmkit.objectives.collating import kept, padded, within, words
 from lmkit.objectives.noise.masking import choose, corrupt, num_masked
 from lmkit.recipe.objectives import MaskedLMConfig
@@ -29,7 +29,7 @@ class MaskableVocabulary:
 
 
 @dataclass(frozen=True)
-class MaskedLM:
+class MaskedLM(Objective):
     """Rows of `lmkit.data.tokens.rows.StreamRows`, or with `pairs` chunks of `SentenceChunks`."""
 
     config: MaskedLMConfig

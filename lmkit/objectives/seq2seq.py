@@ -8,7 +8,7 @@ import torch
 
 from lmkit.model.loss import IGNORE
 from lmkit.model.transformer import Transformer
-from lmkit.objectives.batch import Batch, Loss
+from lmkit.objectives.batch import Batch, Loss, Objective
 from lmkit.objectives.collating import kept, padded, words
 from lmkit.objectives.noise import infilling, spans
 from lmkit.recipe.objectives import Denoiser, DenoisingConfig
@@ -70,7 +70,7 @@ class Denoising:
 
 
 @dataclass(frozen=True)
-class Seq2Seq:
+class Seq2Seq(Objective):
     """The decoder reads `start` and the target but its last token, and predicts the target."""
 
     make: Callable[[dict, np.random.Generator], Pair]

@@ -12,7 +12,7 @@ from torch import Tensor
 from lmkit.model.heads import TaskHead
 from lmkit.model.loss import IGNORE
 from lmkit.model.transformer import Transformer
-from lmkit.objectives.batch import Batch, Loss
+from lmkit.objectives.batch import Batch, Loss, Objective
 from lmkit.objectives.collating import kept, padded
 
 
@@ -49,7 +49,7 @@ class InputLayout:
         return head(states, batch.at, batch.keep).float()
 
 
-class _Framed:
+class _Framed(Objective):
     layout: InputLayout
 
     def prepare(self, example: dict, rng: np.random.Generator) -> dict:

@@ -73,7 +73,7 @@ class Task(ABC):
     metric: str  # of `scores`, that says which checkpoint is best
     labels: tuple[str, ...]  # of the model
     max_length: int  # tokens that a row is cut to
-    objective: Objective  # the loss
+    objective: Objective  # the loss, and whether batches may be read ahead for it
 
     @classmethod
     @abstractmethod

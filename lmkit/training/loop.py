@@ -5,9 +5,8 @@
 import json
 import os
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -16,6 +15,7 @@ from lmkit.base.errors import OutOfMemory
 from lmkit.base.runs import Run
 from lmkit.base.units import show_count
 from lmkit.training import guard, rhythm, step
+from lmkit.training.batches import ShareSource
 from lmkit.training.distributed.watchdog import Watchdog
 from lmkit.training.distributed.world import World
 from lmkit.training.job import Job
@@ -35,49 +35,42 @@ def train(job: Job, run: Run, stop: StopFlag) -> str:
     the recipe says so instead, OutOfMemory where one row is too much, StorageError or OSError where nothing can be
     saved."""
     state, recipe, world = job.state, job.recipe, job.world
-    scaler = torch.amp.GradScaler(job.device.type, enabled=job.precision == "fp16")
-    if state.scaler:
-        scaler.load_state_dict(state.scaler)
+    scaler = _loss_scaler(job)
     job.model.train()
     pace = Rhythm(job)
     with (
-        Meter("train", 1.0) as meter, ThreadPoolExecutor(1) as ahead, Saver(job, run) as saver,
+        Meter("train", 1.0) as meter, ShareSource(job) as source, Saver(job, run) as saver,
         Watchdog(world, recipe.parallel.patience, run.path) as watchdog,
         run.open_log("metrics.jsonl") as metrics, run.open_log("timing.jsonl") as timing,
     ):  # fmt: skip
-        upcoming: Future[Share] = ahead.submit(step.read_share, job, state.step)
         finished = asked = False
         while not (finished or asked):
-            began, tokens_before, micro = rhythm.clock(), state.tokens, job.recipe.train.micro_batch
-            mine, upcoming = upcoming.result(), ahead.submit(step.read_share, job, state.step + 1)
+            # a step
+            began = rhythm.clock()
+            share = source.share(state.step)
             with watchdog.waiting():
-                share = mine.agreed(world)
-            rate = multiplier(recipe.schedule, state.step, min(pace.now, 1 - 1e-9))
-            row, asked = _step(job, rate, share, scaler, stop.asked is not None)
-            if job.recipe.train.micro_batch != micro:  # what was read ahead is cut for more memory than there is
-                upcoming = ahead.submit(step.read_share, job, state.step + 1)
-            state.step, state.tokens = state.step + 1, state.tokens + row["tokens"]
-            lr = rate * job.optimizers[0].param_groups[0]["peak_lr"]
-            row = {"step": state.step, "lr": lr} | row | {"tokens": state.tokens}
+                share = share.agreed(world)
+            row, asked = _step(job, source, share, pace.now, scaler, stop.asked is not None)
             run.check()
             pace.look()  # where the step is rolled back, its time has passed all the same
             guard.count(job, run, row, share.batches)
             state.scaler = scaler.state_dict() if scaler.is_enabled() else {}
-            timing.write(json.dumps({"step": state.step, "seconds": round(rhythm.clock() - began, 4)}) + "\n")
+            _write(timing, {"step": state.step, "seconds": round(rhythm.clock() - began, 4)})
             finished = pace.tick() >= 1
-            _show(meter, row, pace.now, (row["tokens"] - tokens_before) / max(rhythm.clock() - began, 1e-9))
+            _show(meter, row, pace.now, share.tokens / max(rhythm.clock() - began, 1e-9))
+
+            # an evaluation
             if finished or pace.evaluation_due():
                 with watchdog.at_work(), pace.beside():
                     row |= evaluate(job, meter)
-                if job.patience and state.evaluations_since_best >= job.patience:
-                    meter.line(f"no better {job.metric} in {job.patience} evaluations: stopping early")
-                    finished = True
+                finished = _out_of_patience(job, meter) or finished
             state.finished = recipe.train.budget if finished else ""
-            metrics.write(json.dumps(row) + "\n")
+            _write(metrics, row)
+
+            # a checkpoint
             best = state.best is not None and state.best["step"] == state.step
             asked = asked or _asked_alone(world, stop)
             if finished or asked or best or pace.checkpoint_due():
-                metrics.flush()
                 _make_durable(metrics)  # the rows of a checkpoint's steps are as durable as the checkpoint
                 pace.look()
                 with watchdog.at_work(), pace.saving():
@@ -89,18 +82,52 @@ def train(job: Job, run: Run, stop: StopFlag) -> str:
     return "done" if finished else stop.asked or "a signal to another process"
 
 
+def _loss_scaler(job: Job) -> torch.amp.GradScaler:
+    """Of fp16, as the run left it; in other precisions it does nothing."""
+    scaler = torch.amp.GradScaler(job.device.type, enabled=job.precision == "fp16")
+    if job.state.scaler:
+        scaler.load_state_dict(job.state.scaler)
+    return scaler
+
+
 def _asked_alone(world: World, stop: StopFlag) -> bool:
     """Several processes must agree, which they do in the step: the others would wait for this one."""
     return world.size == 1 and stop.asked is not None
 
 
-def _make_durable(log: Any) -> None:
+def _out_of_patience(job: Job, meter: Meter) -> bool:
+    """Whether too many evaluations found no better model, which is then shown."""
+    over = bool(job.patience and job.state.evaluations_since_best >= job.patience)
+    if over:
+        meter.line(f"no better {job.metric} in {job.patience} evaluations: stopping early")
+    return over
+
+
+def _write(log: IO[str], row: dict[str, Any]) -> None:
+    log.write(json.dumps(row) + "\n")
+
+
+def _make_durable(log: IO[str]) -> None:
+    log.flush()
     if log.name != os.devnull:
         os.fsync(log.fileno())
 
 
 def _step(
-    job: Job, rate: float, share: Share, scaler: torch.amp.GradScaler, asked: bool
+    job: Job, source: ShareSource, share: Share, progress: float, scaler: torch.amp.GradScaler, asked: bool
+) -> tuple[dict[str, Any], bool]:
+    """Takes a step and counts it. Returns its row of metrics.jsonl, and whether any process was `asked` to stop.
+
+    progress: share of the horizon done. Raises OutOfMemory."""
+    rate = multiplier(job.recipe.schedule, job.state.step, min(progress, 1 - 1e-9))
+    values, asked = _in_memory(job, source, share, rate, scaler, asked)
+    job.state.step, job.state.tokens = job.state.step + 1, job.state.tokens + values["tokens"]
+    lr = rate * job.optimizers[0].param_groups[0]["peak_lr"]
+    return {"step": job.state.step, "lr": lr} | values | {"tokens": job.state.tokens}, asked
+
+
+def _in_memory(
+    job: Job, source: ShareSource, share: Share, rate: float, scaler: torch.amp.GradScaler, asked: bool
 ) -> tuple[dict[str, Any], bool]:
     """`train_step`, with ever smaller micro-batches where memory is not enough: the same gradient in more parts."""
     sys.audit("lmkit.step", job.state.step + 1)
@@ -118,7 +145,7 @@ def _step(
                     f"memory is not enough for step {job.state.step + 1}, of rows of {longest} tokens: {e}\n"
                     f"  → {smaller}, {LESS}"
                 ) from None
-            again = step.read_share(job, job.state.step)
+            again = source.again(job.state.step)
             share = Share(again.batches, share.counts, share.tokens, again.passes)
         except (RuntimeError, MemoryError) as e:
             if not step.out_of_memory(e):

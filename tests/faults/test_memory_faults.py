@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from lmkit.objectives.causal_lm import CausalLM
 from lmkit.training import checkpoints, guard, pretraining_run, step
 from lmkit.training.optimizers.muon import Muon
-from tests.training.stopping import FILES, LAST, Crash, at_call, at_pass, crash, events, rows, same
+from tests.training.stopping import FILES, LAST, Crash, at, at_call, at_pass, crash, events, rows, same
 
 STEADY = ("model.dropout=0", "model.attention_dropout=0")  # dropout is drawn for each micro-batch
 
@@ -88,6 +88,21 @@ def test_out_of_memory_in_an_evaluation_halves_the_micro_batch_too(tiny, memory,
     assert pretraining_run.start(tiny, ("train.micro_batch=32", "evaluate.sample=null"), Path("run")) == 0
     assert failed == [4] and "out of memory in the evaluation of step 4: micro" in capfd.readouterr().err
     assert [r["step"] for r in rows("run") if "val_loss" in r] == [4, 8, 12]
+
+
+def test_a_micro_batch_halved_in_an_evaluation_holds_from_the_next_step_on_as_it_does_after_a_resume(
+    tiny, memory, monkeypatch
+):
+    """The evaluation of step 4 halves it, when step 5 had been read ahead; its checkpoint is that of the best model."""
+    settings = ("train.micro_batch=32", "evaluate.sample=null")
+    memory(16, training=False)
+    assert pretrain.start(tiny, settings, Path("straight")) == 0
+    with monkeypatch.context() as patch:
+        at(patch, "lmkit.step", 5, crash)
+        with pytest.raises(Crash):
+            pretrain.start(tiny, settings, Path("run"))
+    assert pretrain.resume(Path("run")) == 0
+    same("straight", "run")
 
 
 @pytest.mark.parametrize("beside", ["checkpoint.async=false", "checkpoint.async=true"])

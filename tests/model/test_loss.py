@@ -1,12 +1,15 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lmkit.model import kernels
 from lmkit.model.kernels import cpu_attention, dropout, rms_norm, squared_relu
-from lmkit.model.loss import IGNORE, head_loss
+from lmkit.model.loss import CHUNK, IGNORE, head_loss, label_log_probs
+from lmkit.objectives.causal_lm import PromptedLM
 
 
 def fairseq_smoothed(logits, labels, epsilon):
@@ -40,6 +43,98 @@ def test_head_loss_and_gradients_equal_torch(softcap, biased, smoothing):
         results.append((loss, hits.float(), nats, h.grad, w.grad) + ((b.grad,) if biased else ()))
     for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+def plain_log_probs(hidden, weight, labels, softcap, bias):
+    logits = F.linear(hidden, weight, bias)
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    return F.log_softmax(logits.float(), dim=-1).gather(1, labels[:, None]).squeeze(1)
+
+
+def rows_and_gradients(log_probs, precision, softcap, biased):
+    """Sums over seven rows, each of which counts differently in what is minimised, and the gradient of every input."""
+    torch.manual_seed(0)
+    inputs = [torch.randn(1165, 32), 0.5 * torch.randn(97, 32), *([torch.randn(97)] if biased else [])]
+    labels, owner = torch.randint(0, 97, (1165,)), torch.randint(0, 7, (1165,))
+    hidden, weight, *bias = leaves = [t.requires_grad_() for t in inputs]
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        each = log_probs(hidden, weight, labels, softcap, bias[0] if biased else None)
+    assert each.dtype == torch.float32 and each.shape == (1165,)
+    sums = torch.zeros(7).index_add(0, owner, each)
+    F.logsigmoid(sums / 500 * torch.tensor([3.0, -2.0, 1.0, 0.0, 0.5, -0.1, 2.0])).sum().backward()  # as DPO's
+    return [sums.detach(), *(leaf.grad for leaf in leaves)]
+
+
+@pytest.mark.parametrize(("softcap", "biased"), [(None, False), (15.0, False), (None, True), (15.0, True)])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_log_probs_of_rows_and_their_gradients_equal_torch(precision, softcap, biased):
+    """More rows than two chunks. In bf16 both are as far from float32 as its eight bits say."""
+    got = rows_and_gradients(label_log_probs, precision, softcap, biased)
+    want = rows_and_gradients(plain_log_probs, "fp32", softcap, biased)
+    if precision == "fp32":
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        return
+    theirs = rows_and_gradients(plain_log_probs, "bf16", softcap, biased)
+    for a, b, exact in zip(got, theirs, want, strict=True):
+        assert (a - exact).norm() < max(1.5 * (b - exact).norm(), 2e-3 * exact.norm())
+
+
+class Largest(TorchDispatchMode):
+    """Remembers how many numbers the largest tensor has that is made inside."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for t in made if isinstance(made, tuple | list) else [made]:
+            if isinstance(t, torch.Tensor):
+                self.numbers = max(self.numbers, t.numel())
+        return made
+
+
+@pytest.mark.parametrize(("loss", "fits"), [
+    (lambda *given: head_loss(*given).loss, True),
+    (lambda *given: label_log_probs(*given).sum(), True),
+    (lambda *given: plain_log_probs(*given, None, None).sum(), False),
+], ids=["head_loss", "label_log_probs", "plain"])  # fmt: skip
+def test_no_more_than_a_chunk_of_logits_ever_exists(loss, fits):
+    hidden, weight = torch.randn(4 * CHUNK, 8, requires_grad=True), torch.randn(301, 8, requires_grad=True)
+    with Largest() as largest:
+        loss(hidden, weight, torch.randint(0, 301, (4 * CHUNK,))).backward()
+    assert (largest.numbers <= CHUNK * 301) == fits
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert", "t5"])
+def test_a_model_says_how_likely_each_row_of_a_batch_is(family):
+    """Rows of several lengths, one with nothing to score. T5's and GPT-2's heads share the embedding's weights, whose
+    gradient has both parts; BERT's has a layer and a bias."""
+    from tests.model.families import ours, reference
+
+    torch.manual_seed(0)
+    lengths, model = (9, 4, 6), ours(reference(family)).eval()
+    examples = [
+        {"tokens": np.arange(n) + 5, "labels": np.where(np.arange(n) < 2, IGNORE, np.arange(n) + 6), "documents": [0]}
+        for n in lengths
+    ]
+    examples[2]["labels"][:] = IGNORE
+    batch = PromptedLM(pad=0).collate(examples)
+    results = []
+    for chunked in (True, False):
+        model.zero_grad()
+        states = model(batch.tokens, targets=batch.tokens)
+        if chunked:
+            each = model.word_log_probs(states, batch.labels)
+        else:
+            scored = batch.labels != IGNORE
+            each = F.log_softmax(model.head(states), -1).gather(2, batch.labels.where(scored, 0)[..., None])[..., 0]
+            each = each * scored
+        sums = each.sum(1)
+        (sums * torch.tensor([1.0, -0.5, 2.0])).sum().backward()
+        results.append([each, sums, *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert results[0][1][2] == 0
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
 def test_only_scored_positions_meet_the_head():
