@@ -10,10 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lmkit.base.errors import ModelError
 from lmkit.generation.batches import Completion, Opening, decoding_batch, room_after
 from lmkit.generation.engine import MAX_ROWS, MAX_TOKENS
-from lmkit.generation.sampling import SamplingConfig
+from lmkit.generation.sampling import SamplingConfig, check_finite
 from lmkit.model.transformer import Transformer
 from lmkit.recipe.tasks import LengthPenalty
 
@@ -77,8 +76,7 @@ def _search(
         logprobs = logits.float().log_softmax(-1)
         written = ids.tolist() if config.rules else []
         totals, parents, tokens = _candidates(sums, batch.scores(logprobs, written), len(rows), most)  # (n, C)
-        if totals.isnan().any():
-            raise ModelError("the model's logits are not finite\n  → its weights are damaged, or its training diverged")
+        check_finite(totals)
         ids = torch.cat((ids[parents], tokens[..., None]), -1)  # (n, C, length)
         said = torch.cat((said[parents], logprobs[parents, tokens][..., None]), -1)
         stops = torch.isin(tokens, ends) | (limits == length)[:, None]
