@@ -108,8 +108,7 @@ class Speaker:
             write(piece)
 
         prompts, on_text = [ids for _, ids in fitting], show if self.stream else None
-        tokenizer = self.chat.tokenizer
-        for row in generate(self.loaded.model, prompts, self.config, self.eos, samples, on_text, tokenizer=tokenizer):
+        for row in generate(self.loaded.model, prompts, self.config, self.eos, samples, on_text, self.chat.tokenizer):
             before = fitting[row.row // samples][0]
             messages = [*before, {"role": "assistant", "content": row.text}]
             out.append(messages)

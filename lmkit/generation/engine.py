@@ -10,11 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lmkit.base.errors import ModelError
 from lmkit.base.order import rng_for
 from lmkit.generation.batches import Completion, DecodingBatch, Opening, decoding_batch, room_after
 from lmkit.generation.prompts import end_ids, prompt_ids, source_ids
-from lmkit.generation.sampling import SamplingConfig, choose
+from lmkit.generation.sampling import SamplingConfig, check_finite, choose
 from lmkit.generation.stream import TextStream
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.build import starts
@@ -32,9 +31,9 @@ class Request:
     prompt: list[int]  # what the model reads first: with BOS; of an encoder-decoder the source, framed
     config: SamplingConfig
     eos: frozenset[int] = frozenset()  # tokens that end the text
-    sample: int = 0  # its place among the requests for one prompt; it is drawn from the seed and this number
+    sample: int = 0  # its place among the requests for one prompt: tokens are drawn by the seed and this number
     opening: Opening | None = None  # of an encoder-decoder, and of nothing else
-    number: int = 1  # the prompt's, in messages
+    number: int = 1  # of the prompt, in error messages
 
     def shared(self) -> tuple[SamplingConfig, Opening | None]:
         """What must be equal in all rows of a batch."""
@@ -46,8 +45,8 @@ class Event(NamedTuple):
 
     completion: Completion  # as `submit` returned it
     token: int
-    text: str  # what is certain with this token and was not before; with the last token all the rest
-    finished: bool  # no event follows for this text
+    text: str  # what became certain with this token, often ""; with the last token all that was held back
+    finished: bool  # no event follows for this completion
 
 
 @dataclass
@@ -61,14 +60,15 @@ class _Row:
 
 
 class Engine:
-    """Writes the texts of requests, in the order in which these came, as many at a time as there is room for.
+    """Writes the texts of requests, in the order in which these came, as many at a time as there is room for. Callers
+    submit and cancel between any two steps; which texts are written together is the engine's own affair.
 
     The model may be in training mode and is afterwards; torch's random state is not touched."""
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer | None = None, max_rows: int | None = None):
+    def __init__(self, model: Transformer, tokenizer: Tokenizer | None = None, max_rows: int = MAX_ROWS):
         """tokenizer: with one there are texts and not ids alone, stop strings end them, and an id without a token is
-        never written. max_rows: texts that are written at a time; None: MAX_ROWS."""
-        self.model, self.tokenizer, self.max_rows = model, tokenizer, max_rows or MAX_ROWS
+        never written. max_rows: texts that are written at a time."""
+        self.model, self.tokenizer, self.max_rows = model, tokenizer, max_rows
         self._unused = () if tokenizer is None else tokenizer.unused_ids(model.config.vocab_size)
         self._submitted = count()
         self._waiting, self._rows = list[_Row](), list[_Row]()
@@ -76,11 +76,11 @@ class Engine:
 
     @property
     def room(self) -> int:
-        """How many more requests could be of use now: whoever reads them from a long list reads no more than these."""
+        """How many more requests it has a use for now. Who has millions of prompts reads no more of them than that."""
         return 0 if self._rows else max(0, self.max_rows - len(self._waiting))
 
     def submit(self, request: Request) -> Completion:
-        """Ask for a text -> its handle, which the calls of `step` fill in.
+        """Asks for a text. Returns its handle, which `step` fills in.
 
         Raises UserError for a prompt that is empty or leaves no room in the context."""
         limit = room_after(self.model, request.prompt, request.config, request.number)
@@ -90,7 +90,7 @@ class Engine:
         return completion
 
     def cancel(self, completion: Completion) -> None:
-        """Write no more of a text. One that is finished stays as it is."""
+        """Ends a text where it is; no event follows. One that is finished stays as it is."""
         if not completion.finish:
             completion.finish = "cancelled"
             self._waiting = [row for row in self._waiting if row.completion is not completion]
@@ -98,7 +98,8 @@ class Engine:
 
     @torch.no_grad()
     def step(self) -> list[Event]:
-        """Write one more token of each text that is in hand -> what is new. No event: nothing is left to write.
+        """Writes one more token of each text whose turn it is. Returns an event for each; none where all texts are
+        finished.
 
         Raises ModelError for logits that are not finite."""
         with self.model.evaluating():
@@ -112,8 +113,7 @@ class Engine:
         scores = self._batch.scores(logits, [row.completion.ids for row in self._rows])
         chosen = choose(scores, self._rows[0].request.config, [row.rng for row in self._rows])  # (B,)
         logprobs = logits.log_softmax(-1).cpu().gather(1, chosen[:, None]).squeeze(1)
-        if logprobs.isnan().any():
-            raise ModelError("the model's logits are not finite\n  → its weights are damaged, or its training diverged")
+        check_finite(logprobs)
         new = zip(self._rows, chosen.tolist(), logprobs.tolist(), strict=True)
         events = [self._append(row, token, logprob) for row, token, logprob in new]
         self._let_go()
@@ -128,30 +128,31 @@ class Engine:
         return TextStream(self.tokenizer.with_gaps, [], request.config.stop)
 
     def _next_batch(self) -> DecodingBatch:
-        """The first of those that wait, as many as may stand in one batch."""
+        """Moves the first of the requests that wait, as many as may stand in one batch, into `_rows`. Returns their
+        batch."""
         _, alike = next(groupby(islice(self._waiting, self.max_rows), key=lambda row: row.request.shared()))
         rows = list(alike)
         longest = max(len(row.request.prompt) + row.completion.limit for row in rows)
-        self._rows = rows[: max(1, MAX_TOKENS // longest)]
-        self._waiting = self._waiting[len(self._rows) :]
-        config, opening = self._rows[0].request.config, self._rows[0].request.opening
+        rows = rows[: max(1, MAX_TOKENS // longest)]
+        self._rows, self._waiting = rows, self._waiting[len(rows) :]
+        config, opening = rows[0].request.shared()
         rules = replace(config.rules, never=(*config.rules.never, *self._unused))
-        return decoding_batch(self.model, [row.completion for row in self._rows], replace(config, rules=rules), opening)
+        return decoding_batch(self.model, [row.completion for row in rows], replace(config, rules=rules), opening)
 
     def _append(self, row: _Row, token: int, logprob: float) -> Event:
+        """Adds a token to a text, and ends the text where the token, a stop string or the limit says so."""
         completion, stream, piece = row.completion, row.stream, ""
         completion.ids.append(token)
         completion.logprobs.append(logprob)
-        ended = token in row.request.eos
-        if stream and not ended:
+        stopped = token in row.request.eos
+        if stream and not stopped:
             piece = stream.push(token)
-        if ended or (stream and stream.stopped):
-            completion.finish = "stop"
-        elif len(completion.ids) == completion.limit:
-            completion.finish = "length"
-        if self.tokenizer and stream and completion.finish:
-            piece += stream.finish()
-            completion.restored = _restored(self.tokenizer, completion) if row.request.opening else ""
+            stopped = stream.stopped
+        if stopped or len(completion.ids) == completion.limit:
+            completion.finish = "stop" if stopped else "length"
+            piece += stream.finish() if stream else ""
+        if self.tokenizer and row.request.opening and completion.finish:
+            completion.restored = _restored(self.tokenizer, completion)
         completion.text += piece
         return Event(completion, token, piece, bool(completion.finish))
 
@@ -177,14 +178,14 @@ def _restored(tokenizer: Tokenizer, completion: Completion) -> str:
 
 def generate(
     model: Transformer, prompts: Iterable[list[int]], config: SamplingConfig, eos: frozenset[int] = frozenset(),
-    samples: int = 1, on_text: Callable[[Completion, str], None] | None = None, opening: Opening | None = None,
-    tokenizer: Tokenizer | None = None,
+    samples: int = 1, on_text: Callable[[Completion, str], None] | None = None, tokenizer: Tokenizer | None = None,
+    opening: Opening | None = None,
 ) -> Iterator[Completion]:  # fmt: skip
     """`samples` continuations of each prompt, in order. Prompts are read as they are needed, so there may be millions.
 
-    opening, tokenizer: as for `Request` and `Engine`. `on_text` gets new text as it is written; texts then come one by
+    tokenizer, opening: as for `Engine` and `Request`. `on_text` gets new text as it is written; texts then come one by
     one. Raises what `Engine` raises."""
-    engine = Engine(model, tokenizer, 1 if on_text else None)
+    engine = Engine(model, tokenizer, 1 if on_text else MAX_ROWS)
     requests = (
         Request(prompt, config, eos, sample, opening, number)
         for number, prompt in enumerate(prompts, 1)
@@ -208,7 +209,7 @@ def complete(
 ) -> Iterator[Completion]:  # fmt: skip
     """`generate` for texts; see `prompts` for what an encoder-decoder may be asked."""
     ids = ((prompt_ids if opening is None else source_ids)(tokenizer, prompt) for prompt in prompts)
-    return generate(model, ids, config, eos, samples, on_text, opening, tokenizer)
+    return generate(model, ids, config, eos, samples, on_text, tokenizer, opening)
 
 
 def sample_text(model: Transformer, tokenizer: Tokenizer, prompt: str, max_tokens: int, seed: int) -> str:
