@@ -5,12 +5,15 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from lmkit.base.errors import UserError
 from lmkit.generation.sampling import SamplingConfig, penalise
 from lmkit.model.layers import Cache
 from lmkit.model.transformer import Transformer
+from lmkit.objectives.collating import kept, padded
 
 
 @dataclass
@@ -20,11 +23,12 @@ class Completion:
     row: int  # its place among all completions
     sample: int  # its place among those of the same prompt
     prompt: list[int]  # what the model reads first: with BOS; of an encoder-decoder the source, framed
+    limit: int  # new tokens that there may be
     ids: list[int] = field(default_factory=list)  # new tokens, with the end token if one came
     logprobs: list[float] = field(default_factory=list)  # nats, by the model itself: before temperature and filters
-    finish: str = ""  # stop: an end token or stop string; length: max_tokens or the context; "" while it is written
-    text: str = ""  # of the new tokens, up to a stop string; only `complete` fills it in
-    restored: str = ""  # the source with what was written in place of its sentinels, if it has any; only by `complete`
+    finish: str = ""  # stop: an end token or stop string; length: max_tokens or the context; cancelled; "": goes on
+    text: str = ""  # of the new tokens, up to a stop string; only where a tokenizer is at hand
+    restored: str = ""  # the source with what was written in place of its sentinels, if it has any; likewise
 
 
 @dataclass(frozen=True)
@@ -36,13 +40,25 @@ class Opening:
     never: tuple[int, ...] = ()  # tokens that are not written (bad_words_ids of one token each)
 
 
-def most_tokens(model: Transformer, prompt: list[int], config: SamplingConfig) -> int:
+def room_after(model: Transformer, prompt: list[int], config: SamplingConfig, number: int) -> int:
     """How many tokens can be written: the context holds prompt and text, beside an encoder the text alone. T5's
-    distances have no end."""
-    c = model.config
+    distances have no end.
+
+    Raises UserError for a prompt that is empty or leaves no room; `number` is its name."""
+    c, length = model.config, len(prompt)
+    if not prompt:
+        raise UserError(f"prompt {number} has no tokens")
     if c.positions == "relative":
         return config.max_tokens
-    return min(config.max_tokens, c.context if c.stacks == "encoder_decoder" else c.context - len(prompt))
+    apart = c.stacks == "encoder_decoder"
+    most = c.context if apart else c.context - 1
+    if length > most:
+        state = f"has {length:,} tokens, which {'fills' if length == c.context else 'is beyond'}"
+        raise UserError(
+            f"prompt {number} {state} the model's context of {c.context:,}\n"
+            f"  → shorten it to {most:,} tokens or fewer, control tokens included"
+        )
+    return min(config.max_tokens, c.context if apart else c.context - length)
 
 
 class DecodingBatch(ABC):
@@ -52,9 +68,8 @@ class DecodingBatch(ABC):
 
     def __init__(self, model: Transformer, rows: list[Completion], config: SamplingConfig):
         self.model, self.rows, self.penalty, self.rules = model, rows, config.repetition_penalty, config.rules
-        self._limit = lambda row: most_tokens(model, row.prompt, config)
         self.device, vocab = model.embedding.weight.device, model.config.vocab_size
-        self.room = max(most_tokens(model, row.prompt, config) for row in rows)
+        self.room = max(row.limit for row in rows)
         # tokens the penalty counts: in transformers that is all the writing stack reads, so not an encoder's source
         self.seen = None if self.penalty == 1 else torch.zeros(len(rows), vocab, dtype=torch.bool, device=self.device)
 
@@ -80,7 +95,7 @@ class DecodingBatch(ABC):
         if not self.rules:
             return scores
         texts = [self._begun(row) + new for row, new in zip(self.rows, written, strict=True)]
-        return self.rules.apply(scores, texts, written, [self._limit(row) for row in self.rows])
+        return self.rules.apply(scores, texts, written, [row.limit for row in self.rows])
 
     def _begun(self, row: Completion) -> list[int]:
         """What the stack that writes has read before the first new token."""
@@ -162,17 +177,13 @@ class Answers(DecodingBatch):
     def __init__(self, model: Transformer, rows: list[Completion], config: SamplingConfig, opening: Opening):
         super().__init__(model, rows, config)
         self.opening = opening
-        sources = {row.row - row.sample: row.prompt for row in rows}
-        width = max(map(len, sources.values()))
-        tokens = torch.tensor([s + [0] * (width - len(s)) for s in sources.values()], device=self.device)  # (n, S)
-        lengths = torch.tensor([len(s) for s in sources.values()], device=self.device)
-        keep = torch.arange(width, device=self.device) < lengths[:, None]  # (n, S)
-        ragged = not bool(keep.all())  # without a mask the fast kernel runs
-        states = model.encode(tokens, keep if ragged else None)
-        place = {key: i for i, key in enumerate(sources)}
-        index = torch.tensor([place[row.row - row.sample] for row in rows], device=self.device)  # (B,)
+        sources = list(dict.fromkeys(tuple(row.prompt) for row in rows))
+        read = [np.array(source) for source in sources]
+        keep = None if (mask := kept(read)) is None else mask.to(self.device)  # (n, S)
+        states = model.encode(padded(read, 0).to(self.device), keep)
+        index = torch.tensor([sources.index(tuple(row.prompt)) for row in rows], device=self.device)  # (B,)
         self.memory = [(k.index_select(0, index), v.index_select(0, index)) for k, v in model.read(states)]
-        self.keep = keep[index] if ragged else None
+        self.keep = None if keep is None else keep[index]
         self.caches = model.new_caches(len(rows), self.room)
 
     def prefill(self) -> Tensor:
@@ -198,3 +209,11 @@ class Answers(DecodingBatch):
         self.memory = [(k.index_select(0, index), v.index_select(0, index)) for k, v in self.memory]
         self.keep = None if self.keep is None else self.keep[index]
         return index
+
+
+def decoding_batch(
+    model: Transformer, rows: list[Completion], config: SamplingConfig, opening: Opening | None
+) -> DecodingBatch:
+    """Rows of a decoder, or with an `opening` those of an encoder-decoder."""
+    assert (opening is not None) == (model.config.stacks == "encoder_decoder"), "an encoder-decoder has an `opening`"
+    return Continuations(model, rows, config) if opening is None else Answers(model, rows, config, opening)

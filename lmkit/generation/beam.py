@@ -10,10 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lmkit.base.errors import ModelError
-from lmkit.generation.batches import Answers, Completion, Continuations, DecodingBatch, Opening, most_tokens
-from lmkit.generation.engine import MAX_ROWS, MAX_TOKENS, check_prompt
-from lmkit.generation.sampling import SamplingConfig
+from lmkit.generation.batches import Completion, Opening, decoding_batch, room_after
+from lmkit.generation.engine import MAX_ROWS, MAX_TOKENS
+from lmkit.generation.sampling import SamplingConfig, check_finite
 from lmkit.model.transformer import Transformer
 from lmkit.recipe.tasks import LengthPenalty
 
@@ -45,13 +44,11 @@ def beam_search(
     have ended. With a beam of 1 this is greedy search.
 
     Raises what `generate` raises."""
-    rows = [Completion(i, 0, prompt) for i, prompt in enumerate(prompts)]
-    for row in rows:
-        check_prompt(model, row, 1 + row.row)
+    rows = [Completion(i, 0, prompt, room_after(model, prompt, config, 1 + i)) for i, prompt in enumerate(prompts)]
     waiting = sorted(rows, key=lambda row: len(row.prompt))  # so that a batch holds little padding
     while waiting:
         group = waiting[-MAX_ROWS:]
-        length = max(len(row.prompt) + most_tokens(model, row.prompt, config) for row in group)
+        length = max(len(row.prompt) + row.limit for row in group)
         group = group[-max(1, MAX_TOKENS // (length * beam)) :]
         waiting = waiting[: -len(group)]
         with model.evaluating():
@@ -65,12 +62,9 @@ def _search(
     eos: frozenset[int], opening: Opening | None, early_stopping: bool,
 ) -> None:  # fmt: skip
     """Fill in `rows`; each leaves the batch as soon as it is finished."""
-    assert (opening is not None) == (model.config.stacks == "encoder_decoder"), "an encoder-decoder has an `opening`"
-    batch: DecodingBatch = (
-        Continuations(model, rows, config) if opening is None else Answers(model, rows, config, opening)
-    )
+    batch = decoding_batch(model, rows, config, opening)
     device, ends = batch.device, torch.tensor(sorted(eos), dtype=torch.long, device=batch.device)
-    limits = torch.tensor([most_tokens(model, row.prompt, config) for row in rows], device=device)  # (n,)
+    limits = torch.tensor([row.limit for row in rows], device=device)  # (n,)
     ended: list[list[Hypothesis]] = [[] for _ in rows]  # of each prompt the K best
     most = beam * max(2, 1 + len(eos))  # of so many candidates K at least do not end
     logits = batch.prefill()  # (n * K, V)
@@ -82,8 +76,7 @@ def _search(
         logprobs = logits.float().log_softmax(-1)
         written = ids.tolist() if config.rules else []
         totals, parents, tokens = _candidates(sums, batch.scores(logprobs, written), len(rows), most)  # (n, C)
-        if totals.isnan().any():
-            raise ModelError("the model's logits are not finite\n  → its weights are damaged, or its training diverged")
+        check_finite(totals)
         ids = torch.cat((ids[parents], tokens[..., None]), -1)  # (n, C, length)
         said = torch.cat((said[parents], logprobs[parents, tokens][..., None]), -1)
         stops = torch.isin(tokens, ends) | (limits == length)[:, None]

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lmkit.base.errors import ModelError, UserError
+from lmkit.base.errors import UserError
 from lmkit.base.order import by_length
 from lmkit.generation.prompts import masked_ids
+from lmkit.generation.sampling import check_finite
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.build import need
 from lmkit.objectives.collating import kept, padded
@@ -86,8 +87,7 @@ def _predict(
     states = model(tokens, None if keep is None else keep.to(device))[tokens == tokenizer.mask_id]  # (masks, D)
     found = [model.head(part).softmax(-1).topk(min(top_k, model.config.vocab_size)) for part in states.split(MASKS)]
     probabilities = torch.cat([f.values for f in found]).cpu()  # (masks, top_k)
-    if bool(probabilities.isnan().any()):
-        raise ModelError("the model's logits are not finite\n  → its weights are damaged, or its training diverged")
+    check_finite(probabilities)
     words = iter(zip(torch.cat([f.indices for f in found]).tolist(), probabilities.tolist(), strict=True))
     out = dict[int, list[Filled]]()
     for number, text, ids in group:

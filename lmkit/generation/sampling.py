@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmkit.base.errors import UserError
+from lmkit.base.errors import ModelError, UserError
 from lmkit.generation.rules import NO_RULES, Rules
 
 
@@ -78,3 +78,9 @@ def choose(logits: Tensor, config: SamplingConfig, rngs: Sequence[np.random.Gene
     probs = warp(logits, config).cpu().double().softmax(-1)
     noise = np.stack([rng.standard_exponential(probs.size(1)) for rng in rngs])
     return (probs / torch.from_numpy(noise)).argmax(-1)
+
+
+def check_finite(numbers: Tensor) -> None:
+    """Raises ModelError where one of a model's numbers is NaN."""
+    if bool(numbers.isnan().any()):
+        raise ModelError("the model's logits are not finite\n  → its weights are damaged, or its training diverged")

@@ -180,13 +180,16 @@ class Transformer(nn.Module):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """In eval mode, then as it was."""
-        was_training = self.training
+        """In eval mode, then as it was. A model that is in eval mode is left alone, since a walk over all modules takes
+        a millisecond or more."""
+        if not self.training:
+            yield
+            return
         self.eval()
         try:
             yield
         finally:
-            self.train(was_training)
+            self.train()
 
     def encode(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
         """States (B, S, D) of the encoder over `tokens` (B, S)."""

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -11,9 +11,8 @@ from lmkit.base.errors import UserError
 from lmkit.base.runs import ADAPTER_CONFIG, model_folder
 from lmkit.evaluation.scoring import check_embedded
 from lmkit.generation.batches import Completion
-from lmkit.generation.engine import MAX_ROWS, generate
+from lmkit.generation.engine import generate
 from lmkit.generation.sampling import SamplingConfig
-from lmkit.generation.stream import TextStream
 from lmkit.pretrained import Pretrained, load, say_not_followed
 from lmkit.text.chat import Chat, find_template
 from lmkit.text.tokenizer import read_object
@@ -95,7 +94,6 @@ class Speaker:
         self.chat = Chat(tokenizer, template)
         check_embedded(loaded.model, self.chat.ends)
         self.eos = loaded.eos | frozenset(self.chat.ends)
-        self.written = 0
 
     def answer(self, conversations: list[Conversation], samples: int = 1) -> list[Conversation]:
         """Write what the assistant says next -> the conversations with it. Raises UserError."""
@@ -105,11 +103,12 @@ class Speaker:
         def show(row: Completion, piece: str) -> None:
             nonlocal shown
             if row.row != shown:
-                write("---\n" if self.written else "")
-                shown, self.written = row.row, self.written + (len(conversations) * samples > 1)
+                write("---\n" if row.row else "")
+                shown = row.row
             write(piece)
 
-        for row in self._complete([ids for _, ids in fitting], samples, show if self.stream else None):
+        prompts, on_text = [ids for _, ids in fitting], show if self.stream else None
+        for row in generate(self.loaded.model, prompts, self.config, self.eos, samples, on_text, self.chat.tokenizer):
             before = fitting[row.row // samples][0]
             messages = [*before, {"role": "assistant", "content": row.text}]
             out.append(messages)
@@ -137,26 +136,3 @@ class Speaker:
             note(f"the conversation fills the context of {context:,} tokens: its oldest {dropped} turns are forgotten")
         check_embedded(self.loaded.model, ids)
         return messages, ids
-
-    def _complete(
-        self, prompts: list[list[int]], samples: int, show: Callable[[Completion, str], None] | None
-    ) -> Iterator[Completion]:
-        """Answers in order, with their texts. show: gets new text as it is written; answers then come one by one."""
-        tokenizer, streams = self.chat.tokenizer, dict[int, TextStream]()
-
-        def text_of(row: Completion) -> TextStream:
-            return streams.setdefault(row.row, TextStream(tokenizer, row.prompt, self.config.stop))
-
-        def on_token(row: Completion) -> bool:
-            piece = text_of(row).push(row.ids[-1])
-            if show and piece:
-                show(row, piece)
-            return text_of(row).stopped
-
-        rows = 1 if show else MAX_ROWS
-        for row in generate(self.loaded.model, prompts, self.config, self.eos, samples, on_token, rows):
-            rest = text_of(row).finish()
-            if show and rest:
-                show(row, rest)
-            row.text = streams.pop(row.row).text
-            yield row

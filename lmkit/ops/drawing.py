@@ -1,23 +1,20 @@
 """The beginnings of images, continued by a model of their words, as a PNG."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from lmkit.base import units
 from lmkit.base.errors import DataError, ModelError, StorageError, UserError
 from lmkit.data.tables.table import read_table
 from lmkit.generation.engine import generate
 from lmkit.generation.prompts import prompt_ids
+from lmkit.generation.rules import Rules
 from lmkit.generation.sampling import SamplingConfig
 from lmkit.images.palette import Palette, load_palette
-from lmkit.model.transformer import Transformer
 from lmkit.pretrained import Pretrained, load
 from lmkit.recipe.tasks import TableConfig
 
@@ -73,24 +70,12 @@ def continuations(
         raise ModelError(f"{loaded.folder}: its palette has words that its tokenizer lacks")
     samples = DRAWN if config.temperature else 1
     prompts = [prompt_ids(tokenizer, palette.text(codes)) for codes in beginnings]
-    settings = replace(config, max_tokens=length - len(beginnings[0]))
-    with only(loaded.model, ids):
-        rows = list(generate(loaded.model, prompts, settings, samples=samples))
+    # A control token, or a row of the table without a token, would leave a hole in a picture.
+    others = Rules(never=tuple(set(range(loaded.config.vocab_size)) - set(ids)))
+    settings = replace(config, max_tokens=length - len(beginnings[0]), rules=others)
+    rows = generate(loaded.model, prompts, settings, samples=samples)
     whole = [beginnings[row.row // samples] + [places[i] for i in row.ids] for row in rows]
     return [whole[i : i + samples] for i in range(0, len(whole), samples)]
-
-
-@contextmanager
-def only(model: Transformer, ids: list[int]) -> Iterator[None]:
-    """The model gives all other tokens no probability: a control token, or a row of the table without a token, would
-    leave a hole in a picture."""
-    allowed = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=model.embedding.weight.device)
-    allowed[torch.tensor(ids, device=allowed.device)] = True
-    hook = model.head.register_forward_hook(lambda module, read, logits: logits.masked_fill(~allowed, -torch.inf))
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def image_module() -> Any:

@@ -14,16 +14,8 @@ from lmkit.generation.sampling import SamplingConfig
 from lmkit.pretrained import Pretrained, load, say_not_followed
 
 CANDIDATES = 5  # listed for a mask
-OF_WRITING = (
-    "n",
-    "max_tokens",
-    "temperature",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "seed",
-    "stop",
-)  # not of filling
+# Options that filling has no use for.
+OF_WRITING = ("n", "max_tokens", "temperature", "top_p", "min_p", "repetition_penalty", "seed", "stop")
 
 
 def run(

@@ -15,9 +15,9 @@ from lmkit.base.errors import DataError, UserError
 from lmkit.base.order import nth_left
 from lmkit.base.units import show_bytes, show_count
 from lmkit.data.tokens.store import TokenStore
-from lmkit.generation.engine import prompt_ids, sample_seq2seq, sample_text
+from lmkit.generation.engine import sample_text
 from lmkit.generation.filling import sample_fill
-from lmkit.generation.prompts import masked_ids, source_ids
+from lmkit.generation.prompts import masked_ids, prompt_ids, source_ids
 from lmkit.model.initial import init_weights
 from lmkit.model.loss import CHUNK
 from lmkit.model.transformer import Transformer
@@ -236,9 +236,7 @@ def _sampler(job: Job, recipe: Recipe, tokenizer: Tokenizer) -> Callable[[], str
     if length > c.context:
         raise UserError(f"evaluate.sample has {length} tokens, which fills model.context {c.context}\n  → shorten it")
     write: Callable[[], str] = lambda: sample_text(model, tokenizer, prompt, most, seed)
-    if c.stacks == "encoder_decoder":
-        write = lambda: sample_seq2seq(model, tokenizer, prompt, most, seed)
-    elif not c.causal:
+    if c.stacks == "encoder":
         mask = str(tokenizer.special.mask)  # the task needs one too
         if mask not in prompt:
             raise UserError(f"evaluate.sample has no {mask} to fill in\n  → write one, or evaluate.sample=null")

@@ -96,12 +96,12 @@ def test_a_micro_batch_halved_in_an_evaluation_holds_from_the_next_step_on_as_it
     """The evaluation of step 4 halves it, when step 5 had been read ahead; its checkpoint is that of the best model."""
     settings = ("train.micro_batch=32", "evaluate.sample=null")
     memory(16, training=False)
-    assert pretrain.start(tiny, settings, Path("straight")) == 0
+    assert pretraining_run.start(tiny, settings, Path("straight")) == 0
     with monkeypatch.context() as patch:
         at(patch, "lmkit.step", 5, crash)
         with pytest.raises(Crash):
-            pretrain.start(tiny, settings, Path("run"))
-    assert pretrain.resume(Path("run")) == 0
+            pretraining_run.start(tiny, settings, Path("run"))
+    assert pretraining_run.resume(Path("run")) == 0
     same("straight", "run")
 
 

@@ -5,7 +5,8 @@ import torch
 
 from lmkit.base.errors import ModelError, UserError
 from lmkit.generation import engine
-from lmkit.generation.engine import generate
+from lmkit.generation.batches import Opening
+from lmkit.generation.engine import MAX_ROWS, Engine, Request, generate
 from lmkit.generation.sampling import SamplingConfig
 from tests.model.families import DECODERS, ours, reference
 
@@ -69,7 +70,98 @@ def test_prompts_are_read_as_needed():
     rows = generate(ours(reference("gpt2")), endless, SamplingConfig(max_tokens=2))
     for _ in range(70):
         next(rows)
-    assert len(read) <= 2 * engine.MAX_ROWS
+    assert len(read) <= 2 * MAX_ROWS
+
+
+def outspoken(name):
+    """Random weights, so large that what is written depends on what was read."""
+    theirs = reference(name)
+    for p in theirs.parameters():
+        p.data *= 8 if p.dim() > 1 else 1
+    return theirs
+
+
+def requests_for(theirs):
+    """Three requests for each prompt: two that may share a batch, though not their seed and their length, and one that
+    may not."""
+    opening = Opening(2) if theirs.config.is_encoder_decoder else None
+    drawn = {"temperature": 1.2, "top_p": 0.95, "repetition_penalty": 1.3}
+    configs = [SamplingConfig(max_tokens=12, seed=1, **drawn), SamplingConfig(max_tokens=7, seed=5, **drawn)]
+    configs.append(SamplingConfig(max_tokens=9, **drawn | {"temperature": 0}))
+    return [
+        Request(prompt, config, frozenset(range(3, 99, 9)), sample, opening)
+        for sample, config in enumerate(configs)
+        for prompt in PROMPTS
+    ]
+
+
+def written_alone(model, request):
+    engine = Engine(model)
+    completion = engine.submit(request)
+    while not completion.finish:
+        assert len(engine.step()) == 1
+    assert engine.step() == []
+    return completion
+
+
+def assert_alike(completion, alone):
+    assert (completion.ids, completion.finish) == (alone.ids, alone.finish)
+    assert completion.logprobs == pytest.approx(alone.logprobs, abs=5e-5)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "qwen3_window", "mbart"])
+def test_a_request_is_written_alike_alone_and_among_others(name):
+    theirs = outspoken(name)
+    model, requests = ours(theirs), requests_for(theirs)
+    engine = Engine(model)
+    completions = [engine.submit(request) for request in requests]
+    assert len(engine.step()) == 2 * len(PROMPTS)  # all that may share a batch do
+    while engine.step():
+        pass
+    alone = [written_alone(model, request) for request in requests]
+    for completion, other in zip(completions, alone, strict=True):
+        assert_alike(completion, other)
+    assert {c.finish for c in completions} == {"stop", "length"} and len({tuple(c.ids) for c in completions}) > 6
+
+
+@pytest.mark.parametrize("name", ["gpt2", "qwen3_window", "mbart"])
+def test_requests_that_come_and_go_leave_the_others_alone(name):
+    theirs = outspoken(name)
+    model, requests = ours(theirs), requests_for(theirs)
+    order = torch.randperm(len(requests), generator=torch.Generator().manual_seed(0)).tolist()
+    engine, completions, unwanted, cancelled = Engine(model, max_rows=4), {}, [], []
+    for turn, index in enumerate(order):
+        unwanted.append(engine.submit(requests[turn]))
+        completions[index] = engine.submit(requests[index])
+        unwanted.append(engine.submit(requests[turn]))
+        with pytest.raises(UserError, match="prompt 7 has no tokens"):
+            engine.submit(Request([], SamplingConfig(), number=7))
+        engine.step()
+        # By turns one that is being written and one that waits.
+        for completion in [c for c in unwanted if not c.finish and bool(c.ids) == bool(turn % 2)][-1:]:
+            cancelled.append((completion, list(completion.ids)))
+            engine.cancel(completion)
+    while events := engine.step():
+        assert not any(event.completion.finish == "cancelled" for event in events)
+    for index, completion in completions.items():
+        assert_alike(completion, written_alone(model, requests[index]))
+    assert all(completion.ids == ids and completion.finish == "cancelled" for completion, ids in cancelled)
+    assert {bool(ids) for _, ids in cancelled} == {False, True}
+    assert {c.finish for c in unwanted} == {"stop", "length", "cancelled"}
+
+
+def test_an_engine_whose_texts_are_all_cancelled_begins_with_others():
+    model, config = ours(reference("gpt2")), SamplingConfig(max_tokens=5, temperature=0)
+    engine = Engine(model)
+    first, second = (engine.submit(Request(prompt, config)) for prompt in PROMPTS[:2])
+    assert [event.completion for event in engine.step()] == [first, second] and engine.room == 0
+    engine.cancel(first)
+    engine.cancel(second)
+    assert engine.step() == [] and engine.room == MAX_ROWS and len(first.ids) == 1
+    third = engine.submit(Request(PROMPTS[2], config))
+    while engine.step():
+        pass
+    assert third.ids == texts(model, PROMPTS[2:3], max_tokens=5, temperature=0)[0]
 
 
 def test_the_context_bounds_prompts_and_texts():

@@ -12,7 +12,7 @@ from lmkit.base.errors import ModelError, UserError
 from lmkit.commands import generate as command
 from lmkit.generation import engine
 from lmkit.generation.batches import Opening
-from lmkit.generation.engine import generate, sample_seq2seq
+from lmkit.generation.engine import generate, sample_text
 from lmkit.generation.prompts import source_ids
 from lmkit.generation.sampling import SamplingConfig
 from lmkit.model.layers import CrossAttention
@@ -236,8 +236,8 @@ def test_greedy_text_stop_strings_and_streams(t5, capsys):
 
 def test_samples_in_training_leave_no_trace(t5):
     model, before = t5.model.train(), torch.get_rng_state()
-    text = sample_seq2seq(model, t5.tokenizer, "fox <extra_id_0>", 10, seed=1)
-    assert text and text == sample_seq2seq(model, t5.tokenizer, "fox <extra_id_0>", 10, seed=1)
+    text = sample_text(model, t5.tokenizer, "fox <extra_id_0>", 10, seed=1)
+    assert text and text == sample_text(model, t5.tokenizer, "fox <extra_id_0>", 10, seed=1)
     assert model.training and torch.equal(before, torch.get_rng_state())
     model.eval()
 

@@ -9,8 +9,10 @@ import transformers as hf
 import lmkit
 from lmkit.base.errors import ModelError, UserError
 from lmkit.commands import generate as command
-from lmkit.generation.engine import sample_text
+from lmkit.generation.engine import Engine, Request, sample_text
+from lmkit.generation.prompts import prompt_ids
 from lmkit.generation.sampling import SamplingConfig
+from lmkit.generation.stream import HALF
 from tests.generation.folders import llama_folder, tokenizer
 from tests.model.families import inputs, reference
 
@@ -50,6 +52,31 @@ def test_stop_strings_end_a_text_and_streams_show_the_same(pair, capsys):
     assert shown[0] == shown[1]
     rows = ours.generate(PROMPTS, samples=2, max_tokens=20, stop=(stop,))
     assert shown[0] == "\n---\n".join(PROMPTS[r.row // 2] + r.text for r in rows) + "\n"
+
+
+def test_events_add_up_to_the_texts_of_many_rows_at_once(pair):
+    ours, _ = pair
+    free = ours.generate([*PROMPTS, "fox"], 3, max_tokens=30, seed=2)
+    begun = free[0].text[-1:] + "###"  # a stop string that only begins at the end of a text
+    config = SamplingConfig(max_tokens=30, seed=2, stop=(begun, free[-1].text[5:8]), rules=ours.rules)
+    engine = Engine(ours.model, ours.tokenizer)
+    prompts = [prompt_ids(ours.tokenizer, prompt) for prompt in [*PROMPTS, "fox"]]
+    requests = [Request(ids, config, ours.eos, sample) for ids in prompts for sample in range(3)]
+    completions = [engine.submit(request) for request in requests]
+    events = []
+    while new := engine.step():
+        assert all(event.completion.text.endswith(event.text) for event in new)
+        events += new
+    for completion in completions:
+        mine = [event for event in events if event.completion is completion]
+        assert [event.token for event in mine] == completion.ids
+        assert "".join(event.text for event in mine) == completion.text and HALF not in completion.text
+        assert [event.finished for event in mine] == [False] * (len(mine) - 1) + [True]
+        assert not any(text in completion.text for text in config.stop)
+    assert any(sum(bool(event.text) for event in events if event.completion is c) > 3 for c in completions)
+    cut = [c.text[: c.text.find(config.stop[1])] if config.stop[1] in c.text else c.text for c in free]
+    assert [c.text for c in completions] == cut and completions[0].finish == "length" and cut[0].endswith(begun[0])
+    assert completions[-1].finish == "stop" and len(cut[-1]) == 5
 
 
 def test_json_lines_hold_ids_logprobs_and_the_reason(pair, capsys):

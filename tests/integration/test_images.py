@@ -16,6 +16,7 @@ import lmkit
 from lmkit.base.errors import DataError, UserError
 from lmkit.commands.main import app
 from lmkit.data.tokens.store import TokenStore
+from lmkit.generation.sampling import SamplingConfig
 from lmkit.images.palette import load_palette
 from lmkit.objectives.build import build_objective
 from lmkit.ops import drawing
@@ -156,13 +157,19 @@ def test_drawing_the_likeliest_once_and_in_text_mode(work, tmp_path):
     assert Image.open(out).size[0] == 3 * (drawing.SIDE + drawing.GAP) - drawing.GAP
 
 
-def test_control_tokens_have_no_probability_while_drawing_and_have_it_again(work):
-    loaded = lmkit.load(work / "run-gpt2")
-    before = loaded.logits([[0, 1]])
-    with drawing.only(loaded.model, [3, 5]):
-        found = loaded.model.head(loaded.hidden([[0, 1]])).softmax(-1)
-        assert set(found[0, -1].nonzero().flatten().tolist()) == {3, 5}
-    torch.testing.assert_close(loaded.logits([[0, 1]]), before)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_control_tokens_are_never_drawn_however_likely_they_are(work, temperature):
+    loaded, palette = lmkit.load(work / "run-gpt2"), load_palette(work / "run-gpt2/best")
+    words = [loaded.tokenizer.token_id(word) for word in palette.words]
+    likely = torch.full((loaded.config.vocab_size,), 100.0)
+    likely[words] = 0
+    loaded.model.head.register_forward_hook(lambda module, read, logits: logits + likely)
+    assert not set(loaded.logits([[0, 1]]).argmax(-1).flatten().tolist()) & set(words)
+    drawn = drawing.continuations(loaded, palette, [[1, 2], [3, 4]], SamplingConfig(temperature=temperature))
+    assert [[codes[:2] for codes in images] for images in drawn] == [
+        [beginning] * (drawing.DRAWN if temperature else 1) for beginning in ([1, 2], [3, 4])
+    ]
+    assert all(len(codes) == palette.length for images in drawn for codes in images)
 
 
 def test_what_cannot_be_drawn_is_said(work, monkeypatch, tmp_path):
