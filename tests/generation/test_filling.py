@@ -8,10 +8,10 @@ import transformers as hf
 
 import lmkit
 from lmkit.base.errors import ModelError, UserError
-from lmkit.commands import generate as command
 from lmkit.generation import filling
 from lmkit.generation.filling import fill, sample_fill
 from lmkit.generation.sampling import SamplingConfig
+from lmkit.ops import writing as command
 from tests.generation.folders import encoder_folder, llama_folder, seq2seq_folder
 
 TEXTS = [

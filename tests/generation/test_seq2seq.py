@@ -9,7 +9,6 @@ import transformers as hf
 
 import lmkit
 from lmkit.base.errors import ModelError, UserError
-from lmkit.commands import generate as command
 from lmkit.generation import engine
 from lmkit.generation.batches import Opening
 from lmkit.generation.engine import generate, sample_text
@@ -17,6 +16,7 @@ from lmkit.generation.prompts import source_ids
 from lmkit.generation.sampling import SamplingConfig
 from lmkit.model.layers import CrossAttention
 from lmkit.model.transformer import Transformer
+from lmkit.ops import writing as command
 from lmkit.text.special import Special
 from lmkit.text.tokenizer import Tokenizer
 from tests.generation.folders import SIZE, seq2seq_folder, tokenizer

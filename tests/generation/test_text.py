@@ -8,11 +8,11 @@ import transformers as hf
 
 import lmkit
 from lmkit.base.errors import ModelError, UserError
-from lmkit.commands import generate as command
 from lmkit.generation.engine import Engine, Request, sample_text
 from lmkit.generation.prompts import prompt_ids
 from lmkit.generation.sampling import SamplingConfig
 from lmkit.generation.stream import HALF
+from lmkit.ops import writing as command
 from tests.generation.folders import llama_folder, tokenizer
 from tests.model.families import inputs, reference
 

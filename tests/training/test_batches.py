@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 import pytest
 
 from lmkit.base.errors import DataError
-from lmkit.commands import pretrain
 from lmkit.objectives.causal_lm import CausalLM
-from lmkit.training import loop
+from lmkit.training import loop, pretraining_run
 from tests.training.stopping import rows, whenever
 
 STEPS, ROWS = 12, 8  # of a run by the recipe of `tiny`, and of each of its batches
@@ -60,7 +59,7 @@ def learning(monkeypatch: Any, kind: type[Toy], **settings: Any) -> list[Toy]:
 def test_what_may_not_be_read_ahead_is_prepared_by_the_weights_of_the_step_before(tiny, monkeypatch):
     made, after = learning(monkeypatch, ToyThatWrites), list[float]()
     whenever(monkeypatch, "lmkit.step.done", lambda: after.append(checksum(made[0].model)))
-    assert pretrain.start(tiny, (), Path("run")) == 0
+    assert pretraining_run.start(tiny, (), Path("run")) == 0
     seen = made[0].weights
     by_step = [set(seen[i : i + ROWS]) for i in range(0, len(seen), ROWS)]
     assert len(set(after)) == STEPS and by_step[1:] == [{weights} for weights in after[:-1]]
@@ -76,7 +75,7 @@ def test_all_else_is_read_while_the_step_before_is_computed(tiny, monkeypatch):
         assert all(made[0].prepared.acquire(timeout=60) for _ in range(steps[-1]))
 
     whenever(monkeypatch, "lmkit.step", wait)
-    assert pretrain.start(tiny, (), Path("run")) == 0
+    assert pretraining_run.start(tiny, (), Path("run")) == 0
     assert len(steps) == STEPS and len(made[0].weights) == (STEPS + 1) * ROWS
 
 
@@ -84,7 +83,7 @@ def test_both_train_alike(tiny, monkeypatch):
     for kind in (Toy, ToyThatWrites):
         with monkeypatch.context() as patch:
             learning(patch, kind)
-            assert pretrain.start(tiny, (), Path(kind.__name__)) == 0
+            assert pretraining_run.start(tiny, (), Path(kind.__name__)) == 0
     assert rows("Toy") == rows("ToyThatWrites")
 
 
@@ -92,6 +91,6 @@ def test_both_train_alike(tiny, monkeypatch):
 def test_an_error_in_reading_ends_the_step_it_belongs_to(tiny, monkeypatch, kind):
     learning(monkeypatch, kind, fails_after=4 * ROWS)
     with pytest.raises(DataError, match="this example cannot be read"):
-        pretrain.start(tiny, (), Path("run"))
+        pretraining_run.start(tiny, (), Path("run"))
     assert [row["step"] for row in rows("run")] == [1, 2, 3, 4]
     assert "val_loss" in rows("run")[-1]  # what belongs to the step before is done
