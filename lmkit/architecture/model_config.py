@@ -204,6 +204,27 @@ class ModelConfig(BaseModel):
             return None
         return self.sliding_window
 
+    def block_matrices(self, cross: bool = False) -> int:
+        """Returns the weights of one block that meet every token. cross: it also reads another stack."""
+        return block_matrices(
+            self.hidden_size,
+            self.head_dim,
+            self.num_heads,
+            self.num_kv_heads,
+            self.intermediate_size,
+            self.gated,
+            cross,
+        )
+
+
+def block_matrices(
+    hidden_size: int, head_dim: int, num_heads: int, num_kv_heads: int, intermediate_size: int, gated: bool, cross: bool
+) -> int:
+    """Returns the weights of a block's attention and feed-forward matrices."""
+    attention = hidden_size * head_dim * (2 * num_heads + 2 * num_kv_heads)
+    reading = hidden_size * head_dim * 4 * num_heads if cross else 0
+    return attention + reading + hidden_size * intermediate_size * (3 if gated else 2)
+
 
 # Axes that config.json can always say, or that are none of its business
 ALWAYS = {

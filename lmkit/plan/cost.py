@@ -25,7 +25,6 @@ from lmkit.plan.memory import (
     Mesh,
     Plan,
     activation_bytes,
-    block_matrices,
     memory,
     moment_bytes,
     parameters,
@@ -55,7 +54,7 @@ SHAPES: dict[str, dict[str, Any]] = {  # beyond the presets: too large to train 
 def matmul_weights(c: ModelConfig) -> int:
     """Weights a token meets in matrix products, those of shared blocks as often as they are used, and the head."""
     blocks = sum(
-        s.num_layers * (s.group_layers if s.layer_groups else 1) * block_matrices(s, x) for s, x in stacks_of(c)
+        s.num_layers * (s.group_layers if s.layer_groups else 1) * s.block_matrices(x) for s, x in stacks_of(c)
     )
     return blocks + c.vocab_size * (c.embedding_size or c.hidden_size)
 

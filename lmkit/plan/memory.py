@@ -34,7 +34,7 @@ def parameters(c: ModelConfig) -> Parameters:
         rest += _norm(s, width) * s.embedding_norm + _norm(s, s.hidden_size) * s.final_norm
         rest += s.hidden_size * (width + 1) * (width != s.hidden_size or bool(s.layer_groups))
         rest += s.relative_buckets * s.num_heads * (s.positions == "relative")
-    matrices = sum((s.layer_groups * s.group_layers or s.num_layers) * block_matrices(s, x) for s, x in stacks_of(c))
+    matrices = sum((s.layer_groups * s.group_layers or s.num_layers) * s.block_matrices(x) for s, x in stacks_of(c))
     spec = c.table.heads["lm"]
     head = 0 if c.tied else c.vocab_size * width
     rest += (c.hidden_size + spec.bias) * width * ("dense" in spec.modules) + _norm(c, width) * ("norm" in spec.modules)
@@ -49,13 +49,6 @@ def parameters(c: ModelConfig) -> Parameters:
 def stacks_of(c: ModelConfig) -> list[tuple[ModelConfig, bool]]:
     """Each stack's axes, and whether it also reads another."""
     return [(c, False), (c.decoder, True)] if c.stacks == "encoder_decoder" else [(c, False)]
-
-
-def block_matrices(c: ModelConfig, cross: bool = False) -> int:
-    """Weights of one block that meet every token: attention and feed-forward."""
-    attention = c.hidden_size * c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)
-    read = c.hidden_size * c.head_dim * 4 * c.num_heads * cross
-    return attention + read + c.hidden_size * c.intermediate_size * (3 if c.gated else 2)
 
 
 def _norm(c: ModelConfig, size: int) -> int:
@@ -159,7 +152,7 @@ def memory(p: Plan, layout: Mesh, tokens: int, recompute: bool, number: int = 2)
     moments = moment_bytes(count, p.optimizer) + 4 * count.total * p.average
     table = c.vocab_size * (c.embedding_size or c.hidden_size) / layout.tensor
     if layout.shards > 1:
-        block = block_matrices(c.decoder, c.stacks == "encoder_decoder") / layout.tensor
+        block = c.decoder.block_matrices(c.stacks == "encoder_decoder") / layout.tensor
         ends = (count.embedding + count.head) / layout.tensor
         copies = number * (2 * block + ends) + 4 * block
     else:

@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 from lmkit.architecture.families import FAMILIES
+from lmkit.architecture.model_config import block_matrices
 from lmkit.architecture.sizes import PRESETS
 from lmkit.base.errors import did_you_mean
 from lmkit.base.units import count, split_quantity
@@ -104,14 +105,12 @@ def _fill_sizes(model: dict[str, Any]) -> None:
 
 
 def num_matrix_parameters(model: dict[str, Any]) -> int:
-    """Of the blocks' matrices: attention and feed-forward."""
-    hidden, width = model["hidden_size"], model["head_dim"]
-    attention = hidden * width * (2 * model["num_heads"] + 2 * model["num_kv_heads"])
-    feed_forward = hidden * model["intermediate_size"] * (3 if model.get("gated") else 2)
-    read = hidden * width * 4 * model["num_heads"]  # a decoder beside an encoder also attends to it
-    decoder = model.get("num_decoder_layers", 0) * (attention + read + feed_forward)
-    own = model.get("layer_groups", 0) * model.get("group_layers", 1) or model["num_layers"]
-    return own * (attention + feed_forward) + decoder
+    """Returns the weights of all blocks' attention and feed-forward matrices."""
+    names = ("hidden_size", "head_dim", "num_heads", "num_kv_heads", "intermediate_size")
+    sizes = {name: model[name] for name in names} | {"gated": bool(model.get("gated"))}
+    layers = model.get("layer_groups", 0) * model.get("group_layers", 1) or model["num_layers"]
+    decoder_layers = model.get("num_decoder_layers", 0)  # beside an encoder, which they read
+    return layers * block_matrices(**sizes, cross=False) + decoder_layers * block_matrices(**sizes, cross=True)
 
 
 def _fill_training(tree: dict[str, Any], model: dict[str, Any]) -> None:
