@@ -41,7 +41,8 @@ TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt")
 
 
 class Pretrained:
-    """What `load` gives. `model` is in eval mode and float32; `tokenizer` is None where the folder has none."""
+    """A model with its tokenizer, as `load` returns them. `model` is in eval mode and float32; `tokenizer` is None
+    where the folder has none."""
 
     def __init__(self, model: Transformer, folder: Path, base: Path | None = None):
         """base: the folder of the model that `folder`, an adapter's, was merged into. Raises ModelError for files
@@ -76,7 +77,7 @@ class Pretrained:
     def logits(
         self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None, decoder_input_ids: Any = None
     ) -> Tensor:
-        """What the head makes of token ids (batch, length), tensors or nested lists; float32.
+        """Returns what the head makes of token ids (batch, length), tensors or nested lists, in float32.
 
         (batch, length, vocabulary) for words, of the decoder's length where there is one; (batch, labels) for texts;
         (batch, length, labels) for tokens and spans. attention_mask: 1 = real; no real token sees a place with 0, whose
@@ -104,7 +105,8 @@ class Pretrained:
     def hidden(
         self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None, decoder_input_ids: Any = None
     ) -> Tensor:
-        """The last states (batch, length, hidden) that `logits` gives to the head; the decoder's, if there is one."""
+        """Returns the last states (batch, length, hidden), which `logits` gives to the head; the decoder's, if there is
+        one."""
         c, ids, keep = self.config, self._ids("input_ids", input_ids), self._mask(input_ids, attention_mask)
         types = None if token_type_ids is None else self._ids("token_type_ids", token_type_ids, c.type_vocab_size)
         if types is not None and types.shape != ids.shape:
@@ -176,7 +178,7 @@ class Pretrained:
         return rules_of(self.writing_settings | forced, self.eos, size, unused, str(self.folder))
 
     def generate(self, prompts: list[str], samples: int = 1, **options: Any) -> list[Completion]:
-        """`samples` completions of each prompt, in order; of an encoder-decoder, texts written from each source.
+        """Yields `samples` completions of each prompt, in order; of an encoder-decoder, texts written from each source.
 
         options: the fields of `SamplingConfig`. Raises UserError for a model that writes no text."""
         self.check_use("generate")
@@ -184,7 +186,7 @@ class Pretrained:
         return list(complete(self.model, tokenizer, prompts, config, self.eos, samples, opening=self.opening))
 
     def fill(self, texts: list[str], top_k: int = 5) -> list[Filled]:
-        """The `top_k` likeliest tokens for each mask of each text, in order, with their probabilities.
+        """Yields the `top_k` likeliest tokens for each mask of each text, in order, with their probabilities.
 
         Write the tokenizer's mask ([MASK], <mask>) where a word is missing. Raises UserError for a text without one or
         longer than the context, and for a model that fills no masks."""
@@ -201,14 +203,14 @@ class Pretrained:
             raise UserError(f"{what}, {does}\n  → use `{'fill' if use == 'generate' else 'generate'}`")
 
     def needs_tokenizer(self) -> Tokenizer:
-        """The tokenizer. Raises ModelError where there is none."""
+        """Returns the tokenizer. Raises ModelError where there is none."""
         if self.tokenizer is None:
             looked = ", ".join(TOKENIZER_FILES)
             raise ModelError(f"{self.folder}: no tokenizer (none of {looked})\n  → copy the model's own there")
         return self.tokenizer
 
     def save(self, path: Path | str) -> None:
-        """Write a folder that transformers loads: config, weights in float32, tokenizer, chat template, generation
+        """Writes a folder that transformers loads: config, weights in float32, tokenizer, chat template, generation
         settings; and what lmkit knows of the task. Raises StorageError."""
         folder = Path(path)
         problem_type = self.config_json.get("problem_type")
@@ -229,8 +231,8 @@ class Pretrained:
 
 
 def copy_beside(homes: Sequence[Path], folder: Path, names: Sequence[str] = BESIDE) -> None:
-    """Copy the files of these names, each from the first of a model's `homes` that has it. A chat template that stands
-    in tokenizer_config.json, as older versions of transformers write it, becomes a file."""
+    """Copies the files of these names, each from the first of a model's `homes` that has it. A chat template that
+    stands in tokenizer_config.json, as older versions of transformers write it, becomes a file."""
     for name in names:
         if home := next((home for home in homes if (home / name).is_file()), None):
             if not (folder / name).exists() or not (folder / name).samefile(home / name):
@@ -240,8 +242,8 @@ def copy_beside(homes: Sequence[Path], folder: Path, names: Sequence[str] = BESI
 
 
 def load(path: Path | str, allow_pickle: bool = False, device: str = "auto") -> Pretrained:
-    """The model in a run (its best checkpoint) or a Hugging Face folder, in float32. An adapter's folder, as PEFT
-    keeps it, is merged into the base model it names, whose tokenizer it takes if it has none of its own.
+    """Returns the model in a run (its best checkpoint) or a Hugging Face folder, in float32. An adapter's folder, as
+    PEFT keeps it, is merged into the base model it names, whose tokenizer it takes if it has none of its own.
 
     device: as torch names it; auto takes a GPU if one is there. Raises ModelError for a folder that is missing, damaged
     or unsupported, or whose tokenizer is another model's."""
@@ -251,7 +253,7 @@ def load(path: Path | str, allow_pickle: bool = False, device: str = "auto") -> 
 
 
 def say_not_followed(loaded: Pretrained, followed: Iterable[str] = ()) -> None:
-    """Note what generation_config.json asks for and is not done; followed: what the caller does of it."""
+    """Notes what generation_config.json asks for and is not done. followed: what the caller does of it."""
     if settings := not_followed(loaded.writing_settings, followed):
         note(f"{GENERATION_CONFIG}: not followed here: {', '.join(settings)}")
 

@@ -175,12 +175,12 @@ class ModelConfig(BaseModel):
 
     @property
     def spec(self) -> HeadSpec:
-        """Of the head. For `pairs`, which is words and pairs, that of the pairs."""
+        """The head. For `pairs`, a head for words and one for pairs, it is that of the pairs."""
         return self.table.heads[self.head]
 
     @property
     def decoder(self) -> "ModelConfig":
-        """The axes of the decoder stack: its own sizes, beside an encoder."""
+        """The axes of the decoder stack, which has sizes of its own beside an encoder."""
         if self.stacks != "encoder_decoder":
             return self
         heads = self.decoder_num_heads or self.num_heads
@@ -195,11 +195,11 @@ class ModelConfig(BaseModel):
 
     @property
     def causal(self) -> bool:
-        """Whether texts are written from left to right by one stack."""
+        """True where one stack writes texts from left to right."""
         return self.stacks == "decoder"
 
     def window(self, layer: int) -> int | None:
-        """How many tokens (itself included) layer number `layer` sees; None: all."""
+        """Returns how many tokens, itself included, layer number `layer` sees; None where it sees all."""
         if self.sliding_window is None or (self.window_layers and layer not in self.window_layers):
             return None
         return self.sliding_window

@@ -9,7 +9,7 @@ Size = dict[str, Any]
 def _plain(
     family: str, vocab: int, context: int, sizes: dict[str, tuple[int, int, int]], **more: Any
 ) -> dict[str, Size]:
-    """Sizes by name: (layers, hidden_size, heads), with a feed-forward layer four times as wide."""
+    """Returns sizes by name out of (layers, hidden_size, heads), with a feed-forward layer four times as wide."""
     return {
         name: {
             "family": family, "vocab_size": vocab, "context": context, "num_layers": layers, "hidden_size": hidden,
@@ -20,7 +20,7 @@ def _plain(
 
 
 def _t5(vocab: int, sizes: dict[str, tuple[int, int, int, int, int]], **more: Any) -> dict[str, Size]:
-    """(layers of each stack, hidden_size, heads, width of a head, feed-forward width)."""
+    """Returns sizes by name out of (layers of each stack, hidden_size, heads, width of a head, feed-forward width)."""
     return {
         name: {
             "family": "t5", "vocab_size": vocab, "context": 512, "num_layers": layers, "num_decoder_layers": layers,
@@ -31,7 +31,8 @@ def _t5(vocab: int, sizes: dict[str, tuple[int, int, int, int, int]], **more: An
 
 
 def _llama(family: str, vocab: int, context: int, sizes: tuple[int, int, int, int, int, int], **more: Any) -> Size:
-    """(layers, hidden_size, heads, key/value heads, width of a head, feed-forward width)."""
+    """Returns sizes by name out of (layers, hidden_size, heads, key/value heads, width of a head, feed-forward
+    width)."""
     layers, hidden, heads, kv_heads, width, wide = sizes
     return {
         "family": family, "vocab_size": vocab, "context": context, "num_layers": layers, "hidden_size": hidden,

@@ -4,7 +4,7 @@ from lmkit.architecture.model_config import ModelConfig
 
 
 def tensor_names(c: ModelConfig) -> dict[str, tuple[str, ...]]:
-    """Our modules -> theirs, under full names as the class of `c.head` saves them."""
+    """Returns the names of tensors in transformers by our own, in full, as the class of `c.head` saves them."""
     family, spec = c.table, c.spec
     rows = dict(family.names)
     heads = [("head", family.heads["lm"]), ("pairs", spec)] if c.head == "pairs" else [("head", spec)]

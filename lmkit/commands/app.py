@@ -36,7 +36,8 @@ app = typer.Typer(
 
 
 def in_options(message: str, command_name: str) -> str:
-    """An error of this command, in which keys of `data` are named by its options where it takes no KEY=VALUE."""
+    """Returns an error message of this command, in which keys of `data` are called by the command's options where it
+    takes no KEY=VALUE."""
     command = typer.main.get_command(app).commands.get(command_name)  # type: ignore[attr-defined]
     names = {option.name for option in command.params} if command else set()
     if "overrides" in names:

@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def _system_error(e: OSError) -> NoReturn:
-    """What the system says of a file, and what to do. Raises `e` itself where that is no matter of a person's."""
+    """Says what the system reports of a file, and what to do. Raises `e` itself where no person can mend it."""
     name, code = str(e.filename or "standard output"), StorageError.exit_code
     shown = f"lmkit: {name[:200]}{'…' if len(name) > 200 else ''}: {e.strerror}"
     if "No usable temporary directory" in str(e):
@@ -90,7 +90,7 @@ def _system_error(e: OSError) -> NoReturn:
 
 
 def _ignore_signals() -> None:
-    """All is saved, and the exit code is to say so."""
+    """Ignores signals once all is saved, so that the exit code can say so."""
     from lmkit.training.signals import ASKING
 
     for number in ASKING:
@@ -98,27 +98,27 @@ def _ignore_signals() -> None:
 
 
 def _reader_left() -> NoReturn:
-    """As `| head` does."""
+    """Ends without an error where nobody reads the output any more, as under `| head`."""
     _silence()
     raise SystemExit(0) from None
 
 
 def _silence() -> None:
-    """Nothing more goes to standard output, not even what is waiting for it."""
+    """Lets nothing more go to standard output, not even what is waiting for it."""
     with suppress(OSError):  # of a stream that is no file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # type: ignore[union-attr]
 
 
 def _lost_another(e: RuntimeError) -> bool:
-    """Whether this is how torch.distributed says that a process is gone: gloo by a text alone."""
+    """Returns whether torch.distributed says with this error that a process is gone; gloo does so by its text alone."""
     return "WORLD_SIZE" in os.environ and (
         type(e).__name__.startswith("Dist") or "closed by peer" in str(e) or "reset by peer" in str(e)
     )
 
 
 def _open_streams() -> None:
-    """Standard streams to write to, whatever this process was given: those that are closed lead nowhere, else the next
-    file that is opened would take their place; what an encoding lacks is spelled out, as on standard error."""
+    """Opens standard streams that are closed, else the next file that is opened would take their place; these lead
+    nowhere. Characters that an encoding lacks are spelled out, as on standard error."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             nowhere = os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: that of this stream

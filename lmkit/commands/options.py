@@ -40,7 +40,7 @@ def _named_path(path: str) -> Path:
 
 
 def run_folder(default: str) -> Any:
-    """The option that names a run directory; default: where it is otherwise."""
+    """Returns the option that names a run directory. default: the directory where it is left out."""
     return typer.Option("--out", "-o", metavar="PATH", parser=_named_path, help=f"Run directory. Default: {default}.")
 
 
@@ -86,7 +86,7 @@ def read_prompts(prompt: str | None, file: Path | None) -> list[str]:
 
 
 def _text(stream: IO[bytes], where: Path | str) -> str:
-    """Raises DataError for more than prompts can be, as devices give it without end."""
+    """Returns the text of a stream. Raises DataError for more than prompts can be, as devices give it without end."""
     content = stream.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
         raise DataError(f"{where}: above {MOST_BYTES:,} bytes of prompts\n  → give them in parts")

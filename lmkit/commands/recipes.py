@@ -56,7 +56,7 @@ def _default(key: str, field: typing.Any) -> str:
 
 
 def _print_families() -> None:
-    """Every published size with its parameters, counted on a model without memory."""
+    """Prints every published size with its parameters, counted on a model without memory."""
     import torch
 
     from lmkit.architecture.model_config import ModelConfig
@@ -77,7 +77,7 @@ def _print_families() -> None:
 
 
 def sized(name: str) -> dict:
-    """The least of a recipe that asks for this size."""
+    """Returns the smallest recipe that asks for this size."""
     from lmkit.architecture.sizes import PRESETS
 
     size = PRESETS[name]

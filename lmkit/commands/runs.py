@@ -88,7 +88,7 @@ def _print_table(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def describe(run: Path) -> dict[str, Any]:
-    """From the files of a run directory alone."""
+    """Returns the facts of a run, read from the files of its directory alone."""
     from lmkit.recipe.recipe_file import parse_yaml
 
     status, recipe = read_status(run), dict[str, Any]()

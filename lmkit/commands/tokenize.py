@@ -60,7 +60,8 @@ def tokenize(
 
 
 def pixel_config(text: str) -> "PixelConfig":
-    """`size=14 patch=1 colours=16`, any of these. Raises UserError."""
+    """Returns the settings in a text like `size=14 patch=1 colours=16`, of which any may be left out. Raises
+    UserError."""
     from lmkit.recipe import recipe_file
     from lmkit.recipe.tasks import PixelConfig
 
@@ -74,7 +75,7 @@ def pixel_config(text: str) -> "PixelConfig":
 
 
 def _images(settings: "DataConfig", pixels: "PixelConfig", family: str, out: Path) -> "TokenStore":
-    """Their texts are files beside `out` for as long as it takes. Raises DataError."""
+    """Tokenizes images. Their texts are files beside `out` for as long as it takes. Raises DataError."""
     from lmkit.data.tokens.tokenize import tokenize as make_store
     from lmkit.images.tokens import learn_palette, palette_tokenizer, write_texts
     from lmkit.recipe.pretraining import TokenizerConfig

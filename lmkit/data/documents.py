@@ -24,7 +24,7 @@ ALONE = "lines whose other side could not be read"
 
 
 def read_documents(item: Input, config: DataConfig, problems: Problems) -> Iterator[Document]:
-    """The documents of one input, in order. Texts are as in the file, line ends too; only a BOM is taken off.
+    """Yields the documents of one input, in order. Texts are as in the file, line ends too; only a BOM is taken off.
 
     Raises DataError when the key or column `config.text` is not there at all, when the file changes meanwhile, and when
     a hub dataset fails; all else that cannot be read is counted in `problems` as `file:line`."""
@@ -37,8 +37,8 @@ def read_documents(item: Input, config: DataConfig, problems: Problems) -> Itera
 
 
 def read_pairs(item: Input, config: DataConfig, problems: Problems) -> Iterator[Document]:
-    """The pairs of one input, in order: documents with a `target`. Either both sides are text, or the pair is left out
-    and counted in `problems` as `file:line`. Lines lose their ends, columns nothing.
+    """Yields the pairs of one input, in order, as documents with a `target`. Either both sides are text, or the pair is
+    left out and counted in `problems` as `file:line`. Lines lose their ends, columns nothing.
 
     Raises DataError when two files of lines do not have equally many, and for whatever `read_documents` raises it."""
     assert config.target is not None
@@ -59,7 +59,9 @@ def read_pairs(item: Input, config: DataConfig, problems: Problems) -> Iterator[
 
 
 def _from_columns(item: Input, columns: dict[str, str], problems: Problems) -> Iterator[Document]:
-    """columns: by key of the recipe's `data` section, of the text and, of pairs, the target."""
+    """Yields a document for each record that has all columns.
+
+    columns: the names of columns, by their key of the recipe's `data` section: `text` and, of pairs, `target`."""
 
     def header(where: str, names: list[str]) -> list[str]:
         _check_columns(where, "column", columns, names)
@@ -118,7 +120,7 @@ def _checked(item: Input, document: Document, problems: Problems) -> Iterator[Do
 
 
 def _cut(text: str) -> int:
-    """Where to cut a text above MAX_CHARS: after the last line end before that, if there is one."""
+    """Returns where to cut a text above MAX_CHARS: after the last line end before that, if there is one."""
     return text.rfind("\n", 0, MAX_CHARS) + 1 or MAX_CHARS
 
 
@@ -131,8 +133,8 @@ def _parts(text: str) -> Iterator[str]:
 
 
 def _txt(item: Input, config: DataConfig, problems: Problems) -> Iterator[Document]:
-    """Whole files, or what lies between separators (line ends beside a separator belong to it). With `item.tail`, what
-    follows the first line end in the last share of the file is a document of its own, held out."""
+    """Yields the whole file, or what lies between separators; line ends beside a separator belong to it. With
+    `item.tail`, what follows the first line end in the last share of the file is a document of its own, held out."""
     decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
     cutter = _Cutter(config.separator)
     seen, start = 0, int(item.size * (1 - item.tail))  # bytes of the file, which blocks of UTF-16 are not
@@ -171,7 +173,7 @@ class _Cutter:
             self.part += 1
 
     def finish(self) -> Iterator[Document]:
-        """The end of a document. What is blank after the last separator of a file is none."""
+        """Ends a document. Blank text after the last separator of a file is no document."""
         if self.part or self.text.strip() or not self.documents:
             yield self._take(len(self.text), last=True)
         self.line += self.text.count("\n")
@@ -204,7 +206,7 @@ def _unfit_side(text: Any) -> str | None:
 
 
 def _line_pairs(item: Input, problems: Problems) -> Iterator[Document]:
-    """Both files are read to the end, so that a difference in length is found, and named with both lengths."""
+    """Yields the pairs of two files. Both are read to the end, so that an error can name the length of each."""
     sides = [guarded(file, read_lines(file, problems), problems) for file in item.files]
     lengths = [0, 0]
     for number, (source, target) in enumerate(zip_longest(*sides), 1):

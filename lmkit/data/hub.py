@@ -11,7 +11,8 @@ from lmkit.base.errors import DataError
 
 
 def hub_records(name: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row, record) in order; classes by their names. Raises DataError when the network, the hub or a file fails."""
+    """Yields (row, record) in order, with classes by their names. Raises DataError when the network, the hub or a file
+    fails."""
     _find_hub(name)
     from datasets import load_dataset
 
@@ -47,8 +48,8 @@ def _find_hub(name: str) -> None:
 
 
 def class_names(features: dict[str, Any]) -> dict[str, list[str]]:
-    """The names of the classes of each column that holds classes, or lists of them, out of a dataset's features as
-    `datasets` writes them down."""
+    """Returns the class names of each column that holds classes, or lists of them. features: as `datasets` writes
+    them."""
     found = {}
     for column, feature in features.items():
         feature = feature.get("feature", feature) if isinstance(feature, dict) else {}
@@ -58,8 +59,8 @@ def class_names(features: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def named(value: Any, names: list[str]) -> Any:
-    """A class, or a list of them, by name. None for -1, with which test sets without labels and rows that annotators
-    did not agree on are marked."""
+    """Returns a class, or a list of classes, by name. Returns None for -1, which marks rows without a label: those of
+    test sets, and those that annotators did not agree on."""
     if isinstance(value, list):
         return [named(v, names) for v in value]
     if not isinstance(value, int):

@@ -1,4 +1,4 @@
-"""Which files a list of paths, folders, globs and hub: names stands for, and what is counted while they are read."""
+"""The files that a list of paths, folders, globs and hub: names stands for, and what is counted while they are read."""
 
 import glob
 import os
@@ -22,14 +22,14 @@ EXAMPLES = 5  # places remembered for each kind of problem
 
 @dataclass
 class Problems:
-    """How often each thing went wrong, and where it did first."""
+    """Counts how often each thing went wrong, and remembers where it did first."""
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
     rows: list[tuple[str, str]] | None = None  # (kind, place) of every record that is lost; None where nobody asks
 
     def add(self, kind: str, where: str, lost: bool = True) -> None:
-        """lost: a record is left out because of it."""
+        """Counts one problem. lost: a record is left out because of it."""
         if lost and self.rows is not None:
             self.rows.append((kind, where))
         self.counts[kind] = self.counts.get(kind, 0) + 1
@@ -58,7 +58,7 @@ class Input:
 
     @property
     def files(self) -> list["Input"]:
-        """Itself and the file of its targets, if that is another."""
+        """This file, and the file of its targets where there is one."""
         return [self, self.targets] if self.targets else [self]
 
     @property
@@ -73,7 +73,8 @@ class Input:
         return suffix if suffix in PACKED else ""
 
     def look(self) -> None:
-        """Note its size and time. Raises DataError for pipes and devices, and a name that is no text."""
+        """Notes the size and time of the file. Raises DataError for pipes and devices, and for a name that is not
+        UTF-8."""
         try:
             self.name.encode()
             info = os.stat(self.name)
@@ -97,7 +98,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Pairing:
-    """How the files of parallel text with a sentence a line are named: by their endings, like `en` and `de`.
+    """The endings by which files of parallel text with a sentence a line are named, like `en` and `de`.
 
     NAME.en goes with NAME.de, NAME.en.txt with NAME.de.txt, and any other NAME.txt with NAME.de."""
 
@@ -114,7 +115,8 @@ class Pairing:
         return _unpacked(name).endswith((f".{self.target}", f".{self.target}.txt"))
 
     def target_of(self, name: str) -> str:
-        """Where the targets of a file of sources belong, packing aside; "" for files of another kind."""
+        """Returns the name of the file of targets that belongs to a file of sources, without packing; "" for other
+        files."""
         bare = _unpacked(name)
         for tail in ("", ".txt"):
             if bare.endswith(f".{self.source}{tail}"):
@@ -122,7 +124,8 @@ class Pairing:
         return bare.removesuffix("txt") + self.target if bare.endswith(".txt") else ""
 
     def find(self, name: str) -> Input | None:
-        """The file of targets, packed in whatever way. Raises DataError when it is missing."""
+        """Returns the file of targets, packed or not; None for a file that has none. Raises DataError when it is
+        missing."""
         wanted = self.target_of(name)
         if not wanted:
             return None
@@ -142,8 +145,8 @@ def _unpacked(name: str) -> str:
 
 
 def list_inputs(patterns: list[str], pairing: Pairing | None = None) -> list[Input]:
-    """The files that paths, folders, globs and hub: names stand for, sorted, each file once. With a `pairing`, files of
-    a sentence a line come with those of their targets.
+    """Returns the files that paths, folders, globs and hub: names stand for, sorted, each once. With a `pairing`, files
+    of a sentence a line come with those of their targets.
 
     Raises DataError for a path, glob or folder that gives nothing, a kind of file that cannot be read, for pipes and
     devices, and for either side of parallel text without the other. A file that exists but cannot be opened is left to
@@ -176,7 +179,7 @@ def list_inputs(patterns: list[str], pairing: Pairing | None = None) -> list[Inp
 
 
 def list_files(patterns: list[str], kind_of: Callable[[str], str], allowed: str, refusal: str) -> list[Input]:
-    """The files that paths, folders, globs and hub: names stand for, sorted, each once.
+    """Returns the files that paths, folders, globs and hub: names stand for, sorted, each once.
 
     kind_of: returns "" for a name that cannot be read. allowed, refusal: for the message about such a file, where it is
     named and not in a folder. Raises DataError for it, for whatever gives nothing, and for pipes and devices."""
@@ -203,8 +206,8 @@ def _readable(pairing: Pairing | None) -> str:
 
 
 def files_of(pattern: str, wanted: Callable[[str], bool], allowed: str) -> list[str]:
-    """The files that a path, folder or glob stands for, `wanted` ones of folders. Raises DataError where there are none
-    (`allowed` says what may be)."""
+    """Returns the files that a path, folder or glob stands for; of folders, those that are `wanted`. Raises DataError,
+    which says what is `allowed`, where there are none."""
     if os.path.isdir(pattern):
         return _folder(pattern, wanted, allowed)
     if os.path.lexists(pattern):
@@ -224,7 +227,7 @@ def files_of(pattern: str, wanted: Callable[[str], bool], allowed: str) -> list[
 
 
 def _folder(folder: str, wanted: Callable[[str], bool], allowed: str) -> list[str]:
-    """The readable files at any depth. Each folder is entered once, so circular links end."""
+    """Returns the `wanted` files at any depth. Each folder is entered once, so that circular links end."""
     names, others, seen = [], Counter[str](), set()
     for here, folders, files in os.walk(folder, onerror=lambda e: note(f"left out: {e}"), followlinks=True):
         info = os.stat(here)

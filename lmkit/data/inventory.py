@@ -20,19 +20,20 @@ Entry = dict[str, Any]  # path, bytes, sha256; of a token store its fingerprint 
 
 
 def of_store(store: TokenStore, data_train: str | list[str]) -> list[Entry]:
-    """Of pretraining: the files its tokens were made of, or the store itself where the recipe names it."""
+    """Returns what a pretraining run reads: the files its tokens were made of, or the store that the recipe names."""
     if data_train in (str(store.path), [str(store.path)]):
         return [_entry(str(store.path))]
     return [{"path": i["name"], "bytes": i["size"], "sha256": i["sha256"]} for i in store.manifest["inputs"]]
 
 
 def of_tables(recipe: FinetuneRecipe) -> list[Entry]:
-    """Of fine-tuning: its tables, and the model it starts from. Raises DataError where nothing is found."""
+    """Returns what a fine-tuning run reads: its tables, and the model it starts from. Raises DataError where there are
+    no tables."""
     return [_entry(name) for name in sources(recipe)] + of_model(recipe)
 
 
 def of_model(recipe: FinetuneRecipe) -> list[Entry]:
-    """The weights that fine-tuning starts from; of a new model none."""
+    """Returns the weights that fine-tuning starts from; none for a new model."""
     if not isinstance(recipe.model, str):
         return []
     folder = model_folder(recipe.model)
@@ -40,7 +41,8 @@ def of_model(recipe: FinetuneRecipe) -> list[Entry]:
 
 
 def sources(recipe: Recipe | FinetuneRecipe) -> list[str]:
-    """Names of files, token stores and hub datasets, as they are found now. Raises DataError where there are none."""
+    """Returns the names of files, token stores and hub datasets that there are now. Raises DataError where there are
+    none."""
     data = recipe.data
     named = [data.train] if isinstance(data.validation, float | int) else [data.train, data.validation]
     with redirect_stderr(StringIO()):  # notes about files that are left alone come when the others are read
@@ -48,7 +50,7 @@ def sources(recipe: Recipe | FinetuneRecipe) -> list[str]:
 
 
 def changed(before: list[Entry], recipe: Recipe | FinetuneRecipe) -> list[str]:
-    """What is not as it was, a line each."""
+    """Returns a line for each file that is not as it was."""
     told = []
     for entry in before:
         name, path = entry["path"], Path(entry["path"])
@@ -79,14 +81,14 @@ def _found(patterns: list[str], recipe: Recipe | FinetuneRecipe) -> list[str]:
 
 
 def _inside(name: str) -> list[str]:
-    """The file itself, or all files of a folder of labels."""
+    """Returns the file itself, or all files of a folder of labels."""
     if name.startswith("hub:") or not os.path.isdir(name):
         return [name]
     return sorted(os.path.join(here, file) for here, _, files in os.walk(name, followlinks=True) for file in files)
 
 
 def _entry(name: str, size_alone: int | None = None) -> Entry:
-    """size_alone: the only size that makes a checksum worth the reading."""
+    """Returns path, size and checksum. size_alone: a file of any other size is not read for its checksum."""
     path = Path(name)
     if name.startswith("hub:"):
         return {"path": name, "bytes": None, "sha256": None}

@@ -72,7 +72,7 @@ class _Raw(io.RawIOBase):
 
 
 def read_blocks(item: Input) -> Iterator[bytes]:
-    """The text, unpacked and in UTF-8, about a megabyte at a time. UTF-16 with a BOM is recoded."""
+    """Yields the text, unpacked and in UTF-8, about a megabyte at a time. UTF-16 with a BOM is recoded."""
     decode = None
     blocks = read_bytes(item)
     for number, block in enumerate(blocks):
@@ -90,14 +90,14 @@ def read_blocks(item: Input) -> Iterator[bytes]:
 
 
 def read_bytes(item: Input) -> Iterator[bytes]:
-    """The bytes, unpacked. At the end `item.sha256` is that of the whole file as it is on disk."""
+    """Yields the bytes, unpacked. At the end, `item.sha256` is that of the whole file as it is on disk."""
     with _Raw(item) as raw, io.BufferedReader(raw, BLOCK) as stream:
         yield from _unpacked(stream, item.packing)
         raw.finish()
 
 
 def _unpacked(stream: IO[bytes], packing: str) -> Iterator[bytes]:
-    """Blocks of a file's contents. Raises DamagedFile or EOFError when a packed file is damaged or ends early."""
+    """Yields blocks of the content. Raises DamagedFile or EOFError when a packed file is damaged or ends early."""
     import zlib
 
     import zstandard
@@ -114,8 +114,8 @@ def _unpacked(stream: IO[bytes], packing: str) -> Iterator[bytes]:
 
 
 def _unzstd(stream: IO[bytes], engine: Any) -> Iterator[bytes]:
-    """Frame after frame. The library's own reader takes a frame that ends early for the end of the file. Four kilobytes
-    at a time, because they can unpack to 128 MB."""
+    """Yields the content frame after frame, since the library's own reader takes a frame that ends early for the end of
+    the file. It reads four kilobytes at a time, because they can unpack to 128 MB."""
     frame = None
     while packed := stream.read(4096):
         while packed:
@@ -129,8 +129,8 @@ def _unzstd(stream: IO[bytes], engine: Any) -> Iterator[bytes]:
 
 
 def read_lines(item: Input, problems: Problems) -> Iterator[tuple[int, str | None]]:
-    """(line number, line with its end), decoded; bytes that are not UTF-8 become half surrogates, refused later. A line
-    that is too long is counted and None."""
+    """Yields (line number, line with its end), decoded. Bytes that are not UTF-8 become half surrogates, which are
+    refused later. For a line that is too long, which is counted, it yields None."""
     number, held, size = 0, [b""], 0
     for block in read_blocks(item):
         *lines, rest = block.split(b"\n")

@@ -24,7 +24,7 @@ Header = Callable[[str, list[str]], Collection[str]]
 
 
 def read_records(item: Input, problems: Problems, header: Header | None = None) -> Iterator[Record]:
-    """The records of one input, in order. What cannot be read is counted in `problems`, with its place.
+    """Yields the records of one input, in order. What cannot be read is counted in `problems`, with its place.
 
     header: is called before the first record with the place and the columns of csv and Parquet; it returns the columns
     to read, and may raise. Records of JSON and the hub bring their own keys. Classes of Parquet and the hub come by
@@ -51,7 +51,8 @@ def _csv(item: Input, problems: Problems, header: Header) -> Iterator[Record]:
 
 
 def _csv_rows(item: Input, problems: Problems, quoting: Any) -> Iterator[tuple[int, list[str]]]:
-    """(line, fields) of the header and of each row with as many fields. quoting: one of the csv module's constants."""
+    """Yields (line, fields) of the header, and of each row with as many fields. quoting: one of the csv module's
+    constants."""
     csv.field_size_limit(MAX_RECORD)
     lines = (line for _, line in read_lines(item, problems) if line is not None)
     first = next(lines, "")
@@ -136,7 +137,8 @@ def _objects(item: Input, contents: list[Any], first: int, problems: Problems) -
 
 
 def _json(item: Input, problems: Problems, header: Header) -> Iterator[Record]:
-    """A list of objects, alone or under `data`; SQuAD's articles are such. Despite the name, an object a line too."""
+    """Yields the objects of a list, which stands alone or under `data`, as SQuAD's articles do. A file with an object a
+    line is read as well, despite its name."""
     blocks, size = [], 0
     for block in read_blocks(item):
         blocks.append(block)
@@ -186,7 +188,7 @@ def _parquet(item: Input, problems: Problems, header: Header) -> Iterator[Record
 
 
 def _class_names(schema: Any, columns: list[str]) -> dict[str, list[str]]:
-    """The names of classes by column, where `datasets` wrote the file."""
+    """Returns the names of classes by column, where `datasets` wrote the file."""
     written = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     names = class_names((written.get("info") or {}).get("features") or {})
     return {column: names[column] for column in columns if column in names}

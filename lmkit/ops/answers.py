@@ -20,7 +20,7 @@ NO_ANSWER = "I do not know."
 
 
 def check_options(given: Sequence[str]) -> None:
-    """given: the options of `generate` that a person named. Raises UserError for those without a meaning here."""
+    """Raises UserError for options that have no meaning here. given: the options of `generate` that a person named."""
     if idle := [f"--{key.replace('_', '-')}" for key in given if key not in USED]:
         raise UserError(f"{', '.join(idle)}: answers are looked up, or the likeliest ones\n  → leave it out")
 
@@ -28,8 +28,8 @@ def check_options(given: Sequence[str]) -> None:
 def run(
     model: str, questions: list[str], kb: Path | None, max_tokens: int | None, as_json: bool, allow_pickle: bool
 ) -> None:
-    """An answer a question, or one JSON line: question, answer ("" for none), source (kb, passage, model), evidence,
-    score. Raises DataError where there is no knowledge base."""
+    """Prints an answer for each question, or a JSON line: question, answer ("" for none), source (kb, passage, model),
+    evidence, score. Raises DataError where there is no knowledge base."""
     settings = settings_of(model)
     own = settings.task if settings else None
     config, fitted = AnswerConfig(name="answer"), dict[str, Any]()

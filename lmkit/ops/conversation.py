@@ -30,10 +30,11 @@ def run(
     stream: bool,
     allow_pickle: bool,
 ) -> None:
-    """Answer each of the messages `said`, in a conversation of its own; None: talk with whoever is at the terminal.
+    """Answers each of the messages `said` in a conversation of its own; None: talks with the person at the terminal.
 
-    Plain: the answers, `---` between them. JSON: one line an answer, with `messages`, `finish` and the answer's `ids`.
-    system: the first message. stream: print while writing. Raises UserError for a model that cannot chat."""
+    Prints the answers with `---` between them, or with `as_json` a line an answer, with `messages`, `finish` and the
+    answer's `ids`. system: the first message. stream: prints while the model writes. Raises UserError for a model that
+    cannot chat."""
     loaded = load(model, allow_pickle)
     speaker = Speaker(model, loaded, replace(config, rules=loaded.rules), as_json, stream)
     say_not_followed(loaded)
@@ -47,7 +48,7 @@ def run(
 
 
 def _message(role: str, content: str) -> dict[str, str]:
-    """Raises UserError for bytes of the command line that are no text."""
+    """Returns a message. Raises UserError for bytes of the command line that are no text."""
     if any("\ud800" <= c <= "\udfff" for c in content):
         raise UserError(f"not UTF-8 text: {content[:40]!r}")
     return {"role": role, "content": content}
@@ -96,7 +97,7 @@ class Speaker:
         self.eos = loaded.eos | frozenset(self.chat.ends)
 
     def answer(self, conversations: list[Conversation], samples: int = 1) -> list[Conversation]:
-        """Write what the assistant says next -> the conversations with it. Raises UserError."""
+        """Writes what the assistant says next. Returns the conversations with it. Raises UserError."""
         fitting = [self._fitting(messages) for messages in conversations]
         out, shown = [], -1
 
@@ -123,8 +124,8 @@ class Speaker:
         return out
 
     def _fitting(self, messages: Conversation) -> tuple[Conversation, list[int]]:
-        """The conversation without as many of its oldest turns as leave room for an answer, and what the model reads
-        of it."""
+        """Returns the conversation, without its oldest turns where it leaves no room for an answer, and the token ids
+        that the model reads."""
         context, dropped = self.loaded.config.context, 0
         room = context - min(self.config.max_tokens, context // 2)
         while len(ids := self.chat.prompt(messages)) > room:

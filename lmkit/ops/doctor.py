@@ -72,7 +72,7 @@ def run(as_json: bool) -> int:
 
 
 def python() -> Iterator[Finding]:
-    """Python, and the packages lmkit needs, against what its package asks for."""
+    """Compares Python and the packages that lmkit needs with what it asks for."""
     least = str(metadata.metadata("lmkit")["Requires-Python"] or "").removeprefix(">=")
     if _numbers(platform.python_version()) < _numbers(least):
         yield Finding("python", "wrong", f"{platform.python_version()}, and lmkit needs {least}", "a newer Python")
@@ -95,12 +95,12 @@ def python() -> Iterator[Finding]:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    """`2.13.0+cpu` -> (2, 13, 0)."""
+    """Returns the numbers of a version: (2, 13, 0) of `2.13.0+cpu`."""
     return tuple(int(n) for n in re.findall(r"\d+", text.partition("+")[0]))
 
 
 def compiler() -> Finding:
-    """Whether a C++ compiler builds what torch.compile builds: with OpenMP, against Python's headers."""
+    """Tries whether a C++ compiler builds what torch.compile builds: with OpenMP, against Python's headers."""
     found = next((c for c in COMPILERS if shutil.which(c)), None)
     if found is None:
         return Finding("compile", "note", "no C++ compiler, so train.compile stays off", "install g++ to have it")
@@ -144,7 +144,7 @@ def cpu() -> Iterator[Finding]:
 
 
 def gpu() -> Iterator[Finding]:
-    """GPUs, and whether this build of torch can use them."""
+    """Lists GPUs, and whether this build of torch can use them."""
     import torch
 
     build, hidden = torch.version.cuda or torch.version.hip, os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -188,8 +188,9 @@ def _gpu(torch: Any, i: int) -> Iterator[Finding]:
 
 
 def runs_on(built_for: list[str], major: int, minor: int) -> bool:
-    """Whether a GPU of this compute capability runs code for one of `sm_80`, `sm_90a`, `compute_90`, ...: machine code
-    of its own generation, not newer than it; or intermediate code, which the driver translates, of any before."""
+    """Returns whether a GPU of this compute capability runs code for one of `sm_80`, `sm_90a`, `compute_90`, ...:
+    machine code of its own generation, not newer than it; or intermediate code, which the driver translates, of any
+    before."""
     for name in built_for:
         digits = re.sub(r"\D", "", name)
         of = (int(digits[:-1]), int(digits[-1]))
@@ -199,7 +200,7 @@ def runs_on(built_for: list[str], major: int, minor: int) -> bool:
 
 
 def speed() -> Iterator[Finding]:
-    """Matrix products, measured: the best of a few."""
+    """Measures matrix products: the best of a few."""
     import torch
 
     from lmkit.training.precision import multiplies_bf16
@@ -244,7 +245,7 @@ def disk() -> Iterator[Finding]:
 
 
 def _place(check: str, wanted: Path, shown: str, cure: str) -> Finding:
-    """Whether files can be made in `wanted`, which may not be there yet, and how many bytes are left."""
+    """Tries whether files can be made in `wanted`, which may not be there yet, and how many bytes are left."""
     place = wanted.absolute()
     while not place.exists():
         place = place.parent

@@ -27,8 +27,8 @@ def run(
     model: str, sources: list[str], keep: str, n: int, config: SamplingConfig, out: Path, as_json: bool,
     allow_pickle: bool,
 ) -> None:  # fmt: skip
-    """Draw `n` images by `config.seed`, keep the first `keep` of their words, and write a row for each: what the model
-    reads, what was kept, and `DRAWN` continuations. Prints where, or a JSON line for each image.
+    """Draws `n` images by `config.seed`, keeps the first `keep` of their words, and writes a row for each: what the
+    model reads, what was kept, and `DRAWN` continuations. Prints where, or a JSON line for each image.
 
     Raises UserError for a share that leaves nothing to draw, and for a model that does not write; ModelError for one
     that knows no images."""
@@ -59,8 +59,8 @@ def run(
 def continuations(
     loaded: Pretrained, palette: Palette, beginnings: list[list[int]], config: SamplingConfig
 ) -> list[list[list[int]]]:
-    """Of each beginning some whole images, all in codes. Nothing but words of the palette is drawn, and exactly as many
-    as are missing. Raises UserError where the context is too short for an image."""
+    """Returns some whole images for each beginning, all in codes. Nothing but words of the palette is drawn, and
+    exactly as many as are missing. Raises UserError where the context is too short for an image."""
     tokenizer, length = loaded.needs_tokenizer(), palette.length
     if loaded.config.context <= length:
         raise UserError(f"the model's context of {loaded.config.context} holds no image of {length} words")
@@ -79,7 +79,7 @@ def continuations(
 
 
 def image_module() -> Any:
-    """Pillow's. Raises UserError where it is missing."""
+    """Returns Pillow's module `Image`. Raises UserError where Pillow is missing."""
     try:
         from PIL import Image
     except ImportError:
@@ -98,7 +98,7 @@ def _share(text: str) -> float:
 
 
 def _picture(palette: Palette, codes: list[list[int]], kept: int, drawn: list[list[list[int]]]) -> np.ndarray:
-    """(height, width[, 3]) uint8: a row of images for each of `codes`, on white."""
+    """Returns a picture (height, width[, 3]) uint8: a row of images for each of `codes`, on white."""
     if palette.channels not in (1, 3):
         raise DataError(f"a PNG has 1 or 3 values a pixel, these images have {palette.channels}")
     times = max(1, SIDE // palette.size)
@@ -111,7 +111,7 @@ def _picture(palette: Palette, codes: list[list[int]], kept: int, drawn: list[li
 
 
 def _framed(image: np.ndarray, more: tuple[int, int]) -> np.ndarray:
-    """With white below and to the right."""
+    """Returns the image with white below it and to its right."""
     sides = [(0, more[0]), (0, more[1]), (0, 0)][: image.ndim]
     return np.pad(image, sides, constant_values=255)
 

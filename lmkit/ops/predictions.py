@@ -19,8 +19,8 @@ from lmkit.tasks.table import load_all, task_of, trained_task
 def run(
     model: str, sources: list[str], out: Path | None, columns: dict[str, str | None], task_name: str | None
 ) -> None:
-    """Lines hold `place`, the file and line of the row, and what the task predicts; of a row that cannot be read,
-    `error` says why. A file `out` appears when all lines are written. Raises UserError for a model that is not
+    """Writes a JSON line for each row: `place`, its file and line, and what the task predicts; for a row that cannot be
+    read, `error` says why. A file `out` appears when all lines are written. Raises UserError for a model that is not
     fine-tuned and for an `out` that is read, StorageError for one that cannot be written."""
     if out is None:
         sys.stdout.writelines(_lines(_predictions(model, sources, out, columns, task_name)))
@@ -63,7 +63,7 @@ def _predictions(
 
 
 def _same_file(out: Path, table: Table) -> str | None:
-    """The file of the table that `out` is, by whatever name."""
+    """Returns the file of the table that `out` is, by whatever name."""
     places = [*table.places, *(lost.place for lost in table.lost)]
     names = dict.fromkeys(place.rpartition(":")[0] or place for place in places)
     return next((name for name in names if os.path.exists(name) and out.samefile(name)), None)

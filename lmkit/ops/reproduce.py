@@ -63,7 +63,8 @@ def run(path: Path, as_json: bool) -> None:
 
 
 def _place(run: Path) -> Path:
-    """Where a run lies, whatever links lead there: `latest` will mean another one. From here, where it lies below."""
+    """Returns where a run lies, whatever links lead there, since `latest` will mean another one; relative to the
+    working directory where it lies below that."""
     run, here = run.resolve(), Path.cwd()
     return run.relative_to(here) if here in run.parents else run
 
@@ -96,7 +97,7 @@ def _read_recipe(run: Path, before: dict[str, Any]) -> Recipes:
 
 
 def _tokenizer(recipe: Recipe | FinetuneRecipe, before: dict[str, Any]) -> list[Difference]:
-    """One that the recipe names; others are made of the data."""
+    """Compares the tokenizer that the recipe names; others are made of the data."""
     path = recipe.tokenizer.path
     if path is None or "tokenizer" not in before:
         return []
@@ -118,7 +119,7 @@ def _software(before: dict[str, Any], now: dict[str, Any]) -> list[Difference]:
 
 
 def _other_versions(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
-    """Packages whose version is another now, with the one of then."""
+    """Returns the packages whose version is another now, with the version of then."""
     return {p: v for p, v in before.get("versions", {}).items() if v != now["versions"].get(p)}
 
 
@@ -170,7 +171,7 @@ def _by_the_clock(recipe: Recipes) -> bool:
 
 
 def _doubts(run: Path, recipe: Recipes, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What no command can bring back."""
+    """Returns what no command can bring back."""
     told = []
     if _by_the_clock(recipe):
         budget = recipe.tree["train"]["budget"]

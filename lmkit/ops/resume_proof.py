@@ -112,7 +112,8 @@ def _verdict(exact: bool, steady: bool) -> str:
 
 
 def _rhythm(steps: int) -> str:
-    """Checkpoints, so that the last whole step before the kill is lost and taken again, where there are two."""
+    """Returns how often to save, so that the last whole step before the kill is lost and taken again, where there are
+    two."""
     return str(max(1, steps // 2 - 1))
 
 
@@ -136,7 +137,8 @@ def _pretraining(path: Path, overrides: tuple[str, ...], steps: int) -> list[str
 
 
 def _finetuning(path: Path, overrides: tuple[str, ...], steps: int) -> list[str]:
-    """No rows are held out: to score them all at the end would take longer than the proof."""
+    """Returns the changes to a recipe of fine-tuning. No rows are held out, since to score them all would take longer
+    than the proof."""
     recipe = recipe_file.load(FinetuneRecipe, path, overrides, finetuning.expand)
     if isinstance(recipe.task, AnswerConfig):
         raise UserError("task answer fits thresholds in one go: there is nothing to resume")
@@ -145,7 +147,7 @@ def _finetuning(path: Path, overrides: tuple[str, ...], steps: int) -> list[str]
 
 
 def _lmkit(*arguments: str, killed_in: int | None = None) -> None:
-    """The command in a process of its own. Raises Failed where it does not end as it should."""
+    """Runs the command in a process of its own. Raises Failed where it does not end as it should."""
     code = ["-m", "lmkit"] if killed_in is None else ["-c", CRASHING.format(killed_in)]
     got = subprocess.run([sys.executable, *code, *arguments], capture_output=True, text=True)
     if got.returncode == (0 if killed_in is None else -signal.SIGKILL):
@@ -165,7 +167,7 @@ def _killed(code: int, killed_in: int | None) -> str:
 
 
 def compare(one: Path, two: Path) -> Iterator[Compared]:
-    """The newest checkpoints and the logs of two runs."""
+    """Compares the newest checkpoints and the logs of two runs."""
     folders = [(run / "latest").resolve() for run in (one, two)]
     names = sorted({str(f.relative_to(folder)) for folder in folders for f in folder.rglob("*") if f.is_file()})
     kind_of = lambda name: next(kind for kind, ends in KINDS.items() if name.endswith(ends))
@@ -199,7 +201,7 @@ def _state(file: Path) -> dict[str, Any]:
 
 
 def _tensors(one: Path, two: Path) -> str:
-    """How far two files of tensors are apart."""
+    """Says how far two files of tensors are apart."""
     from safetensors.torch import load_file
 
     a, b = load_file(one), load_file(two)

@@ -62,7 +62,7 @@ class Report:
 
 @dataclass
 class Texts:
-    """What there is to read, and what went wrong while it was read."""
+    """The texts to score, and what went wrong while they were read."""
 
     inputs: list[Input]
     config: DataConfig
@@ -70,7 +70,7 @@ class Texts:
 
     @contextmanager
     def reading(self) -> Iterator[Iterator[Document]]:
-        """Documents, or pairs, under a bar. Raises DataError where there are none."""
+        """Gives the documents, or pairs, and shows a bar meanwhile. Raises DataError where there are none."""
         with Meter("eval", sum(item.size for item in self.inputs)) as meter:
             yield self._documents(meter)
 
@@ -92,8 +92,9 @@ def start(
     models: list[str], data: list[str], task: str | None, columns: dict[str, str | None], as_json: bool,
     allow_pickle: bool, **options: Any,
 ) -> None:  # fmt: skip
-    """Scores of one model on what it was made for, or of two side by side. columns: named by the user: text, pair,
-    label, target. options: of `run`, for models that predict words. Raises UserError for options without a use."""
+    """Prints the scores of one model on what it was made for, or of two side by side. columns: those that a person
+    named, of text, pair, label and target. options: of `run`, for models that predict words. Raises UserError for
+    options without a use."""
     if len(set(models)) != len(models) or len(models) > 2:
         what = f"{models[0]} is named twice" if len(models) == 2 else f"{len(models)} models"
         raise UserError(f"{what}\n  → name one model, or two that differ, to compare them")
@@ -128,8 +129,8 @@ def run(
     target: str | None = None,
     pll_tokens: int | None = None,
 ) -> None:
-    """Print a table, or one JSON object. What was skipped is said. Raises UserError for a model that predicts no words
-    and for options it has no use for, DataError when no text is left."""
+    """Prints a table, or one JSON object, and says what was skipped. Raises UserError for a model that predicts no
+    words and for options it has no use for, DataError when no text is left."""
     if target is not None and separator is not None:
         raise UserError("--separator ends documents and --target makes pairs\n  → leave one of them out")
     inputs = list_inputs(data, None if target is None else Pairing(text, target))
@@ -165,7 +166,8 @@ def _check(model: str, loaded: Pretrained, options: dict[str, Any]) -> None:
 
 
 def _run_task(model: str) -> ObjectiveConfig | None:
-    """What a run was pretrained for; None for a folder that is no run, and one that went on as its family does."""
+    """Returns what a run was pretrained for; None for a folder that is no run, and for a run of continued pretraining,
+    which keeps to its family's objective."""
     path = Path(model) / "recipe.yaml"
     if not path.is_file() or run_of(model):
         return None
@@ -173,7 +175,8 @@ def _run_task(model: str) -> ObjectiveConfig | None:
 
 
 def _noise_config(loaded: Pretrained, model: str) -> tuple[seq2seq.NoiseConfig, str]:
-    """And where it is from. Raises UserError where a model writes no damaged texts again."""
+    """Returns how texts are damaged for this model, and where that is from. Raises UserError for a model that was not
+    trained to write damaged texts again."""
     task, family = _run_task(model), loaded.config.family
     if isinstance(task, SpanCorruptionConfig | DenoisingConfig):
         return task, "recipe"
@@ -290,7 +293,7 @@ def _unspelt(s: Tally, so: str) -> list[str]:
 
 
 def _described(noise: dict[str, Any]) -> str:
-    """`name (defaults): rate 0.15, split 0.8/0.1/0.1`."""
+    """Returns noise in words, like `name (defaults): rate 0.15, split 0.8/0.1/0.1`."""
 
     def said(value: Any) -> str:
         if isinstance(value, dict):

@@ -28,14 +28,14 @@ def run(
     allow_pickle: bool,
     given: Sequence[str] = (),
 ) -> None:
-    """Print each prompt with its continuation, `---` between texts, or one JSON line for each. A text that an
+    """Prints each prompt with its continuation, `---` between texts, or a JSON line for each. A text that an
     encoder-decoder writes stands alone, with its source restored below where that had sentinels.
 
     An encoder fills masks: the whole text, then a line for each candidate (see `_fill`), or one JSON line for each
     mask; `config.top_k` says how many candidates.
 
-    stream: print while writing, one text at a time; otherwise prompts go through the model in batches. given: the
-    options a person named; those without a meaning for the model are a UserError."""
+    stream: prints while the model writes, one text at a time; otherwise prompts go through the model in batches. given:
+    the options that a person named. Raises UserError for those without a meaning for the model."""
     loaded = load(model, allow_pickle)
     if loaded.config.stacks == "encoder":
         if idle := [f"--{'samples' if k == 'n' else k.replace('_', '-')}" for k in given if k in OF_WRITING]:
@@ -76,8 +76,8 @@ def fill_masks(model: str, prompts: list[str], top_k: int, as_json: bool, allow_
 
 
 def _fill(loaded: Pretrained, prompts: list[str], top_k: int, as_json: bool) -> None:
-    """Plain: the filled text, and under it for each candidate the number of its mask, its probability and the token as
-    JSON writes it, with tabs between; `---` between texts."""
+    """Prints the filled text, and under it for each candidate the number of its mask, its probability and the token as
+    JSON writes it, with tabs between; `---` stands between texts."""
     loaded.check_use("fill")
     filled = fill(loaded.model, loaded.needs_tokenizer(), prompts, top_k)
     for row, group in groupby(filled, key=lambda mask: mask.row):
@@ -99,13 +99,13 @@ def _facts(number: int, mask: Filled) -> dict[str, object]:
 
 
 class _Printer:
-    """echo: a text goes on from its prompt, which stands in front of it."""
+    """Prints texts. echo: a text goes on from its prompt, which is printed before it."""
 
     def __init__(self, prompts: list[str], samples: int, as_json: bool, echo: bool):
         self.prompts, self.samples, self.as_json, self.echo, self.begun = prompts, samples, as_json, echo, -1
 
     def piece(self, row: Completion, text: str) -> None:
-        """Show new text of a row that is being written."""
+        """Shows new text of a row that is being written."""
         if row.row > self.begun:
             self.begun = row.row
             write("---\n" if row.row else "")

@@ -16,9 +16,11 @@ from lmkit.recipe.pretraining import DataConfig, TokenizerConfig
 
 
 def open_tokens(data: DataConfig, tokenizer: TokenizerConfig, family: str, verify: bool = True) -> TokenStore:
-    """The folder of tokens named by `data.train`, else raw text tokenized into the cache; `held` by this process.
+    """Returns the token store that `data.train` names, else one in the cache, made of the raw text; `held` by this
+    process.
 
-    verify: compare the checksums of all files first, about a second a GB; what is damaged would be learnt in silence.
+    verify: compares the checksums of all files first, which takes about a second a GB; otherwise a run would learn from
+    damaged tokens without a word.
     Raises DataError for a folder that is damaged or unfinished (one in the cache is made anew instead), and RunInUse
     for a folder that is being made anew."""
     sources = [data.train] if isinstance(data.train, str) else data.train
@@ -40,8 +42,8 @@ def open_tokens(data: DataConfig, tokenizer: TokenizerConfig, family: str, verif
 
 
 def _unmake_damaged(folder: Path) -> None:
-    """Takes away what makes the folder a store, where a file of it is not what was written, so that the tokens are made
-    anew. Raises RunInUse where another process reads it."""
+    """Takes away what makes the folder a store, where a file of it is not what was written, so that its tokens are made
+    again. Raises RunInUse where another process reads it."""
     try:
         TokenStore(folder).verify()
     except DataError as e:
@@ -52,7 +54,7 @@ def _unmake_damaged(folder: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """LMKIT_CACHE, else one in the home directory. Raises StorageError where there is neither."""
+    """Returns LMKIT_CACHE, else a folder in the home directory. Raises StorageError where there is neither."""
     cache = Path(os.environ.get("LMKIT_CACHE") or os.path.expanduser("~/.cache/lmkit"))
     if not cache.is_absolute() and not os.environ.get("LMKIT_CACHE"):
         raise StorageError("there is no home directory for the cache of tokens\n  → set LMKIT_CACHE to a folder")

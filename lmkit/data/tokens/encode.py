@@ -28,7 +28,7 @@ class Encoded:
 
 
 class Encoder:
-    """In this process."""
+    """Encodes in this process."""
 
     def __init__(self, tokenizer: Path, processes: int = 1):
         self.tokenizer = load_tokenizer(tokenizer)
@@ -42,7 +42,7 @@ class Encoder:
 
 
 class RemoteEncoder:
-    """The same in a process of its own. Blocks travel as a length in 8 bytes and the content."""
+    """Encodes in a process of its own. Blocks travel as a length in 8 bytes and the content."""
 
     def __init__(self, tokenizer: Path, processes: int):
         above = str(Path(lmkit.__file__).parent.parent)
@@ -76,7 +76,7 @@ class RemoteEncoder:
 
 
 class EncoderPool:
-    """Batches of UTF-8 texts to ids, in the background. `workers` processes, or with 0 a thread of this one."""
+    """Encodes batches of UTF-8 texts in the background, in `workers` processes, or with 0 in a thread of this one."""
 
     def __init__(self, tokenizer: Path, workers: int):
         self.remote = [RemoteEncoder(tokenizer, workers) for _ in range(workers)]
@@ -117,7 +117,7 @@ def _send(pipe: IO[bytes], *blocks: bytes) -> None:
 
 
 def _receive(pipe: IO[bytes]) -> bytes:
-    """Raises EOFError when the other side is gone."""
+    """Returns the next block. Raises EOFError when the other side is gone."""
     size = int.from_bytes(_exactly(pipe, 8), "little")
     return _exactly(pipe, size)
 
@@ -130,7 +130,7 @@ def _exactly(pipe: IO[bytes], size: int) -> bytes:
 
 
 def serve(tokenizer: Path, processes: int) -> None:
-    """Answer requests on standard input until it ends."""
+    """Answers requests on standard input until it ends."""
     encoder = Encoder(tokenizer, processes)
     while True:
         try:

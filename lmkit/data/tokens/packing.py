@@ -1,4 +1,4 @@
-"""Documents into rows of equal length, nearly without padding and with as few cuts as that allows."""
+"""Packs documents into rows of equal length, nearly without padding and with as few cuts as that allows."""
 
 from collections.abc import Sequence
 from math import ceil
@@ -48,8 +48,8 @@ class PackedRows:
         return len(self._first) - 1
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """tokens, labels (-100 on padding), segments (piece of the row, -1 on padding), each (length,) int64; and
-        documents, the document of every segment."""
+        """Returns tokens, labels (-100 on padding) and segments (piece of the row, -1 on padding), each (length,)
+        int64, and documents, the document of every segment."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         tokens = np.full(self.length, self.pad_id, np.int64)
@@ -76,7 +76,7 @@ class PackedRows:
 
 
 def pack_rows(pieces: Sequence[tuple[np.ndarray, np.ndarray]], length: int, pad_id: int) -> list[dict[str, Any]]:
-    """Pieces that stay whole, tokens and labels (n,) with n <= length, in as few rows as best-fit decreasing finds.
+    """Returns rows of whole pieces, tokens and labels (n,) with n <= length, as few as best-fit decreasing finds.
 
     Rows are like those of `PackedRows`; `documents` are the numbers of the pieces."""
     sizes = np.array([len(tokens) for tokens, _ in pieces], np.int64)
@@ -103,7 +103,8 @@ def pack_rows(pieces: Sequence[tuple[np.ndarray, np.ndarray]], length: int, pad_
 
 
 def _cut(inputs: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(document, start, size) of the pieces, each (pieces,) int64, in document order; empty documents have none."""
+    """Returns (document, start, size) of the pieces, each (pieces,) int64, in document order; empty documents have
+    none."""
     pieces = -(-inputs // length)
     document = np.repeat(np.arange(len(inputs)), pieces)
     nth = np.arange(len(document)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
@@ -112,7 +113,8 @@ def _cut(inputs: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def _best_fit(size: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row of every piece, and inputs used in every row: largest first, each into the fullest row that takes it.
+    """Returns the row of every piece, and the inputs used in every row. The largest piece comes first, and each goes
+    into the fullest row that takes it.
 
     Pieces of one size go into rows of one remaining space together, so the loop runs over sizes, not over pieces."""
     row = np.empty(len(size), np.int64)
@@ -147,7 +149,7 @@ def _best_fit(size: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
 def _dissolve(
     document: np.ndarray, start: np.ndarray, size: np.ndarray, row: np.ndarray, used: np.ndarray, length: int, keep: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Take the emptiest rows apart until `keep` are left; their inputs, as one stream, fill the largest gaps first.
+    """Takes the emptiest rows apart until `keep` are left; their inputs, as one stream, fill the largest gaps first.
 
     The stream is cut where a piece ends and where a gap is full. Also returns the documents of the pieces cut."""
     fullest = np.argsort(-used, kind="stable")

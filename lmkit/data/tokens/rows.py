@@ -35,8 +35,8 @@ class StreamRows:
         return self._rows
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """tokens (length,) int64; segments (length,) int64, which document of the row each token is of, counted from 0;
-        documents, their numbers. `first` is counted to the first of them, `last` to the last."""
+        """Returns tokens (length,) int64; segments (length,) int64, which document of the row each token is of, counted
+        from 0; documents, their numbers. `first` is counted to the first of them, `last` to the last."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         start, stop = index * self._body, (index + 1) * self._body
@@ -53,7 +53,7 @@ class StreamRows:
         }
 
     def _stream(self, start: int, stop: int, low: int, high: int) -> np.ndarray:
-        """Tokens of the stream, which lie in documents `low` to `high`."""
+        """Returns tokens of the stream, which lie in documents `low` to `high`."""
         if not self._bos:
             return self.split.stream(start, stop)
         start, stop = start + low + 1, stop + high + 1  # as many BOS come before them
@@ -86,8 +86,8 @@ class SentenceChunks:
         return len(self._examples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """tokens (n,) int64; starts (m,) int64, positions 0 < p < n where a sentence begins, at least one; documents,
-        the number of its document."""
+        """Returns tokens (n,) int64; starts (m,) int64, positions 0 < p < n where a sentence begins, at least one;
+        documents, the number of its document."""
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
         chunk = int(self._examples[index])
@@ -96,7 +96,7 @@ class SentenceChunks:
         return {"tokens": tokens, "starts": starts, "documents": [int(self._document[chunk])]}
 
     def random_other(self, document: int, rng: np.random.Generator) -> np.ndarray:
-        """(n,) int64, the tokens of any chunk of another document; of this one if no other has chunks."""
+        """Returns (n,) int64, the tokens of any chunk of another document, or of this one if no other has chunks."""
         first, end = np.searchsorted(self._document, (document, document + 1)).tolist()
         others = len(self._document) - (end - first)
         if not others:
@@ -132,7 +132,8 @@ class ParallelRows:
         return len(self._pairs)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """source (s,) and target (t,), int64, as stored with their frames; documents, the number of the pair."""
+        """Returns source (s,) and target (t,), int64, as stored with their frames; documents, the number of the
+        pair."""
         if not 0 <= index < len(self):
             raise IndexError(f"pair {index} of {len(self)}")
         pair = int(self._pairs[index])
@@ -141,19 +142,19 @@ class ParallelRows:
 
 
 def _blocks(split: Split) -> Iterator[tuple[int, int]]:
-    """(first, one past the last) document of stretches of about BLOCK tokens."""
+    """Yields (first, one past the last) document of stretches of about BLOCK tokens."""
     cuts = np.searchsorted(split.starts, np.arange(0, split.num_tokens, BLOCK))
     edges = np.unique([0, *cuts, split.num_documents]).tolist()
     yield from pairwise(edges)
 
 
 def _closing(ends: np.ndarray) -> np.ndarray:
-    """(n,) bool, where a run of sentence ends is over."""
+    """Returns (n,) bool: where a run of sentence ends is over."""
     return ends & ~np.append(ends[1:], False)
 
 
 def _chunks(split: Split, length: int, ends: np.ndarray, low: int, high: int) -> np.ndarray:
-    """(4, chunks) int64: start in the split, tokens, sentences and document of the chunks of documents `low` to
+    """Returns (4, chunks) int64: start in the split, tokens, sentences and document of the chunks of documents `low` to
     `high - 1`. In here positions count the text of these documents alone, without the frames."""
     before, after = split.frame
     sizes = split.lengths[low:high] - (before + after)

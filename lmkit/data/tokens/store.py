@@ -61,18 +61,18 @@ class Split:
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """(n,) int64, first token of every document, counted over all shards."""
+        """The first token of every document, (n,) int64, counted over all shards."""
         return np.cumsum(self.lengths) - self.lengths
 
     @cached_property
     def frame(self) -> tuple[int, int]:
-        """How many control tokens stand before and after the text of every document."""
+        """The numbers of control tokens before and after the text of every document."""
         before, after = self._read_tokenizer().document_frame
         return len(before), len(after)
 
     @cached_property
     def _shard_starts(self) -> list[int]:
-        """First token of every shard, and the end of the last."""
+        """The first token of every shard, and the end of the last."""
         return np.cumsum([0, *(s["tokens"] for s in self.shards)]).tolist()
 
     @cached_property
@@ -81,22 +81,22 @@ class Split:
 
     @property
     def lengths(self) -> np.ndarray:
-        """(n,) int64, tokens of every document, BOS and EOS included."""
+        """The number of tokens of every document, (n,) int64, BOS and EOS included."""
         return self._index[:, 0]
 
     def document(self, document: int) -> np.ndarray:
-        """All its ids, a read-only view of the file."""
+        """Returns all ids of a document, as a read-only view of the file."""
         return self.tokens(document, 0, int(self.lengths[document]))
 
     def tokens(self, document: int, start: int, stop: int) -> np.ndarray:
-        """Ids `start` to `stop` (cut at its end) of one document, a read-only view of the file."""
+        """Returns ids `start` to `stop` of one document, cut at its end, as a read-only view of the file."""
         if not 0 <= document < self.num_documents:
             raise IndexError(f"document {document} of {self.num_documents}")
         first = int(self.starts[document])
         return self.stream(first + start, first + min(stop, int(self.lengths[document])))
 
     def stream(self, start: int, stop: int) -> np.ndarray:
-        """Ids `start` to `stop` of all documents one after the other. Read-only where they lie in one file."""
+        """Returns ids `start` to `stop` of all documents one after the other, read-only where they lie in one file."""
         if stop <= start:
             return np.empty(0, self.dtype)
         parts = []
@@ -149,8 +149,8 @@ class TokenStore:
                 )
 
     def held(self) -> Self:
-        """The store, which no `lmkit tokenize` makes anew as long as this process has it. Raises RunInUse where one is
-        at it."""
+        """Returns the store, which no `lmkit tokenize` makes anew as long as this process has it. Raises RunInUse where
+        one is doing so."""
         busy = f"{self.path}: another process is making it anew\n  → wait for it, then run this again"
         try:
             self._lock: IO[bytes] = lock(self.path, fcntl.LOCK_SH, busy)
@@ -180,12 +180,12 @@ class TokenStore:
 
     @property
     def tokenizer_path(self) -> Path:
-        """A folder that `load_tokenizer` and AutoTokenizer read."""
+        """The folder that `load_tokenizer` and AutoTokenizer read."""
         return self.path / "tokenizer"
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Read when it is first asked for."""
+        """The tokenizer, which is read when it is first asked for."""
         return self._read_tokenizer()
 
     @property
@@ -194,19 +194,19 @@ class TokenStore:
         return bool(self.manifest.get("pairs", False))
 
     def split(self, name: str) -> Split:
-        """`train` or `validation`."""
+        """Returns the split `train` or `validation`."""
         ids = self.manifest["tokenizer"]
         return Split(self.path, self.manifest["shards"][name], self.manifest["dtype"], ids, self._read_tokenizer)
 
     def verify(self) -> None:
-        """Read every file and compare its checksum; DataError names the first that differs."""
+        """Reads every file and compares its checksum. Raises DataError, which names the first that differs."""
         for name, entry in self._files():
             if sha256(self.path / name) != entry["sha256"]:
                 raise self._damaged(f"{name} is not what was written (its checksum differs)")
 
 
 def lock(path: Path, how: int, busy: str) -> IO[bytes]:
-    """The manifest of a store, locked until it is closed. Raises RunInUse, with the text `busy`."""
+    """Returns the manifest of a store, locked until it is closed. Raises RunInUse, with the text `busy`."""
     file = (path / MANIFEST).open("rb")
     try:
         lock_now(file.fileno(), how)
@@ -217,14 +217,14 @@ def lock(path: Path, how: int, busy: str) -> IO[bytes]:
 
 
 def unmake(path: Path, busy: str) -> None:
-    """Take away the manifest, so that a kill from here on leaves no store that seems whole. Raises RunInUse, with the
+    """Takes away the manifest, so that a kill from here on leaves no store that seems whole. Raises RunInUse, with the
     text `busy`, where a process has it `held`."""
     with lock(path, fcntl.LOCK_EX, busy):
         (path / MANIFEST).unlink()
 
 
 def is_unfinished(path: Path | str) -> bool:
-    """Whether `lmkit tokenize` began here and has not come to its end."""
+    """Returns whether `lmkit tokenize` began here and has not come to its end."""
     return (Path(path) / PLAN).is_file() and not (Path(path) / MANIFEST).is_file()
 
 
@@ -295,7 +295,8 @@ class ShardWriter:
 
 
 def card_lines(store: TokenStore) -> list[str]:
-    """For a terminal: a line a fact, then each kind of problem with its count and the first places."""
+    """Returns what a store holds, for a terminal: a line a fact, then each kind of problem with its count and its first
+    places."""
     m = store.manifest
     tokenizer, checks = m["tokenizer"], m["checks"]
     lines = [f"data card of token store {store.fingerprint[:12]}"]

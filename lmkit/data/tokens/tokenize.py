@@ -55,7 +55,7 @@ OWN_FILES = ("unit-*.json", "train-*.*", "validation-*.*", "tokenizer", "card.tx
 
 
 def tokenize(data: DataConfig, tokenizer: TokenizerConfig, family: str, out: Path) -> TokenStore:
-    """Make `out` the store of `data`, or return at once when it is already, or continue where a killed run stopped.
+    """Makes `out` the store of `data`, returns at once when it is already, and continues where a killed run stopped.
 
     `family` chooses the control tokens of a tokenizer that is trained here; one from `tokenizer.path` has its own.
     Raises DataError when no text can be read or a split would be empty, ModelError for a tokenizer that cannot be used,
@@ -81,7 +81,7 @@ def _unwritable(out: Path, problem: OSError) -> StorageError:
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """One process at a time; the others wait, then find the store done."""
+    """Lets in one process at a time; the others wait, then find the store done."""
     with (out / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -146,7 +146,8 @@ class _Job:
         return store
 
     def _unchanged(self, plan: dict[str, Any]) -> bool:
-        """Same settings, and files of the same name, size and time, or else of the same content."""
+        """Returns whether settings are the same, and files of the same name, size and time, or else of the same
+        content."""
         manifest = TokenStore(self.out).manifest
         if manifest["plan"] == plan:
             return True
@@ -158,7 +159,7 @@ class _Job:
         return all(i.kind != "hub" and old["sha256"] == sha256(Path(i.name)) for i, old in pairs)
 
     def _prepare(self, plan: dict[str, Any]) -> None:
-        """A folder that holds finished units of this plan, or nothing."""
+        """Makes the folder hold finished units of this plan, or nothing."""
         held = [p for p in self.out.iterdir() if p.name != ".lock" and not p.match(PARTS)]
         if held and not any((self.out / name).is_file() for name in (MANIFEST, PLAN)):
             raise UserError(f"{self.out} is not empty and not a token store\n  → choose another folder for the tokens")
@@ -174,7 +175,8 @@ class _Job:
         write_json(self.out / PLAN, plan)
 
     def _tokenizer(self) -> Tokenizer:
-        """The one given, the one an earlier try has trained, or a new one; saved in the store."""
+        """Returns the tokenizer that is given, that an earlier try has trained, or a new one, and saves it in the
+        store."""
         folder = self.out / "tokenizer"
         if folder.is_dir():
             return load_tokenizer(folder)
@@ -199,7 +201,8 @@ class _Job:
         return made
 
     def _sample(self, meter: Meter) -> list[bytes]:
-        """Training documents for the tokenizer: all, or those of the smallest hashes that fit in `sample` bytes."""
+        """Returns training documents for the tokenizer: all, or those of the smallest hashes that fit in `sample`
+        bytes."""
         kept: list[tuple[int, int, bytes]] = []  # a heap with the largest hash on top: (-hash, -order, text)
         size = done = order = 0
         problems = Problems()
@@ -228,7 +231,7 @@ class _Job:
         return self.holding
 
     def _encode(self, tokenizer: Tokenizer) -> None:
-        """Every unit that is not done."""
+        """Encodes every unit that is not done."""
         units = [(split, unit) for split in SPLITS for unit in _units(self.inputs[split])]
         waiting = [(n, *unit) for n, unit in enumerate(units) if not (self.out / f"unit-{n:05d}.json").is_file()]
         total = sum(_size(self.inputs[split]) for split in SPLITS)
@@ -242,7 +245,7 @@ class _Job:
                 _Unit(self, tokenizer, pool, number, split == "validation").encode(items, progress)
 
     def _finish(self, plan: dict[str, Any], tokenizer: Tokenizer) -> None:
-        """Everything the units say, summed up in the manifest."""
+        """Sums up in the manifest what the units say."""
         units = [read_object(path) for path in sorted(self.out.glob("unit-*.json"))]
         problems = Problems()
         for unit in units:
@@ -295,13 +298,14 @@ def _inputs(patterns: str | list[str] | float, pairing: Pairing | None) -> list[
 
 
 def _palette(path: Path) -> Path | None:
-    """What its words look like, beside a tokenizer of images: in a run, a token store, or a folder."""
+    """Returns the file beside a tokenizer of images that says what its words look like: in a run, a store or a
+    folder."""
     places = (path / name / "palette.json" for name in ("latest", "tokenizer", ""))
     return next((place for place in places if place.is_file()), None)
 
 
 def _files(items: list[Input]) -> list[Input]:
-    """The files of targets are files too."""
+    """Returns all files of the inputs, those of targets included."""
     return [file for item in items for file in item.files]
 
 
@@ -314,12 +318,12 @@ def _done(item: Input) -> int:
 
 
 def _texts(document: Document) -> list[bytes]:
-    """What is stored of it: a document, or a source and its target as two."""
+    """Returns the texts that are stored of a document: its own, or of a pair the source and the target."""
     return [side.encode() for side in (document.text, document.target) if side is not None]
 
 
 def _hash(text: bytes) -> int:
-    """64 bits that depend on the text alone: equal documents are on one side of the split, whatever their file."""
+    """Returns 64 bits that depend on the text alone, so that equal documents are on one side of the split."""
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
@@ -395,7 +399,7 @@ class _Unit:
         self._receive(leave=2 * self.pool.width)
 
     def _receive(self, leave: int) -> None:
-        """Write results, in order, until only `leave` batches are under way."""
+        """Writes results, in order, until only `leave` batches are under way."""
         while len(self.pending) > leave:
             split, batch, future = self.pending.popleft()
             encoded = future.result()
