@@ -178,7 +178,8 @@ class Pretrained:
         return rules_of(self.writing_settings | forced, self.eos, size, unused, str(self.folder))
 
     def generate(self, prompts: list[str], samples: int = 1, **options: Any) -> list[Completion]:
-        """Yields `samples` completions of each prompt, in order; of an encoder-decoder, texts written from each source.
+        """Returns `samples` completions of each prompt, in order; of an encoder-decoder, texts written from each
+        source.
 
         options: the fields of `SamplingConfig`. Raises UserError for a model that writes no text."""
         self.check_use("generate")
@@ -186,7 +187,7 @@ class Pretrained:
         return list(complete(self.model, tokenizer, prompts, config, self.eos, samples, opening=self.opening))
 
     def fill(self, texts: list[str], top_k: int = 5) -> list[Filled]:
-        """Yields the `top_k` likeliest tokens for each mask of each text, in order, with their probabilities.
+        """Returns the `top_k` likeliest tokens for each mask of each text, in order, with their probabilities.
 
         Write the tokenizer's mask ([MASK], <mask>) where a word is missing. Raises UserError for a text without one or
         longer than the context, and for a model that fills no masks."""
