@@ -22,7 +22,8 @@ TOKENS_PER_PARAMETER = 12  # compute-optimal was measured at 10.5
 
 
 def expand(tree: dict[str, Any]) -> dict[str, Any]:
-    """Fill every open key of a recipe (nested dicts). Raises ValueError where a needed size is missing or misshapen."""
+    """Fills every open key of a recipe (nested dicts). Raises ValueError where a needed size is missing or
+    misshapen."""
     tree = copy.deepcopy(tree)
     model = section(tree, "model")
     _fill_preset(model)
@@ -67,7 +68,7 @@ def _axes(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def section(tree: dict[str, Any], name: str) -> dict[str, Any]:
-    """`tree[name]`, made if it is missing."""
+    """Returns `tree[name]`, which is made if it is missing."""
     if tree.get(name) is None:
         tree[name] = {}
     return tree[name] if isinstance(tree[name], dict) else {}  # the schema reports what is no section
@@ -149,8 +150,8 @@ def _fill_training(tree: dict[str, Any], model: dict[str, Any]) -> None:
 
 
 def _vaswani_peak(tree: dict[str, Any], model: dict[str, Any]) -> float | None:
-    """The learning rate of Vaswani et al. 2017, 5.3, width^-0.5 * min(n^-0.5, n * warmup^-1.5), where it is largest:
-    with `schedule: {name: inverse_sqrt, warmup: N steps}` the 2017 Transformer follows it exactly."""
+    """Returns the learning rate of Vaswani et al. 2017, 5.3, width^-0.5 * min(n^-0.5, n * warmup^-1.5), where it is
+    largest: with `schedule: {name: inverse_sqrt, warmup: N steps}` the 2017 Transformer follows it exactly."""
     schedule = section(tree, "schedule")
     if schedule.get("name") != "inverse_sqrt" or model.get("positions") != "sinusoidal":
         return None

@@ -100,7 +100,7 @@ OBJECTIVES = {  # what a family's architecture can learn; `default_objective` sa
 
 
 def default_objective(family: str) -> str:
-    """What the family was first trained for."""
+    """Returns the objective that the family was first trained for."""
     if family == "t5":
         return "span_corruption"
     if family in ("bart", "mbart"):

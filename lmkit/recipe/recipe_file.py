@@ -79,7 +79,7 @@ def _float(text: str) -> float:
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Raises UserError with the line of the mistake."""
+    """Parses YAML. Raises UserError with the line of the mistake."""
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader: it builds plain values only
     except yaml.MarkedYAMLError as e:
@@ -95,7 +95,8 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> tuple[dict, dict[str, str]]:
-    """The recipe as nested dicts with `base:` merged in, and where each dotted key was written (`file:line`)."""
+    """Returns the recipe as nested dicts with `base:` merged in, and where each dotted key was written
+    (`file:line`)."""
     path = path.resolve()
     if path in seen:
         raise UserError(f"{path}: `base:` goes in a circle: {' -> '.join(p.name for p in (*seen, path))}")
@@ -128,8 +129,9 @@ def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> tuple[dict, dict[str, 
 def load(
     schema: type[T], path: Path | None, overrides: tuple[str, ...] = (), expand: Any = None, low: dict | None = None
 ) -> T:
-    """Read, override, expand (presets fill what the recipe leaves open: dict -> dict) and check a recipe. No path: the
-    overrides are all there is. low: what holds where neither says anything else.
+    """Reads a recipe, applies the overrides, expands it (presets fill what it leaves open: dict -> dict) and checks it.
+
+    path: None where the overrides are all there is. low: values that hold where neither says anything else.
 
     Raises UserError listing every problem with file, line, key, value, what is allowed and the nearest right name."""
     tree, lines = ({}, {}) if path is None else read_tree(path)
@@ -166,24 +168,24 @@ def build(schema: type[T], tree: dict, lines: dict[str, str], expand: Any = None
 
 
 def dump(config: BaseModel) -> str:
-    """The resolved recipe as YAML: what a run stores, and what reads back to an equal object."""
+    """Returns the resolved recipe as YAML, which a run stores and which reads back to an equal object."""
     return yaml.safe_dump(as_tree(config), sort_keys=False, allow_unicode=True, width=120)
 
 
 def as_tree(config: BaseModel) -> dict[str, Any]:
-    """Plain values under the names of a recipe."""
+    """Returns plain values under the names of a recipe."""
     return config.model_dump(mode="json", by_alias=True)
 
 
 def differences(old: Any, new: Any, at: str = "") -> list[str]:
-    """`key: old -> new` for every leaf that differs between two trees."""
+    """Returns `key: old -> new` for every leaf that differs between two trees."""
     if isinstance(old, dict) and isinstance(new, dict):
         return [d for k in {**old, **new} for d in differences(old.get(k), new.get(k), f"{at}.{k}" if at else k)]
     return [] if old == new else [f"{at}: {old} -> {new}"]
 
 
 def keys(schema: type[BaseModel], at: str = "") -> dict[str, Any]:
-    """Every dotted key a recipe may hold -> its pydantic field."""
+    """Returns the pydantic field of every dotted key that a recipe may hold."""
     found: dict[str, Any] = {}
     for name, field in fields(schema).items():
         found[f"{at}{name}"] = field
@@ -193,18 +195,20 @@ def keys(schema: type[BaseModel], at: str = "") -> dict[str, Any]:
 
 
 def fields(schema: type[BaseModel]) -> dict[str, Any]:
-    """By the names of a recipe; one of them, `async`, Python keeps for itself."""
+    """Returns the fields by the names of a recipe; one of these, `async`, is a word that Python keeps for itself."""
     return {field.alias or name: field for name, field in schema.model_fields.items()}
 
 
 def sections_of(hint: Any) -> list[type[BaseModel]]:
-    """The schemas inside `Section`, `Section | None`, or a choice of several by their `name`; none for plain values."""
+    """Returns the schemas inside `Section`, `Section | None`, or a choice of several by their `name`; none for plain
+    values."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     return [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
 
 
 def _chosen(sections: list[type[BaseModel]], value: dict) -> type[BaseModel] | None:
-    """The section that `value` fills in; None where its `name` chooses none of several, which the schema reports."""
+    """Returns the section that `value` fills in; None where its `name` chooses none of several, which the schema
+    reports."""
     if len(sections) == 1:
         return sections[0]
     return next((s for s in sections if s.model_fields["name"].default == value.get("name")), None)
@@ -224,7 +228,7 @@ def _unknown_keys(schema: type[BaseModel], tree: Any, lines: dict[str, str], at:
 
 
 def _not_finite(tree: Any, lines: dict[str, str], where: str, at: str = "") -> typing.Iterator[str]:
-    """Infinity and NaN are numbers that no setting means."""
+    """Finds infinity and NaN, numbers that no setting means."""
     for name, value in tree.items():
         if isinstance(value, dict):
             yield from _not_finite(value, lines, where, f"{at}{name}.")
@@ -233,7 +237,7 @@ def _not_finite(tree: Any, lines: dict[str, str], where: str, at: str = "") -> t
 
 
 def _explain(schema: type[BaseModel], error: Any, lines: dict[str, str], where: str) -> str:
-    """One pydantic error as a person would say it."""
+    """Says one pydantic error as a person would."""
     key = ".".join(
         str(p) for p in error["loc"] if isinstance(p, str) and not p.startswith(("function-", "list[", "constrained-"))
     )
@@ -262,7 +266,7 @@ def _explain(schema: type[BaseModel], error: Any, lines: dict[str, str], where: 
 
 
 def _line(key: str, lines: dict[str, str], default: str) -> str:
-    """Where `key` was written, else a key inside it, else the section that holds it."""
+    """Returns where `key` was written, else a key inside it, else the section that holds it."""
     inside = [k for k in lines if k.startswith(f"{key}.")]
     parts = key.split(".")
     above = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
@@ -270,7 +274,7 @@ def _line(key: str, lines: dict[str, str], default: str) -> str:
 
 
 def _override(tree: dict, item: str) -> str:
-    """Set one `key.path=value`; the value is YAML, so lists and mappings work too. Returns the dotted key."""
+    """Sets one `key.path=value`; the value is YAML, so lists and mappings work too. Returns the dotted key."""
     key, eq, text = item.partition("=")
     key = key.strip().lstrip("-")
     if not eq or not key:
@@ -291,7 +295,8 @@ def _override(tree: dict, item: str) -> str:
 
 
 def _is_literal(text: str) -> bool:
-    """Of signs and blanks alone, or with control characters: separators, which YAML would read as its own or lose."""
+    """Returns whether a value is made of signs and blanks alone, or has control characters. Such separators YAML would
+    take for signs of its own, or lose."""
     if text in ("", "~") or text.lstrip(" ")[:1] in tuple("'\"[{"):
         return False
     return not any(c.isalnum() for c in text) or any(c < " " for c in text)
@@ -309,7 +314,7 @@ def _merge(low: dict, high: dict) -> dict:
 
 
 def _key_lines(text: str) -> dict[str, int]:
-    """Dotted key -> 1-based line."""
+    """Returns the line, from 1, of each dotted key."""
     found: dict[str, int] = {}
 
     def walk(node: Any, at: str) -> None:
@@ -348,18 +353,18 @@ def _shown(path: Path) -> str:
 
 
 def recipes_folder() -> Path:
-    """Inside an installed package, else beside it in a checkout."""
+    """Returns the folder of recipes: inside an installed package, else beside it in a checkout."""
     here = Path(__file__).parents[1]  # lmkit/
     return here / "recipes" if (here / "recipes").is_dir() else here.parent / "recipes"
 
 
 def builtin_recipes(stage: str = "*") -> dict[str, Path]:
-    """By name; stage: pretrain or finetune alone."""
+    """Returns the built-in recipes by name. stage: of `pretrain` or `finetune` alone."""
     return {p.stem: p for p in sorted(recipes_folder().glob(f"{stage}/*.yaml"))}
 
 
 def find_recipe(name: str, stage: str = "*") -> Path:
-    """A file, or a built-in recipe by its name. Raises UserError."""
+    """Returns the path of a recipe: a file, or a built-in recipe by its name. Raises UserError."""
     known = builtin_recipes(stage)
     if name in known:
         return known[name]
