@@ -25,7 +25,7 @@ CONTENDERS = ("lmkit", "Trainer", "Trainer, group_by_length")
 def lmkit_run(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
     from lmkit.base.runs import Run
     from lmkit.recipe import recipe_file
-    from lmkit.recipe.finetuning import FinetuneRecipe, expand
+    from lmkit.recipe.finetuning import FinetuneRecipe, expand_finetuning
     from lmkit.training import loop
     from lmkit.training.finetune import build_finetuning
     from lmkit.training.finetuning_run import tables
@@ -37,7 +37,7 @@ def lmkit_run(args: argparse.Namespace, scratch: str) -> dict[str, Any]:
         f"train.precision={args.precision}", "evaluate.every=0", "checkpoint.every=0",
         f"data.max_length={args.length}", "evaluate.rows=1",
     )  # fmt: skip
-    recipe = recipe_file.load(FinetuneRecipe, None, changes, expand)
+    recipe = recipe_file.load_recipe(FinetuneRecipe, None, changes, expand_finetuning)
     train, test = tables(recipe)
     f = build_finetuning(recipe, train, test, Path(scratch) / "run")
     score, f.job.score = f.job.score, lambda: {f.job.metric: 0.0}
@@ -57,12 +57,12 @@ def trainer_run(args: argparse.Namespace, scratch: str, group: bool) -> dict[str
     from datasets import Dataset
 
     from lmkit.recipe import recipe_file
-    from lmkit.recipe.finetuning import FinetuneRecipe, expand
+    from lmkit.recipe.finetuning import FinetuneRecipe, expand_finetuning
     from lmkit.training.finetuning_run import tables
 
     changes = ("task.name=classify", f"model={args.model}", f"data.train={args.data}",
                f"data.validation={args.test}", f"data.limit={args.rows}")  # fmt: skip
-    train, test = tables(recipe_file.load(FinetuneRecipe, None, changes, expand))
+    train, test = tables(recipe_file.load_recipe(FinetuneRecipe, None, changes, expand_finetuning))
     names = sorted({row["label"] for row in train.rows})
     tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(args.model, num_labels=len(names))

@@ -21,7 +21,7 @@ from unittest import mock
 
 import torch
 
-from lmkit.plan.cost import Forecast, compare, fastest
+from lmkit.plan.cost import Forecast, fastest, forecast_meshes
 from lmkit.plan.hardware import HARDWARE, Hardware
 from lmkit.plan.memory import Plan
 from lmkit.plan.report import planned
@@ -173,7 +173,7 @@ class Machine:
 
     def plan(self, size: Size) -> Forecast:
         """What `lmkit plan` says of one such GPU."""
-        estimates = compare(self.planned(size), self.hardware() or HARDWARE["h100"], 1)
+        estimates = forecast_meshes(self.planned(size), self.hardware() or HARDWARE["h100"], 1)
         return fastest(estimates) or estimates[0]
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from lmkit.data.inputs import Problems
 from lmkit.data.tables.splitting import split
 from lmkit.data.tables.table import Table
-from lmkit.kb.knowledge_base import KnowledgeBase, build
+from lmkit.kb.knowledge_base import KnowledgeBase, build_knowledge_base
 from lmkit.recipe.tasks import AnswerConfig
 from lmkit.tasks.answer_fitting import compare, fit
 from lmkit.tasks.task import score_table
@@ -194,7 +194,7 @@ def timed_lookups(kb: KnowledgeBase, asked: list[str]) -> str:
 
 def built(path: Path, files: list[Path]) -> str:
     began = time.perf_counter()
-    added = build(path, [str(f) for f in files])
+    added = build_knowledge_base(path, [str(f) for f in files])
     took, rows = time.perf_counter() - began, added.rows.total()
     counted = ", ".join(f"{n:,} {kind}" for kind, n in added.rows.items() if n)
     return f"{counted} in {took:.1f} s: {rows / took:,.0f} rows/s, {path.stat().st_size / 1e6:,.1f} MB"

@@ -23,9 +23,9 @@ CORPUS = Path(__file__).parent.parent / "recipes" / "corpus"
 
 def lmkit_job(args: argparse.Namespace) -> Any:
     """The job that `lmkit pretrain` would run, on tokens in the user's cache."""
-    from lmkit.recipe.defaults import expand
+    from lmkit.recipe.defaults import expand_pretraining
     from lmkit.recipe.pretraining import Recipe
-    from lmkit.recipe.recipe_file import build
+    from lmkit.recipe.recipe_file import build_recipe
     from lmkit.training.job import build_job
     from lmkit.training.pretraining_run import _settle
 
@@ -42,7 +42,7 @@ def lmkit_job(args: argparse.Namespace) -> Any:
         "optimizer": {"name": "adamw", "lr": 1e-3}, "evaluate": {"sample": None},
         "train": {"budget": "1 h", "batch": TOKENS, "micro_batch": TOKENS, "compile": args.compile},
     }  # fmt: skip
-    recipe, store = _settle(build(Recipe, tree, {}, expand))
+    recipe, store = _settle(build_recipe(Recipe, tree, {}, expand_pretraining))
     return build_job(recipe, store)
 
 

@@ -21,7 +21,7 @@ def lmkit_step() -> Callable[[], float]:
     from lmkit.model.transformer import Transformer
     from lmkit.objectives.batch import Batch
     from lmkit.objectives.causal_lm import CausalLM
-    from lmkit.recipe.defaults import expand
+    from lmkit.recipe.defaults import expand_pretraining
     from lmkit.recipe.pretraining import Recipe
     from lmkit.training.optimizers.build import build_optimizers
 
@@ -33,7 +33,7 @@ def lmkit_step() -> Callable[[], float]:
         "context": CONTEXT,
     }
     tree = {"model": {"family": "gpt2"} | sizes, "data": {"train": "-"}, "optimizer": {"name": "adamw", "lr": 1e-3}}
-    recipe = Recipe.model_validate(expand(tree | {"train": {"batch": ROWS * CONTEXT}}))
+    recipe = Recipe.model_validate(expand_pretraining(tree | {"train": {"batch": ROWS * CONTEXT}}))
     model = Transformer(recipe.model)
     init_weights(model)
     for block in model.decoder.blocks:

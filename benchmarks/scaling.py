@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 
 from lmkit.architecture.model_config import ModelConfig
 from lmkit.base.units import show_count
-from lmkit.plan.cost import SHAPES, compare, estimate, fastest
+from lmkit.plan.cost import SHAPES, estimate, fastest, forecast_meshes
 from lmkit.plan.hardware import HARDWARE, cpu
 from lmkit.plan.memory import Mesh, Plan, parameters
-from lmkit.recipe.defaults import expand
+from lmkit.recipe.defaults import expand_pretraining
 from lmkit.recipe.pretraining import Recipe
-from lmkit.recipe.recipe_file import build
+from lmkit.recipe.recipe_file import build_recipe
 
 LLAMA_2 = {"family": "llama", "vocab_size": 32000, "context": 4096}
 GPT2 = {"family": "gpt2", "vocab_size": 50304, "context": 1024}  # padded to 64, as llm.c does
@@ -49,7 +49,7 @@ def sized(keys: dict[str, Any]) -> ModelConfig:
     tree = {"model": dict(keys), "data": {"train": "-"}, "train": {"budget": "1 step", "batch": keys.get("context", 0)}}
     if not keys.get("context"):
         del tree["train"]["batch"]
-    return ModelConfig(**build(Recipe, tree, {}, expand).model.model_dump())
+    return ModelConfig(**build_recipe(Recipe, tree, {}, expand_pretraining).model.model_dump())
 
 
 def line(*cells: object) -> str:
@@ -73,7 +73,7 @@ def plans() -> None:
         c = model(name)
         p = Plan(c, batch, 20 * parameters(c).total, "adamw")
         for gpus in (1, 8, 64, 256, 1024):
-            found = compare(p, HARDWARE["h100"], gpus)
+            found = forecast_meshes(p, HARDWARE["h100"], gpus)
             e = fastest(found)
             if e is None:
                 least = f"{min(x.memory.total for x in found) / 1e9:,.0f}" if found else "-"

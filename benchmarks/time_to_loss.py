@@ -25,9 +25,9 @@ from lmkit.base.units import count
 from lmkit.data.tokens.packing import PackedRows
 from lmkit.data.tokens.store import TokenStore
 from lmkit.data.tokens.tokenize import tokenize
-from lmkit.recipe.defaults import expand
+from lmkit.recipe.defaults import expand_pretraining
 from lmkit.recipe.pretraining import Recipe
-from lmkit.recipe.recipe_file import find_recipe, load
+from lmkit.recipe.recipe_file import find_recipe, load_recipe
 
 
 def train_nanogpt(folder: str, recipe: Recipe, store: TokenStore, tokens: int) -> tuple[float, float, int]:
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--tokens", default="1.2M")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 0.4])
     args = parser.parse_args()
-    recipe = load(Recipe, find_recipe("demo"), (), expand)
+    recipe = load_recipe(Recipe, find_recipe("demo"), (), expand_pretraining)
     with tempfile.TemporaryDirectory() as folder:
         store = tokenize(recipe.data, recipe.tokenizer, recipe.model.family, Path(folder) / "tokens")
         held = store.split("validation")

@@ -12,11 +12,11 @@ from typer.main import get_command
 from lmkit.commands.main import app
 from lmkit.data.tables.rows import SHAREGPT
 from lmkit.generation.rules import FOLLOWED
-from lmkit.recipe.defaults import expand
+from lmkit.recipe.defaults import expand_pretraining
 from lmkit.recipe.finetuning import FinetuneRecipe, flags
-from lmkit.recipe.finetuning import expand as expand_finetune
+from lmkit.recipe.finetuning import expand_finetuning as expand_finetune
 from lmkit.recipe.pretraining import Recipe
-from lmkit.recipe.recipe_file import find_recipe, keys, load
+from lmkit.recipe.recipe_file import find_recipe, keys, load_recipe
 from lmkit.text import tokenizer_classes
 from lmkit.text.tokenizer_classes import CLASSES
 from lmkit.text.tokenizer_files import SAME_RULES
@@ -47,14 +47,14 @@ def test_every_command_shown_parses(line):
     assert set(parsed) >= {p.name for p in command.params if p.required}
     if name == "pretrain" and parsed["recipe"]:
         changes = tuple(parsed["overrides"] or ())
-        assert isinstance(load(Recipe, find_recipe(parsed["recipe"]), changes, expand), Recipe)
+        assert isinstance(load_recipe(Recipe, find_recipe(parsed["recipe"]), changes, expand_pretraining), Recipe)
     if name == "finetune" and not parsed["resume"]:
         said = flags(parsed["task"], parsed["model"], parsed["data"], parsed["validation"])
         named, changes = parsed["recipe"], list(parsed["overrides"] or ())
         if named and "=" in named:
             named, changes = None, [named, *changes]
         path = find_recipe(named, "finetune") if named else None
-        assert isinstance(load(FinetuneRecipe, path, (*said, *changes), expand_finetune), FinetuneRecipe)
+        assert isinstance(load_recipe(FinetuneRecipe, path, (*said, *changes), expand_finetune), FinetuneRecipe)
 
 
 def test_every_test_named_as_evidence_exists():

@@ -23,4 +23,4 @@ def answer(
     questions = read_prompts(prompt, file)
     from lmkit.ops import answers
 
-    answers.run(model, questions, kb, max_tokens, as_json, allow_pickle)
+    answers.answer_questions(model, questions, kb, max_tokens, as_json, allow_pickle)

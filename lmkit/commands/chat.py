@@ -40,4 +40,4 @@ def chat(
         repetition_penalty=repetition_penalty, seed=seed, stop=tuple(stop or ()),
     )  # fmt: skip
     show = sys.stdout.isatty() if stream is None else stream
-    conversation.run(model, prompts, system, config, n, as_json, show, allow_pickle)
+    conversation.converse(model, prompts, system, config, n, as_json, show, allow_pickle)

@@ -43,7 +43,7 @@ def doctor(
             raise UserError("KEY=VALUE and --steps belong to a recipe\n  → lmkit doctor --resume RECIPE KEY=VALUE")
         from lmkit.ops import doctor as checks
 
-        raise typer.Exit(checks.run(as_json))
+        raise typer.Exit(checks.check_machine(as_json))
     from lmkit.ops import resume_proof
 
-    raise typer.Exit(resume_proof.run(resume, tuple(overrides or ()), steps or 6, as_json))
+    raise typer.Exit(resume_proof.prove_resume(resume, tuple(overrides or ()), steps or 6, as_json))

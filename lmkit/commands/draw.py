@@ -32,4 +32,4 @@ def draw(
     config = SamplingConfig(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed
     )
-    drawing.run(model, images, keep, n, config, out, as_json, allow_pickle)
+    drawing.draw_images(model, images, keep, n, config, out, as_json, allow_pickle)

@@ -36,6 +36,6 @@ def evaluate(
     from lmkit.ops import text_scores
 
     columns = {"text": text, "pair": pair, "label": label, "target": target}
-    text_scores.start(
+    text_scores.evaluate_models(
         models, data, task, columns, as_json, allow_pickle, stride=stride, pll_tokens=pll_tokens, separator=separator
     )

@@ -45,8 +45,8 @@ def finetune(
     if recipe is not None and "=" in recipe:  # no recipe, only changes
         changes, recipe = [recipe, *changes], None
     path = None if recipe is None else find_recipe(str(recipe), "finetune")
-    from lmkit.recipe.finetuning import FinetuneRecipe, expand, flags
-    from lmkit.recipe.recipe_file import load
+    from lmkit.recipe.finetuning import FinetuneRecipe, expand_finetuning, flags
+    from lmkit.recipe.recipe_file import load_recipe
 
     if path is None and task is None and not any(change.startswith("task") for change in changes):
         raise UserError(
@@ -54,7 +54,9 @@ def finetune(
             "  → --task classify, or a recipe that has one"
         )
     said = flags(task, model, data, validation)
-    loaded = load(FinetuneRecipe, path, (*said, *changes), expand)  # a mistake ends here, before torch is loaded
+    loaded = load_recipe(
+        FinetuneRecipe, path, (*said, *changes), expand_finetuning
+    )  # a mistake ends here, before torch is loaded
     name = path.stem if path else f"{loaded.task.name}-{Path(str(data[0])).name.partition('.')[0] if data else 'run'}"
     rows, unit = split_quantity(loaded.train.batch)
     launch.check(processes, max_restarts, rows if unit == "row" else None)

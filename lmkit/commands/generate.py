@@ -46,8 +46,10 @@ def generate(
     )  # fmt: skip
     settings = settings_of(model)
     if settings and settings.task.name == "answer":
-        answers.check_options(given)
-        answers.run(model, prompts, None, max_tokens if "max_tokens" in given else None, as_json, allow_pickle)
+        answers.check_generate_options(given)
+        answers.answer_questions(
+            model, prompts, None, max_tokens if "max_tokens" in given else None, as_json, allow_pickle
+        )
     else:
         show = sys.stdout.isatty() if stream is None else stream
-        writing.run(model, prompts, config, n, as_json, show, allow_pickle, given)
+        writing.write_texts(model, prompts, config, n, as_json, show, allow_pickle, given)

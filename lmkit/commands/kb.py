@@ -32,10 +32,10 @@ Facts = Annotated[
 @kb_app.command(name="build", epilog="Example: lmkit kb build facts.sqlite countries.csv articles/*.txt")
 def kb_build(out: Annotated[Path, typer.Argument(metavar="OUT", show_default=False)], sources: Facts) -> None:
     """Make a knowledge base of files."""
-    from lmkit.kb.knowledge_base import build
+    from lmkit.kb.knowledge_base import build_knowledge_base
 
     began = time.monotonic()
-    _tell(out, build(out, sources), began)
+    _tell(out, build_knowledge_base(out, sources), began)
 
 
 @kb_app.command(name="add", epilog="Example: lmkit kb add facts.sqlite more.jsonl")

@@ -31,4 +31,4 @@ def plan(
     from lmkit.recipe.recipe_file import find_recipe
 
     path = None if recipe is None else find_recipe(recipe, "pretrain")
-    report.run(path, tuple(changes), model, gpus, gpu, gflops, as_json)
+    report.print_plan(path, tuple(changes), model, gpus, gpu, gflops, as_json)

@@ -21,4 +21,4 @@ def predict(
     """What a fine-tuned model says of each row, as JSON lines."""
     from lmkit.ops import predictions
 
-    predictions.run(model, data, out, {"text": text, "pair": pair}, task)
+    predictions.predict_rows(model, data, out, {"text": text, "pair": pair}, task)

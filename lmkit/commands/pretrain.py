@@ -28,9 +28,9 @@ def pretrain(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen: sizes, memory, time.")] = False,
 ) -> None:
     """Train a model from scratch."""
-    from lmkit.recipe.defaults import expand
+    from lmkit.recipe.defaults import expand_pretraining
     from lmkit.recipe.pretraining import Recipe
-    from lmkit.recipe.recipe_file import find_recipe, load
+    from lmkit.recipe.recipe_file import find_recipe, load_recipe
 
     if resume is not None and (out or dry_run):
         raise UserError("--resume goes on with a run where it is\n  → leave out --out and --dry-run")
@@ -46,7 +46,9 @@ def pretrain(
         )
     changes = tuple(overrides or ())
     path = None if recipe is None else find_recipe(recipe, "pretrain")
-    given = None if path is None else load(Recipe, path, changes, expand)  # a mistake ends here, before torch is loaded
+    given = (
+        None if path is None else load_recipe(Recipe, path, changes, expand_pretraining)
+    )  # a mistake ends here, before torch is loaded
     launch.check(processes, max_restarts, given.train.batch // given.model.context if given else None)
     if launch.here(processes) and not dry_run:
         raise typer.Exit(launch.command("pretrain", processes, max_restarts, out, resume, path.stem if path else None))

@@ -62,13 +62,13 @@ def _print_families() -> None:
     from lmkit.architecture.model_config import ModelConfig
     from lmkit.architecture.sizes import PRESETS
     from lmkit.model.transformer import Transformer
-    from lmkit.recipe.defaults import expand
+    from lmkit.recipe.defaults import expand_pretraining
     from lmkit.recipe.pretraining import Recipe
-    from lmkit.recipe.recipe_file import build
+    from lmkit.recipe.recipe_file import build_recipe
 
     print(f"{'model.preset':<24} {'family':<12} {'parameters':>14}  layers × hidden_size, vocabulary, context")
     for name in PRESETS:
-        recipe = build(Recipe, sized(name), {}, expand)
+        recipe = build_recipe(Recipe, sized(name), {}, expand_pretraining)
         c = ModelConfig(**recipe.model.model_dump())
         with torch.device("meta"):
             total = sum(Transformer(c).num_parameters().values())

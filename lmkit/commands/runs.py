@@ -42,7 +42,7 @@ def runs_list(
         raise UserError(f"{folder}: no such folder\n  → lmkit runs FOLDER, or `lmkit pretrain demo` makes runs/demo")
     statuses = [*folder.glob("*/status.json"), *folder.glob("*/seed-*/status.json")]
     statuses = [p for p in statuses if not any(x.is_symlink() for x in p.parents)]  # `latest` would come twice
-    rows = [describe(p.parent) for p in sorted(statuses, key=lambda p: p.stat().st_mtime)]
+    rows = [facts_of_run(p.parent) for p in sorted(statuses, key=lambda p: p.stat().st_mtime)]
     if as_json:
         for row in rows:
             print(json.dumps(row))
@@ -58,7 +58,7 @@ def runs_reproduce(
     """Print the commands that make a run again, and what is not as it was: versions, code, data, machine."""
     from lmkit.ops import reproduce
 
-    reproduce.run(run, as_json)
+    reproduce.print_reproduction(run, as_json)
 
 
 def _print_table(folder: Path, rows: list[dict[str, Any]]) -> None:
@@ -87,7 +87,7 @@ def _print_table(folder: Path, rows: list[dict[str, Any]]) -> None:
     Console(soft_wrap=True).print(table if rows else f"no runs in {escape(str(folder))}")
 
 
-def describe(run: Path) -> dict[str, Any]:
+def facts_of_run(run: Path) -> dict[str, Any]:
     """Returns the facts of a run, read from the files of its directory alone."""
     from lmkit.recipe.recipe_file import parse_yaml
 

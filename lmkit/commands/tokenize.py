@@ -45,9 +45,9 @@ def tokenize(
         raise UserError(f"--family {family}: unknown{did_you_mean(family, FAMILIES)}")
     columns = {"text": text, "target": target, "separator": separator}
     data = {"train": inputs, "validation": validation} | columns
-    settings = recipe_file.build(DataConfig, data, {}, where="lmkit tokenize")
+    settings = recipe_file.build_recipe(DataConfig, data, {}, where="lmkit tokenize")
     choice = {"type": kind, "vocab_size": vocab_size, "path": tokenizer}
-    config = recipe_file.build(TokenizerConfig, choice, {}, where="lmkit tokenize")
+    config = recipe_file.build_recipe(TokenizerConfig, choice, {}, where="lmkit tokenize")
     if pixels is None:
         store = make_store(settings, config, family, out)
     else:
@@ -71,7 +71,7 @@ def pixel_config(text: str) -> "PixelConfig":
         if not equals:
             raise UserError(f"--pixels: `{item}` is not key=value\n  → for example --pixels 'size=14 colours=16'")
         settings[key] = value
-    return recipe_file.build(PixelConfig, settings, {}, where="--pixels")
+    return recipe_file.build_recipe(PixelConfig, settings, {}, where="--pixels")
 
 
 def _images(settings: "DataConfig", pixels: "PixelConfig", family: str, out: Path) -> "TokenStore":

@@ -240,7 +240,7 @@ class KnowledgeBase:
         return added
 
 
-def build(path: Path, patterns: Sequence[str]) -> Added:
+def build_knowledge_base(path: Path, patterns: Sequence[str]) -> Added:
     """A new knowledge base. Raises UserError where there is a file, DataError as `KnowledgeBase.add` does."""
     if path.exists():
         raise UserError(f"{path}: is there already\n  → lmkit kb add {path} FILES, or build under another name")

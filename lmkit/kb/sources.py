@@ -19,14 +19,14 @@ MISSING, UNDECODABLE, OTHER = "rows with an empty field", "undecodable rows", "r
 
 
 @dataclass(frozen=True)
-class Columns:
+class KnowledgeColumns:
     kind: str
     roles: dict[str, tuple[str, ...]]  # role -> names of columns, in lower case; the first that is there is taken
     optional: str = ""  # a role that may be missing
 
 
-def _layout(kind: str, optional: str = "", **roles: str) -> Columns:
-    return Columns(kind, {role: tuple(names.split()) for role, names in roles.items()}, optional)
+def _layout(kind: str, optional: str = "", **roles: str) -> KnowledgeColumns:
+    return KnowledgeColumns(kind, {role: tuple(names.split()) for role, names in roles.items()}, optional)
 
 
 QUESTION, TITLE = "question query", "title heading"
@@ -41,7 +41,7 @@ LAYOUTS = (  # the first whose roles are all there
 )  # fmt: skip
 
 
-class Row(NamedTuple):
+class KnowledgeRow(NamedTuple):
     """values: (subject, relation, object), (alias, subject), (relation, phrase), (title, text), (question, answer)."""
 
     kind: str
@@ -55,17 +55,17 @@ def knowledge_files(patterns: list[str]) -> list[Input]:
     return list_files(patterns, lambda name: Input(name).kind, ALLOWED, "is no kind of file that can be added")
 
 
-def read_rows(item: Input, problems: Problems) -> Iterator[Row]:
+def read_rows(item: Input, problems: Problems) -> Iterator[KnowledgeRow]:
     """All rows of a file; which columns are which is said. What cannot be used is counted in `problems`.
 
     Raises DataError where the columns are those of nothing known, and for JSON that is damaged or of another shape."""
     if item.kind == "txt":
         yield from _paragraphs(item, problems)
         return
-    chosen: dict[tuple[str, ...], tuple[Columns, list[int]] | None] = {}  # by columns: lines of JSON may be mixed
+    chosen: dict[tuple[str, ...], tuple[KnowledgeColumns, list[int]] | None] = {}  # lines of JSON may be mixed
     for line, columns, values in _read_columns(item, problems):
         if columns not in chosen:
-            layout = choose(columns)
+            layout = recognize_columns(columns)
             if layout is None and not chosen:
                 raise _unknown(f"{item.name}:{line}", columns)
             if layout and layout not in chosen.values():
@@ -95,7 +95,7 @@ def _read_columns(item: Input, problems: Problems) -> Iterator[tuple[int, tuple[
     Raises DataError for a header that tells nothing, or that names a column twice."""
 
     def header(where: str, names: list[str]) -> list[str]:
-        layout = choose(names)
+        layout = recognize_columns(names)
         if layout is None:
             raise _unknown(item.name, names)
         if repeated := [names[at] for at in layout[1] if names.count(names[at]) > 1]:
@@ -113,7 +113,7 @@ def _read_columns(item: Input, problems: Problems) -> Iterator[tuple[int, tuple[
             yield line, ("title", "context"), [record.get("title"), context]
 
 
-def choose(columns: Sequence[str]) -> tuple[Columns, list[int]] | None:
+def recognize_columns(columns: Sequence[str]) -> tuple[KnowledgeColumns, list[int]] | None:
     """What the columns hold, and the place of each role's, -1 for an optional one; None where names do not tell."""
     there = {column.strip().lower(): at for at, column in reversed(list(enumerate(columns)))}
     for layout in LAYOUTS:
@@ -142,34 +142,34 @@ def _texts(value: Any) -> list[str]:
     return [] if value is None else [str(value)]
 
 
-def _rows(kind: str, texts: list[list[str]], line: int) -> Iterable[Row]:
+def _rows(kind: str, texts: list[list[str]], line: int) -> Iterable[KnowledgeRow]:
     """texts: of each role; where one has several, a row for each."""
     first, second = texts[0][0], texts[1]
     if kind == "triples":
         subject, relation = " ".join(first.split()), " ".join(second[0].split())
-        return [Row(kind, line, (subject, relation, " ".join(text.split()))) for text in texts[2]]
+        return [KnowledgeRow(kind, line, (subject, relation, " ".join(text.split()))) for text in texts[2]]
     if kind == "passages":
         return _passages(first, "\n".join(second), line)
     if kind == "facts":
-        return [Row(kind, line, (first, second[0]))]  # several answers are ways to write one
-    return [Row(kind, line, (one, other)) for one in texts[0] for other in second]
+        return [KnowledgeRow(kind, line, (first, second[0]))]  # several answers are ways to write one
+    return [KnowledgeRow(kind, line, (one, other)) for one in texts[0] for other in second]
 
 
-def _passages(title: str, text: str, line: int) -> Iterator[Row]:
+def _passages(title: str, text: str, line: int) -> Iterator[KnowledgeRow]:
     while len(text) > PASSAGE:
         borders = [m.end() for m in BORDER.finditer(text, PASSAGE // 4, PASSAGE)]
         end = borders[-1] if borders else text.rfind(" ", 1, PASSAGE) + 1 or PASSAGE
-        yield Row("passages", line, (title, text[:end].strip()))
+        yield KnowledgeRow("passages", line, (title, text[:end].strip()))
         text = text[end:]
     if text.strip():
-        yield Row("passages", line, (title, text.strip()))
+        yield KnowledgeRow("passages", line, (title, text.strip()))
 
 
-def _paragraphs(item: Input, problems: Problems) -> Iterator[Row]:
+def _paragraphs(item: Input, problems: Problems) -> Iterator[KnowledgeRow]:
     """What lies between blank lines, under the name of the file."""
     title, held, start, size = Path(item.name.removesuffix(item.packing)).stem, list[str](), 1, 0
 
-    def out() -> Iterator[Row]:
+    def out() -> Iterator[KnowledgeRow]:
         text = " ".join(held)
         if not_unicode(text) is not None:
             problems.add(UNDECODABLE, f"{item.name}:{start}")

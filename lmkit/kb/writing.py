@@ -15,7 +15,7 @@ from lmkit.base.files import sha256
 from lmkit.data.inputs import Input, Problems
 from lmkit.data.lines import UNREADABLE
 from lmkit.kb.lookup import fold, key_of
-from lmkit.kb.sources import Row, read_rows
+from lmkit.kb.sources import KnowledgeRow, read_rows
 
 APPLICATION, VERSION = 0x6C6D6B62, 1  # written into the file: "lmkb"
 BATCH = 20_000  # rows in memory
@@ -108,7 +108,7 @@ def _key(name: str) -> int:
     return key_of(fold(name))
 
 
-def _triples(db: sqlite3.Connection, rows: list[Row], source: int | None, relations: dict[str, int]) -> None:
+def _triples(db: sqlite3.Connection, rows: list[KnowledgeRow], source: int | None, relations: dict[str, int]) -> None:
     for name in {row.values[1] for row in rows} - relations.keys():
         relations[name] = db.execute("INSERT INTO relations(name) VALUES (?)", (name,)).lastrowid or 0
     db.executemany(
@@ -117,23 +117,23 @@ def _triples(db: sqlite3.Connection, rows: list[Row], source: int | None, relati
     )
 
 
-def _aliases(db: sqlite3.Connection, rows: list[Row], source: int | None, relations: dict[str, int]) -> None:
+def _aliases(db: sqlite3.Connection, rows: list[KnowledgeRow], source: int | None, relations: dict[str, int]) -> None:
     values = ((_key(row.values[0]), *row.values, source) for row in rows)
     db.executemany("INSERT INTO aliases(key, name, subject, source) VALUES (?, ?, ?, ?)", values)
 
 
-def _phrases(db: sqlite3.Connection, rows: list[Row], source: int | None, relations: dict[str, int]) -> None:
+def _phrases(db: sqlite3.Connection, rows: list[KnowledgeRow], source: int | None, relations: dict[str, int]) -> None:
     values = ((*row.values, source) for row in rows)
     db.executemany("INSERT INTO phrases(relation, phrase, source) VALUES (?, ?, ?)", values)
 
 
-def _passages(db: sqlite3.Connection, rows: list[Row], source: int | None, relations: dict[str, int]) -> None:
+def _passages(db: sqlite3.Connection, rows: list[KnowledgeRow], source: int | None, relations: dict[str, int]) -> None:
     db.executemany(
         "INSERT INTO passages(title, text, fact, source, line) VALUES (?, ?, ?, ?, ?)",
         ((*row.values, int(row.kind == "facts"), source, row.line) for row in rows),
     )
 
 
-INSERTS: dict[str, Callable[[sqlite3.Connection, list[Row], int | None, dict[str, int]], None]] = {
+INSERTS: dict[str, Callable[[sqlite3.Connection, list[KnowledgeRow], int | None, dict[str, int]], None]] = {
     "triples": _triples, "aliases": _aliases, "phrases": _phrases, "passages": _passages, "facts": _passages,
 }  # fmt: skip

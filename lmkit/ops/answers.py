@@ -19,13 +19,13 @@ HOW = {"kb": "looked up", "passage": "read in", "model": "the model's own words"
 NO_ANSWER = "I do not know."
 
 
-def check_options(given: Sequence[str]) -> None:
+def check_generate_options(given: Sequence[str]) -> None:
     """Raises UserError for options that have no meaning here. given: the options of `generate` that a person named."""
     if idle := [f"--{key.replace('_', '-')}" for key in given if key not in USED]:
         raise UserError(f"{', '.join(idle)}: answers are looked up, or the likeliest ones\n  → leave it out")
 
 
-def run(
+def answer_questions(
     model: str, questions: list[str], kb: Path | None, max_tokens: int | None, as_json: bool, allow_pickle: bool
 ) -> None:
     """Prints an answer for each question, or a JSON line: question, answer ("" for none), source (kb, passage, model),

@@ -20,7 +20,7 @@ from lmkit.text.tokenizer import read_object
 Conversation = list[dict[str, str]]
 
 
-def run(
+def converse(
     model: str,
     said: Sequence[str] | None,
     system: str | None,

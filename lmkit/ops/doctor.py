@@ -49,13 +49,13 @@ class Finding:
     cure: str = ""
 
 
-def run(as_json: bool) -> int:
+def check_machine(as_json: bool) -> int:
     """Prints a line a check. Returns the exit code: 1 where something is wrong."""
     with ThreadPoolExecutor(1) as beside:
-        compiling = beside.submit(compiler)  # takes seconds, as importing torch does
-        found = [*python(), compiling.result(), *disk(), *limits()]
+        compiling = beside.submit(check_compiler)  # takes seconds, as importing torch does
+        found = [*check_python(), compiling.result(), *check_disk(), *check_limits()]
     if "torch" in sys.modules:  # else it is among what was found
-        found += [*cpu(), *gpu(), *speed()]
+        found += [*check_cpu(), *check_gpu(), *check_speed()]
     wrong = sum(f.state == "wrong" for f in found)
     if as_json:
         print("\n".join(json.dumps(asdict(f), ensure_ascii=False) for f in found))
@@ -71,7 +71,7 @@ def run(as_json: bool) -> int:
 # ---------------------------------------------------------------- software
 
 
-def python() -> Iterator[Finding]:
+def check_python() -> Iterator[Finding]:
     """Compares Python and the packages that lmkit needs with what it asks for."""
     least = str(metadata.metadata("lmkit")["Requires-Python"] or "").removeprefix(">=")
     if _numbers(platform.python_version()) < _numbers(least):
@@ -99,7 +99,7 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(n) for n in re.findall(r"\d+", text.partition("+")[0]))
 
 
-def compiler() -> Finding:
+def check_compiler() -> Finding:
     """Tries whether a C++ compiler builds what torch.compile builds: with OpenMP, against Python's headers."""
     found = next((c for c in COMPILERS if shutil.which(c)), None)
     if found is None:
@@ -126,7 +126,7 @@ def compiler() -> Finding:
 # ---------------------------------------------------------------- machine
 
 
-def cpu() -> Iterator[Finding]:
+def check_cpu() -> Iterator[Finding]:
     import torch
 
     cores, threads, said = usable_cores(), torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
@@ -143,7 +143,7 @@ def cpu() -> Iterator[Finding]:
         yield Finding("threads", "ok", f"{threads} on {cores} cores")
 
 
-def gpu() -> Iterator[Finding]:
+def check_gpu() -> Iterator[Finding]:
     """Lists GPUs, and whether this build of torch can use them."""
     import torch
 
@@ -199,7 +199,7 @@ def runs_on(built_for: list[str], major: int, minor: int) -> bool:
     return False
 
 
-def speed() -> Iterator[Finding]:
+def check_speed() -> Iterator[Finding]:
     """Measures matrix products: the best of a few."""
     import torch
 
@@ -231,7 +231,7 @@ def speed() -> Iterator[Finding]:
 # ---------------------------------------------------------------- places and limits
 
 
-def disk() -> Iterator[Finding]:
+def check_disk() -> Iterator[Finding]:
     yield _place("disk", Path("runs"), "./runs", "--out PLACE/NAME, on another disk")
     try:
         yield _place("cache", cache_folder(), str(cache_folder()), "set LMKIT_CACHE to another folder")
@@ -259,7 +259,7 @@ def _place(check: str, wanted: Path, shown: str, cure: str) -> Finding:
     return Finding(check, "ok", f"{show_bytes(free)} free in {shown}")
 
 
-def limits() -> Iterator[Finding]:
+def check_limits() -> Iterator[Finding]:
     files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files == resource.RLIM_INFINITY or files >= ENOUGH_FILES:
         yield Finding(

@@ -23,7 +23,7 @@ SIDE = 112  # pixels of a small image on the picture, about
 GAP = 4  # white, between images
 
 
-def run(
+def draw_images(
     model: str, sources: list[str], keep: str, n: int, config: SamplingConfig, out: Path, as_json: bool,
     allow_pickle: bool,
 ) -> None:  # fmt: skip

@@ -16,7 +16,7 @@ from lmkit.tasks.evaluate import read_labelled, together
 from lmkit.tasks.table import load_all, task_of, trained_task
 
 
-def run(
+def predict_rows(
     model: str, sources: list[str], out: Path | None, columns: dict[str, str | None], task_name: str | None
 ) -> None:
     """Writes a JSON line for each row: `place`, its file and line, and what the task predicts; for a row that cannot be

@@ -36,7 +36,7 @@ class Recipes:
     differences: list[Difference]
 
 
-def run(path: Path, as_json: bool) -> None:
+def print_reproduction(path: Path, as_json: bool) -> None:
     """Prints commands and differences. Raises UserError where there is no run, ModelError where it kept no record."""
     run = _place(find_run(path))
     kept = min([p.parent for p in run.glob("seed-*/environment.json")], default=run)  # several seeds began alike
@@ -87,9 +87,9 @@ def _read_recipe(run: Path, before: dict[str, Any]) -> Recipes:
     recipe: Recipe | FinetuneRecipe
     try:
         if verb == "finetune":
-            recipe = recipe_file.build(FinetuneRecipe, tree, lines, finetuning.expand, where)
+            recipe = recipe_file.build_recipe(FinetuneRecipe, tree, lines, finetuning.expand_finetuning, where)
         else:
-            recipe = recipe_file.build(Recipe, tree, lines, defaults.expand, where)
+            recipe = recipe_file.build_recipe(Recipe, tree, lines, defaults.expand_pretraining, where)
         found = [Difference("data", *line.split(": ", 1)) for line in changed(before.get("files", []), recipe)]
         return Recipes(verb, tree, found + _tokenizer(recipe, before))
     except UserError as e:

@@ -53,7 +53,7 @@ class Failed(Exception):
         self.code = code
 
 
-def run(name: str, overrides: tuple[str, ...], steps: int, as_json: bool) -> int:
+def prove_resume(name: str, overrides: tuple[str, ...], steps: int, as_json: bool) -> int:
     """Returns the exit code: 0 where all is equal, 1 where something is not, else that of a run that failed. Raises
     UserError for mistakes in the recipe."""
     path = find_recipe(name)
@@ -129,7 +129,7 @@ def _alone(parallel: ParallelConfig) -> list[str]:
 
 
 def _pretraining(path: Path, overrides: tuple[str, ...], steps: int) -> list[str]:
-    recipe = recipe_file.load(Recipe, path, overrides, defaults.expand)
+    recipe = recipe_file.load_recipe(Recipe, path, overrides, defaults.expand_pretraining)
     every = _rhythm(steps)
     tokens = min(recipe.evaluate.tokens, max(EVALUATED, recipe.model.context))
     changes = [_budget(recipe.train.budget, steps), f"checkpoint.every={every}", f"evaluate.every={every}"]
@@ -139,7 +139,7 @@ def _pretraining(path: Path, overrides: tuple[str, ...], steps: int) -> list[str
 def _finetuning(path: Path, overrides: tuple[str, ...], steps: int) -> list[str]:
     """Returns the changes to a recipe of fine-tuning. No rows are held out, since to score them all would take longer
     than the proof."""
-    recipe = recipe_file.load(FinetuneRecipe, path, overrides, finetuning.expand)
+    recipe = recipe_file.load_recipe(FinetuneRecipe, path, overrides, finetuning.expand_finetuning)
     if isinstance(recipe.task, AnswerConfig):
         raise UserError("task answer fits thresholds in one go: there is nothing to resume")
     changes = [_budget(recipe.train.budget, steps), f"checkpoint.every={_rhythm(steps)}", "data.validation=0"]

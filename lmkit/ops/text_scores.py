@@ -33,7 +33,7 @@ from lmkit.evaluation.scoring import BATCH_TOKENS, Tally
 from lmkit.model.heads import Head
 from lmkit.pretrained import Pretrained, load
 from lmkit.recipe import recipe_file as recipes
-from lmkit.recipe.defaults import expand
+from lmkit.recipe.defaults import expand_pretraining
 from lmkit.recipe.objectives import (
     DenoisingConfig,
     MaskedLMConfig,
@@ -88,13 +88,13 @@ class Texts:
             raise DataError(f"{names}: there is no text to score{_listed(self.problems)}")
 
 
-def start(
+def evaluate_models(
     models: list[str], data: list[str], task: str | None, columns: dict[str, str | None], as_json: bool,
     allow_pickle: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Prints the scores of one model on what it was made for, or of two side by side. columns: those that a person
-    named, of text, pair, label and target. options: of `run`, for models that predict words. Raises UserError for
-    options without a use."""
+    named, of text, pair, label and target. options: of `evaluate_texts`, for models that predict words. Raises
+    UserError for options without a use."""
     if len(set(models)) != len(models) or len(models) > 2:
         what = f"{models[0]} is named twice" if len(models) == 2 else f"{len(models)} models"
         raise UserError(f"{what}\n  → name one model, or two that differ, to compare them")
@@ -114,10 +114,10 @@ def start(
         if columns["target"] is None:
             options["separator"] = options["separator"] or settings.separator
     options |= {"text": columns["text"] or "text", "target": columns["target"]}
-    return run(models[0], data, as_json=as_json, allow_pickle=allow_pickle, **options)
+    return evaluate_texts(models[0], data, as_json=as_json, allow_pickle=allow_pickle, **options)
 
 
-def run(
+def evaluate_texts(
     model: str,
     data: list[str],
     stride: int | None,
@@ -171,7 +171,7 @@ def _run_task(model: str) -> ObjectiveConfig | None:
     path = Path(model) / "recipe.yaml"
     if not path.is_file() or run_of(model):
         return None
-    return recipes.load(Recipe, path, expand=expand).task
+    return recipes.load_recipe(Recipe, path, expand=expand_pretraining).task
 
 
 def _noise_config(loaded: Pretrained, model: str) -> tuple[seq2seq.NoiseConfig, str]:

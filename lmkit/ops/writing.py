@@ -18,7 +18,7 @@ CANDIDATES = 5  # listed for a mask
 OF_WRITING = ("n", "max_tokens", "temperature", "top_p", "min_p", "repetition_penalty", "seed", "stop")
 
 
-def run(
+def write_texts(
     model: str,
     prompts: list[str],
     config: SamplingConfig,
@@ -68,7 +68,7 @@ def _write(
 
 
 def fill_masks(model: str, prompts: list[str], top_k: int, as_json: bool, allow_pickle: bool) -> None:
-    """Prints what an encoder fills in, as `run` does. Raises UserError for a model that fills no masks."""
+    """Prints what an encoder fills in, as `write_texts` does. Raises UserError for a model that fills no masks."""
     loaded = load(model, allow_pickle)
     if loaded.config.stacks != "encoder":
         raise UserError(f"{model}: a {loaded.config.family} fills no masks, but writes\n  → lmkit generate {model}")

@@ -208,7 +208,7 @@ def best_of(p: Plan, hw: Hardware, layout: Mesh) -> Forecast:
     return max((e for e in fitting if e.seconds <= 1.01 * least), key=lambda e: (not e.recompute, e.micro_batch))
 
 
-def layouts(p: Plan, hw: Hardware, gpus: int) -> Iterator[Mesh]:
+def possible_meshes(p: Plan, hw: Hardware, gpus: int) -> Iterator[Mesh]:
     """The sensible ones: DDP, FSDP over all and within a node, each beside tensor parallelism inside a node. Every data
     process needs a row of the batch, every tensor-parallel GPU as many heads."""
     heads = math.gcd(p.model.num_heads, p.model.num_kv_heads)
@@ -220,9 +220,9 @@ def layouts(p: Plan, hw: Hardware, gpus: int) -> Iterator[Mesh]:
                 yield Mesh(gpus, shards, tensor)
 
 
-def compare(p: Plan, hw: Hardware, gpus: int) -> list[Forecast]:
+def forecast_meshes(p: Plan, hw: Hardware, gpus: int) -> list[Forecast]:
     """The best of each kind of layout: without tensor parallelism all, of those with it the fastest that fits."""
-    found = [best_of(p, hw, layout) for layout in layouts(p, hw, gpus)]
+    found = [best_of(p, hw, layout) for layout in possible_meshes(p, hw, gpus)]
     split = [e for e in found if e.layout.tensor > 1]
     chosen = fastest(split) or min(split, key=lambda e: e.memory.total, default=None)
     return [e for e in found if e.layout.tensor == 1] + ([chosen] if chosen else [])

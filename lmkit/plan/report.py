@@ -16,25 +16,25 @@ from lmkit.architecture.sizes import PRESETS
 from lmkit.base.environment import usable_memory
 from lmkit.base.errors import UserError, did_you_mean
 from lmkit.base.units import count, show_count, show_seconds, split_quantity
-from lmkit.plan.cost import SHAPES, USABLE, Forecast, compare, fastest
+from lmkit.plan.cost import SHAPES, USABLE, Forecast, fastest, forecast_meshes
 from lmkit.plan.hardware import HARDWARE, Hardware, cpu
 from lmkit.plan.memory import Plan, parameters
 from lmkit.recipe import recipe_file
-from lmkit.recipe.defaults import expand
+from lmkit.recipe.defaults import expand_pretraining
 from lmkit.recipe.pretraining import Recipe
 
 TOKENS_PER_PARAMETER = 20  # Hoffmann et al. 2022 (Chinchilla), where no budget says otherwise
 GB = 1e9
 
 
-def run(
+def print_plan(
     path: Path | None, overrides: tuple[str, ...], model: str | None, gpus: str, gpu: str, gflops: float, as_json: bool
 ) -> None:
     """Prints the tables, or a JSON object for each layout. path: a recipe; else model: a size. Raises UserError."""
     hw = hardware(gpu, gflops)
     counts = _counts(gpus or ("1" if gpu == "cpu" else "1,8,64,1024"))
     plan, horizon = planned(path, overrides, model)
-    found = {n: compare(plan, hw, n) for n in counts}
+    found = {n: forecast_meshes(plan, hw, n) for n in counts}
     if as_json:
         for estimates in found.values():
             for e in estimates:
@@ -75,14 +75,14 @@ def _measure() -> tuple[float, float]:
 def planned(path: Path | None, overrides: tuple[str, ...], model: str | None) -> tuple[Plan, str]:
     """What is trained, and where its number of tokens comes from."""
     if model is None:
-        recipe = recipe_file.load(Recipe, path, overrides, expand)
+        recipe = recipe_file.load_recipe(Recipe, path, overrides, expand_pretraining)
     else:
         if model not in PRESETS and model not in SHAPES:
             raise UserError(f"--model {model}: unknown size{did_you_mean(model, (*PRESETS, *SHAPES))}")
         size = SHAPES.get(model, {"preset": model})
         target = {"target": "-"} if PRESETS.get(model, {}).get("family") in ("transformer", "marian") else {}
         low = {"model": dict(size), "data": {"train": "-"} | target, "train": {"budget": "1 epoch"}}
-        recipe = recipe_file.load(Recipe, None, overrides, expand, low)
+        recipe = recipe_file.load_recipe(Recipe, None, overrides, expand_pretraining, low)
     c = ModelConfig(**recipe.model.model_dump())
     if not c.vocab_size:
         c = c.model_copy(update={"vocab_size": recipe.tokenizer.vocab_size})
@@ -121,9 +121,9 @@ def _gb(n: float) -> str:
     return f"{n / GB:,.1f}" if n >= 0.05 * GB else f"{n / GB:.3f}"
 
 
-Columns = dict[str, Callable[[Forecast], str]]
-_WHICH: Columns = {"GPUs": lambda e: f"{e.layout.gpus:,}", "layout": lambda e: e.layout.name}
-_MEMORY: Columns = _WHICH | {
+TableColumns = dict[str, Callable[[Forecast], str]]
+_WHICH: TableColumns = {"GPUs": lambda e: f"{e.layout.gpus:,}", "layout": lambda e: e.layout.name}
+_MEMORY: TableColumns = _WHICH | {
     "micro-batch": lambda e: f"{e.micro_batch:,}",
     "weights": lambda e: _gb(e.memory.weights),
     "gradients": lambda e: _gb(e.memory.gradients),
@@ -136,7 +136,7 @@ _MEMORY: Columns = _WHICH | {
     "total": lambda e: _gb(e.memory.total),
     "fits": lambda e: ("with recompute" if e.recompute else "yes") if e.fits else "no",
 }
-_SPEED: Columns = _WHICH | {
+_SPEED: TableColumns = _WHICH | {
     "GB sent a step": lambda e: _gb(e.traffic.total),
     "step": lambda e: f"{e.seconds:.3g} s",
     "waiting": lambda e: f"{e.exposed / e.seconds:.0%}",
@@ -151,7 +151,7 @@ def _time(hours: float) -> str:
     return f"{hours / 24:,.1f} days" if hours >= 48 else show_seconds(hours * 3600)
 
 
-def table(found: dict[int, list[Forecast]], columns: Columns, title: str) -> Table:
+def table(found: dict[int, list[Forecast]], columns: TableColumns, title: str) -> Table:
     shown = Table(box=None, pad_edge=False, title=title, title_justify="left", title_style="bold")
     for name in columns:
         shown.add_column(name, justify="left" if name in ("layout", "fits") else "right", no_wrap=True)

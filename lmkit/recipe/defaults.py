@@ -21,7 +21,7 @@ REFERENCE_HORIZON = 12 * 110.1e6  # tokens: 12 for each of the reference model's
 TOKENS_PER_PARAMETER = 12  # compute-optimal was measured at 10.5
 
 
-def expand(tree: dict[str, Any]) -> dict[str, Any]:
+def expand_pretraining(tree: dict[str, Any]) -> dict[str, Any]:
     """Fills every open key of a recipe (nested dicts). Raises ValueError where a needed size is missing or
     misshapen."""
     tree = copy.deepcopy(tree)

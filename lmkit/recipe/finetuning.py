@@ -111,7 +111,7 @@ def flags(task: str | None, model: str | None, data: list[str] | None, validatio
     return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in named.items() if value is not None]
 
 
-def expand(tree: dict[str, Any]) -> dict[str, Any]:
+def expand_finetuning(tree: dict[str, Any]) -> dict[str, Any]:
     """Fill what a recipe leaves open. Raises ValueError like `defaults.expand` for a model from scratch."""
     tree = copy.deepcopy(tree)
     if isinstance(tree.get("task"), str):
@@ -124,7 +124,7 @@ def expand(tree: dict[str, Any]) -> dict[str, Any]:
         number, unit = units.split_quantity(train["batch"])
         context = defaults.section(tree, "model").get("context", 512)
         tokens = int(number if unit == "token" else number * min(int(units.count(context)), 64))
-        full = defaults.expand(
+        full = defaults.expand_pretraining(
             {"model": tree["model"], "tokenizer": tree.get("tokenizer"), "optimizer": optimizer, "schedule": schedule,
              "task": {}, "train": {"budget": "1 step", "batch": tokens}}
         )  # fmt: skip

@@ -126,7 +126,7 @@ def read_tree(path: Path, seen: tuple[Path, ...] = ()) -> tuple[dict, dict[str, 
     return _merge(low, _absolute_paths(tree, path.parent)), low_lines | lines
 
 
-def load(
+def load_recipe(
     schema: type[T], path: Path | None, overrides: tuple[str, ...] = (), expand: Any = None, low: dict | None = None
 ) -> T:
     """Reads a recipe, applies the overrides, expands it (presets fill what it leaves open: dict -> dict) and checks it.
@@ -138,10 +138,12 @@ def load(
     for item in overrides:
         key = _override(tree, item)
         lines[key] = f"command line: {item}"
-    return build(schema, _merge(low or {}, tree), lines, expand, "command line" if path is None else _shown(path))
+    return build_recipe(
+        schema, _merge(low or {}, tree), lines, expand, "command line" if path is None else _shown(path)
+    )
 
 
-def build(schema: type[T], tree: dict, lines: dict[str, str], expand: Any = None, where: str = "recipe") -> T:
+def build_recipe(schema: type[T], tree: dict, lines: dict[str, str], expand: Any = None, where: str = "recipe") -> T:
     problems = [*_unknown_keys(schema, tree, lines), *_not_finite(tree, lines, where)]
     complete, failed = True, None
     try:

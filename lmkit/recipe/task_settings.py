@@ -14,7 +14,7 @@ from lmkit.base.files import write_json
 from lmkit.base.manifest import replace_listed
 from lmkit.base.runs import model_folder, seeds_of
 from lmkit.recipe import recipe_file as recipes
-from lmkit.recipe.finetuning import FinetuneRecipe, expand, is_finetuning
+from lmkit.recipe.finetuning import FinetuneRecipe, expand_finetuning, is_finetuning
 from lmkit.recipe.objectives import Count, Section
 from lmkit.recipe.tasks import QAConfig, TaskConfig
 
@@ -64,7 +64,7 @@ def settings_of(model: str | Path) -> TaskSettings | None:
     except (OSError, ValueError, TypeError, RecursionError) as e:
         raise ModelError(f"{file}: cannot be read as a JSON object: {e}") from None
     try:
-        return recipes.build(TaskSettings, tree, {}, where=str(file))
+        return recipes.build_recipe(TaskSettings, tree, {}, where=str(file))
     except UserError as e:
         raise ModelError(f"{e}\n  → the lmkit that wrote it, {tree.get('lmkit')}, may be newer than this one") from None
 
@@ -81,7 +81,7 @@ def run_of(model: str | Path) -> Path | None:
 
 
 def recipe_of(run: Path) -> FinetuneRecipe:
-    return recipes.load(FinetuneRecipe, run / "recipe.yaml", expand=expand)
+    return recipes.load_recipe(FinetuneRecipe, run / "recipe.yaml", expand=expand_finetuning)
 
 
 def _of_older_run(run: Path) -> TaskSettings:

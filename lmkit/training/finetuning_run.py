@@ -22,7 +22,7 @@ from lmkit.images.palette import as_texts, fit_palette, holds_images, load_palet
 from lmkit.images.tokens import palette_tokenizer
 from lmkit.pretrained import load
 from lmkit.recipe import recipe_file
-from lmkit.recipe.finetuning import WRITING, FinetuneRecipe, expand, is_finetuning
+from lmkit.recipe.finetuning import WRITING, FinetuneRecipe, expand_finetuning, is_finetuning
 from lmkit.recipe.tasks import AnswerConfig, LMConfig
 from lmkit.tasks import answer_fitting
 from lmkit.tasks.table import TASKS
@@ -52,7 +52,7 @@ def resume(path: Path) -> int:
     tree, lines = recipe_file.read_tree(path / "recipe.yaml")
     if not is_finetuning(tree):
         raise UserError(f"{path} is a run of pretraining\n  → {going_on(path, 'pretrain')}")
-    recipe = recipe_file.build(FinetuneRecipe, tree, lines, expand, str(path / "recipe.yaml"))
+    recipe = recipe_file.build_recipe(FinetuneRecipe, tree, lines, expand_finetuning, str(path / "recipe.yaml"))
     return _seeds(recipe, path) if recipe.seeds > 1 else _run(recipe, path, goes_on=True)
 
 

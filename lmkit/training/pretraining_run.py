@@ -13,7 +13,7 @@ from lmkit.data.inventory import of_store
 from lmkit.data.tokens.cache import open_tokens
 from lmkit.data.tokens.store import TokenStore
 from lmkit.recipe import recipe_file
-from lmkit.recipe.defaults import expand
+from lmkit.recipe.defaults import expand_pretraining
 from lmkit.recipe.finetuning import is_finetuning
 from lmkit.recipe.pretraining import Recipe
 from lmkit.training.distributed.world import ALONE, World
@@ -24,7 +24,7 @@ from lmkit.training.step import probe_speed
 
 def start(recipe_path: Path, overrides: tuple[str, ...], out: Path | None) -> int:
     """Train from the beginning. Returns the exit code."""
-    recipe = recipe_file.load(Recipe, recipe_path, overrides, expand)
+    recipe = recipe_file.load_recipe(Recipe, recipe_path, overrides, expand_pretraining)
     world = meet(recipe)
     path = world.agree(fresh_path(out, recipe_path.stem, "pretrain"))
     latest = path if takes_latest(out) else None
@@ -40,7 +40,7 @@ def resume(path: Path, given: Recipe | None = None, accept_changes: bool = False
     tree, lines = recipe_file.read_tree(find_run(path) / "recipe.yaml")
     if is_finetuning(tree):
         raise UserError(f"{path} is a run of fine-tuning\n  → {going_on(path, 'finetune')}")
-    recipe = recipe_file.build(Recipe, tree, lines, expand, str(path / "recipe.yaml"))
+    recipe = recipe_file.build_recipe(Recipe, tree, lines, expand_pretraining, str(path / "recipe.yaml"))
     if given is not None:  # what it leaves open stays as it was chosen
         left = {"micro_batch": 0, "compile": "auto"}
         same = {k: getattr(recipe.train, k) for k, v in left.items() if getattr(given.train, k) == v}
@@ -67,7 +67,7 @@ def _prepare(recipe: Recipe, world: World, run: Run) -> Prepared:
 
 def dry_run(recipe_path: Path, overrides: tuple[str, ...]) -> None:
     """Print what would happen; writes tokens (they are cached) and nothing else."""
-    recipe, store = _settle(recipe_file.load(Recipe, recipe_path, overrides, expand))
+    recipe, store = _settle(recipe_file.load_recipe(Recipe, recipe_path, overrides, expand_pretraining))
     job = build_job(recipe, store)
     print(recipe_file.dump(job.recipe))
     note("\n".join(describe(job, store)))

@@ -149,7 +149,7 @@ def _check_recipe(job: Job, run: Run, newest: Path | None, accept: bool) -> None
     """Compare with the recipe that lies in the newest checkpoint, which a person does not edit; checkpoints of older
     versions have none. Raises UserError as `take_up` does."""
     file = newest / checkpoints.RECIPE if newest else None
-    before = recipe_file.load(type(job.recipe), file if file and file.is_file() else run.path / "recipe.yaml")
+    before = recipe_file.load_recipe(type(job.recipe), file if file and file.is_file() else run.path / "recipe.yaml")
     changes = recipe_file.differences(recipe_file.as_tree(before), recipe_file.as_tree(job.recipe))
     if not changes:
         return

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lmkit.recipe import recipe_file
 from lmkit.recipe.finetuning import FinetuneRecipe
-from lmkit.recipe.finetuning import expand as expand_finetuning
+from lmkit.recipe.finetuning import expand_finetuning as expand_finetuning
 from lmkit.training import finetuning_run, pretraining_run
 
 
@@ -18,7 +18,7 @@ def do(out: str, recipe: str, changes: list[str], verb: str) -> int:
     if verb == "resume":
         return pretraining_run.resume(Path(out))
     if verb == "finetune":
-        loaded = recipe_file.load(FinetuneRecipe, Path(recipe), tuple(changes), expand_finetuning)
+        loaded = recipe_file.load_recipe(FinetuneRecipe, Path(recipe), tuple(changes), expand_finetuning)
         return finetuning_run.start(loaded, "toy", Path(out))
     return pretraining_run.start(Path(recipe), tuple(changes), Path(out))
 

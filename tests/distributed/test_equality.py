@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from lmkit.recipe import recipe_file
-from lmkit.recipe.defaults import expand
+from lmkit.recipe.defaults import expand_pretraining
 from lmkit.recipe.pretraining import Recipe
 from lmkit.training import pretraining_run
 from tests.distributed.conftest import run_world
@@ -189,7 +189,7 @@ def test_shards_saved_after_a_resume_are_those_of_a_straight_run_byte_for_byte(n
 def test_matrices_split_over_two_are_taken_up_whole(here, two):
     """Rows that tensor parallelism has moved stand where they belong in a checkpoint, moments too."""
     run = stopped_early("tensor, llama on 2", "tensor, then 1")
-    given = recipe_file.load(Recipe, Path(recipe("llama")), (), expand)
+    given = recipe_file.load_recipe(Recipe, Path(recipe("llama")), (), expand_pretraining)
     assert pretraining_run.resume(Path(run), given) == 0
     assert do("llama alone", recipe("llama"), [], "pretrain") == 0
     assert_alike(run, "llama alone")

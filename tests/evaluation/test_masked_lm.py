@@ -98,7 +98,7 @@ def test_the_command_prints_every_key(pair, tmp_path, capsys):
     ours, _ = pair
     data = tmp_path / "texts.jsonl"
     data.write_text("".join(json.dumps({"text": t}) + "\n" for t in [*TEXTS, "", "Ä"]))
-    command.run(str(ours.folder), [str(data)], None, as_json=True)
+    command.evaluate_texts(str(ours.folder), [str(data)], None, as_json=True)
     out = capsys.readouterr()
     got, want = json.loads(out.out), evaluate(ours.model, ours.tokenizer, TEXTS)
     assert list(got) == [
@@ -124,7 +124,7 @@ def test_the_table_says_what_was_masked_and_how_much_the_pseudo_perplexity_cover
     data = tmp_path / "texts.txt"
     data.write_text("\n".join(TEXTS))
     for limit, words in ((50, "random"), (None, "over all"), (0, "")):
-        command.run(str(ours.folder), [str(data)], None, as_json=False, separator="\n", pll_tokens=limit)
+        command.evaluate_texts(str(ours.folder), [str(data)], None, as_json=False, separator="\n", pll_tokens=limit)
         table = " ".join(capsys.readouterr().out.split())
         assert "masked_lm (defaults): rate 0.15, split 0.8/0.1/0.1" in table and "over documents" in table
         assert words in table and ("pseudo" in table) == (limit != 0)
@@ -140,7 +140,7 @@ def test_a_run_is_scored_with_its_own_noise_and_its_checkpoint_with_the_defaults
     data = tmp_path / "texts.txt"
     data.write_text(TEXTS[0])
     for path, source, rate in ((tmp_path, "recipe", 0.5), (tmp_path / "latest", "defaults", 0.15)):
-        command.run(str(path), [str(data)], None, as_json=True, pll_tokens=0)
+        command.evaluate_texts(str(path), [str(data)], None, as_json=True, pll_tokens=0)
         noise = json.loads(capsys.readouterr().out)["noise"]
         assert (noise["from"], noise["rate"], noise["whole_word"]) == (source, rate, source == "recipe")
 
@@ -151,8 +151,8 @@ def test_options_for_other_kinds_and_heads_without_words_are_refused(pair, tmp_p
     data.write_text("text\tsummary\na\tb\n")
     for option in ({"stride": 3}, {"target": "summary"}):
         with pytest.raises(UserError, match=rf"--{next(iter(option))} is for .*\(bert\) is not"):
-            command.run(str(ours.folder), [str(data)], **{"stride": None, "as_json": True} | option)
+            command.evaluate_texts(str(ours.folder), [str(data)], **{"stride": None, "as_json": True} | option)
     for head, what in (("sequence", r"labels of texts \(LABEL_0, "), ("none", "no head")):
         folder(tmp_path / head, "bert", head)
         with pytest.raises(UserError, match=rf"\(bert\) has .*{what}"):
-            command.run(str(tmp_path / head), [str(data)], None, as_json=True)
+            command.evaluate_texts(str(tmp_path / head), [str(data)], None, as_json=True)

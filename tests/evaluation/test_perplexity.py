@@ -104,7 +104,7 @@ def test_the_command_reads_files_and_says_what_it_skipped(pair, tmp_path, capsys
     rows = [json.dumps({"body": t}) for t in [*TEXTS, ""]]
     data.write_text("\n".join([*rows, "{broken"]) + "\n")
     want = evaluate(ours.model, ours.tokenizer, TEXTS, 12)
-    command.run(str(ours.folder), [str(data)], 12, as_json=True, text="body")
+    command.evaluate_texts(str(ours.folder), [str(data)], 12, as_json=True, text="body")
     out = capsys.readouterr()
     got = json.loads(out.out)
     assert list(got) == [
@@ -115,9 +115,9 @@ def test_the_command_reads_files_and_says_what_it_skipped(pair, tmp_path, capsys
     assert (got["documents"], got["stride"], got["context"]) == (5, 12, CONTEXT)
     assert got["loss"] == want.loss._asdict() and got["bits_per_byte"] == want.bits_per_byte._asdict()
     assert sum(got["skipped"].values()) == 2 and "texts.jsonl:7" in out.err
-    command.run(str(ours.folder), [str(data)], None, as_json=False, text="body")
+    command.evaluate_texts(str(ours.folder), [str(data)], None, as_json=False, text="body")
     table = capsys.readouterr().out
     assert "bits per byte" in table and f"stride {CONTEXT}" in table and f"{want.loss.value:.1f}" in table
     data.write_text("\n")
     with pytest.raises(DataError, match=r"texts\.jsonl: there is no text"):
-        command.run(str(ours.folder), [str(data)], None, as_json=True)
+        command.evaluate_texts(str(ours.folder), [str(data)], None, as_json=True)

@@ -152,7 +152,7 @@ def test_the_command_takes_the_familys_noise_or_that_of_the_run(models, tmp_path
         (tmp_path, t5 | {"denoisers": [denoiser | {"density": 0.5, "mean_span": 5.0}], "from": "recipe"}),
         (models("bart")[0].folder, bart | {"from": "defaults"}),
     ):
-        command.run(str(path), [str(data)], None, as_json=True, separator="\n")
+        command.evaluate_texts(str(path), [str(data)], None, as_json=True, separator="\n")
         got = json.loads(capsys.readouterr().out)
         assert list(got) == [
             "model", "data", "documents", "source_tokens", "target_tokens", "unknown_tokens", "dropped_bytes",
@@ -160,7 +160,7 @@ def test_the_command_takes_the_familys_noise_or_that_of_the_run(models, tmp_path
             "spans", "skipped", "loss", "perplexity", "accuracy", "span_accuracy",
         ]  # fmt: skip
         assert got["noise"] == noise and got["documents"] == 4
-    command.run(str(tmp_path), [str(data)], None, as_json=False, separator="\n")
+    command.evaluate_texts(str(tmp_path), [str(data)], None, as_json=False, separator="\n")
     table = " ".join(capsys.readouterr().out.split())
     assert "span_corruption (recipe): denoisers density 0.5, mean_span 5.0" in table and "span accuracy" in table
 
@@ -170,7 +170,7 @@ def test_the_command_scores_pairs_and_asks_for_them(models, tmp_path, capsys):
         (tmp_path / f"pairs.{ending}").write_text("\n".join(lines) + "\n")
     ours, _ = models("transformer")
     source, reading = [str(tmp_path / "pairs.en")], {"text": "en", "target": "de"}
-    command.run(str(ours.folder), source, None, as_json=True, **reading)
+    command.evaluate_texts(str(ours.folder), source, None, as_json=True, **reading)
     got = json.loads(capsys.readouterr().out)
     assert list(got) == [
         "model", "data", "pairs", "source_tokens", "target_tokens", "unknown_tokens", "dropped_bytes",
@@ -180,14 +180,14 @@ def test_the_command_scores_pairs_and_asks_for_them(models, tmp_path, capsys):
     pairs = [("the dog", "a dog."), ("an old hill", "a hill"), ("no", "a a")]
     want = evaluate_pairs(ours.model, ours.tokenizer, pairs, ours.decoder_start)
     assert got["loss"] == want.loss._asdict() and got["skipped"] == {"pairs with an empty side": 1}
-    command.run(str(ours.folder), source, None, as_json=False, **reading)
+    command.evaluate_texts(str(ours.folder), source, None, as_json=False, **reading)
     assert "over pairs" in " ".join(capsys.readouterr().out.split())
     data = tmp_path / "texts.txt"
     data.write_text("a b")
     for family in ("transformer", "mbart"):
         with pytest.raises(UserError, match="pass --target"):
-            command.run(str(models(family)[0].folder), [str(data)], None, as_json=True)
+            command.evaluate_texts(str(models(family)[0].folder), [str(data)], None, as_json=True)
     with pytest.raises(UserError, match="--pll-tokens is for encoders"):
-        command.run(str(ours.folder), source, None, as_json=True, pll_tokens=3, **reading)
+        command.evaluate_texts(str(ours.folder), source, None, as_json=True, pll_tokens=3, **reading)
     with pytest.raises(UserError, match="leave one of them out"):
-        command.run(str(ours.folder), source, None, as_json=True, separator="x", **reading)
+        command.evaluate_texts(str(ours.folder), source, None, as_json=True, separator="x", **reading)

@@ -14,7 +14,7 @@ import pytest
 from lmkit.data.tables.table import read_table
 from lmkit.evaluation import baseline, classification
 from lmkit.recipe import recipe_file
-from lmkit.recipe.finetuning import FinetuneRecipe, expand
+from lmkit.recipe.finetuning import FinetuneRecipe, expand_finetuning
 from lmkit.recipe.tasks import TableConfig
 from lmkit.training import finetuning_run as finetuning
 from tests.generation.folders import encoder_folder, llama_folder, seq2seq_folder
@@ -293,7 +293,10 @@ def runs(models, tmp_path_factory) -> dict[str, Path]:
         file.write_text(content)
         keys = [f"task.name={task}", f"model={models[task]}", f"data.train={file}", "train.batch=2",
                 "train.budget=1 steps", "data.validation=0"]  # fmt: skip
-        assert finetuning.start(recipe_file.load(FinetuneRecipe, None, keys, expand), name, home / name) == 0
+        assert (
+            finetuning.start(recipe_file.load_recipe(FinetuneRecipe, None, keys, expand_finetuning), name, home / name)
+            == 0
+        )
     return {name: home / name for name in contents}
 
 

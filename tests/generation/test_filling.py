@@ -112,7 +112,7 @@ def test_texts_that_cannot_be_filled_are_refused(model):
 
 def test_the_command_lists_candidates_or_prints_json(model, capsys):
     texts, config = written(model), SamplingConfig(top_k=2)
-    command.run(str(model.folder), texts, config, 1, as_json=False, stream=True, allow_pickle=False)
+    command.write_texts(str(model.folder), texts, config, 1, as_json=False, stream=True, allow_pickle=False)
     blocks = capsys.readouterr().out.split("---\n")
     found = model.fill(texts, 2)
     assert blocks[2].splitlines()[0] == found[2].text
@@ -121,7 +121,7 @@ def test_the_command_lists_candidates_or_prints_json(model, capsys):
     assert [(int(n), float(p), json.loads(t)) for n, p, t in lines] == [
         (n, pytest.approx(c.probability, abs=1e-4), c.text) for n, c in want
     ]
-    command.run(str(model.folder), texts, SamplingConfig(), 1, as_json=True, stream=True, allow_pickle=False)
+    command.write_texts(str(model.folder), texts, SamplingConfig(), 1, as_json=True, stream=True, allow_pickle=False)
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(r["prompt"], r["mask"]) for r in rows[:5]] == [
         (texts[i], n) for i, n in ((0, 1), (1, 1), (2, 1), (2, 2), (2, 3))
@@ -129,7 +129,7 @@ def test_the_command_lists_candidates_or_prints_json(model, capsys):
     assert all(set(r) == {"prompt", "mask", "position", "candidates", "text"} for r in rows)
     assert all(len(r["candidates"]) == 5 for r in rows)
     with pytest.raises(UserError, match=f"--samples, --min-p: a {model.config.family} fills masks"):
-        command.run(str(model.folder), texts, config, 2, False, True, False, ["model", "top_k", "n", "min_p"])
+        command.write_texts(str(model.folder), texts, config, 2, False, True, False, ["model", "top_k", "n", "min_p"])
 
 
 def test_other_models_say_what_they_are(tmp_path):
@@ -140,7 +140,7 @@ def test_other_models_say_what_they_are(tmp_path):
             lmkit.load(tmp_path / name).fill(["[MASK]"])
     encoder_folder(tmp_path / "bert", "bert", hf.BertForTokenClassification)
     with pytest.raises(UserError, match="BertForTokenClassification: it labels tokens, and predicts no words"):
-        command.run(str(tmp_path / "bert"), ["[MASK]"], SamplingConfig(), 1, False, False, False)
+        command.write_texts(str(tmp_path / "bert"), ["[MASK]"], SamplingConfig(), 1, False, False, False)
 
 
 def test_a_tokenizer_without_a_mask_and_broken_weights_are_named(tmp_path):

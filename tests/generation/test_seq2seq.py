@@ -194,9 +194,9 @@ def test_what_is_written_is_shown_with_sentinels_and_put_back(t5, capsys):
         assert row.restored == "The quick brown fox over the lazy dog"
         assert t5.generate(["The fox"])[0].restored == ""
         for stream in (False, True):
-            command.run(str(t5.folder), [prompt, "fox"], SamplingConfig(), 1, False, stream, False)
+            command.write_texts(str(t5.folder), [prompt, "fox"], SamplingConfig(), 1, False, stream, False)
             assert capsys.readouterr().out == f"{row.text}\n{row.restored}\n---\n{row.text}\n"
-        command.run(str(t5.folder), [prompt, "fox"], SamplingConfig(), 1, True, False, False)
+        command.write_texts(str(t5.folder), [prompt, "fox"], SamplingConfig(), 1, True, False, False)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     usual = {"prompt", "sample", "text", "ids", "logprobs", "finish"}
     assert set(lines[0]) == usual | {"restored"} and set(lines[1]) == usual
@@ -228,7 +228,7 @@ def test_greedy_text_stop_strings_and_streams(t5, capsys):
     assert cut.text == free[0].text[: free[0].text.index(stop)] and cut.finish == "stop"
     config, shown = SamplingConfig(max_tokens=20, stop=(stop,)), []
     for stream in (False, True):
-        command.run(str(t5.folder), prompts[:2], config, 2, as_json=False, stream=stream, allow_pickle=False)
+        command.write_texts(str(t5.folder), prompts[:2], config, 2, as_json=False, stream=stream, allow_pickle=False)
         shown.append(capsys.readouterr().out)
     assert shown[0] == shown[1]
     assert shown[0] == "\n---\n".join(r.text for r in t5.generate(prompts[:2], 2, max_tokens=20, stop=(stop,))) + "\n"
@@ -248,7 +248,7 @@ def test_models_that_write_nothing_say_what_they_do(tmp_path):
     with pytest.raises(UserError, match=r"BartForSequenceClassification: it labels texts(.|\n)*`load\(...\)\.logits`"):
         lmkit.load(tmp_path).generate(["a"])
     with pytest.raises(UserError, match="it labels texts"):
-        command.run(str(tmp_path), ["a"], SamplingConfig(), 1, False, False, False)
+        command.write_texts(str(tmp_path), ["a"], SamplingConfig(), 1, False, False, False)
 
 
 def test_a_decoder_without_a_start_is_named(t5):

@@ -47,7 +47,7 @@ def test_stop_strings_end_a_text_and_streams_show_the_same(pair, capsys):
     config = SamplingConfig(max_tokens=20, stop=(stop,))
     shown = []
     for stream in (False, True):
-        command.run(str(ours.folder), PROMPTS, config, 2, as_json=False, stream=stream, allow_pickle=False)
+        command.write_texts(str(ours.folder), PROMPTS, config, 2, as_json=False, stream=stream, allow_pickle=False)
         shown.append(capsys.readouterr().out)
     assert shown[0] == shown[1]
     rows = ours.generate(PROMPTS, samples=2, max_tokens=20, stop=(stop,))
@@ -81,7 +81,7 @@ def test_events_add_up_to_the_texts_of_many_rows_at_once(pair):
 
 def test_json_lines_hold_ids_logprobs_and_the_reason(pair, capsys):
     ours, _ = pair
-    command.run(
+    command.write_texts(
         str(ours.folder), PROMPTS, SamplingConfig(max_tokens=6), 2, as_json=True, stream=True, allow_pickle=False
     )
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

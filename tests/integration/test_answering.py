@@ -17,7 +17,7 @@ from lmkit.commands import main as cli
 from lmkit.data.inputs import Problems
 from lmkit.data.tables.table import Table
 from lmkit.evaluation.answers import threshold_for_precision
-from lmkit.kb.knowledge_base import KnowledgeBase, Passage, build
+from lmkit.kb.knowledge_base import KnowledgeBase, Passage, build_knowledge_base
 from lmkit.kb.lookup import Matcher
 from lmkit.pretrained import load
 from lmkit.recipe.tasks import AnswerConfig
@@ -63,7 +63,7 @@ def work(tmp_path_factory) -> Path:
     rows = questions()
     for part, some in (("dev", rows[:160]), ("test", rows[160:])):
         (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
-    build(folder / "kb.sqlite", [str(folder / "facts.csv"), str(folder / "texts.jsonl")])
+    build_knowledge_base(folder / "kb.sqlite", [str(folder / "facts.csv"), str(folder / "texts.jsonl")])
     encoder_folder(folder / "spans", "bert", hf.BertForQuestionAnswering)
     encoder_folder(folder / "mlm", "bert")
     llama_folder(folder / "writer", context=64, eos=1)

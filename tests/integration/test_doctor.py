@@ -36,18 +36,18 @@ def test_for_people_a_problem_stands_above_its_cure(monkeypatch, capsys):
         monkeypatch.setattr(doctor, name, list)
     monkeypatch.setattr(doctor, "compiler", lambda: doctor.Finding("compile", "ok", "fine"))
     monkeypatch.setattr(doctor, "disk", lambda: [doctor.Finding("disk", "wrong", "too small", "buy one")])
-    assert doctor.run(as_json=False) == 1
+    assert doctor.check_machine(as_json=False) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[1:] == [" ✓ compile  fine", " ✗ disk     too small", "            → buy one", "1 problem"]
     monkeypatch.setattr(doctor, "disk", list)
-    assert doctor.run(as_json=False) == 0
+    assert doctor.check_machine(as_json=False) == 0
 
 
 def test_packages_that_are_old_missing_or_broken_come_with_the_command_that_mends_them(monkeypatch):
     versions = {"numpy": "1.26.4", "tokenizers": None}
     monkeypatch.setattr(doctor, "version", lambda p: versions.get(p, "99.0"))
     monkeypatch.setitem(sys.modules, "sentencepiece", None)  # importing it fails
-    told = [(f.found, f.cure) for f in doctor.python()]
+    told = [(f.found, f.cure) for f in doctor.check_python()]
     assert ("numpy: 1.26.4 is too old, lmkit needs 2 or newer", "pip install 'numpy>=2'") in told
     assert any("tokenizers: not installed" in text for text, _ in told)
     assert any("sentencepiece cannot be loaded" in text for text, _ in told)
@@ -61,49 +61,49 @@ def test_versions_are_compared_as_numbers():
 def test_threads_are_held_against_the_cores_there_are(monkeypatch):
     threads = torch.get_num_threads()
     monkeypatch.setattr(doctor, "usable_cores", lambda: threads - 1)
-    assert found(doctor.cpu())["threads"].cure == f"export OMP_NUM_THREADS={threads - 1}"
+    assert found(doctor.check_cpu())["threads"].cure == f"export OMP_NUM_THREADS={threads - 1}"
     monkeypatch.setattr(doctor, "usable_cores", lambda: threads + 1)
     monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
-    assert "unset it" in found(doctor.cpu(), "note")["threads"].cure
+    assert "unset it" in found(doctor.check_cpu(), "note")["threads"].cure
     monkeypatch.delenv("OMP_NUM_THREADS")  # torch chose so itself: one for each core, not for each hyperthread
-    assert "threads" in found(doctor.cpu(), "ok")
+    assert "threads" in found(doctor.check_cpu(), "ok")
 
 
 def test_a_compiler_is_tried_and_what_it_lacks_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "train.compile stays off" in found(doctor.compiler(), "note")["compile"].found
+    assert "train.compile stays off" in found(doctor.check_compiler(), "note")["compile"].found
     fake = tmp_path / "g++"
     fake.write_text("#!/bin/sh\necho 'f.cpp:1:10: fatal error: Python.h: No such file or directory' >&2\nexit 1\n")
     fake.chmod(0o755)
-    problem = found(doctor.compiler())["compile"]
+    problem = found(doctor.check_compiler())["compile"]
     assert "Python.h" in problem.found and "python3-dev" in problem.cure
     fake.write_text("#!/bin/sh\nexit 0\n")
-    assert "compile" in found(doctor.compiler(), "ok")
+    assert "compile" in found(doctor.check_compiler(), "ok")
     fake.write_text("#!/bin/sh\nexec /bin/sleep 10\n")
     monkeypatch.setattr(doctor, "LONGEST", 0.1)
-    assert "busy" in found(doctor.compiler(), "note")["compile"].found
+    assert "busy" in found(doctor.check_compiler(), "note")["compile"].found
 
 
 def test_places_that_cannot_be_written_to_or_are_full(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("runs").touch()  # a file where a folder is to be
     monkeypatch.setenv("LMKIT_CACHE", str(tmp_path / "runs/cache"))
-    bad = found(doctor.disk())
+    bad = found(doctor.check_disk())
     assert "cannot be written to" in bad["disk"].found and "LMKIT_CACHE" in bad["cache"].cure
     Path("runs").unlink()
     monkeypatch.delenv("LMKIT_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert found(doctor.disk()) == {}
+    assert found(doctor.check_disk()) == {}
     assert list(tmp_path.iterdir()) == []  # looking leaves nothing behind
     usage = doctor.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place: usage._replace(free=10**8))
-    assert found(doctor.disk())["disk"].found == "100 MB free in ./runs: too little for checkpoints"
+    assert found(doctor.check_disk())["disk"].found == "100 MB free in ./runs: too little for checkpoints"
 
 
 @pytest.mark.parametrize(("files", "state"), [(100, "wrong"), (512, "note"), (1024, "ok"), (-1, "ok")])
 def test_few_file_descriptors_are_a_problem(monkeypatch, files, state):
     monkeypatch.setattr(resource, "getrlimit", lambda which: (files, -1))
-    assert "files" in found(doctor.limits(), state)
+    assert "files" in found(doctor.check_limits(), state)
 
 
 @pytest.mark.parametrize(

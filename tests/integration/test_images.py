@@ -21,7 +21,7 @@ from lmkit.images.palette import load_palette
 from lmkit.objectives.build import build_objective
 from lmkit.ops import drawing
 from lmkit.recipe import defaults, recipe_file
-from lmkit.recipe.finetuning import FinetuneRecipe, expand
+from lmkit.recipe.finetuning import FinetuneRecipe, expand_finetuning
 from lmkit.recipe.pretraining import Recipe
 from lmkit.recipe.recipe_file import builtin_recipes
 from lmkit.text.tokenizer_files import load_tokenizer
@@ -225,7 +225,7 @@ def test_mistakes_in_pixels_and_images_are_said(work, tmp_path):
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
 def test_the_recipes_of_fine_tuning_fit_their_images(name):
-    recipe = recipe_file.load(FinetuneRecipe, builtin_recipes("finetune")[name], (), expand)
+    recipe = recipe_file.load_recipe(FinetuneRecipe, builtin_recipes("finetune")[name], (), expand_finetuning)
     side = {"mnist": 28, "cifar10": 32}[name]
     assert not isinstance(recipe.model, str) and recipe.task.name == "classify"
     assert (side // recipe.data.pixels.patch) ** 2 + 2 <= recipe.model.context
@@ -238,7 +238,7 @@ def test_the_recipes_of_pretraining_have_one_image_a_row(name, family, tmp_path)
             "--validation", "10%")  # fmt: skip
     store = TokenStore(tmp_path / "tokens")
     changes = (f"data.train={tmp_path / 'tokens'}",)
-    recipe = recipe_file.load(Recipe, builtin_recipes("pretrain")[name], changes, defaults.expand)
+    recipe = recipe_file.load_recipe(Recipe, builtin_recipes("pretrain")[name], changes, defaults.expand_pretraining)
     rows = build_objective(recipe, store, load_tokenizer(store.tokenizer_path)).rows
     held = [rows[i] for i in range(len(rows))]
     assert sorted(row["documents"] for row in held) == [[i] for i in range(store.split("train").num_documents)]

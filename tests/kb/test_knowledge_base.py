@@ -16,7 +16,7 @@ import pytest
 import zstandard
 
 from lmkit.base.errors import DataError, StorageError, UserError
-from lmkit.kb.knowledge_base import KnowledgeBase, build
+from lmkit.kb.knowledge_base import KnowledgeBase, build_knowledge_base
 from lmkit.kb.lookup import fold, relation_words, tokens
 
 FACTS = "subject,relation,object\nFrance,capital,Paris\nFrance,officialLanguage,French\n"
@@ -37,10 +37,12 @@ def texts(kb: KnowledgeBase, query: str) -> list[str]:
 
 def test_a_name_inside_a_longer_name_is_not_looked_up(tmp_path):
     rows = "subject,relation,object\nGuinea,capital,Conakry\nC,author,Ritchie\nNode,author,X\nAT,author,Y\n"
-    build(tmp_path / "a.sqlite", [wrote(tmp_path / "a.csv", rows)])
+    build_knowledge_base(tmp_path / "a.sqlite", [wrote(tmp_path / "a.csv", rows)])
     facts = [{"question": "What is the capital of Guinea?", "answer": "Conakry"}]
-    build(tmp_path / "f.sqlite", [wrote(tmp_path / "f.jsonl", json.dumps(facts[0]))])
-    build(tmp_path / "b.sqlite", [wrote(tmp_path / "b.csv", rows + "Guinea-Bissau,capital,Bissau\nC#,author,Z\n")])
+    build_knowledge_base(tmp_path / "f.sqlite", [wrote(tmp_path / "f.jsonl", json.dumps(facts[0]))])
+    build_knowledge_base(
+        tmp_path / "b.sqlite", [wrote(tmp_path / "b.csv", rows + "Guinea-Bissau,capital,Bissau\nC#,author,Z\n")]
+    )
     asked = ["capital of Guinea-Bissau?", "author of C#?", "author of C++", "author of Node.js", "author of AT&T",
              "capital of Guinea‑Bissau", "Guinea's capital", "capital of Guinea, please", "capital: Guinea.",
              "author of C?"]  # fmt: skip
@@ -80,7 +82,7 @@ def test_every_kind_of_file_comes_back(tmp_path):
     wrote(tmp_path / "g.txt", "First about wasps,\non two lines.\n\n\nThen about hornets.\n")
     wrote(tmp_path / "h.json", json.dumps([{"subject": "Bern", "relation": "country", "object": "Switzerland"}]))
     wrote(tmp_path / "i.csv", FACTS)
-    added = build(tmp_path / "kb.sqlite", [str(tmp_path / "*.*")])
+    added = build_knowledge_base(tmp_path / "kb.sqlite", [str(tmp_path / "*.*")])
     assert added.rows == {"triples": 10, "aliases": 2, "phrases": 1, "facts": 1, "passages": 4}
     assert added.problems.counts == {"records of another kind": 1, "rows with an empty field": 1}
     with KnowledgeBase(tmp_path / "kb.sqlite") as kb:
@@ -102,7 +104,7 @@ def test_every_kind_of_file_comes_back(tmp_path):
 
 def test_adding_is_incremental(tmp_path):
     path, first, more = tmp_path / "kb.sqlite", wrote(tmp_path / "a.csv", FACTS), tmp_path / "more.jsonl"
-    build(path, [first])
+    build_knowledge_base(path, [first])
     wrote(more, '{"text": "Old text on volcanoes."}\n{"subject": "Peru", "relation": "capital", "object": "Lyma"}\n')
     wrote(tmp_path / "copy.csv", FACTS)
     with KnowledgeBase(path) as kb:
@@ -154,7 +156,7 @@ def test_a_killed_build_or_addition_leaves_nothing(tmp_path):
     killed("build")
     path = tmp_path / "kb.sqlite"
     assert not path.exists() and (tmp_path / ".kb.sqlite.part").stat().st_size > 100_000
-    build(path, [wrote(tmp_path / "a.csv", FACTS)])
+    build_knowledge_base(path, [wrote(tmp_path / "a.csv", FACTS)])
     assert not (tmp_path / ".kb.sqlite.part").exists()
     killed("add")
     assert (tmp_path / "kb.sqlite-journal").stat().st_size > 0  # it had written to the file
@@ -179,7 +181,7 @@ def test_hostile_text_is_only_text(tmp_path):
     rows += [{"subject": "\ud800", "relation": "a", "object": "b"}]
     path = tmp_path / "kb.sqlite"
     source = wrote(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    added = build(path, [source])
+    added = build_knowledge_base(path, [source])
     assert added.rows["triples"] == len(names) and added.problems.counts == {"undecodable rows": 1}
     with KnowledgeBase(path) as kb:
         for text in HOSTILE:
@@ -198,7 +200,7 @@ def test_ranks_by_bm25(tmp_path):
         "bee bee ant fox gnu hen elk dog",
     ]  # fmt: skip
     rows = "".join(json.dumps({"text": text}) + "\n" for text in corpus)
-    build(tmp_path / "kb.sqlite", [wrote(tmp_path / "a.jsonl", rows)])
+    build_knowledge_base(tmp_path / "kb.sqlite", [wrote(tmp_path / "a.jsonl", rows)])
     words = [text.split() for text in corpus]
     mean = sum(map(len, words)) / len(words)
 
@@ -234,7 +236,7 @@ def test_links_the_longest_name_and_matches_relations(tmp_path):
     rows += [("Hub", "contains", f"part {n}") for n in range(200)] + [("Other Two", "mayor", "D")]
     lines = [json.dumps(dict(zip(("s", "p", "o"), row, strict=True))) for row in rows]
     lines += [json.dumps({"alias": "Pair", "name": name}) for name in ("Two", "Other Two")]
-    build(tmp_path / "kb.sqlite", [wrote(tmp_path / "a.jsonl", "\n".join(lines))])
+    build_knowledge_base(tmp_path / "kb.sqlite", [wrote(tmp_path / "a.jsonl", "\n".join(lines))])
     with KnowledgeBase(tmp_path / "kb.sqlite") as kb:
         assert [c.answer for c in kb.lookup("Who is the mayor of New York?")] == ["A"]
         assert best(kb, "東京の国は?") == "日本" and not kb.lookup("Is it so?")
@@ -248,9 +250,9 @@ def test_links_the_longest_name_and_matches_relations(tmp_path):
 
 def test_what_is_no_knowledge_base_is_said(tmp_path):
     facts = wrote(tmp_path / "a.csv", FACTS)
-    build(tmp_path / "kb.sqlite", [facts])
+    build_knowledge_base(tmp_path / "kb.sqlite", [facts])
     with pytest.raises(UserError, match="is there already"):
-        build(tmp_path / "kb.sqlite", [facts])
+        build_knowledge_base(tmp_path / "kb.sqlite", [facts])
     with pytest.raises(DataError, match="no such knowledge base"):
         KnowledgeBase(tmp_path / "none.sqlite")
     with pytest.raises(DataError, match="no knowledge base"):
@@ -259,11 +261,11 @@ def test_what_is_no_knowledge_base_is_said(tmp_path):
     with pytest.raises(DataError, match="no knowledge base"):
         KnowledgeBase(tmp_path / "other.sqlite")
     with pytest.raises(DataError, match="hold no rows"):
-        build(tmp_path / "empty.sqlite", [wrote(tmp_path / "b.csv", "subject,relation,object\na,,c\n")])
+        build_knowledge_base(tmp_path / "empty.sqlite", [wrote(tmp_path / "b.csv", "subject,relation,object\na,,c\n")])
     with pytest.raises(DataError, match=r"allowed: \.csv"):
-        build(tmp_path / "empty.sqlite", [wrote(tmp_path / "b.pdf", "x")])
+        build_knowledge_base(tmp_path / "empty.sqlite", [wrote(tmp_path / "b.pdf", "x")])
     with pytest.raises(StorageError, match="no such folder"):
-        build(tmp_path / "gone" / "kb.sqlite", [facts])
+        build_knowledge_base(tmp_path / "gone" / "kb.sqlite", [facts])
     assert not (tmp_path / "empty.sqlite").exists()
     with KnowledgeBase(tmp_path / "kb.sqlite") as kb, sqlite3.connect(tmp_path / "kb.sqlite") as other:
         other.execute("BEGIN IMMEDIATE")

@@ -17,9 +17,9 @@ from lmkit.plan.cost import (
     all_reduce_bytes,
     attention_flops,
     best_of,
-    compare,
     estimate,
     fastest,
+    forecast_meshes,
     gather_bytes,
     matmul_weights,
     rate,
@@ -27,9 +27,9 @@ from lmkit.plan.cost import (
 )
 from lmkit.plan.hardware import HARDWARE
 from lmkit.plan.memory import Mesh, Plan, activation_bytes, memory, parameters
-from lmkit.recipe.defaults import expand
+from lmkit.recipe.defaults import expand_pretraining
 from lmkit.recipe.pretraining import OptimizerConfig, Recipe
-from lmkit.recipe.recipe_file import build
+from lmkit.recipe.recipe_file import build_recipe
 from lmkit.training.optimizers.build import build_optimizers
 
 H100 = HARDWARE["h100"]
@@ -39,7 +39,7 @@ def sized(**keys) -> ModelConfig:
     tree = {"model": keys, "data": {"train": "-"}, "train": {"budget": "1 step", "batch": keys.get("context", 1024)}}
     if keys.get("family") in ("transformer", "marian"):
         tree["data"]["target"] = "-"
-    return ModelConfig(**build(Recipe, tree, {}, expand).model.model_dump())
+    return ModelConfig(**build_recipe(Recipe, tree, {}, expand_pretraining).model.model_dump())
 
 
 def tiny(family: str, **keys) -> ModelConfig:
@@ -165,8 +165,8 @@ def test_more_gpus_never_need_more_memory_under_fsdp(tensor):
 
 def test_the_best_layout_fits_and_its_keys_are_the_recipes():
     p = Plan(sized(**SHAPES["llama-3-8b"]), 2**22, 1e9, "adamw")
-    assert fastest(compare(p, H100, 1)) is None
-    found = compare(p, H100, 64)
+    assert fastest(forecast_meshes(p, H100, 1)) is None
+    found = forecast_meshes(p, H100, 64)
     best = fastest(found)
     assert best.fits and best.tokens_per_second >= 0.99 * max(e.tokens_per_second for e in found if e.fits)
     assert Mesh(8).keys == {"data": "ddp", "tensor": 1, "shards": 0}
@@ -183,8 +183,8 @@ def test_a_published_rate_is_met_within_a_fifth():
 
 def test_every_gpu_gets_a_row_or_the_layout_is_left_out():
     p = Plan(tiny("gpt2"), 8 * 32, 1e6, "adamw")
-    assert compare(p, H100, 1024) == []
-    assert {e.layout.data for e in compare(p, H100, 16)} <= {1, 2, 4, 8}
+    assert forecast_meshes(p, H100, 1024) == []
+    assert {e.layout.data for e in forecast_meshes(p, H100, 16)} <= {1, 2, 4, 8}
     assert best_of(p, H100, Mesh(1)).micro_batch <= 8 * 32
 
 

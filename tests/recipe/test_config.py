@@ -7,11 +7,11 @@ import pytest
 
 from lmkit.base import units
 from lmkit.base.errors import UserError
-from lmkit.recipe.defaults import expand
+from lmkit.recipe.defaults import expand_pretraining
 from lmkit.recipe.finetuning import FinetuneRecipe, flags
-from lmkit.recipe.finetuning import expand as expand_finetune
+from lmkit.recipe.finetuning import expand_finetuning as expand_finetune
 from lmkit.recipe.pretraining import Recipe
-from lmkit.recipe.recipe_file import build, builtin_recipes, dump, load, parse_yaml, read_tree
+from lmkit.recipe.recipe_file import build_recipe, builtin_recipes, dump, load_recipe, parse_yaml, read_tree
 
 GOOD = """\
 model: {family: nanochat, depth: 2, context: 64}
@@ -24,7 +24,7 @@ train: {budget: 100 steps, batch: 640}
 def recipe(folder: Path, text: str, *overrides: str) -> Recipe:
     path = folder / "r.yaml"
     path.write_text(text)
-    return load(Recipe, path, overrides, expand)
+    return load_recipe(Recipe, path, overrides, expand_pretraining)
 
 
 def message(folder: Path, text: str, *overrides: str) -> str:
@@ -85,7 +85,7 @@ def test_yaml_that_is_no_recipe(tmp_path, text, says):
 def test_bytes_that_are_no_text(tmp_path):
     (tmp_path / "r.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not UTF-8"):
-        load(Recipe, tmp_path / "r.yaml")
+        load_recipe(Recipe, tmp_path / "r.yaml")
 
 
 def test_scalars_are_what_they_look_like():
@@ -130,11 +130,13 @@ def test_a_path_is_relative_to_where_it_is_written(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", builtin_recipes())
 def test_built_in_recipes_resolve_and_read_back_equal(name, tmp_path):
     path = builtin_recipes()[name]
-    schema, fill = {"pretrain": (Recipe, expand), "finetune": (FinetuneRecipe, expand_finetune)}[path.parent.name]
-    got = load(schema, path, (), fill)
+    schema, fill = {"pretrain": (Recipe, expand_pretraining), "finetune": (FinetuneRecipe, expand_finetune)}[
+        path.parent.name
+    ]
+    got = load_recipe(schema, path, (), fill)
     (tmp_path / "resolved.yaml").write_text(dump(got))
     tree, lines = read_tree(tmp_path / "resolved.yaml")
-    assert build(schema, tree, lines, fill) == got
+    assert build_recipe(schema, tree, lines, fill) == got
 
 
 def test_depth_sets_sizes_rates_and_horizon_by_the_published_rules(tmp_path):

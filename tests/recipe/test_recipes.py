@@ -13,16 +13,18 @@ from lmkit.architecture.sizes import PRESETS
 from lmkit.commands.recipes import sized
 from lmkit.model.formats.config_json import config_to_hf
 from lmkit.model.transformer import Transformer
-from lmkit.recipe.defaults import expand
+from lmkit.recipe.defaults import expand_pretraining
 from lmkit.recipe.pretraining import Recipe
-from lmkit.recipe.recipe_file import build, builtin_recipes, load
+from lmkit.recipe.recipe_file import build_recipe, builtin_recipes, load_recipe
 from lmkit.training import pretraining_run
 
 PROMISED = ("transformer", "bert", "roberta", "albert", "electra", "modernbert", "t5", "bart", "gpt2", "llama")
 
 
 def test_every_promised_family_has_a_small_and_a_published_recipe():
-    loaded = {name: load(Recipe, path, (), expand) for name, path in builtin_recipes("pretrain").items()}
+    loaded = {
+        name: load_recipe(Recipe, path, (), expand_pretraining) for name, path in builtin_recipes("pretrain").items()
+    }
     for family in PROMISED:
         sizes = {name: r.model.hidden_size for name, r in loaded.items() if r.model.family == family}
         assert any(name.endswith("-tiny") for name in sizes), family
@@ -39,7 +41,7 @@ def test_small_recipes_train(name, tmp_path, monkeypatch):
     Path("corpus.en").write_text("\n".join(texts))
     Path("corpus.de").write_text("\n".join(t[::-1] for t in texts))
     Path("corpus.txt").write_text("\n".join(texts))
-    recipe = load(Recipe, builtin_recipes("pretrain")[name], (), expand)
+    recipe = load_recipe(Recipe, builtin_recipes("pretrain")[name], (), expand_pretraining)
     pairs = recipe.data.target is not None
     data = f"data.train={'corpus.en' if pairs else 'corpus.txt'}"
     split = ["data.validation=10%"] if pairs else ["data.validation=10%", r'data.separator="\n"']
@@ -77,7 +79,7 @@ PUBLISHED = {  # as the model cards and papers count them, heads with tied weigh
 
 
 def config(name: str) -> ModelConfig:
-    return ModelConfig(**build(Recipe, sized(name), {}, expand).model.model_dump())
+    return ModelConfig(**build_recipe(Recipe, sized(name), {}, expand_pretraining).model.model_dump())
 
 
 def count(name: str) -> int:

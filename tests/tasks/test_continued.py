@@ -10,7 +10,7 @@ import transformers
 from lmkit.base.errors import ModelError
 from lmkit.base.runs import model_folder
 from lmkit.recipe import recipe_file
-from lmkit.recipe.finetuning import FinetuneRecipe, expand
+from lmkit.recipe.finetuning import FinetuneRecipe, expand_finetuning
 from lmkit.training import finetuning_run, pretraining_run
 from tests.training.stopping import Crash, at, crash
 
@@ -43,7 +43,12 @@ def go_on() -> list[dict]:
     given = ("task.name=lm", "model=base", "data.train=other.txt", "data.validation=0.2", r'data.separator="\n"',
              "data.max_length=64", "train.budget=20 steps", "train.batch=256 tokens", "optimizer.lr=1e-2",
              "evaluate.every=50%")  # fmt: skip
-    assert finetuning_run.start(recipe_file.load(FinetuneRecipe, None, given, expand), "toy", Path("more")) == 0
+    assert (
+        finetuning_run.start(
+            recipe_file.load_recipe(FinetuneRecipe, None, given, expand_finetuning), "toy", Path("more")
+        )
+        == 0
+    )
     return [json.loads(line) for line in Path("more/metrics.jsonl").read_text().splitlines()]
 
 
@@ -85,7 +90,14 @@ def test_a_model_of_labels_has_no_words_to_go_on_with(folder):
     pretrained("family: bert")
     Path("rows.csv").write_text("text,label\n" + "".join(f"word {i},{i % 2}\n" for i in range(60)))
     given = ("task.name=classify", "model=base", "data.train=rows.csv", "train.budget=1 step", "train.batch=4 rows")
-    assert finetuning_run.start(recipe_file.load(FinetuneRecipe, None, given, expand), "toy", Path("labels")) == 0
+    assert (
+        finetuning_run.start(
+            recipe_file.load_recipe(FinetuneRecipe, None, given, expand_finetuning), "toy", Path("labels")
+        )
+        == 0
+    )
     recipe = ("task.name=lm", f"model={model_folder('labels')}", "data.train=other.txt")
     with pytest.raises(ModelError, match="no head for words to go on with"):
-        finetuning_run.start(recipe_file.load(FinetuneRecipe, None, recipe, expand), "toy", Path("more"))
+        finetuning_run.start(
+            recipe_file.load_recipe(FinetuneRecipe, None, recipe, expand_finetuning), "toy", Path("more")
+        )

@@ -9,9 +9,9 @@ from lmkit.model.initial import init_weights
 from lmkit.model.loss import IGNORE
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.causal_lm import PromptedLM
-from lmkit.recipe.defaults import expand
+from lmkit.recipe.defaults import expand_pretraining
 from lmkit.recipe.pretraining import Recipe
-from lmkit.recipe.recipe_file import build
+from lmkit.recipe.recipe_file import build_recipe
 from lmkit.tasks.labelling import Classify, InputLayout, Span, Tag
 
 LENGTHS = (5, 9, 16)
@@ -29,7 +29,9 @@ def label(head: str, length: int) -> dict:
 def test_rows_padded_to_a_multiple_cost_the_same(family, head):
     torch.manual_seed(0)
     sizes = {"family": family, "hidden_size": 32, "num_layers": 2, "num_heads": 2, "context": 32, "vocab_size": 64}
-    whole = build(Recipe, {"model": sizes, "data": {"train": "rows.txt"}}, {}, expand).model.model_dump()
+    whole = build_recipe(
+        Recipe, {"model": sizes, "data": {"train": "rows.txt"}}, {}, expand_pretraining
+    ).model.model_dump()
     labels = () if head == "lm" else ("a", "b")
     config = ModelConfig(**whole | {"head": head, "labels": labels, "vocab_size": 64})
     model = Transformer(config).eval()

@@ -17,9 +17,9 @@ import lmkit
 from lmkit.base import display
 from lmkit.base.errors import DataError, ModelError, UserError
 from lmkit.ops import predictions
-from lmkit.ops.text_scores import start
+from lmkit.ops.text_scores import evaluate_models
 from lmkit.recipe import recipe_file
-from lmkit.recipe.finetuning import FinetuneRecipe, expand
+from lmkit.recipe.finetuning import FinetuneRecipe, expand_finetuning
 from lmkit.tasks import evaluate
 from lmkit.tasks.table import task_of
 from lmkit.training import finetuning_run
@@ -35,7 +35,7 @@ PLAIN = {"modernbert": (), "gpt2": ("tokenizer.type=bpe",), "llama": ("tokenizer
 
 def run(out: Path, *changes: str, low: dict | None = None) -> dict:
     """Fine-tune; its scores."""
-    recipe = recipe_file.load(FinetuneRecipe, None, changes, expand, low)
+    recipe = recipe_file.load_recipe(FinetuneRecipe, None, changes, expand_finetuning, low)
     assert finetuning_run.start(recipe, "toy", out) == 0
     return json.loads((out / "scores.json").read_text())
 
@@ -82,7 +82,7 @@ def test_every_family_learns_to_classify_and_loads_in_transformers(family, revie
         wanted = theirs(**tokenizer(texts, padding=True, return_tensors="pt")).logits
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    predictions.run(str(tmp_path / "run"), [str(rows)], tmp_path / "said.jsonl", {"text": "text"}, None)
+    predictions.predict_rows(str(tmp_path / "run"), [str(rows)], tmp_path / "said.jsonl", {"text": "text"}, None)
     said = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
     assert [row["label"] for row in said] == ["good", "bad"]
     np.testing.assert_allclose([[row["scores"][k] for k in ("bad", "good")] for row in said],
@@ -97,7 +97,7 @@ def test_a_pipeline_says_of_pairs_what_predict_says(family, tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     run(tmp_path / "run", f"model={{{sizes}}}", "task={name: classify, baseline: false}", f"data.train={path}",
         "train.budget=4 steps", "train.batch=8 rows", *PLAIN.get(family, ()))  # fmt: skip
-    predictions.run(str(tmp_path / "run"), [str(path)], tmp_path / "said.jsonl", {}, None)
+    predictions.predict_rows(str(tmp_path / "run"), [str(path)], tmp_path / "said.jsonl", {}, None)
     said = [json.loads(line)["scores"] for line in (tmp_path / "said.jsonl").read_text().splitlines()]
     pipe = transformers.pipeline("text-classification", model=str(tmp_path / "run/best"), top_k=None)
     theirs = pipe([{"text": row["text"], "text_pair": row["pair"]} for row in rows])
@@ -239,8 +239,8 @@ def test_labels_in_one_cell_are_cut_where_the_user_says_and_so_when_scored(tmp_p
     with pytest.raises(
         DataError, match=r"no column `cell`(.*\n)*.*data.text=NAME"
     ):  # another text is not taken instead
-        predictions.run(model, [str(others)], tmp_path / "said.jsonl", {}, None)
-    predictions.run(model, [str(others)], tmp_path / "said.jsonl", {"text": "text"}, None)
+        predictions.predict_rows(model, [str(others)], tmp_path / "said.jsonl", {}, None)
+    predictions.predict_rows(model, [str(others)], tmp_path / "said.jsonl", {"text": "text"}, None)
     assert len((tmp_path / "said.jsonl").read_text().splitlines()) == 1
     others.write_text("words,mark\na,sport\n")
     with pytest.raises(DataError, match="no column `cell`"):
@@ -366,14 +366,14 @@ def test_several_seeds_answer_together_by_the_mean_of_their_probabilities(review
         *TRAIN, "train.budget=4 steps", "seeds=2", "task.baseline=false")  # fmt: skip
     said = {}
     for name in ("run", "run/seed-0", "run/seed-1"):
-        predictions.run(str(tmp_path / name), [str(reviews)], tmp_path / "said.jsonl", {}, None)
+        predictions.predict_rows(str(tmp_path / name), [str(reviews)], tmp_path / "said.jsonl", {}, None)
         lines = (tmp_path / "said.jsonl").read_text().splitlines()
         said[name] = np.array([json.loads(line)["scores"]["good"] for line in lines])
     assert not np.allclose(said["run/seed-0"], said["run/seed-1"], atol=1e-3)
     np.testing.assert_allclose(said["run"], (said["run/seed-0"] + said["run/seed-1"]) / 2, atol=2e-6)
 
     capsys.readouterr()
-    start(models=[model], data=[str(reviews)], task=None, columns={}, as_json=True, allow_pickle=False)
+    evaluate_models(models=[model], data=[str(reviews)], task=None, columns={}, as_json=True, allow_pickle=False)
     scores = json.loads(capsys.readouterr().out)["models"]
     gold = np.array([row["stars"] == "good" for row in csv.DictReader(reviews.open())])
     wanted = {model: said["run"], f"{model}/seed-0": said["run/seed-0"], f"{model}/seed-1": said["run/seed-1"]}
@@ -382,7 +382,7 @@ def test_several_seeds_answer_together_by_the_mean_of_their_probabilities(review
     }
     (tmp_path / "run/seed-1/status.json").write_text('{"state": "stopped"}')
     with pytest.raises(UserError, match="1 of 2 seeds are trained"):
-        predictions.run(model, [str(reviews)], None, {}, None)
+        predictions.predict_rows(model, [str(reviews)], None, {}, None)
 
 
 def test_what_is_learnt_is_coloured_on_a_terminal_and_marked_elsewhere(monkeypatch, capsys):

@@ -9,11 +9,11 @@ import pytest
 
 from lmkit.base.errors import UserError
 from lmkit.ops import resume_proof
-from lmkit.recipe.defaults import expand
+from lmkit.recipe.defaults import expand_pretraining
 from lmkit.recipe.finetuning import FinetuneRecipe
-from lmkit.recipe.finetuning import expand as expand_finetuning
+from lmkit.recipe.finetuning import expand_finetuning as expand_finetuning
 from lmkit.recipe.pretraining import Recipe
-from lmkit.recipe.recipe_file import load
+from lmkit.recipe.recipe_file import load_recipe
 from lmkit.training import pretraining_run
 
 FINETUNING = """
@@ -28,7 +28,7 @@ seeds: 2
 
 def test_a_run_killed_with_minus_9_is_proved_exact(tiny, capsys):
     """In processes of their own. The recipe asks for a time, which would make no two runs alike."""
-    assert resume_proof.run(str(tiny), ("train.budget=1 min", "parallel={data: fsdp}"), 6, as_json=True) == 0
+    assert resume_proof.prove_resume(str(tiny), ("train.budget=1 min", "parallel={data: fsdp}"), 6, as_json=True) == 0
     shown = capsys.readouterr()
     said = json.loads(shown.out)
     assert said["exact"] and (said["killed_in"], said["resumed_at"]) == (4, 2)
@@ -42,7 +42,7 @@ def test_so_is_fine_tuning(tiny, capsys):
     rows = [f"{text} number {i},{label}" for i in range(30) for text, label in (("good", "yes"), ("bad", "no"))]
     Path("rows.csv").write_text("\n".join(["text,label", *rows]))
     Path("finetune.yaml").write_text(FINETUNING)
-    assert resume_proof.run("finetune.yaml", ("train.ema=0.9",), 4, as_json=False) == 0
+    assert resume_proof.prove_resume("finetune.yaml", ("train.ema=0.9",), 4, as_json=False) == 0
     out = capsys.readouterr().out
     assert out.count("✓") == 5 and "✗" not in out and out.endswith("is the uninterrupted one.\n")
 
@@ -99,7 +99,7 @@ def test_a_resume_that_is_not_exact_fails_and_so_is_told_from_a_machine_that_is_
             shutil.copytree(made[out.name], out, symlinks=True)
 
     monkeypatch.setattr(resume_proof, "_lmkit", pretend)
-    assert resume_proof.run("tiny.yaml", (), 2, as_json=False) == 1
+    assert resume_proof.prove_resume("tiny.yaml", (), 2, as_json=False) == 1
     out = capsys.readouterr().out
     assert "✗ metrics.jsonl" in out and says in out
 
@@ -108,26 +108,28 @@ def test_a_resume_that_is_not_exact_fails_and_so_is_told_from_a_machine_that_is_
 def test_a_run_that_fails_is_shown_with_its_exit_code(tiny, monkeypatch, capsys, ended, code, says):
     done = subprocess.CompletedProcess([], ended, "", "lmkit: no such file: x")
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: done)
-    assert resume_proof.run(str(tiny), (), 2, as_json=False) == code
+    assert resume_proof.prove_resume(str(tiny), (), 2, as_json=False) == code
     assert says in capsys.readouterr().err
 
 
 def test_mistakes_are_told_before_anything_runs(tiny, monkeypatch):
     monkeypatch.setattr(resume_proof, "_lmkit", lambda *a, **k: pytest.fail("something was run"))
     with pytest.raises(UserError, match="unknown key"):
-        resume_proof.run(str(tiny), ("train.lr=1",), 6, False)
+        resume_proof.prove_resume(str(tiny), ("train.lr=1",), 6, False)
     Path("answer.yaml").write_text("task: {name: answer, kb: x}\nmodel: m\ndata: {train: q.csv}\n")
     with pytest.raises(UserError, match="nothing to resume"):
-        resume_proof.run("answer.yaml", (), 6, False)
+        resume_proof.prove_resume("answer.yaml", (), 6, False)
 
 
 @pytest.mark.parametrize("steps", [2, 3, 6, 7, 100])
 def test_the_run_is_killed_after_a_checkpoint_and_steps_are_lost(tiny, steps):
     changes = resume_proof._pretraining(tiny, (), steps)
-    recipe = load(Recipe, tiny, tuple(changes), expand)
+    recipe = load_recipe(Recipe, tiny, tuple(changes), expand_pretraining)
     every, killed_in = int(recipe.checkpoint.every), steps // 2 + 1
     last = (killed_in - 1) // every * every
     assert 0 < last < killed_in <= steps and recipe.train.budget == f"{steps} steps"
     Path("finetune.yaml").write_text(FINETUNING)
     changes = resume_proof._finetuning(Path("finetune.yaml"), (), steps)
-    assert load(FinetuneRecipe, Path("finetune.yaml"), tuple(changes), expand_finetuning).checkpoint.every == str(every)
+    assert load_recipe(
+        FinetuneRecipe, Path("finetune.yaml"), tuple(changes), expand_finetuning
+    ).checkpoint.every == str(every)

@@ -133,7 +133,7 @@ def test_data_that_is_missing_changed_or_new_is_named(tiny, capsys, monkeypatch)
     Path("texts/a.txt").unlink()
     Path("texts/b.txt").write_text(Path("corpus.txt").read_text() + "x")  # of the same size
     Path("texts/d.txt").write_text("more")
-    reproduce.run(Path("runs/a"), as_json=False)
+    reproduce.print_reproduction(Path("runs/a"), as_json=False)
     out = capsys.readouterr().out
     assert "a.txt → missing" in out and "b.txt → its content changed (same size)" in out and "d.txt → new" in out
     assert "c.txt" not in out

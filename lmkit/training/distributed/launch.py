@@ -14,7 +14,7 @@ from lmkit.base.errors import STOPPED_RESUMABLE, ProcessFailed, UserError
 from lmkit.base.runs import LINK, fresh_path, going_on, read_status
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
-LAUNCHED = "LMKIT_LAUNCHED"  # set for the processes that `run` starts: its own number
+LAUNCHED = "LMKIT_LAUNCHED"  # set for the processes that `start_processes` starts: its own number
 MOST_A_CORE = 8  # processes; more only wait for each other, and each holds a model
 GIVEN_THREADS = os.environ.get("OMP_NUM_THREADS")  # by a person, or by the launcher of this process
 # How often GNU's OpenMP looks again before a waiting thread sleeps, instead of 300,000 times: beside busy processes it
@@ -24,7 +24,7 @@ GRACE = 600  # seconds to finish a step and save, once asked to stop
 
 
 def die_with_launcher() -> None:
-    """In a process that `run` has started: the death of that one, however it comes, is a request to stop."""
+    """Makes the death of the process that started this one, however it comes, a request to stop."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
     if os.getppid() != int(os.environ[LAUNCHED]):  # it has died already
@@ -69,7 +69,7 @@ def command(
     path = resume or fresh_path(out, name or "run", verb)
     arguments = [*_without(sys.argv[1:], "--processes", "--max-restarts")]
     named = [] if out or resume else ["--out", str(path)]
-    return run([*arguments, *named], processes, max_restarts, path, verb, link=bool(named))
+    return start_processes([*arguments, *named], processes, max_restarts, path, verb, link=bool(named))
 
 
 def _without(arguments: list[str], *options: str) -> list[str]:
@@ -82,7 +82,7 @@ def _without(arguments: list[str], *options: str) -> list[str]:
     return kept
 
 
-def run(arguments: list[str], processes: int, max_restarts: int, path: Path, verb: str, link: bool) -> int:
+def start_processes(arguments: list[str], processes: int, max_restarts: int, path: Path, verb: str, link: bool) -> int:
     """Returns the exit code. arguments: of `lmkit` for each process, which name the run directory `path`.
 
     A process that fails ends the others, and with `max_restarts` all start again from the last checkpoint. Raises
@@ -121,7 +121,8 @@ def run(arguments: list[str], processes: int, max_restarts: int, path: Path, ver
 
 
 def exit_code(code: int) -> int:
-    """Of a process: where `run` has started it, having stopped as it was asked to is no failure to start again."""
+    """Returns the exit code of this process: where `start_processes` has started it, having stopped as it was asked to
+    is no failure to start again."""
     return 0 if code == STOPPED_RESUMABLE and LAUNCHED in os.environ else code
 
 

@@ -4,7 +4,7 @@ import torch
 from lmkit.base.errors import UserError
 from lmkit.model.initial import init_weights
 from lmkit.model.transformer import Transformer
-from lmkit.recipe.defaults import expand
+from lmkit.recipe.defaults import expand_pretraining
 from lmkit.recipe.pretraining import Recipe
 from lmkit.training.optimizers.build import build_optimizers, load_state_tensors, state_tensors
 from lmkit.training.optimizers.scaled_adamw import ScaledAdamW
@@ -19,7 +19,7 @@ def make(family: str = "gpt2", **optimizer):
         "data": {"train": "x"},
         "optimizer": optimizer,
     }
-    recipe = Recipe.model_validate(expand(tree))
+    recipe = Recipe.model_validate(expand_pretraining(tree))
     model = Transformer(recipe.model)
     init_weights(model)
     return model, build_optimizers(model, recipe.optimizer)
@@ -88,7 +88,7 @@ def test_the_2017_transformer_follows_its_schedule():
         "optimizer": {"name": "adam"}, "schedule": {"name": "inverse_sqrt", "warmup": "4000 steps"},
         "train": {"budget": "100k steps", "batch": 25_000},
     }  # fmt: skip
-    recipe = Recipe.model_validate(expand(tree))
+    recipe = Recipe.model_validate(expand_pretraining(tree))
     assert (recipe.optimizer.betas, recipe.optimizer.eps) == ((0.9, 0.98), 1e-9)
     for n in (1, 100, 4000, 4001, 50_000):
         rate = recipe.optimizer.lr * multiplier(recipe.schedule, n - 1, n / 1e5)
@@ -101,6 +101,6 @@ def test_adafactor_with_inverse_sqrt_is_t5s():
         "model": {"preset": "t5-small"}, "data": {"train": "x"}, "optimizer": {"name": "adafactor"},
         "schedule": {"name": "inverse_sqrt", "warmup": "10000 steps"}, "train": {"budget": "1M steps", "batch": 65536},
     }  # fmt: skip
-    recipe = Recipe.model_validate(expand(tree))
+    recipe = Recipe.model_validate(expand_pretraining(tree))
     for n in (10_000, 40_000, 1_000_000):
         assert recipe.optimizer.lr * multiplier(recipe.schedule, n - 1, n / 1e6) == pytest.approx(n**-0.5)
