@@ -49,8 +49,7 @@ def read_labelled(
         key: column for key, column in columns.items() if column is not None
     }
     if not labelled:
-        answers = [role.key for role in TABLES[config.name].all_roles if role.answer]
-        chosen |= dict.fromkeys(answers, "")
+        chosen |= {role.key: "" for role in TABLES[config.name].roles if role.answer}
     table_config = TableConfig(train=sources, separator=settings.separator if settings else None, **chosen)
     kind, known = ("auto", frozenset[str]()) if task is None else task.read_as()
     table = read_table(sources, config.name, table_config, labelled, kind, known)

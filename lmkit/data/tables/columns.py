@@ -14,7 +14,7 @@ def trained_columns(task: str, config: TableConfig, chosen: dict[str, str]) -> d
     """The columns that a model was trained with, by the keys of `data` that name them: chosen by role, or named.
 
     "" stands for a second text that its rows did not have."""
-    keys = {role.key: role.name for role in TABLES[task].all_roles if role.key}
+    keys = {role.key: role.name for role in TABLES[task].roles if role.key}
     columns = {key: chosen[name] for key, name in keys.items() if ", " not in chosen.get(name, ", ")}
     if chosen and "pair" in keys and keys["pair"] not in chosen:
         columns["pair"] = ""
@@ -24,9 +24,8 @@ def trained_columns(task: str, config: TableConfig, chosen: dict[str, str]) -> d
 def check_settings(task: str, config: TableConfig) -> None:
     """Raises UserError for a column that is named but that this task does not read."""
     roles = [role for role in TABLES[task].roles if role.key]
-    keys = [role.key for role in roles]
     for key in ("text", "pair", "label", "target"):
-        if getattr(config, key) is not None and key not in keys:
+        if getattr(config, key) is not None and key not in {role.key for role in roles}:
             named = ", ".join(f"data.{key} ({role.noun or role.name})" for role in roles)
             raise UserError(f"data.{key} is set, and {task} reads no such column\n  allowed: {named}")
 

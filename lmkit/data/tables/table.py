@@ -138,13 +138,11 @@ def _documents(item: Input, config: TableConfig, problems: Problems) -> Table:
 
 def _part(source: Source, task: str, make: Maker, config: TableConfig, labelled: bool, problems: Problems) -> Table:
     """The rows of one source."""
-    own = Problems(rows=None if labelled else [])
+    name, own = source.item.name, Problems(rows=None if labelled else [])
     records = load(source, task, config, labelled, own)
     chosen: dict[str, str] | None = None
     if records.columns:
-        chosen = choose_columns(
-            source.item.name, records.columns, task, config, labelled, header=records.format == "csv"
-        )
+        chosen = choose_columns(name, records.columns, task, config, labelled, header=records.format == "csv")
     rows, places, unfit = [], [], list[tuple[int, int, str, str]]()
     for number, (where, values) in enumerate(records.rows):
         if chosen is not None:
@@ -156,7 +154,7 @@ def _part(source: Source, task: str, make: Maker, config: TableConfig, labelled:
             own.add(e.kind, where + e.detail, lost=False)
             unfit.append((number, len(rows), where, e.kind + e.detail))
     problems.merge(own)
-    lost = [] if labelled else _in_order(source.item.name, [where for where, _ in records.rows], unfit, own.rows or [])
+    lost = [] if labelled else _in_order(name, [where for where, _ in records.rows], unfit, own.rows or [])
     return Table(rows, places, chosen or {}, records.format, problems, lost=tuple(lost))
 
 

@@ -31,11 +31,6 @@ class TaskTable:
     length_ratio: int = 0  # a target this many times as long as its source, or as short, is reported; 0: none is
 
     @property
-    def all_roles(self) -> tuple[Role, ...]:
-        """The roles of both layouts, where there are two."""
-        return (*self.messages, *self.roles)
-
-    @property
     def learnt(self) -> str:
         """The role that is learnt; "" where all of a row is."""
         return next((role.name for role in self.roles if role.answer), "")
