@@ -11,6 +11,7 @@ from lmkit.base.files import sha256
 from lmkit.base.runs import model_folder
 from lmkit.data.inputs import Pairing, list_inputs
 from lmkit.data.tables.formats import list_sources
+from lmkit.data.tables.task_tables import TABLES
 from lmkit.data.tokens.store import TokenStore, is_store
 from lmkit.recipe.finetuning import FinetuneRecipe
 from lmkit.recipe.pretraining import Recipe
@@ -72,7 +73,7 @@ def _found(patterns: list[str], recipe: Recipe | FinetuneRecipe) -> list[str]:
     data = recipe.data
     if len(patterns) == 1 and is_store(patterns[0]):
         return patterns
-    if isinstance(recipe, FinetuneRecipe) and recipe.task.name != "lm":
+    if isinstance(recipe, FinetuneRecipe) and TABLES[recipe.task.name].make_row:
         items = [source.item for source in list_sources(patterns, recipe.task.name, recipe.data, labelled=True)]
     else:
         pairing = Pairing(str(data.text), data.target) if data.target is not None else None

@@ -31,10 +31,9 @@ def answer_questions(
     """Prints an answer for each question, or a JSON line: question, answer ("" for none), source (kb, passage, model),
     evidence, score. Raises DataError where there is no knowledge base."""
     settings = settings_of(model)
-    own = settings.task if settings else None
     config, fitted = AnswerConfig(name="answer"), dict[str, Any]()
-    if settings and isinstance(own, AnswerConfig):
-        config, fitted = own, settings.fitted
+    if settings and isinstance(settings.task, AnswerConfig):
+        config, fitted = settings.task, settings.fitted
     if max_tokens is not None:
         config = config.model_copy(update={"max_new_tokens": max_tokens})
     loaded = load(model, allow_pickle)

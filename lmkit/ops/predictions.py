@@ -13,7 +13,7 @@ from lmkit.base.errors import UserError
 from lmkit.base.files import replacing
 from lmkit.data.tables.table import Table
 from lmkit.tasks.evaluate import read_labelled, together
-from lmkit.tasks.table import load_all, task_of, trained_task
+from lmkit.tasks.table import TASKS, load_all, task_of, trained_task
 
 
 def predict_rows(
@@ -41,7 +41,7 @@ def _predictions(
     model: str, sources: list[str], out: Path | None, columns: dict[str, str | None], task_name: str | None
 ) -> list[dict[str, Any]]:
     config = task_of(model, task_name)
-    if config is not None and config.name in ("chat", "lm"):
+    if config is not None and not (config.name in TASKS and TASKS[config.name].labels_rows):
         raise UserError(f"{model}: fine-tuned for {config.name}, and labels no rows\n  → `lmkit generate`")
     if config is None:
         raise UserError(f"{model}: not fine-tuned for a task\n  → `lmkit generate` continues texts and fills masks")

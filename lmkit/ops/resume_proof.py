@@ -19,7 +19,6 @@ from lmkit.recipe import defaults, finetuning, recipe_file
 from lmkit.recipe.finetuning import FinetuneRecipe, is_finetuning
 from lmkit.recipe.pretraining import ParallelConfig, Recipe
 from lmkit.recipe.recipe_file import find_recipe
-from lmkit.recipe.tasks import AnswerConfig
 
 EVALUATED = 8192  # tokens: enough to see whether evaluating disturbs training
 SHORT = 80  # characters of a difference worth showing; lists are longer
@@ -140,8 +139,8 @@ def _finetuning(path: Path, overrides: tuple[str, ...], steps: int) -> list[str]
     """Returns the changes to a recipe of fine-tuning. No rows are held out, since to score them all would take longer
     than the proof."""
     recipe = recipe_file.load_recipe(FinetuneRecipe, path, overrides, finetuning.expand_finetuning)
-    if isinstance(recipe.task, AnswerConfig):
-        raise UserError("task answer fits thresholds in one go: there is nothing to resume")
+    if not recipe.task.in_steps:
+        raise UserError(f"task {recipe.task.name} fits thresholds in one go: there is nothing to resume")
     changes = [_budget(recipe.train.budget, steps), f"checkpoint.every={_rhythm(steps)}", "data.validation=0"]
     return [*changes, *(["seeds=1"] if recipe.seeds > 1 else []), *_alone(recipe.parallel)]
 

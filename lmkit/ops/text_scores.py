@@ -44,7 +44,7 @@ from lmkit.recipe.objectives import (
 from lmkit.recipe.pretraining import DataConfig, Recipe
 from lmkit.recipe.task_settings import run_of, settings_of
 from lmkit.tasks import evaluate
-from lmkit.tasks.table import load_all, task_of
+from lmkit.tasks.table import TASKS, load_all, task_of
 
 PLL_TOKENS = 2000  # each costs a forward pass
 NOT_COMPARABLE = "the scores do not compare with those of other tokenizers"
@@ -99,7 +99,7 @@ def evaluate_models(
         what = f"{models[0]} is named twice" if len(models) == 2 else f"{len(models)} models"
         raise UserError(f"{what}\n  → name one model, or two that differ, to compare them")
     tasks = [task_of(model, task) for model in models]
-    solved = [t for t in tasks if t is not None and t.name != "lm"]
+    solved = [t for t in tasks if t is not None and t.name in TASKS]
     if len(solved) == len(models):
         if idle := [f"--{k.replace('_', '-')}" for k, v in options.items() if v is not None]:
             raise UserError(f"{', '.join(idle)}: {models[0]} was fine-tuned to {solved[0].name}\n  → leave it out")

@@ -28,7 +28,6 @@ from lmkit.recipe.pretraining import (  # fmt: skip
 from lmkit.recipe.tasks import SECTIONS, AnswerConfig, LoraConfig, TableConfig, TaskConfig
 
 PRETRAINED_WIDTH = 768  # at which the usual learning rates of fine-tuning were found
-WRITING = ("translate", "summarize")
 
 
 def _batch(text: str) -> str:
@@ -74,10 +73,11 @@ class FinetuneRecipe(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "FinetuneRecipe":
+        task = self.task
         if self.lora and not isinstance(self.model, str):
             raise ValueError("lora changes a trained model; `model` describes a new one\n  → leave out lora")
-        if self.task.name == "lm" and not isinstance(self.model, str):
-            raise ValueError("task lm goes on with a trained model\n  → `lmkit pretrain` makes a new one")
+        if not (task.new_model or isinstance(self.model, str)):
+            raise ValueError(f"task {task.name} goes on with a trained model\n  → `lmkit pretrain` makes a new one")
         if self.lora and not OPTIMIZERS[self.optimizer.name].adapters:
             raise ValueError(f"optimizer.name {self.optimizer.name} is for whole matrices, not for lora's\n  → adamw")
         if self.lora and (self.train.ema or self.checkpoint.average > 1):
@@ -86,7 +86,7 @@ class FinetuneRecipe(Section):
             raise ValueError("parallel.tensor is for pretraining: scores of tasks need whole matrices\n  → data: fsdp")
         if self.lora and self.parallel.data == "fsdp":
             raise ValueError("lora leaves little to shard\n  → parallel.data=ddp")
-        if isinstance(self.task, AnswerConfig) and not self.task.kb:
+        if isinstance(task, AnswerConfig) and not task.kb:
             raise ValueError("task.kb is missing: the knowledge base that answers are looked up in (`lmkit kb build`)")
         return self
 
@@ -116,7 +116,7 @@ def expand_finetuning(tree: dict[str, Any]) -> dict[str, Any]:
     tree = copy.deepcopy(tree)
     if isinstance(tree.get("task"), str):
         tree["task"] = {"name": tree["task"]}
-    name = tree["task"].get("name") if isinstance(tree.get("task"), dict) else None
+    learns_tokens = is_finetuning(tree) and SECTIONS[tree["task"]["name"]].learns_tokens
     train, optimizer, schedule = (defaults.section(tree, key) for key in ("train", "optimizer", "schedule"))
     if isinstance(tree.get("model"), dict):
         train.setdefault("budget", "10 epochs")
@@ -133,7 +133,7 @@ def expand_finetuning(tree: dict[str, Any]) -> dict[str, Any]:
             train.setdefault("clip", full["train"]["clip"])
         return tree
     train.setdefault("budget", "3 epochs")
-    train.setdefault("batch", "4096 tokens" if name in (*WRITING, "chat", "lm") else "32 rows")
+    train.setdefault("batch", "4096 tokens" if learns_tokens else "32 rows")
     train.setdefault("clip", 1.0)
     schedule.setdefault("name", "linear")
     schedule.setdefault("warmup", "6%")

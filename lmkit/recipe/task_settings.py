@@ -16,7 +16,7 @@ from lmkit.base.runs import model_folder, seeds_of
 from lmkit.recipe import recipe_file as recipes
 from lmkit.recipe.finetuning import FinetuneRecipe, expand_finetuning, is_finetuning
 from lmkit.recipe.objectives import Count, Section
-from lmkit.recipe.tasks import QAConfig, TaskConfig
+from lmkit.recipe.tasks import TaskConfig
 
 FILE = "lmkit.json"
 BEFORE = ("fitted.json", "answer.json")  # where older versions kept in a run what was chosen on held-out rows
@@ -85,12 +85,8 @@ def recipe_of(run: Path) -> FinetuneRecipe:
 
 
 def _of_older_run(run: Path) -> TaskSettings:
-    recipe, fitted = recipe_of(run), dict[str, Any]()
+    fitted: dict[str, Any] = {"no_answer_threshold": None}  # fitted only where rows without an answer were learnt from
     for name in BEFORE:
         if (run / name).is_file():
             fitted |= json.loads((run / name).read_text(encoding="utf-8"))
-    task = recipe.task
-    if isinstance(task, QAConfig):  # a threshold was fitted only where training rows without an answer were met
-        none = task.no_answer is not False and "no_answer_threshold" in fitted
-        task = task.model_copy(update={"no_answer": none})
-    return TaskSettings.of_recipe(recipe, task=task, fitted=fitted)
+    return TaskSettings.of_recipe(recipe_of(run), fitted=fitted)

@@ -1,13 +1,21 @@
 """What a model is fine-tuned for: the `task:` section of a fine-tuning recipe, one schema a task. No torch here."""
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
 from lmkit.recipe.objectives import Count, Section, Share
 
 
-class ClassifyConfig(Section):
+class TaskSection(Section):
+    """What recipes need to know of every task."""
+
+    learns_tokens: ClassVar[bool] = False  # so a batch is a number of tokens, where nothing else is asked for
+    new_model: ClassVar[bool] = True  # a model from scratch can be trained for it
+    in_steps: ClassVar[bool] = True  # it is trained step by step
+
+
+class ClassifyConfig(TaskSection):
     """Label whole texts or pairs of texts."""
 
     name: Literal["classify"] = Field("classify", description="Label whole texts, or pairs of texts.")
@@ -25,13 +33,13 @@ class ClassifyConfig(Section):
     )
 
 
-class TagConfig(Section):
+class TagConfig(TaskSection):
     """Label the words of sentences: names, parts of speech."""
 
     name: Literal["tag"] = Field("tag", description="Label words.")
 
 
-class QAConfig(Section):
+class QAConfig(TaskSection):
     """Find the answer to a question in a text (SQuAD, Rajpurkar et al. 2016, 2018)."""
 
     name: Literal["qa"] = Field("qa", description="Find the answer to a question in a text.")
@@ -49,8 +57,10 @@ class LengthPenalty(Section):
     alpha: float = Field(1.0, ge=0, description="0: sums; 1 with `average`: means.")
 
 
-class WritingConfig(Section):
+class WritingConfig(TaskSection):
     """What all tasks that write a text from another share."""
+
+    learns_tokens = True
 
     label_smoothing: Share = Field(0.1, ge=0, lt=1, description="Share of a label given to all other words.")
     prompt: str | None = Field(
@@ -77,23 +87,29 @@ class SummarizeConfig(WritingConfig):
     name: Literal["summarize"] = Field("summarize", description="Write a summary of a text.")
 
 
-class ChatConfig(Section):
+class ChatConfig(TaskSection):
     """Answer in conversations; only what the assistant says is learnt. They are cut to `data.max_length` tokens, by
     default the model's context, at most 1024."""
+
+    learns_tokens = True
 
     name: Literal["chat"] = Field("chat", description="Answer in conversations.")
     template: str = Field("auto", description="auto: the model's own, else chatml; chatml; or a Jinja file.")
 
 
-class LMConfig(Section):
+class LMConfig(TaskSection):
     """Go on with pretraining on other text, with the tokenizer the model has."""
+
+    learns_tokens, new_model = True, False
 
     name: Literal["lm"] = Field("lm", description="Go on with pretraining on other text.")
 
 
-class AnswerConfig(Section):
+class AnswerConfig(TaskSection):
     """Answer questions from a knowledge base: look up, else read, else write. Fits the thresholds between these; the
     model is taken as it is."""
+
+    in_steps = False
 
     name: Literal["answer"] = Field("answer", description="Answer from a knowledge base, or by the model.")
     kb: str = Field("", description="Knowledge base made by `lmkit kb build`.")
@@ -113,7 +129,7 @@ TaskConfig = Annotated[
 ]
 
 
-SECTIONS: dict[str, type[Section]] = {
+SECTIONS: dict[str, type[TaskSection]] = {
     schema.model_fields["name"].default: schema for schema in get_args(get_args(TaskConfig)[0])
 }
 

@@ -44,9 +44,8 @@ Case = tuple[list[str], list[Option], list[bool]]  # words of a question, its op
 
 def start(recipe: FinetuneRecipe, path: Path, latest: Path | None) -> int:
     """Fit, write a run, and print the scores of the questions held out. Raises UserError for what has no use here."""
-    config = recipe.task
+    config, model = recipe.task, recipe.model
     assert isinstance(config, AnswerConfig)
-    model = recipe.model
     if not isinstance(model, str) or recipe.lora or recipe.freeze:
         raise UserError("answer takes a trained model as it is\n  → name one in `model`; leave out lora and freeze")
     if "validation" not in recipe.data.model_fields_set:

@@ -44,7 +44,7 @@ class Reply(NamedTuple):
 class ChatLearner(Task):
     """Conversations side by side in rows, none of which sees another. Their score is the loss, on held-out ones."""
 
-    packed, higher, metric, labels = True, False, "loss", ()
+    packed, higher, labels_rows, metric, labels = True, False, False, "loss", ()
 
     chat: Chat
     max_length: int
@@ -52,8 +52,44 @@ class ChatLearner(Task):
     said: set[str] = field(default_factory=set)  # notes, each said once
 
     @classmethod
+    def settle_tokenizer(
+        cls, config: ChatConfig, model: ModelConfig, home: Path | None, tokenizer: Tokenizer, folder: Path
+    ) -> Tokenizer:
+        """Settles how conversations are written: the template, in `folder`, goes into every checkpoint, and with it the
+        ids that end a text. The tokenizer returned is another one if it had to get control tokens that the template
+        needs.
+
+        Raises UserError, and ModelError for a model that is no decoder."""
+        if model.stacks != "decoder":
+            what = "an encoder, which writes no text" if model.stacks == "encoder" else "an encoder with a decoder"
+            raise ModelError(f"{model.family} is {what}\n  → chat needs a decoder alone, like gpt2, llama or nanochat")
+        template = find_template([home] if home else [], config.template, tokenizer)
+        said = f"chat     template {template.name}"
+        if added := template.missing(tokenizer):
+            tokenizer = with_tokens(tokenizer, added)
+            said += f" · control tokens added: {', '.join(f'{token} ({tokenizer.token_id(token)})' for token in added)}"
+        chat = Chat(tokenizer, template)
+        note(f"{said} · a turn ends with {', '.join(tokenizer.decode([i], skip_special=False) for i in chat.ends)}")
+        ends = [*chat.ends, *([] if tokenizer.eos_id is None else [tokenizer.eos_id])]
+        ids = {f"{role}_token_id": i for role in ("bos", "pad") if (i := getattr(tokenizer, f"{role}_id")) is not None}
+        known = read_object(home / GENERATION_CONFIG) if home else {}
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / TEMPLATE_FILE, template.source)
+        write_json(folder / GENERATION_CONFIG, ids | known | {"eos_token_id": list(dict.fromkeys(ends))})
+        return tokenizer
+
+    @classmethod
+    def with_rows(cls, model: Transformer, before: Tokenizer, tokenizer: Tokenizer) -> Transformer:
+        """New tokens start with the mean of all embeddings."""
+        rows, needed = model.config.vocab_size, tokenizer.vocab_size
+        size = rows if needed <= rows else math.ceil(needed / 64) * 64
+        if size > rows:
+            note(f"chat     the vocabulary of the model grows from {rows:,} to {size:,} rows, for {needed:,} tokens")
+        return resize_vocabulary(model, size, min(rows, before.vocab_size), needed)
+
+    @classmethod
     def for_training(cls, config: ChatConfig, train: Table, reading: Reading) -> Self:
-        """Reads the template that `settle` has put beside the tokenizer."""
+        """Reads the template that `settle_tokenizer` has put beside the tokenizer."""
         template = find_template([reading.folder] if reading.folder else [], "auto", reading.tokenizer)
         return cls(Chat(reading.tokenizer, template), reading.length(MOST_TOKENS))
 
@@ -165,37 +201,3 @@ class ChatLearner(Task):
 def _end(encoded: EncodedChat) -> int:
     """Tokens up to the last that is learnt."""
     return max((i + 1 for i, learnt in enumerate(encoded.learnt) if learnt), default=0)
-
-
-def settle(task: ChatConfig, model: ModelConfig, home: Path | None, tokenizer: Tokenizer, kept: Path) -> Tokenizer:
-    """Settle how conversations are written: the template, in the folder `kept` where the tokenizer will be, goes into
-    every checkpoint, and with it the ids that end a text. The tokenizer returned is another one if it had to get
-    control tokens that the template needs.
-
-    home: of the model or tokenizer to start from. Raises UserError, and ModelError for a model that is no decoder."""
-    if model.stacks != "decoder":
-        what = "an encoder, which writes no text" if model.stacks == "encoder" else "an encoder with a decoder"
-        raise ModelError(f"{model.family} is {what}\n  → chat needs a decoder alone, like gpt2, llama or nanochat")
-    template = find_template([home] if home else [], task.template, tokenizer)
-    said = f"chat     template {template.name}"
-    if added := template.missing(tokenizer):
-        tokenizer = with_tokens(tokenizer, added)
-        said += f" · control tokens added: {', '.join(f'{token} ({tokenizer.token_id(token)})' for token in added)}"
-    chat = Chat(tokenizer, template)
-    note(f"{said} · a turn ends with {', '.join(tokenizer.decode([i], skip_special=False) for i in chat.ends)}")
-    ends = [*chat.ends, *([] if tokenizer.eos_id is None else [tokenizer.eos_id])]
-    ids = {f"{role}_token_id": i for role in ("bos", "pad") if (i := getattr(tokenizer, f"{role}_id")) is not None}
-    known = read_object(home / GENERATION_CONFIG) if home else {}
-    kept.mkdir(parents=True, exist_ok=True)
-    write_atomic(kept / TEMPLATE_FILE, template.source)
-    write_json(kept / GENERATION_CONFIG, ids | known | {"eos_token_id": list(dict.fromkeys(ends))})
-    return tokenizer
-
-
-def with_rows(model: Transformer, before: Tokenizer, tokenizer: Tokenizer) -> Transformer:
-    """A model for the tokenizer that `settle` made of `before`: new tokens start with the mean of all embeddings."""
-    rows, needed = model.config.vocab_size, tokenizer.vocab_size
-    size = rows if needed <= rows else math.ceil(needed / 64) * 64
-    if size > rows:
-        note(f"chat     the vocabulary of the model grows from {rows:,} to {size:,} rows, for {needed:,} tokens")
-    return resize_vocabulary(model, size, min(rows, before.vocab_size), needed)

@@ -11,8 +11,8 @@ import numpy as np
 from lmkit.base.display import note
 from lmkit.base.errors import ModelError, UserError
 from lmkit.base.runs import seeds_of
-from lmkit.data.tables.columns import layouts
 from lmkit.data.tables.table import Table, read_table
+from lmkit.data.tables.task_tables import TABLES
 from lmkit.evaluation import paired
 from lmkit.evaluation.intervals import Estimate
 from lmkit.images.palette import as_texts, holds_images, load_palette
@@ -49,8 +49,7 @@ def read_labelled(
         key: column for key, column in columns.items() if column is not None
     }
     if not labelled:
-        answers = [role.key for roles in layouts(config.name) for role in roles if role.answer]
-        chosen |= dict.fromkeys(answers, "")
+        chosen |= {role.key: "" for role in TABLES[config.name].roles if role.answer}
     table_config = TableConfig(train=sources, separator=settings.separator if settings else None, **chosen)
     kind, known = ("auto", frozenset[str]()) if task is None else task.read_as()
     table = read_table(sources, config.name, table_config, labelled, kind, known)

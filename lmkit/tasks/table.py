@@ -16,11 +16,11 @@ from lmkit.tasks.classify import Classifier
 from lmkit.tasks.qa import SpanFinder
 from lmkit.tasks.tag import Tagger
 from lmkit.tasks.task import Task
-from lmkit.tasks.write import Writer
+from lmkit.tasks.write import Summarizer, Translator, Writer
 
 TASKS: dict[str, type[Task]] = {
-    "classify": Classifier, "tag": Tagger, "qa": SpanFinder, "translate": Writer, "summarize": Writer,
-    "chat": ChatLearner, "answer": Answering,
+    "classify": Classifier, "tag": Tagger, "qa": SpanFinder, "translate": Translator,
+    "summarize": Summarizer, "chat": ChatLearner, "answer": Answering,
 }  # fmt: skip
 
 
@@ -36,7 +36,7 @@ def task_of(model: str | Path, named: str | None = None) -> TaskConfig | None:
         note(f"{folder}: a checkpoint without {FILE}, of an older lmkit: defaults stand for what its run was told")
     if named is None or (task is not None and task.name == named):
         return task
-    if head == "lm" and TASKS.get(named) is Writer:
+    if head == "lm" and issubclass(TASKS.get(named, Task), Writer):
         return section_of(named)
     can = task.name if task else "translate or summarize" if head == "lm" else "nothing of this kind"
     raise UserError(f"{model} ({', '.join(config.get('architectures') or [])}) does not {named}\n  it does {can}")

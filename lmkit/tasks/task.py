@@ -69,6 +69,8 @@ class Task(ABC):
     packed: ClassVar[bool] = False  # several examples stand in one row, so nobody chose how many rows there are
     higher: ClassVar[bool] = True  # scores of `metric` are better
     likelihood: ClassVar[bool] = False  # the loss is worth a pass of its own over held-out rows: `scores` lacks it
+    labels_rows: ClassVar[bool] = True  # `predict` has something to say of each row
+    writing_keys: ClassVar[tuple[str, ...]] = ()  # of generation_config.json, for which the task has its own values
     averaged: ClassVar[bool] = False  # outputs of several models, as of several seeds, have a mean
     metric: str  # of `scores`, that says which checkpoint is best
     labels: tuple[str, ...]  # of the model
@@ -107,6 +109,19 @@ class Task(ABC):
         """An output as JSON."""
 
     # ---- what only some tasks have
+
+    @classmethod
+    def settle_tokenizer(
+        cls, config: Any, model: ModelConfig, home: Path | None, tokenizer: Tokenizer, folder: Path
+    ) -> Tokenizer:
+        """Returns the tokenizer with all that the task needs. What belongs beside it is written to `folder`, where it
+        will be kept. home: of the model or tokenizer to start from."""
+        return tokenizer
+
+    @classmethod
+    def with_rows(cls, model: Transformer, before: Tokenizer, tokenizer: Tokenizer) -> Transformer:
+        """Returns the model for the tokenizer that `settle_tokenizer` made of `before`."""
+        return model
 
     @classmethod
     def check_rows(cls, config: Any, train: Table, held_out: Table) -> Table:

@@ -29,18 +29,19 @@ from lmkit.recipe.tasks import SummarizeConfig, TranslateConfig
 from lmkit.tasks.task import MOST_TOKENS, Reading, Task
 from lmkit.text.tokenizer import Tokenizer
 
+WriterConfig = TranslateConfig | SummarizeConfig
 SOURCE = "{source}"
-# Keys of generation_config.json for which the task has settings of its own, and the vocabulary.
-CHOSEN = ("do_sample", "num_beams", "max_new_tokens", "max_length", "length_penalty", "suppress_tokens")
 
 
 @dataclass
 class Writer(Task):
     likelihood, labels = True, ()
+    # the task has settings of its own for these, and the vocabulary for the last
+    writing_keys = ("do_sample", "num_beams", "max_new_tokens", "max_length", "length_penalty", "suppress_tokens")
 
     tokenizer: Tokenizer
     model: ModelConfig
-    config: TranslateConfig | SummarizeConfig
+    config: WriterConfig
     max_length: int  # tokens of a source, and of a target; of both together where they stand in one row
     opening: Opening | None  # of an encoder-decoder
     eos: frozenset[int] = frozenset()
@@ -48,7 +49,7 @@ class Writer(Task):
     early_stopping: bool = False
 
     @classmethod
-    def for_training(cls, config: TranslateConfig | SummarizeConfig, train: Table, reading: Reading) -> Self:
+    def for_training(cls, config: WriterConfig, train: Table, reading: Reading) -> Self:
         c, start = reading.model, reading.decoder_start
         if c.stacks == "encoder":
             raise ModelError(f"{c.family} is an encoder, which writes no text\n  → {config.name} needs a decoder")
@@ -57,9 +58,7 @@ class Writer(Task):
         return cls(reading.tokenizer, c, config, reading.length(MOST_TOKENS), opening, rules=rules)
 
     @classmethod
-    def of_folder(
-        cls, config: TranslateConfig | SummarizeConfig, loaded: Pretrained, settings: TaskSettings | None
-    ) -> Self:
+    def of_folder(cls, config: WriterConfig, loaded: Pretrained, settings: TaskSettings | None) -> Self:
         reading = Reading.of(loaded, settings)
         config = _as_configured(config, loaded) if settings is None else config
         early = loaded.writing_settings.get("early_stopping") is True
@@ -70,7 +69,6 @@ class Writer(Task):
 
     def __post_init__(self) -> None:
         c, pad = self.config, self.tokenizer.pad_id or 0
-        self.metric = "bleu" if isinstance(c, TranslateConfig) else "rougeL"
         self.eos = self.eos or end_ids(self.tokenizer)
         self.prompt = c.prompt or (SOURCE if self.opening else SOURCE + "\n")
         if SOURCE not in self.prompt:
@@ -129,12 +127,6 @@ class Writer(Task):
         )
         return [self.tokenizer.decode(row.ids).strip() for row in written]
 
-    def scores(self, table: Table, outputs: Sequence[str], intervals: bool) -> dict[str, Estimate]:
-        references = [row["target"] for row in table.rows]
-        if isinstance(self.config, SummarizeConfig):
-            return writing.rouge(outputs, references, intervals)
-        return writing.score(outputs, references, self.config.tokenize, intervals)[0]
-
     @property
     def most_tokens(self) -> int:
         """Of a text that is written: as many as there are positions, beside a prompt in the same row half of it."""
@@ -152,32 +144,55 @@ class Writer(Task):
         return settings | ({"length_penalty": c.length_penalty.alpha} if c.length_penalty.kind == "average" else {})
 
     def stated(self) -> list[str]:
-        """sacrebleu's signatures, and how the texts were searched for."""
+        """How the texts were searched for."""
         c, penalty = self.config, self.config.length_penalty
-        signatures = {} if isinstance(c, SummarizeConfig) else writing.score(["a"], ["a"], c.tokenize, False)[1]
         search = (
             "greedy" if c.beam == 1 else f"beam of {c.beam}, length penalty {penalty.kind}, alpha {penalty.alpha:g}"
         )
-        return [*(f"{name}  {signature}" for name, signature in signatures.items()), f"written by {search}"]
-
-    def per_row(self, table: Table, outputs: Sequence[str]) -> list[float]:
-        """Sentence chrF, or ROUGE-L."""
-        pairs = zip(outputs, (row["target"] for row in table.rows), strict=True)
-        if isinstance(self.config, SummarizeConfig):
-            return [writing.rouge([a], [b], False)["rougeL"].value for a, b in pairs]
-        return [writing.sentence_chrf(a, b) / 100 for a, b in pairs]
-
-    def compare(self, other: Self, table: Table, ours: Sequence[str], theirs: Sequence[str]) -> paired.Comparison:
-        """BLEU of translations is of the corpus."""
-        if isinstance(self.config, SummarizeConfig):
-            return super().compare(other, table, ours, theirs)
-        return paired.paired_bleu(ours, theirs, [row["target"] for row in table.rows], self.config.tokenize)
+        return [f"written by {search}"]
 
     def say(self, output: str) -> dict[str, Any]:
         return {"text": output}
 
 
-def _as_configured(task: TranslateConfig | SummarizeConfig, loaded: Pretrained) -> TranslateConfig | SummarizeConfig:
+class Translator(Writer):
+    metric = "bleu"
+    config: TranslateConfig
+
+    def scores(self, table: Table, outputs: Sequence[str], intervals: bool) -> dict[str, Estimate]:
+        return writing.score(outputs, _references(table), self.config.tokenize, intervals)[0]
+
+    def stated(self) -> list[str]:
+        """Also sacrebleu's signatures."""
+        signatures = writing.score(["a"], ["a"], self.config.tokenize, False)[1]
+        return [*(f"{name}  {signature}" for name, signature in signatures.items()), *super().stated()]
+
+    def per_row(self, table: Table, outputs: Sequence[str]) -> list[float]:
+        """Sentence chrF."""
+        return [writing.sentence_chrf(a, b) / 100 for a, b in zip(outputs, _references(table), strict=True)]
+
+    def compare(self, other: Self, table: Table, ours: Sequence[str], theirs: Sequence[str]) -> paired.Comparison:
+        """BLEU is of the corpus."""
+        return paired.paired_bleu(ours, theirs, _references(table), self.config.tokenize)
+
+
+class Summarizer(Writer):
+    metric = "rougeL"
+
+    def scores(self, table: Table, outputs: Sequence[str], intervals: bool) -> dict[str, Estimate]:
+        return writing.rouge(outputs, _references(table), intervals)
+
+    def per_row(self, table: Table, outputs: Sequence[str]) -> list[float]:
+        """ROUGE-L."""
+        pairs = zip(outputs, _references(table), strict=True)
+        return [writing.rouge([a], [b], False)["rougeL"].value for a, b in pairs]
+
+
+def _references(table: Table) -> list[str]:
+    return [row["target"] for row in table.rows]
+
+
+def _as_configured(task: WriterConfig, loaded: Pretrained) -> WriterConfig:
     """How generation_config.json of a folder that is no run says that texts are written; what it leaves open stays."""
     settings = loaded.writing_settings
     longest = settings.get("max_new_tokens")

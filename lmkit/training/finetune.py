@@ -27,15 +27,12 @@ from lmkit.model.resize import order_labels
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.build import Work, starts
 from lmkit.pretrained import BESIDE, copy_beside, load
-from lmkit.recipe.finetuning import WRITING, FinetuneRecipe, with_default_lr
+from lmkit.recipe.finetuning import FinetuneRecipe, with_default_lr
 from lmkit.recipe.objectives import default_objective
 from lmkit.recipe.pretraining import DataConfig, EvaluateConfig, ModelSection, Recipe, TokenizerConfig, TrainConfig
 from lmkit.recipe.task_settings import TaskSettings
-from lmkit.recipe.tasks import ChatConfig
-from lmkit.tasks import chat
 from lmkit.tasks.table import TASKS
 from lmkit.tasks.task import Reading, Task, texts
-from lmkit.tasks.write import CHOSEN
 from lmkit.text.tokenizer import Tokenizer
 from lmkit.text.tokenizer_files import load_tokenizer
 from lmkit.text.training import train_tokenizer
@@ -98,8 +95,7 @@ def build_finetuning(
     recipe: FinetuneRecipe, train: Table, held_out: Table, folder: Path, world: World = ALONE
 ) -> Finetuning:
     """folder: where the tokenizer is kept, in `tokenizer`. Raises UserError, DataError and ModelError."""
-    source, tokenizer = _start(recipe, train, folder)
-    before = source.config if source else fit_vocabulary(_section(recipe), tokenizer)
+    source, before, tokenizer = _start(recipe, train, folder)
     start = starts(before.family, tokenizer)[0] if before.stacks == "encoder_decoder" else None
     reading = Reading(tokenizer, before, recipe.data.max_length, start, folder / "tokenizer")
     task = TASKS[recipe.task.name].for_training(recipe.task, train, reading)
@@ -166,43 +162,36 @@ def adapt(model: Transformer, recipe: FinetuneRecipe, base: str) -> Adapter | No
     return adapter
 
 
-def _section(recipe: FinetuneRecipe) -> Any:
-    assert not isinstance(recipe.model, str)
-    return recipe.model
-
-
-def _start(recipe: FinetuneRecipe, train: Table, folder: Path) -> tuple[Transformer | None, Tokenizer]:
-    """The model to start from, None for a new one, and its tokenizer, which is written to the run."""
-    kept = folder / "tokenizer"
+def _start(recipe: FinetuneRecipe, train: Table, folder: Path) -> tuple[Transformer | None, ModelConfig, Tokenizer]:
+    """The model to start from, None for a new one, its axes, and its tokenizer, which is written to the run."""
+    kept, task = folder / "tokenizer", TASKS[recipe.task.name]
     if isinstance(recipe.model, str):
         origin = model_folder(recipe.model)
         loaded = load(origin, device="cpu")  # with its adapters, if it is a folder of those
         source, tokenizer = loaded.model, loaded.needs_tokenizer()
         kept.mkdir(parents=True, exist_ok=True)
         copy_beside(loaded.homes, kept)
-        if recipe.task.name in WRITING and (rules := settings_on(loaded.writing_settings, CHOSEN)):
+        if task.writing_keys and (rules := settings_on(loaded.writing_settings, task.writing_keys)):
             note(f"{origin}: of its {GENERATION_CONFIG} is not taken over: {', '.join(rules)}")
-        if isinstance(recipe.task, ChatConfig):
-            own, tokenizer = tokenizer, chat.settle(recipe.task, source.config, origin, tokenizer, kept)
-            if recipe.lora and tokenizer is not own:
-                raise UserError(
-                    "lora leaves embeddings as they are, so control tokens that are new could not be learnt\n"
-                    "  → leave out lora, or take a model or a task.template that needs no new ones"
-                )
-            source = chat.with_rows(source, own, tokenizer)
+        own, tokenizer = tokenizer, task.settle_tokenizer(recipe.task, source.config, origin, tokenizer, kept)
+        if recipe.lora and tokenizer is not own:
+            raise UserError(
+                "lora leaves embeddings as they are, so control tokens that are new could not be learnt\n"
+                "  → leave out lora, or take a model or a task.template that needs no new ones"
+            )
+        source = task.with_rows(source, own, tokenizer)
         tokenizer.save(kept, source.config.context)
-        return source, tokenizer
+        return source, source.config, tokenizer
     if recipe.tokenizer.path is not None:
         tokenizer = load_tokenizer(recipe.tokenizer.path)
     elif (kept / "tokenizer.json").is_file():  # a run that goes on
         tokenizer = load_tokenizer(kept)
     else:
         tokenizer = train_tokenizer(texts(train), recipe.tokenizer, recipe.model.family)
-    if isinstance(recipe.task, ChatConfig):
-        home = None if recipe.tokenizer.path is None else Path(recipe.tokenizer.path)
-        tokenizer = chat.settle(recipe.task, recipe.model, home, tokenizer, kept)
+    home = None if recipe.tokenizer.path is None else Path(recipe.tokenizer.path)
+    tokenizer = task.settle_tokenizer(recipe.task, recipe.model, home, tokenizer, kept)
     tokenizer.save(kept, recipe.model.context)
-    return None, tokenizer
+    return None, fit_vocabulary(recipe.model, tokenizer), tokenizer
 
 
 def _with_head(source: Transformer | None, before: ModelConfig, task: Task, seed: int) -> tuple[Transformer, list[str]]:

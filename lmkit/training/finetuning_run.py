@@ -22,8 +22,7 @@ from lmkit.images.palette import as_texts, fit_palette, holds_images, load_palet
 from lmkit.images.tokens import palette_tokenizer
 from lmkit.pretrained import load
 from lmkit.recipe import recipe_file
-from lmkit.recipe.finetuning import WRITING, FinetuneRecipe, expand_finetuning, is_finetuning
-from lmkit.recipe.tasks import AnswerConfig, LMConfig
+from lmkit.recipe.finetuning import FinetuneRecipe, expand_finetuning, is_finetuning
 from lmkit.tasks import answer_fitting
 from lmkit.tasks.table import TASKS
 from lmkit.tasks.task import as_json, score_table, seeds_line, texts, unknown_tokens
@@ -117,9 +116,9 @@ def _read(sources: str | list[str], recipe: FinetuneRecipe, kind: str = "") -> T
 
 def _run(recipe: FinetuneRecipe, path: Path, latest: Path | None = None, goes_on: bool = False) -> int:
     """latest: what `runs/latest` is to name once the run has begun; None: as it was."""
-    if isinstance(recipe.task, AnswerConfig):
+    if not recipe.task.in_steps:
         return answer_fitting.start(recipe, path, latest)
-    prepare = _continued if isinstance(recipe.task, LMConfig) else _prepare
+    prepare = _prepare if recipe.task.name in TASKS else _continued
     return execute(meet(recipe), path, "finetune", lambda world, run: prepare(recipe, world, run), goes_on, latest)
 
 
@@ -138,9 +137,9 @@ def _prepare(recipe: FinetuneRecipe, world: World, run: Run) -> Prepared:
 
 def _introduce(f: Finetuning) -> None:
     """What became of the rows, and the first of them as the model reads them."""
-    name, tokenizer = f.job.recipe.task.name, f.job.tokenizer
-    lines = report(f.train, f.held_out, name, f.lengths, f.task.max_length, f.cut)
-    lines += unknown_tokens(tokenizer, f.learnt, name in (*WRITING, "chat"))
+    tokenizer = f.job.tokenizer
+    lines = report(f.train, f.held_out, f.job.recipe.task.name, f.lengths, f.task.max_length, f.cut)
+    lines += unknown_tokens(tokenizer, f.learnt, f.task.head == "lm")
     if dropped := tokenizer.count_unspelt(texts(f.train)):
         lines.append(f"dropped: {dropped:,} bytes of the training texts, for which the tokenizer has no token")
     note("\n".join([*lines, *describe(f)]))
@@ -219,8 +218,7 @@ def _tell(f: Finetuning, run: Run, seconds: float) -> None:
         _scores(f, folder, run)
     run.status("done", **job.progress)
     print(f"  model  {folder}   (transformers: {job.model.config.spec.cls})")
-    chats = job.recipe.task.name == "chat"
-    use = "chat {}" if chats else "predict {} --data FILE --out predictions.jsonl"
+    use = "predict {} --data FILE --out predictions.jsonl" if f.task.labels_rows else "chat {}"
     print(f"  next   lmkit {use.format(shlex.quote(str(run.path)))}")
 
 

@@ -1,95 +1,20 @@
 """Which column of a file is the text, which the label: by common names, or as the recipe says; never by a guess."""
 
 import re
-from dataclasses import dataclass
 
 from lmkit.base.errors import DataError, UserError, did_you_mean
 from lmkit.data.lines import encodings_of, not_unicode
+from lmkit.data.tables.task_tables import TABLES, Role, TaskTable
 from lmkit.recipe.tasks import TableConfig
 
-
-@dataclass(frozen=True)
-class Role:
-    name: str  # in the rows of a table
-    names: tuple[str, ...]  # of columns, in lower case; one that is called by the first is it whatever else is there
-    noun: str = ""  # in messages; "" when rows may be without it
-    key: str = ""  # of the recipe's `data` section: names its column
-    answer: bool = False  # what is learnt: rows to predict from do without it
-
-
-def _role(name: str, names: str, noun: str = "", key: str = "", answer: bool = False) -> Role:
-    return Role(name, tuple(names.split()), noun, key, answer)
-
-
 SHOWN = 30  # columns that an error lists
-QUESTION = "question query"
-ANSWERS = "answers answer answer_text"
-PROMPTS = (
-    _role("prompt", "prompt instruction question query user", "a prompt", "text"),
-    _role("response", "response completion output answer", "a response", "target", answer=True),
-    _role("input", "input"),
-    _role("system", "system system_prompt"),
-    _role("history", "history"),
-    _role("tools", "tools"),
-)
-MESSAGES = (_role("messages", "messages conversations conversation", "messages", "text"), PROMPTS[3], PROMPTS[5])
-ROLES = {
-    "classify": (
-        _role(
-            "text",
-            "text sentence sentence1 text_a text1 review content body comment tweet headline document premise question "
-            "question1 query phrase message",
-            "a text",
-            "text",
-        ),
-        _role("pair", "pair sentence2 text_b text2 hypothesis question2 passage", key="pair"),
-        _role(
-            "label",
-            "label labels gold_label class category sentiment target stars rating score topic intent emotion",
-            "a label",
-            "label",
-            answer=True,
-        ),
-    ),
-    "tag": (
-        _role("words", "words tokens text sentence form", "words", "text"),
-        _role("tags", "tags ner_tags pos_tags labels ner pos upos", "their tags", "label", answer=True),
-    ),
-    "qa": (
-        _role("context", "context passage paragraph text document", "a context", "text"),
-        _role("question", QUESTION, "a question", "pair"),
-        _role("answers", ANSWERS, "answers", "target", answer=True),
-        _role("start", "answer_start start"),
-        _role("id", "id"),
-        _role("title", "title"),
-    ),
-    "translate": (
-        _role("source", "source src input text en english", "a source", "text"),
-        _role("target", "target tgt output translation", "a target", "target", answer=True),
-    ),
-    "summarize": (
-        _role("source", "source src document article text dialogue input content body", "a source", "text"),
-        _role("target", "target tgt summary highlights abstract output", "a summary", "target", answer=True),
-    ),
-    "chat": PROMPTS,
-    "lm": (_role("text", "text", "a text", "text"),),
-    "answer": (
-        _role("question", QUESTION + " text prompt", "a question", "text"),
-        _role("answers", ANSWERS + " target response output", "answers", "target", answer=True),
-    ),
-}
-
-
-def layouts(task: str) -> list[tuple[Role, ...]]:
-    """The ways in which the rows of a task may lie in columns."""
-    return [MESSAGES, PROMPTS] if task == "chat" else [ROLES[task]]
 
 
 def trained_columns(task: str, config: TableConfig, chosen: dict[str, str]) -> dict[str, str]:
     """The columns that a model was trained with, by the keys of `data` that name them: chosen by role, or named.
 
     "" stands for a second text that its rows did not have."""
-    keys = {role.key: role.name for roles in layouts(task) for role in roles if role.key}
+    keys = {role.key: role.name for role in TABLES[task].roles if role.key}
     columns = {key: chosen[name] for key, name in keys.items() if ", " not in chosen.get(name, ", ")}
     if chosen and "pair" in keys and keys["pair"] not in chosen:
         columns["pair"] = ""
@@ -98,10 +23,10 @@ def trained_columns(task: str, config: TableConfig, chosen: dict[str, str]) -> d
 
 def check_settings(task: str, config: TableConfig) -> None:
     """Raises UserError for a column that is named but that this task does not read."""
-    keys = [role.key for role in ROLES[task] if role.key]
+    roles = [role for role in TABLES[task].roles if role.key]
     for key in ("text", "pair", "label", "target"):
-        if getattr(config, key) is not None and key not in keys:
-            named = ", ".join(f"data.{key} ({role.noun or role.name})" for role in ROLES[task] if role.key)
+        if getattr(config, key) is not None and key not in {role.key for role in roles}:
+            named = ", ".join(f"data.{key} ({role.noun or role.name})" for role in roles)
             raise UserError(f"data.{key} is set, and {task} reads no such column\n  allowed: {named}")
 
 
@@ -115,7 +40,7 @@ def choose_columns(
     or any role has several."""
     if unreadable := next((column for column in columns if not_unicode(column) is not None), None):
         raise _not_utf8(where, unreadable)
-    roles = _layout(columns, config) if task == "chat" else ROLES[task]
+    roles = _layout(TABLES[task], columns, config)
     roles = tuple(role for role in roles if not role.key or getattr(config, role.key) != "")
     named = {role.key: value for role in roles if role.key and (value := getattr(config, role.key)) is not None}
     chosen: dict[str, str] = {}
@@ -152,27 +77,27 @@ def _not_utf8(where: str, column: str) -> DataError:
 
 
 def _candidates(role: Role, columns: list[str]) -> list[str]:
-    found = list(dict.fromkeys(column for column in columns if column.strip().lower() in role.names))
-    own = [column for column in found if column.strip().lower() == role.names[0]]
+    found = list(dict.fromkeys(column for column in columns if column.strip().lower() in role.names.split()))
+    own = [column for column in found if column.strip().lower() == role.names.split()[0]]
     return own if len(own) == 1 else found
 
 
-def _layout(columns: list[str], config: TableConfig) -> tuple[Role, ...]:
-    """Whether conversations are lists of messages, or a prompt and a response."""
-    if config.target is not None:
-        return PROMPTS
+def _layout(table: TaskTable, columns: list[str], config: TableConfig) -> tuple[Role, ...]:
+    """The roles of one file: of conversations those of lists of messages, or of a prompt and a response."""
+    if not table.messages or config.target is not None:
+        return table.roles
     if config.text is None:
-        return MESSAGES if _candidates(MESSAGES[0], columns) else PROMPTS
-    alone = config.text.lower() in MESSAGES[0].names or not _candidates(PROMPTS[1], columns)
-    return MESSAGES if alone else PROMPTS
+        return table.messages if _candidates(table.messages[0], columns) else table.roles
+    alone = config.text.lower() in table.messages[0].names.split() or not _candidates(table.roles[1], columns)
+    return table.messages if alone else table.roles
 
 
 def _cannot_tell(where: str, columns: list[str], task: str, labelled: bool) -> DataError:
-    needed = [role for role in ROLES[task] if role.noun and (labelled or not role.answer)]
+    needed = [role for role in TABLES[task].roles if role.noun and (labelled or not role.answer)]
     nouns = [role.noun for role in needed]
     keys = " ".join(f"data.{role.key}=COLUMN" for role in needed)
     listed = " and ".join(([", ".join(nouns[:-1])] if nouns[1:] else []) + nouns[-1:])
-    if task == "chat":
+    if TABLES[task].messages:
         listed, keys = f"messages, or {listed}", f"data.text=COLUMN (messages), or {keys}"
     more = f" and {len(columns) - SHOWN:,} more" if len(columns) > SHOWN else ""
     shown = ", ".join(column[:40] for column in columns[:SHOWN]) + more

@@ -13,6 +13,7 @@ from lmkit.data.inputs import KINDS, Input, Pairing, Problems, list_files, list_
 from lmkit.data.lines import guarded, read_lines
 from lmkit.data.records import read_records
 from lmkit.data.tables.images import IMAGES, cifar_records, idx_records, image_files
+from lmkit.data.tables.task_tables import TABLES, TaskTable
 from lmkit.data.tables.texts import (
     CONLLU,
     conll_records,
@@ -29,15 +30,6 @@ Record = tuple[str, dict[str, Any]]  # its place, `file:line`, and its values
 
 SUFFIXES = KINDS | {".po": "po"} | dict.fromkeys((".conll", ".conllu", ".iob", ".iob2", ".bio"), "conll")
 COLUMNS = ("csv", "jsonl", "json", "parquet", "hub")  # with columns that have to be found; other formats have roles
-MORE = {"tag": ("conll",), "translate": ("po",)}  # what a task reads besides
-ROLE_OF_LINES = {"classify": "text", "tag": "words", "translate": "source", "summarize": "source", "answer": "question"}
-ALLOWED = {
-    "classify": "; a folder with a sub-folder of .txt files for each label; MNIST's images in idx files, "
-    "their labels beside them; CIFAR-10's .bin files",
-    "tag": "; CoNLL columns in .conll, .conllu, .iob, .bio, .txt",
-    "translate": "; .po; files of a sentence a line, with data.text and data.target the endings of their names",
-    "summarize": "; files of a text a line, with data.text and data.target the endings of their names",
-}
 
 
 @dataclass(frozen=True)
@@ -60,17 +52,17 @@ def list_sources(patterns: list[str], task: str, config: TableConfig, labelled: 
 
     Raises DataError for whatever gives nothing, files that `task` cannot read, pipes and devices, and for either side
     of parallel text without the other."""
-    pairing = None
-    if task in ("translate", "summarize") and config.text and config.target and labelled:
+    table, pairing = TABLES[task], None
+    if "lines" in table.formats and config.text and config.target and labelled:
         pairing = Pairing(config.text, config.target)
-    allowed = ".csv, .tsv, .jsonl, .json, .parquet, .gz or .zst of these, hub:NAME" + ALLOWED.get(task, "")
+    allowed = ".csv, .tsv, .jsonl, .json, .parquet, .gz or .zst of these, hub:NAME" + table.allowed
 
     def format_of(name: str) -> str:
-        return _format(name, task, config, labelled, pairing)
+        return _format(name, table, config, labelled, pairing)
 
     sources, patterns_of_files = list[Source](), list[str]()
     for pattern in patterns:
-        folders, images = _special(pattern, format_of) if task == "classify" else ([], [])
+        folders, images = _special(pattern, format_of) if "folder" in table.formats else ([], [])
         if folders:
             sources.append(Source(Input(pattern), "folder"))
         patterns_of_files += images or ([] if folders else [pattern])
@@ -93,21 +85,21 @@ def _special(folder: str, format_of: Callable[[str], str]) -> tuple[list[str], l
     return labels, images
 
 
-def _format(name: str, task: str, config: TableConfig, labelled: bool, pairing: Pairing | None) -> str:
+def _format(name: str, table: TaskTable, config: TableConfig, labelled: bool, pairing: Pairing | None) -> str:
     """The format of a file by its name; "" when the task cannot read it."""
     if name.startswith("hub:"):
         return "hub"
     bare = name.removesuffix(Input(name).packing)
     if pairing and (pairing.target_of(name) or pairing.is_target(name)):
         return "lines"
-    if task == "classify" and (match := IMAGES.search(bare)):
+    if "idx" in table.formats and (match := IMAGES.search(bare)):
         return "idx" if match["idx"] else "cifar10"
     kind = SUFFIXES.get(Path(bare).suffix, "")
-    if not labelled and task in ROLE_OF_LINES and (kind == "txt" or (config.text and bare.endswith(f".{config.text}"))):
+    if not labelled and table.lines and (kind == "txt" or (config.text and bare.endswith(f".{config.text}"))):
         return "texts"
-    if kind == "txt" and task == "tag":
+    if kind == "txt" and "conll" in table.formats:
         return "conll"
-    return kind if kind in (*COLUMNS, *MORE.get(task, ())) else ""
+    return kind if kind in (*COLUMNS, *table.formats) else ""
 
 
 def load(source: Source, task: str, config: TableConfig, labelled: bool, problems: Problems) -> Records:
@@ -116,11 +108,11 @@ def load(source: Source, task: str, config: TableConfig, labelled: bool, problem
     item = source.item
     if source.format in COLUMNS:
         return _load_columns(source, task, problems)
-    if source.format == "texts" and task == "tag" and is_conll(item):
+    if source.format == "texts" and "conll" in TABLES[task].formats and is_conll(item):
         source = Source(item, "conll")
     of_roles: dict[str, Callable[[], Iterable[Record]]] = {
         "lines": lambda: _lines(item, config, problems),
-        "texts": lambda: guarded(item, _texts(item, ROLE_OF_LINES.get(task, ""), problems), problems),
+        "texts": lambda: guarded(item, _texts(item, TABLES[task].lines, problems), problems),
         "folder": lambda: folder_records(item.name, problems),
         "conll": lambda: guarded(item, conll_records(item, labelled, problems), problems),
         "po": lambda: guarded(item, po_records(item, problems), problems),
@@ -144,7 +136,7 @@ def _load_columns(source: Source, task: str, problems: Problems) -> Records:
 
     records = list(read_records(item, problems, header))
     if source.format == "json" and records and all("paragraphs" in record for _, record in records):
-        if task not in ("qa", "answer"):
+        if "squad" not in TABLES[task].formats:
             raise DataError(f"{item.name} holds questions and answers (SQuAD)\n  → task.name=qa or task.name=answer")
         return Records("squad", list(squad_records(item.name, [article for _, article in records], problems)))
     rows = [(f"{item.name}:{number}", _flat(record)) for number, record in records]

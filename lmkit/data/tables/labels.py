@@ -286,10 +286,16 @@ def as_iob2(tags: Sequence[str]) -> list[str]:
     ]
 
 
-def settle_tags(rows: list[dict[str, Any]]) -> list[str]:
+def settle_tags(rows: list[dict[str, Any]], places: list[str], *_: Any) -> list[str]:
     """Turn IOB1 into IOB2, in place. It is IOB1 where I- begins entities, and B- only what follows one of its type.
 
-    Returns what people should know: also how many I- begin an entity where B- does as well, which is no scheme."""
+    Returns what people should know: also how many I- begin an entity where B- does as well, which is no scheme. Raises
+    DataError for words that are no sentences."""
+    if len(rows) > 1 and all(len(row["words"]) == 1 for row in rows):
+        raise DataError(
+            f"{places[0]}: each of the {len(rows):,} rows holds a single word\n"
+            "  → the words of a sentence belong into one row; in CoNLL files a blank line ends a sentence"
+        )
     begun = changed = 0  # entities that begin with B- where IOB1 has I-, and the other way round
     for row in rows:
         for last, tag, new in zip(["O", *row["tags"]], row["tags"], as_iob2(row["tags"]), strict=False):

@@ -5,12 +5,13 @@ from collections import Counter
 from lmkit.base.errors import DataError
 from lmkit.base.units import brief
 from lmkit.data.tables.labels import label_kind
-from lmkit.data.tables.splitting import same_input
+from lmkit.data.tables.splitting import NAMES, same_input
 from lmkit.data.tables.table import Row, Table, row_bytes
+from lmkit.data.tables.task_tables import TABLES
 
 SHOWN = 20  # classes listed
 UNEVEN = 3  # times the share a class would have if all were even
-UNLIKE = 9  # times as long as its translation no sentence is (Koehn et al. 2007 leave such pairs out)
+NOUNS = {"label": ("label", "classes"), "tags": ("tag", "tags")}  # of roles that are counted: one of them, and several
 MOSTLY = 0.75  # of all rows in one class is uneven, however few classes there are
 
 
@@ -30,12 +31,13 @@ def report(
     Raises DataError when all rows have one label, unless `one_class` says that this is meant."""
     others = held_out.rows if held_out else []
     lines = [f"{len(train.rows):,} rows" + (f", and {len(others):,} held out" if others else "")]
-    if task in ("classify", "tag"):
-        lines += _classes(train, others, task, one_class)
-    if task == "qa" and (without := sum(not row.get("answers") for row in train.rows)):
+    table = TABLES[task]
+    if table.learnt in NOUNS:
+        lines += _classes(train, others, table.learnt, one_class)
+    if table.learnt == "answers" and (without := sum(not row.get("answers") for row in train.rows)):
         lines.append(f"{_share(without, len(train.rows))} of the questions have no answer")
-    if task == "translate":
-        lines += _sides(train.rows)
+    if table.length_ratio:
+        lines += _sides(train.rows, table.length_ratio)
     if lengths:
         lines += _lengths(lengths, limit, len(train.rows), cut)
     return lines + _doubles(train.rows, others, task)
@@ -45,36 +47,37 @@ def _share(n: int, of: int) -> str:
     return f"{n:,} ({n / max(of, 1):.1%})"
 
 
-def _labels(row: Row, task: str) -> list[str]:
-    found = row.get("tags" if task == "tag" else "label", [])
+def _labels(row: Row, role: str) -> list[str]:
+    found = row.get(role, [])
     return found if isinstance(found, list) else [str(found)]
 
 
-def _classes(train: Table, others: list[Row], task: str, one_class: bool) -> list[str]:
-    if task == "classify" and label_kind(train.rows) == "regression":
+def _classes(train: Table, others: list[Row], role: str, one_class: bool) -> list[str]:
+    singular, plural = NOUNS[role]
+    if label_kind(train.rows) == "regression":
         values = [row["label"] for row in train.rows]
         mean = sum(values) / len(values)
         return [f"labels are numbers from {min(values):g} to {max(values):g}, {mean:.3g} on average"]
-    counts = Counter(label for row in train.rows for label in _labels(row, task))
-    several = task == "classify" and any(isinstance(row.get("label"), list) for row in train.rows)
+    counts = Counter(label for row in train.rows for label in _labels(row, role))
+    several = any(isinstance(row.get("label"), list) for row in train.rows)
     of = len(train.rows) if several else counts.total()
     if len(counts) < 2 and not one_class and not several:
         raise DataError(
-            f"all rows have the same {'tag' if task == 'tag' else 'label'}: {brief(next(iter(counts), 'none'))}\n"
+            f"all rows have the same {singular}: {brief(next(iter(counts), 'none'))}\n"
             f"  {len(train.rows):,} rows; the first: {train.places[0] if train.places else 'none'}\n"
             "  → take rows of other labels too, or name another column with data.label=COLUMN"
         )
     ordered = [(brief(label), n) for label, n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
     width = max((len(label) for label, _ in ordered[:SHOWN]), default=0)
-    lines = [f"{len(counts):,} {'tags' if task == 'tag' else 'classes'}:"]
+    lines = [f"{len(counts):,} {plural}:"]
     lines += [f"  {label:{width}}  {n:>9,}  {n / of:6.1%}" for label, n in ordered[:SHOWN]]
     if len(ordered) > SHOWN:
         lines.append(f"  and {len(ordered) - SHOWN:,} more")
-    if task == "classify" and not several and ordered and ordered[0][1] / of > min(UNEVEN / len(counts), MOSTLY):
+    if role == "label" and not several and ordered and ordered[0][1] / of > min(UNEVEN / len(counts), MOSTLY):
         lines.append(
             "classes are uneven: reporting macro-F1 beside accuracy; data balance with task.class_weights=true"
         )
-    unknown = Counter(label for row in others for label in _labels(row, task) if label not in counts)
+    unknown = Counter(label for row in others for label in _labels(row, role) if label not in counts)
     if unknown:
         named = ", ".join(f"{brief(label)} ({n:,})" for label, n in unknown.most_common(SHOWN))
         more = f" and {len(unknown) - SHOWN:,} more" if len(unknown) > SHOWN else ""
@@ -82,13 +85,13 @@ def _classes(train: Table, others: list[Row], task: str, one_class: bool) -> lis
     return lines
 
 
-def _sides(rows: list[Row]) -> list[str]:
+def _sides(rows: list[Row], ratio: int) -> list[str]:
     """Pairs that are no translations, most likely: they are kept, and counted."""
     same = sum(row["source"].strip() == row["target"].strip() for row in rows)
     sizes = [sorted((len(row["source"]), len(row["target"]))) for row in rows]
-    uneven = sum(long > UNLIKE * short for short, long in sizes)
+    uneven = sum(long > ratio * short for short, long in sizes)
     lines = [f"{_share(same, len(rows))} pairs have the same text on both sides"] if same else []
-    return lines + ([f"{_share(uneven, len(rows))} pairs have one side over {UNLIKE} times as long"] if uneven else [])
+    return lines + ([f"{_share(uneven, len(rows))} pairs have one side over {ratio} times as long"] if uneven else [])
 
 
 def _lengths(lengths: list[int], limit: int | None, rows: int, cut: int) -> list[str]:
@@ -103,7 +106,7 @@ def _lengths(lengths: list[int], limit: int | None, rows: int, cut: int) -> list
 def _doubles(rows: list[Row], others: list[Row], task: str) -> list[str]:
     lines = []
     for part, name in ((rows, "training"), (others, "held-out")):
-        whole = {row_bytes({k: v for k, v in row.items() if k not in ("id", "title")}) for row in part}
+        whole = {row_bytes({k: v for k, v in row.items() if k not in NAMES}) for row in part}
         if again := len(part) - len(whole):
             lines.append(f"{_share(again, len(part))} {name} rows repeat an earlier one")
     answers: dict[bytes, set[bytes]] = {}

@@ -34,6 +34,7 @@ BLANKS = re.compile(r"[ \t\r\n]+")  # between words
 
 Values = dict[str, Any]  # by role
 Row = dict[str, Any]
+Maker = Callable[[Values, str, bool, Problems], Row]
 _as_written = json.JSONEncoder(ensure_ascii=False)
 
 
@@ -45,11 +46,11 @@ class Unfit(Exception):
         self.kind, self.detail = kind, detail
 
 
-def make_row(task: str, values: Values, where: str, labelled: bool, problems: Problems) -> Row:
-    """One row of `task`. Without `labelled`, what is to be predicted may be missing.
+def make_row(make: Maker, values: Values, where: str, labelled: bool, problems: Problems) -> Row:
+    """One row, as `make` has it. Without `labelled`, what is to be predicted may be missing.
 
     Raises Unfit for a record to be left out, and DataError for one that shows the whole file to be wrong."""
-    row = MAKERS[task](values, where, labelled, problems)
+    row = make(values, where, labelled, problems)
     written = _as_written.encode({key: v for key, v in row.items() if key != "image"})
     if not_unicode(written) is not None:
         raise Unfit(UNDECODABLE, f" (can be read as {', '.join(encodings_of(written)) or 'nothing common'})")
@@ -78,7 +79,7 @@ def _parsed(value: Any) -> Any:
     return value
 
 
-def _classify(values: Values, where: str, labelled: bool, problems: Problems) -> Row:
+def classify_row(values: Values, where: str, labelled: bool, problems: Problems) -> Row:
     row: Row = {"image": values["image"]} if "image" in values else {"text": _text(values.get("text"))}
     if "pair" in values:
         row["pair"] = _text(values["pair"])
@@ -90,7 +91,7 @@ def _classify(values: Values, where: str, labelled: bool, problems: Problems) ->
     return row | {"label": label.strip() if isinstance(label, str) else label}  # `settle_labels` goes on from there
 
 
-def _tag(values: Values, where: str, labelled: bool, problems: Problems) -> Row:
+def tag_row(values: Values, where: str, labelled: bool, problems: Problems) -> Row:
     words = _words(values.get("words"), EMPTY)
     tags = None if values.get("tags") is None else _words(values["tags"], NO_LABEL)
     if tags is None:
@@ -136,7 +137,7 @@ def _answers(value: Any) -> list[tuple[str, Any]]:
     return found
 
 
-def _qa(values: Values, where: str, labelled: bool, problems: Problems) -> Row:
+def qa_row(values: Values, where: str, labelled: bool, problems: Problems) -> Row:
     context, question = _text(values.get("context")), _text(values.get("question"))
     named = [values.get("id"), values.get("title")]
     row = {
@@ -179,7 +180,7 @@ def _locate(text: str, context: str, start: Any) -> int | None:
     return min(places, key=lambda found: abs(found - start), default=None)
 
 
-def _answer(values: Values, where: str, labelled: bool, problems: Problems) -> Row:
+def answer_row(values: Values, where: str, labelled: bool, problems: Problems) -> Row:
     row: Row = {"question": _text(values.get("question"))}
     answers = list(dict.fromkeys(text for text, _ in _answers(values.get("answers"))))
     if not answers and labelled:
@@ -187,12 +188,12 @@ def _answer(values: Values, where: str, labelled: bool, problems: Problems) -> R
     return row | {"answers": answers} if answers else row
 
 
-def _writing(values: Values, where: str, labelled: bool, problems: Problems) -> Row:
+def writing_row(values: Values, where: str, labelled: bool, problems: Problems) -> Row:
     row = {"source": _text(values.get("source"))}
     return row | {"target": _text(values["target"])} if labelled or values.get("target") else row
 
 
-def _chat(values: Values, where: str, labelled: bool, problems: Problems) -> Row:
+def chat_row(values: Values, where: str, labelled: bool, problems: Problems) -> Row:
     system, tools = _optional(values.get("system")), _parsed(values.get("tools")) or []
     if "messages" in values:
         messages = _messages(_parsed(values["messages"]))
@@ -262,12 +263,6 @@ def _calls(value: Any) -> list[dict[str, Any]]:
 def _plain(value: Any) -> Any:
     """What JSON can hold; of dates and the like their text."""
     return json.loads(json.dumps(value, default=str))
-
-
-MAKERS: dict[str, Callable[[Values, str, bool, Problems], Row]] = {
-    "classify": _classify, "tag": _tag, "qa": _qa, "translate": _writing, "summarize": _writing, "chat": _chat,
-    "answer": _answer,
-}  # fmt: skip
 
 
 def as_json(value: Any) -> Any:

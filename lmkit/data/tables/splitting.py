@@ -8,6 +8,9 @@ from lmkit.base.errors import DataError
 from lmkit.data.inputs import Problems
 from lmkit.data.tables.labels import label_kind
 from lmkit.data.tables.table import Row, Table, row_bytes
+from lmkit.data.tables.task_tables import TABLES
+
+NAMES = ("id", "title")  # roles that say which row it is, and not what is in it
 
 
 def split(table: Table, share: float, seed: int, task: str) -> tuple[Table, Table]:
@@ -19,15 +22,16 @@ def split(table: Table, share: float, seed: int, task: str) -> tuple[Table, Tabl
     parted, all alike."""
     if share <= 0:
         return table, _taken(table, [], Problems())
-    groups = _articles(table.rows) if task == "qa" else _alike(table.rows, task)
+    by_article = TABLES[task].by_article
+    groups = _articles(table.rows) if by_article else _alike(table.rows, task)
     if len(groups) < 2:
         raise DataError(
             f"cannot hold out rows: all {len(table.rows):,} "
-            f"{'are about one text' if task == 'qa' else 'read the same'} ({table.places[0]})\n"
+            f"{'are about one text' if by_article else 'read the same'} ({table.places[0]})\n"
             "  → name files to validate on in data.validation, or set it to 0"
         )
     groups.sort(key=lambda group: _key(seed, table.rows[group[0]], group[0]))
-    strata = _strata(table.rows, groups, task).values()
+    strata = _strata(table.rows, groups).values()
     chosen = [group for stratum in strata for group in _chosen(stratum, share)]
     held_out = {i for group in _learnable(table.rows, chosen) for i in group}
     held_out = held_out or set(groups[0])  # where every class has one group
@@ -45,13 +49,8 @@ def limit(table: Table, n: int, seed: int) -> Table:
 
 def same_input(row: Row, task: str) -> Any:
     """What two rows share that read alike: a model that has seen one may know the other by heart."""
-    if task == "classify":
-        return row["image"] if "image" in row else [row["text"], row.get("pair")]
-    if task == "chat":
-        return row  # whole: many conversations begin alike
-    if task == "qa":
-        return [row["context"], row["question"]]
-    return row[{"tag": "words", "lm": "text", "answer": "question"}.get(task, "source")]
+    unread = (*NAMES, TABLES[task].learnt)  # conversations, many of which begin alike, have none of these roles
+    return {role: value for role, value in row.items() if role not in unread}
 
 
 def _key(seed: int, value: Any, index: int) -> tuple[bytes, int]:
@@ -96,10 +95,10 @@ def _leader(leader: list[int], row: int) -> int:
     return row
 
 
-def _strata(rows: list[Row], groups: list[list[int]], task: str) -> dict[str, list[list[int]]]:
-    """The groups of each class, by their first rows; of several labels the rarest counts. All in one for other tasks
-    and for numbers."""
-    if task != "classify" or label_kind(rows) == "regression":
+def _strata(rows: list[Row], groups: list[list[int]]) -> dict[str, list[list[int]]]:
+    """The groups of each class, by their first rows; of several labels the rarest counts. All in one for rows without
+    labels and for numbers."""
+    if label_kind(rows) == "regression":
         return {"": groups}
     labels = [label if isinstance(label := row.get("label", ""), list) else [label] for row in rows]
     counts = Counter(label for row in labels for label in row)

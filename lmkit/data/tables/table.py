@@ -14,8 +14,8 @@ from lmkit.data.documents import read_documents
 from lmkit.data.inputs import Input, Problems, list_inputs
 from lmkit.data.tables.columns import check_settings, choose_columns
 from lmkit.data.tables.formats import Source, list_sources, load
-from lmkit.data.tables.labels import settle_labels, settle_tags
-from lmkit.data.tables.rows import UNDECODABLE, Unfit, as_json, make_row
+from lmkit.data.tables.rows import UNDECODABLE, Maker, Unfit, as_json, make_row
+from lmkit.data.tables.task_tables import TABLES
 from lmkit.recipe.pretraining import DataConfig
 from lmkit.recipe.tasks import TableConfig
 
@@ -36,7 +36,7 @@ class Table:
     """Rows by role. Of each task:
 
     classify:  text (or image: bytes of (height, width) or (height, width, channels)), label, and pair if there is one;
-               a label is text, a list of texts or a float, all of one kind (`table_labels.settle_labels`)
+               a label is text, a list of texts or a float, all of one kind (`labels.settle_labels`)
     tag:       words, tags (as many), never in IOB1
     qa:        id, title, context, question, answers: [{text, start}], empty where there is none
     translate, summarize:  source, target
@@ -87,26 +87,18 @@ def read_table(
     a file is wrong as a whole, and when no row is left."""
     check_settings(task, config)
     problems = Problems()
-    if task == "lm":
+    make, settle = TABLES[task].make_row, TABLES[task].settle
+    if make is None:
         parts = [_documents(item, config, problems) for item in list_inputs(sources)]
     else:
         found = list_sources(sources, task, config, labelled)
-        parts = [_part(source, task, config, labelled, problems) for source in found]
+        parts = [_part(source, task, make, config, labelled, problems) for source in found]
     rows = [row for part in parts for row in part.rows]
     places = [place for part in parts for place in part.places]
-    notes: list[str] = []
-    if task == "classify" and labelled:
-        notes = settle_labels(rows, places, problems, kind, config.separator, known)
+    notes = settle(rows, places, problems, kind, config.separator, known) if settle and labelled else []
     lost = _lost(parts)
     if not rows and not lost:
         raise _no_rows(sources, problems)
-    if task == "tag" and labelled:
-        if len(rows) > 1 and all(len(row["words"]) == 1 for row in rows):
-            raise DataError(
-                f"{places[0]}: each of the {len(rows):,} rows holds a single word\n"
-                "  → the words of a sentence belong into one row; in CoNLL files a blank line ends a sentence"
-            )
-        notes = settle_tags(rows)
     columns: dict[str, str] = {}
     for part in parts:
         for role, column in part.columns.items():
@@ -144,27 +136,25 @@ def _documents(item: Input, config: TableConfig, problems: Problems) -> Table:
     return Table([{"text": document.text} for document in documents], places, columns, item.kind, problems)
 
 
-def _part(source: Source, task: str, config: TableConfig, labelled: bool, problems: Problems) -> Table:
+def _part(source: Source, task: str, make: Maker, config: TableConfig, labelled: bool, problems: Problems) -> Table:
     """The rows of one source."""
-    own = Problems(rows=None if labelled else [])
+    name, own = source.item.name, Problems(rows=None if labelled else [])
     records = load(source, task, config, labelled, own)
     chosen: dict[str, str] | None = None
     if records.columns:
-        chosen = choose_columns(
-            source.item.name, records.columns, task, config, labelled, header=records.format == "csv"
-        )
+        chosen = choose_columns(name, records.columns, task, config, labelled, header=records.format == "csv")
     rows, places, unfit = [], [], list[tuple[int, int, str, str]]()
     for number, (where, values) in enumerate(records.rows):
         if chosen is not None:
             values = {role: values.get(column) for role, column in chosen.items()}
         try:
-            rows.append(make_row(task, values, where, labelled, own))
+            rows.append(make_row(make, values, where, labelled, own))
             places.append(where)
         except Unfit as e:
             own.add(e.kind, where + e.detail, lost=False)
             unfit.append((number, len(rows), where, e.kind + e.detail))
     problems.merge(own)
-    lost = [] if labelled else _in_order(source.item.name, [where for where, _ in records.rows], unfit, own.rows or [])
+    lost = [] if labelled else _in_order(name, [where for where, _ in records.rows], unfit, own.rows or [])
     return Table(rows, places, chosen or {}, records.format, problems, lost=tuple(lost))
 
 
