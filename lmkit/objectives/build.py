@@ -22,7 +22,7 @@ from lmkit.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Work:
-    """An objective with the rows that it learns from, and the same objective as it is scored, with the held-out rows."""
+    """An objective with the rows that it learns from, and the same objective as it is scored on held-out rows."""
 
     objective: Objective
     rows: ExampleSource

@@ -10,7 +10,7 @@ import numpy as np
 def num_masked(length: int, rate: float, most: int | None = None) -> int:
     """Returns how many of `length` tokens to predict: round(rate * length), but at least one.
 
-    It is at most `most` (BERT's max_predictions_per_seq) and `length`. As in BERT, `length` includes [CLS] and [SEP]."""
+    It is at most `most` (BERT's max_predictions_per_seq) and `length`. BERT counts [CLS] and [SEP] in `length`."""
     count = max(1, round(rate * length))
     return min(count, length if most is None else most, length)
 
