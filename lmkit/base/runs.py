@@ -254,8 +254,8 @@ class Run:
             if damaged:
                 told(f"{self.path / name}: {len(damaged):,} damaged lines are lost, like line {damaged[0]:,}")
             with self._writing(name):
-                kept = [row for row in rows if row["step"] <= step]
-                write_atomic(self.path / name, "".join(json.dumps(row) + "\n" for row in kept))
+                earlier = [row for row in rows if row["step"] <= step]
+                write_atomic(self.path / name, "".join(json.dumps(row) + "\n" for row in earlier))
 
     def open_log(self, name: str) -> IO[str]:
         return (self.path / name).open("a", buffering=1)

@@ -152,8 +152,8 @@ class _area:
 
 def _auroc(areas: list[_area], rows: int, intervals: bool) -> dict[str, Estimate]:
     def statistic(weights: np.ndarray) -> dict[str, float]:
-        found = [a for a in (area(weights) for area in areas) if a == a]  # leaves out nan, which does not equal itself
-        return {"auroc": float(np.mean(found)) if found else float("nan")}
+        values = [a for a in (area(weights) for area in areas) if a == a]  # leaves out nan, which does not equal itself
+        return {"auroc": float(np.mean(values)) if values else float("nan")}
 
     intervals = intervals and rows * len(areas) <= RESAMPLED
     return resampled(statistic, rows, intervals, resamples=1000 if len(areas) == 1 else 200)

@@ -45,20 +45,23 @@ def entities(tags: Sequence[str], bioes: bool = False) -> set[Entity]:
 
     Only well-formed entities count, as in seqeval's strict mode (Nakayama 2018): in IOB2 an I-X that does not follow an
     X is ignored, and in BIOES also a B-X without its E-X."""
-    found, start = set[Entity](), None  # start: the first word of the open entity, whose type is that of the tag before
+    complete, start = (
+        set[Entity](),
+        None,
+    )  # start: the first word of the open entity, whose type is that of the tag before
     for i, tag in enumerate([*tags, "O"]):
         prefix, _, kind = tag.partition("-")
         goes_on = start is not None and prefix in ("IE" if bioes else "I") and kind == tags[start][2:]
         if start is not None and not goes_on:
             if not bioes:
-                found.add((tags[start][2:], start, i))
+                complete.add((tags[start][2:], start, i))
             start = None
         if bioes and (prefix == "S" or (goes_on and prefix == "E")):
-            found.add((kind, i if start is None else start, i + 1))
+            complete.add((kind, i if start is None else start, i + 1))
             start = None
         elif prefix == "B":
             start = i
-    return found
+    return complete
 
 
 def score(
@@ -83,8 +86,8 @@ def score(
         counts = [_tag_counts(g, p, place) for g, p in pairs]
     else:
         bioes = written not in ("iob1", "iob2")
-        found = [[entities(_uniform(row, written), bioes) for row in pair] for pair in pairs]
-        counts = [np.array([[len(g & p)], [len(g)], [len(p)]]) for g, p in found]
+        both = [[entities(_uniform(row, written), bioes) for row in pair] for pair in pairs]
+        counts = [np.array([[len(g & p)], [len(g)], [len(p)]]) for g, p in both]
     table = np.array(counts, float)  # (N, 3, classes): right, actual, predicted
 
     def statistic(weights: np.ndarray) -> dict[str, float]:

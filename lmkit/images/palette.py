@@ -126,8 +126,8 @@ def shape_of(images: Sequence[np.ndarray]) -> tuple[int, int, int]:
     """Returns height, width and channels of the images. Raises DataError where their shapes differ."""
     shapes = {image.shape for image in images}
     if len(shapes) > 1:
-        found = ", ".join("x".join(map(str, shape)) for shape in sorted(shapes)[:5])
-        raise DataError(f"images have different shapes: {found}\n  → keep those of one shape")
+        listed = ", ".join("x".join(map(str, shape)) for shape in sorted(shapes)[:5])
+        raise DataError(f"images have different shapes: {listed}\n  → keep those of one shape")
     height, width, *channels = shapes.pop()
     return height, width, channels[0] if channels else 1
 

@@ -73,8 +73,8 @@ def read_rows(item: Input, problems: Problems) -> Iterator[Row]:
                 raise _unknown(f"{item.name}:{line}", columns)
             if layout and layout not in chosen.values():
                 named = zip(layout[0].roles, layout[1], strict=True)
-                said = ", ".join(f"{role} from `{columns[at]}`" for role, at in named if at >= 0)
-                note(f"{item.name}: {layout[0].kind}: {said}")
+                sources = ", ".join(f"{role} from `{columns[at]}`" for role, at in named if at >= 0)
+                note(f"{item.name}: {layout[0].kind}: {sources}")
             chosen[columns] = layout
         layout = chosen[columns]
         if layout is None:
@@ -86,7 +86,7 @@ def read_rows(item: Input, problems: Problems) -> Iterator[Row]:
             texts[0] = texts[0][:1] or [""]
         if not all(texts):
             problems.add(MISSING, f"{item.name}:{line}")
-        elif any(not_unicode(text) is not None for some in texts for text in some if not text.isascii()):
+        elif any(not_unicode(text) is not None for group in texts for text in group if not text.isascii()):
             problems.add(UNDECODABLE, f"{item.name}:{line}")
         else:
             yield from _rows(kind, texts, line)
@@ -172,10 +172,10 @@ def _passages(title: str, text: str, line: int) -> Iterator[Row]:
 
 def _paragraphs(item: Input, problems: Problems) -> Iterator[Row]:
     """Yields the paragraphs of a text file, which are separated by blank lines, with the file's name as their title."""
-    title, held, start, size = Path(item.name.removesuffix(item.packing)).stem, list[str](), 1, 0
+    title, lines, start, size = Path(item.name.removesuffix(item.packing)).stem, list[str](), 1, 0
 
     def out() -> Iterator[Row]:
-        text = " ".join(held)
+        text = " ".join(lines)
         if not_unicode(text) is not None:
             problems.add(UNDECODABLE, f"{item.name}:{start}")
         else:
@@ -184,10 +184,10 @@ def _paragraphs(item: Input, problems: Problems) -> Iterator[Row]:
     for number, line in guarded(item, read_lines(item, problems), problems):
         text = (line or "").strip()
         if text and size < 100 * PASSAGE:  # limits the part of a paragraph that is in memory
-            start = start if held else number
-            held.append(text)
+            start = start if lines else number
+            lines.append(text)
             size += len(text)
             continue
         yield from out()
-        held, start, size = [text] if text else [], number, len(text)
+        lines, start, size = [text] if text else [], number, len(text)
     yield from out()

@@ -37,17 +37,17 @@ def run(
     hw = hardware(gpu, gflops)
     counts = _counts(gpus or ("1" if gpu == "cpu" else "1,8,64,1024"))
     plan, horizon = planned(path, overrides, model)
-    found = {n: compare(plan, hw, n) for n in counts}
+    forecasts = {n: compare(plan, hw, n) for n in counts}
     if as_json:
-        for estimates in found.values():
+        for estimates in forecasts.values():
             for e in estimates:
                 print(json.dumps(row(e, e is fastest(estimates))))
         return
     console = Console(highlight=False, width=max(140, Console().width))  # narrower tables would lose their columns
     console.print(_head(plan, hw, horizon), markup=False)
-    console.print(table(found, _MEMORY, "memory a GPU, GB"))
-    console.print(table(found, _SPEED, "speed"))
-    console.print("\n".join(_advice(plan, n, estimates) for n, estimates in found.items()), markup=False)
+    console.print(table(forecasts, _MEMORY, "memory a GPU, GB"))
+    console.print(table(forecasts, _SPEED, "speed"))
+    console.print("\n".join(_advice(plan, n, estimates) for n, estimates in forecasts.items()), markup=False)
 
 
 def hardware(name: str, gflops: float = 0) -> Hardware:

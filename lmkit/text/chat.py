@@ -320,8 +320,8 @@ class Chat:
     def _ids(self, text: str) -> tuple[list[int], list[int]]:
         """Returns the ids, and for each the place in `text` where it begins, in ascending order. Raises Spelled."""
         if MARK not in text:
-            found = self._finding.encode(text, add_special_tokens=False)
-            return found.ids, [start for start, _ in found.offsets]
+            encoding = self._finding.encode(text, add_special_tokens=False)
+            return encoding.ids, [start for start, _ in encoding.offsets]
         # Most tokenizers give the same ids if the text between control tokens is encoded piece by piece; but some treat
         # the beginning of a text in another way. Whether this one does is tried on a similar text without marks.
         near = re.sub(f".{MARK}", "", text, flags=re.DOTALL)

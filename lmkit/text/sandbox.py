@@ -91,9 +91,9 @@ def _concatenated(values: list[Any]) -> str:
 
 
 def _step(context: Context, cost: int = 1) -> None:
-    left = context.parent[STEPS]
-    left[0] -= cost
-    if left[0] < 0:
+    steps = context.parent[STEPS]
+    steps[0] -= cost
+    if steps[0] < 0:
         raise jinja2.TemplateError(f"does not end: it was stopped after {MOST_STEPS:,} steps")
 
 

@@ -54,7 +54,7 @@ def to_hf(model: Transformer) -> Iterator[tuple[str, Tensor]]:
         parts = full.split(model.row_blocks(name)) if len(theirs) > 1 else (full,)
         for other, part in zip(theirs, parts, strict=True):
             part = part.t() if c.family == "gpt2" and TRANSPOSED.search(other) else part
-            yield other, part.clone(memory_format=torch.contiguous_format)  # a view would drag its whole storage along
+            yield other, part.clone(memory_format=torch.contiguous_format)  # a view would keep its whole storage
 
 
 def _bare(family: Family, name: str, prefix: str | None) -> str:
