@@ -133,10 +133,8 @@ def usable_cores() -> int:
     torch does not look at the latter."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for group in _control_groups("cpu"):
-        limit = _read(group / "cpu.max") or " ".join(
-            _read(group / f"cpu.cfs_{name}_us") for name in ("quota", "period")
-        )
-        quota, period = (*limit.split(), "", "")[:2]
+        line = _read(group / "cpu.max") or " ".join(_read(group / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+        quota, period = (*line.split(), "", "")[:2]
         if quota.isdigit() and period.isdigit() and int(quota) > 0:
             cores = min(cores, max(1, round(int(quota) / int(period))))
     return cores

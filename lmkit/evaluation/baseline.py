@@ -68,10 +68,8 @@ def _features(train: Sequence[str], test: Sequence[str], most: int) -> tuple[Any
 
 def _strength(kind: Kind, x: Any, y: np.ndarray, classes: int) -> float:
     order = np.random.default_rng(0).permutation(len(y))
-    held_out, remaining = np.split(order, [round(HELD_OUT * len(y))])
-    losses = [
-        _loss(kind, y[held_out], _fitted(kind, x[remaining], y[remaining], x[held_out], classes, s)) for s in STRENGTHS
-    ]
+    dev, rest = np.split(order, [round(HELD_OUT * len(y))])
+    losses = [_loss(kind, y[dev], _fitted(kind, x[rest], y[rest], x[dev], classes, s)) for s in STRENGTHS]
     return STRENGTHS[int(np.argmin(losses))]
 
 

@@ -45,10 +45,8 @@ def entities(tags: Sequence[str], bioes: bool = False) -> set[Entity]:
 
     Only well-formed entities count, as in seqeval's strict mode (Nakayama 2018): in IOB2 an I-X that does not follow an
     X is ignored, and in BIOES also a B-X without its E-X."""
-    complete, start = (
-        set[Entity](),
-        None,
-    )  # start: the first word of the open entity, whose type is that of the tag before
+    # `start` is the first word of the open entity, whose type is that of the tag before.
+    complete, start = set[Entity](), None
     for i, tag in enumerate([*tags, "O"]):
         prefix, _, kind = tag.partition("-")
         goes_on = start is not None and prefix in ("IE" if bioes else "I") and kind == tags[start][2:]

@@ -24,9 +24,7 @@ class Rules:
     never: tuple[int, ...] = ()  # tokens that are never written (suppress_tokens; bad_words_ids of one token)
     bad_words: tuple[tuple[int, ...], ...] = ()  # sequences of several tokens that are never written (bad_words_ids)
     never_first: tuple[int, ...] = ()  # tokens that the first new token may not be (begin_suppress_tokens)
-    first_forced: bool = (
-        False  # the first new token is given, so `never_first` is about the second (forced_bos_token_id)
-    )
+    first_forced: bool = False  # the first new token is fixed, so `never_first` means the second (forced_bos_token_id)
     ends: tuple[int, ...] = ()  # end tokens, not written before a text has its minimal length (eos_token_id)
     min_length: int = 0  # minimal length of a text with its prompt or start token
     min_new_tokens: int = 0  # minimal number of new tokens

@@ -185,9 +185,7 @@ class Matcher:
     questions: int = 0  # the number of training questions
     seen: dict[str, float] = field(default_factory=dict)  # gram -> in how many questions it occurs
     asked: dict[str, float] = field(default_factory=dict)  # relation -> how many questions asked for it
-    said: dict[str, dict[str, float]] = field(
-        default_factory=dict
-    )  # relation -> gram -> in how many of these it occurs
+    said: dict[str, dict[str, float]] = field(default_factory=dict)  # relation -> gram -> in how many of its questions
 
     @classmethod
     def learn(cls, cases: Sequence[tuple[list[str], list[Option], Sequence[bool]]]) -> "Matcher":

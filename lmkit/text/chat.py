@@ -155,12 +155,10 @@ def own_template(folder: Path) -> str | None:
             return file.read_text(encoding="utf-8")
     except (OSError, ValueError) as e:
         raise ModelError(f"{file}: cannot be read: {e}") from None
-    template = read_object(folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(template, list):  # there are several templates, of which `default` is for conversations without tools
-        template = next(
-            (t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"), None
-        )
-    return template if isinstance(template, str) else None
+    own = read_object(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(own, list):  # there are several templates, of which `default` is for conversations without tools
+        own = next((t.get("template") for t in own if isinstance(t, dict) and t.get("name") == "default"), None)
+    return own if isinstance(own, str) else None
 
 
 def with_tokens(tokenizer: Tokenizer, tokens: Sequence[str]) -> Tokenizer:

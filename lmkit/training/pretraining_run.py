@@ -75,10 +75,8 @@ def dry_run(recipe_path: Path, overrides: tuple[str, ...]) -> None:
     speed = probe_speed(job, 5.0, time.perf_counter)
     job_steps, train = job.horizon.steps, job.recipe.train
     if job_steps is not None:
-        total = job_steps * train.batch / speed
-        note(
-            f"time     {speed:,.0f} tokens/s measured on a micro-batch → {show_seconds(total)} for {job_steps:,} steps"
-        )
+        secs = job_steps * train.batch / speed
+        note(f"time     {speed:,.0f} tokens/s measured on a micro-batch → {show_seconds(secs)} for {job_steps:,} steps")
     else:
         assert job.horizon.seconds is not None
         steps = job.horizon.seconds * speed / train.batch

@@ -305,15 +305,11 @@ def adopt(model: Transformer, source: Transformer, new: tuple[str, ...] = ()) ->
     were."""
     family, c = model.config.table, source.config
     prefix = lambda config: None if config.head == "none" else config.spec.prefix
-    source_tensors = {_bare(family, name, prefix(c)): tensor for name, tensor in to_hf(source)}
+    bare = {_bare(family, name, prefix(c)): tensor for name, tensor in to_hf(source)}
     names, untouched = tensor_names(model.config), list[str]()
     for name, p in _tensors(model):
         theirs = [_bare(family, full, prefix(model.config)) for full in _theirs(names, name)]
-        parts = [
-            source_tensors[t].t() if c.family == "gpt2" and TRANSPOSED.search(t) else source_tensors[t]
-            for t in theirs
-            if t in source_tensors
-        ]
+        parts = [bare[t].t() if c.family == "gpt2" and TRANSPOSED.search(t) else bare[t] for t in theirs if t in bare]
         if (
             name.startswith(new)
             or len(parts) < len(theirs)
