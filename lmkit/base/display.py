@@ -1,4 +1,4 @@
-"""What a person sees while work goes on: a live bar on a terminal, one plain dated line per interval elsewhere.
+"""Shows progress while work goes on: a live bar on a terminal, elsewhere one plain line with the time per interval.
 
 Everything here writes to standard error; results (tables, texts, JSON) go to standard output.
 """
@@ -17,15 +17,15 @@ from rich.text import Text
 from lmkit.base.errors import CONTROL, say
 from lmkit.base.units import show_seconds
 
-HUSHED = int(os.environ.get("RANK", "0")) > 0  # not the first of several processes: that one speaks for all
-UNKNOWN = None if os.environ.get("TERM") else False  # a terminal that does not say what it can is written to plainly
+HUSHED = int(os.environ.get("RANK", "0")) > 0  # of several processes, only the first one writes
+UNKNOWN = None if os.environ.get("TERM") else False  # False: a terminal without TERM gets plain lines
 console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=HUSHED, force_terminal=UNKNOWN)
 Piece = tuple[str, bool]  # a part of a text, and whether it is marked
 PLAIN_INTERVAL = float(os.environ.get("LMKIT_LOG_SECONDS", "10"))
 
 
 def note(text: str) -> None:
-    """One permanent line: something inferred, skipped or counted that the user should know."""
+    """Writes a permanent line: something inferred, skipped or counted that the user should know."""
     if console.is_terminal:
         console.print(text.translate(CONTROL), markup=False)
     elif not HUSHED:
@@ -33,7 +33,7 @@ def note(text: str) -> None:
 
 
 def note_marked(title: str, pieces: Sequence[Piece]) -> None:
-    """A line of which parts are marked: in colour on a terminal that has colours, else in »«."""
+    """Writes a line in which parts are marked: in colour on a terminal that has colours, else with »«."""
     if console.is_terminal and not console.no_color:
         console.print(Text.assemble(title, *((text.translate(CONTROL), "bold green" * on) for text, on in pieces)))
     else:
@@ -41,16 +41,16 @@ def note_marked(title: str, pieces: Sequence[Piece]) -> None:
 
 
 def write(text: str) -> None:
-    """A result that is being written, to standard output at once; on a terminal without control characters."""
+    """Writes a part of a result to standard output at once; on a terminal without control characters."""
     sys.stdout.write(text.translate(CONTROL) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 
 class Meter:
-    """Progress of one long piece of work, counted in `total` units of any kind (bytes, steps, seconds).
+    """Shows the progress of one long piece of work, counted in `total` units of any kind (bytes, steps, seconds).
 
-    `update(done, text)` is cheap to call often: a terminal redraws ten times a second at most, other outputs get a
-    line every PLAIN_INTERVAL seconds. The ETA is proportional to what is left."""
+    `update(done, text)` may be called often: a terminal is redrawn at most ten times a second, and other outputs get a
+    line every PLAIN_INTERVAL seconds. The ETA assumes that the speed stays the same."""
 
     def __init__(self, title: str, total: float):
         self.title, self.total, self.start = title, max(total, 1e-9), time.monotonic()
@@ -88,7 +88,7 @@ class Meter:
             say(f"{stamp} {self.title} {done / self.total:.0%} {text} eta {eta}")
 
     def line(self, text: str) -> None:
-        """A permanent line above the bar."""
+        """Writes a permanent line above the bar."""
         if console.is_terminal:
             console.print(text.translate(CONTROL), markup=False)
         elif not HUSHED:

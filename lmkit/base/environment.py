@@ -1,6 +1,7 @@
-"""What it takes to understand a result later, and to have it again: versions, code, command, machine. No torch here.
+"""Records what is needed to understand a result later, and to reproduce it: versions, code, command, machine.
 
-No environment variables: they may hold secrets. What looks like one on the command line is left out of the record."""
+There is no torch here. Environment variables are not recorded, since they may hold secrets; what looks like a secret on
+the command line is left out."""
 
 import hashlib
 import json
@@ -21,17 +22,17 @@ PACKAGE = Path(__file__).parents[1]  # lmkit/
 GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 REDACTED = "[left out]"
 _SECRET_NAME = r"(?:token|secret|password|passwd|credentials?|authorization|(?:api|access|private|secret)[_-]?key)"
-_OPTION = re.compile(rf"--?(?:[\w-]*[_-])?{_SECRET_NAME}", re.IGNORECASE)  # its value is the next word
+_OPTION = re.compile(rf"--?(?:[\w-]*[_-])?{_SECRET_NAME}", re.IGNORECASE)  # the value of the option is the next word
 _ASSIGNED = re.compile(rf"(-*(?:[\w.-]*[_.-])?{_SECRET_NAME}=)(.+)", re.IGNORECASE | re.DOTALL)
 _VARIABLE = re.compile(r"([A-Z][A-Z0-9_]*=)(.+)", re.DOTALL)  # recipe keys are lower-case
-_BY_LOOK = re.compile(  # of Hugging Face, OpenAI and its kin, GitHub, GitLab, AWS, Slack, Google; JSON web tokens
+_BY_LOOK = re.compile(  # of Hugging Face, OpenAI and the like, GitHub, GitLab, AWS, Slack, Google; JSON web tokens
     r"\b(?:hf_|api_org_|sk-|gh[pousr]_|github_pat_|glpat-|AKIA|xox[abprs]-|AIza|eyJ)[A-Za-z0-9_.-]{12,}"
-    r"|(?<=://)[^/\s@]+(?=@)"  # user:password of an address
+    r"|(?<=://)[^/\s@]+(?=@)"  # user:password in an address
 )
 
 
 def environment() -> dict[str, Any]:
-    """Of this process and machine, as a run keeps it."""
+    """Returns what a run records of this process and machine; memory is in bytes."""
     return {
         "command": redacted(sys.argv),
         "python": platform.python_version(),
@@ -45,7 +46,7 @@ def environment() -> dict[str, Any]:
 
 
 def read_environment(run: Path) -> dict[str, Any]:
-    """What a run kept of where it began. Raises ModelError."""
+    """Returns what a run recorded when it began. Raises ModelError where that cannot be read."""
     file = run / "environment.json"
     try:
         return dict(json.loads(file.read_text()))
@@ -58,33 +59,36 @@ def read_environment(run: Path) -> dict[str, Any]:
 
 
 def redacted(arguments: list[str]) -> list[str]:
-    """A command line without what looks like a secret: `--token X`, `password=X`, `NAME=X`, and tokens known by their
-    look."""
-    kept, secret = list[str](), False
+    """Returns a command line without what looks like a secret.
+
+    That is the X in `--token X`, `password=X` and `NAME=X`, and tokens whose form is known."""
+    shown_arguments, secret = list[str](), False
     for argument in arguments:
         shown = _ASSIGNED.sub(rf"\1{REDACTED}", argument, count=1) if _ASSIGNED.fullmatch(argument) else argument
         shown = _VARIABLE.sub(rf"\1{REDACTED}", shown, count=1) if _VARIABLE.fullmatch(shown) else shown
         shown = REDACTED if secret else _BY_LOOK.sub(REDACTED, shown)
-        kept.append(shown.encode(errors="backslashreplace").decode())  # bytes that are no UTF-8 fit no JSON
+        shown_arguments.append(shown.encode(errors="backslashreplace").decode())  # bytes that are no UTF-8 fit no JSON
         secret = _OPTION.fullmatch(argument) is not None
-    return kept
+    return shown_arguments
 
 
 # ---------------------------------------------------------------- software
 
 
 def requirements() -> dict[str, str]:
-    """What lmkit needs: package -> oldest version that will do. Nothing is known of a copy that is not installed."""
+    """Returns the packages that lmkit needs, with the oldest version of each that works.
+
+    It is {} for a copy of lmkit that is not installed."""
     try:
         lines = metadata.requires("lmkit") or []
     except metadata.PackageNotFoundError:
         return {}
-    found = (re.fullmatch(r"([\w.-]+)>=([\d.]+)", line) for line in lines if ";" not in line)
-    return {match[1]: match[2] for match in found if match}
+    matches = (re.fullmatch(r"([\w.-]+)>=([\d.]+)", line) for line in lines if ";" not in line)
+    return {match[1]: match[2] for match in matches if match}
 
 
 def versions() -> dict[str, str | None]:
-    """Of lmkit and of everything it needs; None: not installed."""
+    """Returns the versions of lmkit and of everything it needs; None for what is not installed."""
     return {package: version(package) for package in ["lmkit", *sorted(requirements())]}
 
 
@@ -96,8 +100,10 @@ def version(package: str) -> str | None:
 
 
 def git_state() -> dict[str, Any]:
-    """Commit of the checkout that lmkit runs from, whether its code was changed since, and a fingerprint of these
-    changes; None for an installed package, also if it is installed inside somebody's repository."""
+    """Returns the commit of the checkout that lmkit runs from, whether its code has changed since, and a fingerprint of
+    these changes.
+
+    They are None for an installed package, also if it is installed inside another repository."""
     root = _git("rev-parse", "--show-toplevel").strip() if shutil.which("git") else ""
     if not root or Path(root).resolve() != PACKAGE.parent.resolve():
         return {"git": None, "git_dirty": None, "git_changes": None}
@@ -117,23 +123,25 @@ def _git(*arguments: str) -> str:
 
 
 def cpu_model() -> str:
-    found = re.search(r"^model name\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
-    return found[1] if found else platform.processor() or platform.machine()
+    name = re.search(r"^model name\s*:\s*(.+)$", _read("/proc/cpuinfo"), re.MULTILINE)
+    return name[1] if name else platform.processor() or platform.machine()
 
 
 def usable_cores() -> int:
-    """Of this process: by its affinity and by its container's limit, which torch does not look at."""
+    """Returns how many cores this process may use, by its affinity and by the limit of its container.
+
+    torch does not look at the latter."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for group in _control_groups("cpu"):
-        said = _read(group / "cpu.max") or " ".join(_read(group / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
-        quota, period = (*said.split(), "", "")[:2]
+        line = _read(group / "cpu.max") or " ".join(_read(group / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+        quota, period = (*line.split(), "", "")[:2]
         if quota.isdigit() and period.isdigit() and int(quota) > 0:
             cores = min(cores, max(1, round(int(quota) / int(period))))
     return cores
 
 
 def usable_memory() -> int:
-    """Bytes, by this machine and by the container's limit."""
+    """Returns the usable memory in bytes: that of the machine, or the container's limit if that is lower."""
     files = (group / name for group in _control_groups("memory") for name in ("memory.max", "memory.limit_in_bytes"))
     limits = (_read(file).strip() for file in files)
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -141,8 +149,10 @@ def usable_memory() -> int:
 
 
 def _control_groups(controller: str) -> Iterator[Path]:
-    """Folders of the groups that limit this process, of version 2 and 1: its own, and all around it. Inside a container
-    its own may lie elsewhere than its path says; the container's limit then stands at the root."""
+    """Yields the folders of the control groups, of version 2 or 1, that limit this process: its own and its parents.
+
+    Inside a container, its own folder may be at another place than its path says; then the container's limit is in the
+    root folder."""
     for line in (_read(OWN_GROUPS) or "0::/").splitlines():
         _, named, path = line.split(":", 2)
         if not named or controller in named.split(","):

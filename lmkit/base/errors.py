@@ -14,7 +14,7 @@ from typing import ClassVar
 
 
 class UserError(Exception):
-    """What is wrong and where, what is allowed, what to do next. The text is the interface: it is shown as it is."""
+    """An error that says what is wrong and where, what is allowed, and what to do next. Users see the text as it is."""
 
     exit_code: ClassVar[int] = 2
 
@@ -51,20 +51,20 @@ class OutOfMemory(UserError):
     exit_code = 9
 
 
-# A model, a file or its name must not steer a terminal: these could move its cursor or retitle its window.
+# Characters that could control a terminal, as by moving its cursor. Text out of models and files must not do that.
 CONTROL = {c: None for c in (*range(0x20), *range(0x7F, 0xA0)) if chr(c) not in "\n\t"}
-STOPPED_RESUMABLE = 75  # EX_TEMPFAIL: saved, run again with --resume
+STOPPED_RESUMABLE = 75  # EX_TEMPFAIL: the run is saved, and goes on with --resume
 INTERRUPTED = 130
 
 
 def say(text: str) -> None:
-    """To whoever reads standard error. That nobody does any more is no reason to end what is going on."""
+    """Writes a line to standard error. It goes on silently where nobody reads standard error any more."""
     with suppress(OSError):
         print(text.translate(CONTROL), file=sys.stderr, flush=True)
 
 
 def nearest(name: str, choices: Iterable[str]) -> str | None:
-    """The choice that `name` was probably meant to be, or None. `warmup` also finds `schedule.warmup`."""
+    """Returns the choice that `name` probably means, or None. `warmup` also finds `schedule.warmup`."""
     choices = list(choices)
     by_last_part = {c.rpartition(".")[2]: c for c in reversed(choices)}
     near = get_close_matches(name, choices, n=1) or get_close_matches(name.rpartition(".")[2], by_last_part, n=1)
@@ -72,7 +72,7 @@ def nearest(name: str, choices: Iterable[str]) -> str | None:
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """A second line for an error about an unknown `name`: the nearest choice, else all of them."""
+    """Returns more lines for an error about an unknown `name`: the nearest choice, and all choices if they are few."""
     choices = sorted(choices)
     near = nearest(name, choices)
     listed = f"\n  allowed: {', '.join(choices)}"

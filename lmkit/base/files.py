@@ -1,4 +1,4 @@
-"""Writing files so that a crash leaves the old one or the new one, never half of one."""
+"""Writes files so that after a crash there is the old file or the new one, never a part of one."""
 
 import errno
 import fcntl
@@ -15,7 +15,9 @@ from lmkit.base.errors import RunInUse, StorageError
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write beside `path`, flush to disk, rename over it. An OSError names `path`, as those of a full disk do not."""
+    """Writes a file beside `path`, flushes it to the disk, and renames it to `path`.
+
+    An OSError names `path`; the system's own error for a full disk does not."""
     part = path.with_name(f".{path.name}.part")
     data = content.encode() if isinstance(content, str) else content
     try:
@@ -33,11 +35,11 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file to write in the place of `path`: renamed over it when all went well, else removed, so that `path` is as it
-    was or whole. What is no file on a disk, like /dev/stdout, is written as it is.
+    """Yields a file to write in the place of `path`, so that `path` stays as it was or becomes the whole new file.
 
-    Raises StorageError where it cannot be written, before anything is computed for it, and RunInUse where another
-    process is writing it."""
+    The file is renamed to `path` if the `with` block succeeds, and else removed. A `path` that is no file on a disk,
+    like /dev/stdout, is written directly. Raises StorageError where `path` cannot be written, if possible before the
+    `with` block, and RunInUse where another process is writing it."""
     path = Path(os.path.realpath(path))
     if path.exists() and not (path.is_file() or path.is_dir()):
         yield path
@@ -48,7 +50,7 @@ def replacing(path: Path) -> Iterator[Path]:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         with _locked(part) as file:
             try:
-                file.truncate(0)  # what a killed process left
+                file.truncate(0)  # removes what a killed process left
                 yield part
                 os.fsync(file.fileno())
                 part.replace(path)
@@ -65,19 +67,20 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _locked(part: Path) -> Iterator[IO[bytes]]:
-    """The file `part`, held alone. Raises BlockingIOError where another process holds it."""
+    """Opens the file `part` and locks it. Raises BlockingIOError where another process has locked it."""
     while True:
         with part.open("ab") as file:
             lock_now(file.fileno(), fcntl.LOCK_EX)
             if not part.exists() or not os.path.samestat(part.stat(), os.fstat(file.fileno())):
-                continue  # another process has renamed it since it was opened
+                continue  # another process has renamed the file since it was opened
             yield file
             return
 
 
 def lock_now(descriptor: int, how: int) -> None:
-    """Lock an open file or folder, shared or alone, until it is closed; where the file system has no locks, as if it
-    were. Raises BlockingIOError where another process is in the way."""
+    """Locks an open file or folder until it is closed; `how` says whether shared or alone.
+
+    It does nothing where the file system has no locks. Raises BlockingIOError where another process has locked it."""
     try:
         fcntl.flock(descriptor, how | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -91,7 +94,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def replace_link(link: Path, target: Path) -> None:
-    """Whoever reads the link meanwhile finds the one before or this one."""
+    """Makes `link` point to `target`. A process that reads it meanwhile finds the old target or the new one."""
     part = link.with_name(f".{link.name}.part")
     part.unlink(missing_ok=True)
     part.symlink_to(target)
@@ -104,8 +107,9 @@ def sha256(path: Path) -> str:
 
 
 def disk_error(e: BaseException) -> OSError | None:
-    """What the disk said, if that is what `e` is. safetensors and tokenizers, which are Rust, wrap it in types of their
-    own."""
+    """Returns the OSError that `e` is or contains, or None.
+
+    safetensors and tokenizers, which are written in Rust, wrap it in types of their own."""
     if isinstance(e, OSError):
         return e
     code = re.search(r"\(os error (\d+)\)", str(e))
@@ -113,15 +117,17 @@ def disk_error(e: BaseException) -> OSError | None:
 
 
 def share(folder: Path, like: Path) -> None:
-    """Give the weights in a folder the mode of `like`, which this process made: safetensors lets nobody else read its
-    files, whatever the umask says. A file that lies elsewhere too is left as it is."""
+    """Gives the weights in a folder the file mode of `like`, which this process wrote.
+
+    safetensors writes files that only their owner can read, whatever the umask is. Links, and files with other hard
+    links, stay as they are."""
     for file in folder.rglob("*.safetensors"):
         if not file.is_symlink() and file.stat().st_nlink == 1:
             file.chmod(like.stat().st_mode)
 
 
 def fsync_directory(path: Path) -> None:
-    """Make renames inside `path` durable."""
+    """Flushes renames inside the folder `path` to the disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

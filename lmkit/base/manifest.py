@@ -1,4 +1,4 @@
-"""Folders that exist under their name if and only if they are whole: each holds a manifest of its files."""
+"""Writes and checks folders that exist under their name if and only if they are whole, by a manifest of their files."""
 
 import hashlib
 import json
@@ -14,8 +14,10 @@ MANIFEST = "training/manifest.json"
 
 
 def put_whole(final: Path, part: Path, write: Callable[[Path], None], step: int) -> None:
-    """`write` fills the folder `part`, a manifest of sizes and checksums comes last, everything is flushed, then `part`
-    is renamed to `final`, in the place of what stood there."""
+    """Writes a folder so that it exists under the name `final` only when it is whole.
+
+    `write` fills the folder `part`; then a manifest of sizes and checksums is written, everything is flushed to the
+    disk, and `part` is renamed to `final`, which it replaces."""
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     (part / "training").mkdir()
@@ -38,8 +40,10 @@ def put_whole(final: Path, part: Path, write: Callable[[Path], None], step: int)
 
 
 def replace_listed(folder: Path, name: str, content: str) -> None:
-    """Write the file `name` of a whole folder anew. Between the two writes its manifest knows the file as it was and as
-    it will be, so the folder is whole whenever the process is killed."""
+    """Replaces the file `name` of a whole folder.
+
+    While it is written, the manifest lists both the old and the new file, so the folder is whole whenever the process
+    is killed."""
     manifest = json.loads((folder / MANIFEST).read_text())
     del manifest["sha256"]
     before, data = manifest["files"].get(name), content.encode()
@@ -52,8 +56,9 @@ def replace_listed(folder: Path, name: str, content: str) -> None:
 
 
 def damage(folder: Path, to_use: bool = False) -> str | None:
-    """What is wrong with a checkpoint by its manifest; None if it is whole. to_use: with the model and its tokenizer
-    alone, for those who do not train on."""
+    """Returns what is wrong with a checkpoint according to its manifest; None if it is whole.
+
+    to_use: checks only the model and its tokenizer, and not what training needs to go on."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         written, files = manifest.pop("sha256"), dict(manifest["files"])
@@ -82,7 +87,7 @@ def _differs(path: Path, name: str, facts: dict[str, Any]) -> str | None:
 
 
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
-    """With a checksum of its own."""
+    """Writes a manifest with a checksum of itself."""
     write_json(path, manifest | {"sha256": checksum(manifest)})
 
 

@@ -1,5 +1,6 @@
-"""Which examples make up global batch `step`: a pure function, so a run's place in its data is one integer. And how a
-batch is cut."""
+"""Says which examples make up global batch `step`, and cuts batches into groups of similar length.
+
+The examples depend only on step and seed, so the place of a run in its data is one integer."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -7,13 +8,14 @@ from typing import TypeVar
 import numpy as np
 
 T = TypeVar("T")
-OVERHEAD = 64  # tokens a forward and backward pass costs whatever is in it, on a CPU: measured
+OVERHEAD = 64  # the fixed cost of a forward and backward pass on a CPU, in tokens; measured
 
 
 def shuffled(index: int, n: int, seed: int, epoch: int) -> int:
-    """A permutation of range(n) evaluated at one point: a Feistel network that walks on while it lands outside.
+    """Returns the value at `index` of a random permutation of range(n).
 
-    No array of n integers exists, so n may be 10**10 windows."""
+    It is a Feistel network over a power of two, applied again while the result is n or more. No array of n integers is
+    needed, so n may be 10**10."""
     half = max(1, (max(n - 1, 1).bit_length() + 1) // 2)
     mask = (1 << half) - 1
     while True:
@@ -26,7 +28,7 @@ def shuffled(index: int, n: int, seed: int, epoch: int) -> int:
 
 
 def _mix(x: int, seed: int, epoch: int, r: int) -> int:
-    """The finaliser of splitmix64 (Steele et al. 2014) as a keyed round function."""
+    """Returns a random 64-bit number for x: the finaliser of splitmix64 (Steele et al. 2014), with a key."""
     x = (x + 0x9E3779B97F4A7C15 * (1 + r + 4 * epoch + 0x10001 * seed)) & 0xFFFFFFFFFFFFFFFF
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
@@ -34,20 +36,22 @@ def _mix(x: int, seed: int, epoch: int, r: int) -> int:
 
 
 def batch_rows(step: int, size: int, n: int, seed: int) -> list[tuple[int, int]]:
-    """(epoch, example) of each of the `size` rows of global batch `step`. Epochs run on without a short last batch."""
+    """Returns (epoch, example) of each of the `size` rows of global batch `step`.
+
+    A batch may reach into the next epoch, so there is no short last batch."""
     rows = range(step * size, (step + 1) * size)
     return [(i // n, shuffled(i % n, n, seed, i // n)) for i in rows]
 
 
 def nth_left(n: int, passed_over: list[int]) -> int:
-    """The n-th of the numbers 0, 1, 2, ... that are not passed over."""
+    """Returns the n-th (from 0) of the numbers 0, 1, 2, ... that are not passed over."""
     for number in sorted(passed_over):
         n += number <= n
     return n
 
 
 def rng_for(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """Every random choice made about one example (masks, spans, crops) comes from here."""
+    """Returns the generator for all random choices about one example (masks, spans, crops)."""
     return np.random.default_rng((seed, epoch, index))
 
 
@@ -58,9 +62,11 @@ def rounded_up(n: int, multiple: int) -> int:
 def by_length(
     items: Iterable[T], length: Callable[[T], int], batch_tokens: int, overhead: int = OVERHEAD
 ) -> Iterator[list[T]]:
-    """Items of like length together, longest first, at most `batch_tokens` with padding (but one at least). Those of
-    one length keep their order. Groups are chosen so that padding, and `overhead` tokens for every group, cost least:
-    where lengths differ a lot, several small groups beat one that is mostly padding."""
+    """Yields groups of items of similar length, longest first.
+
+    A group has at most `batch_tokens` tokens with padding, but at least one item. Items of one length keep their order.
+    Groups are chosen so that padding, plus `overhead` tokens for every group, costs least: where lengths differ a lot,
+    several small groups cost less than one that is mostly padding."""
     together: dict[int, list[T]] = {}
     for item in items:
         together.setdefault(length(item), []).append(item)
@@ -73,8 +79,10 @@ def by_length(
 
 
 def _cheapest_cuts(lengths: list[int], sizes: list[int], batch_tokens: int, overhead: int) -> list[tuple[int, int]]:
-    """Runs [first, last) of falling lengths, each of which `sizes` items have, to be padded to the first of the run."""
-    best, before = [0.0], [0]  # cost of the first n lengths, and where their last run begins
+    """Returns runs [first, last) of `lengths`, each to be padded to its first length, at the lowest total cost.
+
+    lengths: in descending order; sizes: the number of items of each length."""
+    best, before = [0.0], [0]  # for the first n lengths: the lowest cost, and where the last run begins
     for end in range(1, len(lengths) + 1):
         rows, least, start = 0, float("inf"), end - 1
         for first in range(end - 1, -1, -1):
@@ -84,7 +92,7 @@ def _cheapest_cuts(lengths: list[int], sizes: list[int], batch_tokens: int, over
             if cost < least:
                 least, start = cost, first
             if rows * (lengths[first] - lengths[end - 1]) > 2 * overhead + rows * lengths[first] // 2:
-                break  # padding has outgrown anything that a cut could cost
+                break  # padding costs more than any cut could
         best.append(least)
         before.append(start)
     runs, end = list[tuple[int, int]](), len(lengths)

@@ -4,7 +4,7 @@
     checkpoints/step-00000400/   a Hugging Face folder, and training/ for resuming
     latest -> checkpoints/...    best -> checkpoints/...
 
-metrics.jsonl holds only what is a pure function of (recipe, step); what the clock decides stands in timing.jsonl.
+metrics.jsonl holds only what depends on (recipe, step) alone; numbers that depend on the clock are in timing.jsonl.
 """
 
 import fcntl
@@ -26,20 +26,21 @@ from lmkit.base.errors import CONTROL, ModelError, RunInUse, StorageError, UserE
 from lmkit.base.files import disk_error, replace_link, write_atomic, write_json
 from lmkit.base.manifest import damage, put_whole
 
-OWN = re.compile(r"step-\d{8,}")  # checkpoints; whatever else lies beside them is somebody else's
-# All that a start writes before its run begins: what a kill left of it is no run, and nobody else's.
+OWN = re.compile(r"step-\d{8,}")  # names of checkpoints; other files beside them are not ours
+# All that is written before a run begins. A folder with only these was left by a killed start, and may be used again.
 STARTED = {"lock", "checkpoints", "tokenizer", "environment.json"}
-# seconds in training/state.json, which no two runs share
+# Keys of training/state.json that hold seconds, and so differ between equal runs.
 BY_THE_CLOCK = ("elapsed", "beside", "saving", "eval_seconds", "save_seconds", "reserve")
-LINK = "LMKIT_LINK_LATEST"  # set for the processes of a run whose place was chosen for them
-ADAPTER_CONFIG = "adapter_config.json"  # in a folder that holds an adapter instead of a whole model, as PEFT keeps it
+LINK = "LMKIT_LINK_LATEST"  # set for the processes of a run whose directory was not chosen by a person
+ADAPTER_CONFIG = "adapter_config.json"  # PEFT's file in a folder that holds an adapter instead of a whole model
 
 
 class Run:
-    """Opens or creates; holds a lock for life, which the system frees when the process ends, however it ends.
+    """Opens or creates a run directory, and locks it. The system frees the lock when the process ends in any way.
 
-    killed: the process that had the run before and did not close it. named_latest: what the link `latest` beside the
-    runs is to name once a run has begun here; None: it stays. Raises RunInUse, StorageError."""
+    killed: the process that had the run before and did not close it, or "". named_latest: the run that the link
+    `latest` beside the runs will name once a run has begun here; None: the link stays as it is. Raises RunInUse where
+    another process has the run, and StorageError where the directory cannot be written to."""
 
     named_latest: Path | None = None
 
@@ -70,7 +71,7 @@ class Run:
                 shutil.rmtree(half)
 
     def close(self) -> None:
-        """A directory in which no run began is left as it was found."""
+        """Frees the lock, and removes the directory again if no run began in it and it is otherwise empty."""
         with suppress(StorageError, OSError):
             self.check()
             self._lock.truncate(0)
@@ -83,13 +84,14 @@ class Run:
             self._lock.close()
 
     def _sweep(self) -> None:
-        """Of a start that came to nothing no later one takes anything for its own."""
+        """Removes what a start left that did not become a run, so that a later start does not use it."""
         shutil.rmtree(self.path / "tokenizer", ignore_errors=True)
         (self.path / "environment.json").unlink(missing_ok=True)
 
     def check(self) -> None:
-        """Raises StorageError where the directory is gone or is another one now: nothing is made anew in silence, and
-        nothing written into another's."""
+        """Raises StorageError where the directory was deleted, or replaced by another one.
+
+        Otherwise the run would silently create it again, or write into the directory of another run."""
         try:
             same = os.path.samestat(os.stat(self.path / "lock"), os.fstat(self._lock.fileno()))
         except (FileNotFoundError, NotADirectoryError):
@@ -111,6 +113,7 @@ class Run:
     # ---- identity
 
     def begin(self, recipe_yaml: str, facts: dict[str, Any]) -> None:
+        """Begins the run: writes its environment, with `facts`, and then its recipe. Raises StorageError."""
         with self._writing("recipe.yaml"):
             write_json(self.path / "environment.json", environment() | facts)
             sys.audit("lmkit.begin")
@@ -119,7 +122,7 @@ class Run:
             link_latest(self.named_latest)
 
     def status(self, state: str, **facts: Any) -> None:
-        """state: running, done, stopped, diverged or failed."""
+        """Writes status.json. state: running, done, stopped, diverged, interrupted or failed. Raises StorageError."""
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         with self._writing("status.json"):
             write_json(self.path / "status.json", {"state": state, "pid": os.getpid(), "time": now, **facts})
@@ -127,7 +130,10 @@ class Run:
     # ---- checkpoints
 
     def save(self, step: int, write: Callable[[Path], None], keep: int, best: bool) -> Path:
-        """A checkpoint, which exists under its name if and only if it is whole (`put_whole`). Raises StorageError."""
+        """Writes a checkpoint, which exists under its name if and only if it is whole (`put_whole`).
+
+        write: fills a folder; keep: how many checkpoints stay besides the best one; best: the link `best` will name
+        this checkpoint. Returns its folder. Raises StorageError."""
         final, part = self.checkpoint(step), self.part(step)
         sys.audit("lmkit.save", step)
         with self._saving(final, part):
@@ -139,8 +145,9 @@ class Run:
         return final
 
     def save_average(self, step: int, write: Callable[[Path], None]) -> Path:
-        """The average of the last checkpoints up to this step, as whole as a checkpoint, and the best. Raises
-        StorageError."""
+        """Writes the average of the last checkpoints up to this step, in the same way as a checkpoint.
+
+        The link `best` will name it. Returns its folder. Raises StorageError."""
         final, part = self.path / "average", self.path / "average.part"
         with self._saving(final, part):
             put_whole(final, part, write, step)
@@ -164,7 +171,7 @@ class Run:
         return self.checkpoints / f"step-{step:08d}"
 
     def part(self, step: int) -> Path:
-        """Where checkpoint `step` is put together."""
+        """Returns the folder in which checkpoint `step` is written before it is renamed."""
         return self.checkpoint(step).with_suffix(".part")
 
     def _point(self, name: str, target: Path) -> None:
@@ -172,8 +179,9 @@ class Run:
         replace_link(self.path / name, target.relative_to(self.path))
 
     def point_again(self, newest: Path, best: int | None) -> None:
-        """`latest`, and `best` of step `best`, as they stood when `newest` was written: a kill may have come before
-        they were set, and what they name may be damaged."""
+        """Sets the links `latest` and `best` to the checkpoints `newest` and of step `best`.
+
+        The process may have been killed before it set them, or they may name damaged checkpoints."""
         with self._writing("latest"):
             self._point("latest", newest)
             if best is not None and self.checkpoint(best).is_dir():
@@ -182,25 +190,27 @@ class Run:
                 (self.path / "best").unlink(missing_ok=True)
 
     def _retire(self, keep: int) -> None:
-        """Only whole checkpoints, oldest step first; never the best, nor one that somebody is reading."""
+        """Deletes all but the newest `keep` checkpoints, oldest first.
+
+        The best checkpoint stays, and those that another process is reading."""
         sys.audit("lmkit.retire")
         best = (self.path / "best").resolve()
         for old in self.steps()[:-keep]:
             with _locked(old, fcntl.LOCK_EX | fcntl.LOCK_NB) as ours:
                 if ours and old.resolve() != best:
-                    gone = old.with_name(old.name + ".old")
-                    old.rename(gone)
-                    shutil.rmtree(gone, ignore_errors=True)  # the next start sweeps what a reader holds open
+                    retired = old.with_name(old.name + ".old")
+                    old.rename(retired)
+                    shutil.rmtree(retired, ignore_errors=True)  # the next start removes what a reader holds open
 
     def steps(self) -> list[Path]:
-        """Checkpoint folders, oldest first."""
+        """Returns the folders of checkpoints, oldest first."""
         return sorted(p for p in self.checkpoints.glob("step-*") if OWN.fullmatch(p.name) and p.is_dir())
 
     def newest_whole(self, told: Callable[[str], None]) -> Path | None:
-        """The newest checkpoint whose every byte matches its manifest; None where none was ever written. Damaged ones
-        are named through `told` and put aside, so that none of them is counted as kept.
+        """Returns the newest checkpoint that matches its manifest; None where none was ever written.
 
-        Raises ModelError when none is left: a resume never restarts from nothing."""
+        Newer ones that are damaged are named through `told` and renamed, so that they no longer count as checkpoints.
+        Raises ModelError where all are damaged, since a resume must not silently start again from step 0."""
         damaged: list[Path] = []
         for checkpoint in reversed(self.steps()):
             problem = damage(checkpoint)
@@ -211,7 +221,7 @@ class Run:
             told(f"{checkpoint.name} is damaged ({problem}); trying the one before")
             self.event("damaged", checkpoint=checkpoint.name, problem=problem)
             damaged.append(checkpoint)
-        if damaged or os.path.lexists(self.path / "latest"):  # written with the first checkpoint
+        if damaged or os.path.lexists(self.path / "latest"):  # the link is set with the first checkpoint
             raise ModelError(f"{self.path}: no whole checkpoint to resume from\n  → start again with another --out")
         return None
 
@@ -222,7 +232,7 @@ class Run:
             checkpoint.rename(aside)
 
     def drop_damaged(self, step: int, told: Callable[[str], None]) -> bool:
-        """Whether the checkpoint of this step, if there is one, was damaged; then it is put aside."""
+        """Renames the checkpoint of this step if it is damaged. Returns whether it was."""
         checkpoint = self.checkpoint(step)
         problem = damage(checkpoint) if checkpoint.is_dir() else None
         if problem is None:
@@ -235,28 +245,29 @@ class Run:
     # ---- metrics
 
     def truncate_logs(self, step: int, told: Callable[[str], None]) -> None:
-        """Drop the rows of steps that are about to be trained again, and a torn last line. Lines that something else
-        has damaged are dropped as well, and how many is told."""
+        """Drops the rows of steps after `step`, which are about to be trained again, and an incomplete last line.
+
+        Other damaged lines are dropped too, and their number is told."""
         for name in ("metrics.jsonl", "timing.jsonl"):
             damaged: list[int] = []
             rows = [row for row in read_jsonl(self.path / name, damaged) if isinstance(row.get("step"), int)]
             if damaged:
                 told(f"{self.path / name}: {len(damaged):,} damaged lines are lost, like line {damaged[0]:,}")
             with self._writing(name):
-                kept = [row for row in rows if row["step"] <= step]
-                write_atomic(self.path / name, "".join(json.dumps(row) + "\n" for row in kept))
+                earlier = [row for row in rows if row["step"] <= step]
+                write_atomic(self.path / name, "".join(json.dumps(row) + "\n" for row in earlier))
 
     def open_log(self, name: str) -> IO[str]:
         return (self.path / name).open("a", buffering=1)
 
     def event(self, kind: str, **facts: Any) -> None:
-        """Append to events.jsonl: starts, resumes, skipped steps, fallbacks."""
+        """Appends an event to events.jsonl: starts, resumes, skipped steps, fallbacks. Raises StorageError."""
         with self._writing("events.jsonl"), self.open_log("events.jsonl") as f:
             f.write(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": kind, **facts}) + "\n")
 
 
 class Follower(Run):
-    """What all processes of a run but the first see of it: they read it and write nothing."""
+    """The run directory for all processes except the first: they read it and write nothing."""
 
     def __init__(self, path: Path):
         self.path, self.checkpoints, self.killed = path, path / "checkpoints", ""
@@ -279,14 +290,14 @@ class Follower(Run):
 
 @contextmanager
 def reading(checkpoint: Path) -> Iterator[None]:
-    """Keeps a run that goes on training from retiring a checkpoint while it is read."""
+    """Keeps a run that goes on training from deleting a checkpoint while it is read."""
     with _locked(checkpoint, fcntl.LOCK_SH):
         yield
 
 
 @contextmanager
 def _locked(folder: Path, how: int) -> Iterator[bool]:
-    """Whether we hold a lock on it; where the file system has none, as if."""
+    """Locks a folder for the time of a `with` block. Yields whether that worked; True where there are no locks."""
     fd, ours = os.open(folder, os.O_RDONLY), True
     try:
         with suppress(OSError):
@@ -300,26 +311,26 @@ def _locked(folder: Path, how: int) -> Iterator[bool]:
 
 
 def takes_latest(out: Path | None) -> bool:
-    """Whether `latest` is to name a run: where its place was not chosen by a person."""
+    """Says whether the link `latest` is to name a run, which is so where no person chose its directory."""
     return out is None or LINK in os.environ
 
 
 def link_latest(run: Path) -> None:
-    """`latest`, beside the run, means it."""
+    """Makes the link `latest`, beside the run, name it."""
     run.parent.mkdir(parents=True, exist_ok=True)
     replace_link(run.parent / "latest", Path(run.name))
 
 
 def going_on(run: Path, verb: str) -> str:
-    """The command that goes on with a run, for a shell; of one of several seeds, the one that goes on with all."""
-    several = run.name.startswith("seed-") and (run.parent / "recipe.yaml").is_file()
-    return f"lmkit {verb} --resume {shlex.quote(str(run.parent if several else run))}"
+    """Returns the command, for a shell, that goes on with a run; for one of several seeds, that goes on with all."""
+    is_one_of_seeds = run.name.startswith("seed-") and (run.parent / "recipe.yaml").is_file()
+    return f"lmkit {verb} --resume {shlex.quote(str(run.parent if is_one_of_seeds else run))}"
 
 
 def read_jsonl(path: Path, damaged: list[int] | None = None) -> Iterator[dict[str, Any]]:
-    """Rows of a log, without a line that a crash left torn at its end or, after a power cut, empty.
+    """Yields the rows of a log, without lines at its end that a crash or power cut left incomplete or empty.
 
-    damaged: is given the numbers of the lines before it that cannot be read; they are passed over."""
+    damaged: gets the numbers of lines before the last row that cannot be read; they are left out."""
     if not path.exists():
         return
     unread: list[int] = []
@@ -339,15 +350,16 @@ def read_jsonl(path: Path, damaged: list[int] | None = None) -> Iterator[dict[st
 
 
 def model_folder(path: Path | str) -> Path:
-    """The Hugging Face folder, of a model or of an adapter, meant by a run (its `best`, else its `latest`) or by such
-    a folder. Raises ModelError."""
+    """Returns the Hugging Face folder, of a model or an adapter, that `path` stands for.
+
+    `path` is such a folder, or a run, which stands for its `best`, else its `latest`. Raises ModelError for others."""
     path = Path(path)
     for folder in (path, path / "best", path / "latest"):
         if any((folder / name).exists() for name in ("config.json", ADAPTER_CONFIG)):
             return folder
     if not path.exists():
-        beside = sorted(p.name for p in path.parent.glob("*") if p.is_dir()) if path.parent.exists() else []
-        here = f"\n  {path.parent}/ holds: {', '.join(beside[:12])}" if beside else ""
+        siblings = sorted(p.name for p in path.parent.glob("*") if p.is_dir()) if path.parent.exists() else []
+        here = f"\n  {path.parent}/ holds: {', '.join(siblings[:12])}" if siblings else ""
         raise ModelError(f"{path}: no such model or run{here}\n  → `lmkit runs` lists runs")
     if seeds := seeds_of(path):
         raise ModelError(f"{path}: a run for each of several seeds\n  → name one: {', '.join(p.name for p in seeds)}")
@@ -355,7 +367,7 @@ def model_folder(path: Path | str) -> Path:
 
 
 def read_status(path: Path) -> dict[str, Any]:
-    """Empty where there is none, or none that can be read: nothing depends on it but what people are told."""
+    """Returns the content of status.json, or {} where it cannot be read, since it only serves to inform people."""
     try:
         return dict(json.loads((path / "status.json").read_text()))
     except (OSError, ValueError, TypeError):
@@ -363,7 +375,7 @@ def read_status(path: Path) -> dict[str, Any]:
 
 
 def seeds_of(path: Path | str) -> list[Path]:
-    """The run of each seed, where `path` holds such runs and is none itself."""
+    """Returns the run of each seed, where `path` holds such runs and is not a run itself; else []."""
     path = Path(path)
     if (path / "latest").exists() or not (path / "recipe.yaml").exists():
         return []
@@ -371,9 +383,9 @@ def seeds_of(path: Path | str) -> list[Path]:
 
 
 def fresh_path(out: Path | None, name: str, verb: str) -> Path:
-    """A run directory of its own. One named by the user must be new or empty; otherwise runs/NAME, runs/NAME-2, ...
+    """Returns a directory for a new run: `out`, or else the first free one of runs/NAME, runs/NAME-2, ...
 
-    Raises UserError where there is a run, or what is somebody's."""
+    Raises UserError where `out` already holds a run, or other files."""
     if out is not None:
         if (out / "recipe.yaml").exists():
             raise UserError(f"{out}: holds a run already\n  → {going_on(out, verb)}, or another --out")
@@ -388,7 +400,7 @@ def fresh_path(out: Path | None, name: str, verb: str) -> Path:
 
 
 def _of_others(folder: Path) -> list[str]:
-    """What a folder without a run holds, but for what is left of a start."""
+    """Returns the names in a folder without a run, except those that a killed start left."""
     names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     if "lock" not in names:
         return names
@@ -396,7 +408,7 @@ def _of_others(folder: Path) -> list[str]:
 
 
 def find_run(path: Path | str) -> Path:
-    """A run directory by path. Raises UserError."""
+    """Returns the path of a run directory. Raises UserError where it is not one."""
     path = Path(path)
     if not (path / "recipe.yaml").exists():
         raise UserError(f"{path}: not a run directory (no recipe.yaml)\n  → `lmkit runs` lists runs")

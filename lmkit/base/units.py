@@ -3,7 +3,7 @@
 import re
 
 SCALE = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
-LARGEST = 1e18  # whole numbers above lose digits, and fit no index
+LARGEST = 1e18  # larger whole numbers lose digits, and are too large for an index
 SECONDS = {
     "ms": 1e-3, "s": 1, "sec": 1, "second": 1, "m": 60, "min": 60, "minute": 60, "h": 3600, "hour": 3600, "d": 86400,
     "day": 86400,
@@ -12,9 +12,10 @@ QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*([a-zA-Z%]*)
 
 
 def split_quantity(text: str | int | float) -> tuple[float, str]:
-    """`"2.5B tokens"` -> (2.5e9, "tokens"); `"3 min"` -> (3.0, "min"); `40` -> (40.0, "").
+    """Returns the number and the unit in a text, the unit in the singular and in lower case.
 
-    Raises ValueError with the accepted forms."""
+    `"2.5B tokens"` gives (2.5e9, "token"); `"3 min"` gives (3.0, "min"); `40` gives (40.0, ""). Raises ValueError that
+    names the accepted forms."""
     match = QUANTITY.fullmatch(str(text))
     if match is None:
         raise ValueError(
@@ -27,19 +28,21 @@ def split_quantity(text: str | int | float) -> tuple[float, str]:
         if first.lower() not in SCALE:
             raise ValueError(f"{text!r}: `{first}` is not a scale; use k, M, B or T")
         return number * SCALE[first.lower()], _singular(second)
-    if first.lower() in SCALE and first not in ("m", ""):  # a lone small m is minutes; k, M, B, T scale
+    if first.lower() in SCALE and first not in ("m", ""):  # a small m alone means minutes; k, M, B, T are scales
         return number * SCALE[first.lower()], ""
     return number, _singular(first)
 
 
 def _singular(unit: str) -> str:
-    """In lower case. Milliseconds are no minutes."""
+    """Returns the unit in the singular and in lower case. The s of `ms` is no plural."""
     unit = unit.lower()
     return unit if unit in ("s", "ms") else unit.removesuffix("s")
 
 
 def count(text: str | int | float, *units: str) -> int:
-    """A whole number: `512k`, `16384`, or with one of `units` (singular) after it: `16384 tokens`."""
+    """Returns a whole number: `512k`, `16384`, or with one of `units` (singular) after it, as `16384 tokens`.
+
+    Raises ValueError for another unit, and for a number that is not whole."""
     number, unit = split_quantity(text)
     if unit and unit not in units:
         allowed = ", ".join(f"{u}s" for u in units) or "none"
@@ -50,7 +53,7 @@ def count(text: str | int | float, *units: str) -> int:
 
 
 def fraction(text: str | int | float) -> float:
-    """`5%` or `0.05` -> 0.05. Raises ValueError outside [0, 1]."""
+    """Returns the share that a text names: 0.05 for `5%` or `0.05`. Raises ValueError for one outside [0, 1]."""
     number, unit = split_quantity(text)
     if unit not in ("", "%"):
         raise ValueError(f"{text!r}: unit `{unit}` does not fit here; write a share like 5% or 0.05")
@@ -61,7 +64,7 @@ def fraction(text: str | int | float) -> float:
 
 
 def seconds(text: str | int | float) -> float:
-    """`3 min`, `90s`, `1.5h` -> seconds."""
+    """Returns the seconds in a text such as `3 min`, `90s` or `1.5h`. Raises ValueError for another unit."""
     number, unit = split_quantity(text)
     if unit not in SECONDS:
         raise ValueError(f"{text!r}: unit `{unit}` is not a time; allowed: ms, s, min, h, d")
@@ -69,7 +72,7 @@ def seconds(text: str | int | float) -> float:
 
 
 def show_count(n: float) -> str:
-    """1234 -> `1,234`; 1234567 -> `1.23M`."""
+    """Returns a number as people read it: 1234 gives `1,234`; 1234567 gives `1.23M`."""
     for scale, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
         if abs(n) >= scale:
             return f"{n / scale:.3g}{letter}"
@@ -85,12 +88,12 @@ def show_bytes(n: float) -> str:
 
 
 def show_seconds(s: float) -> str:
-    """95 -> `1:35`; 4000 -> `1:06:40`."""
+    """Returns seconds as people read them: 95 gives `1:35`; 4000 gives `1:06:40`."""
     s = max(0, round(s))
     return f"{s // 3600}:{s // 60 % 60:02d}:{s % 60:02d}" if s >= 3600 else f"{s // 60}:{s % 60:02d}"
 
 
 def brief(text: str, most: int = 40) -> str:
-    """A name out of a file, for a message: on one line, without control characters, `most` characters at most."""
+    """Returns a text for a message: on one line, without control characters, with at most `most` characters."""
     line = "".join(c if c.isprintable() else " " for c in text)
     return line if len(line) <= most else f"{line[: most - 1]}…"

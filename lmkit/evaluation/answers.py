@@ -1,4 +1,4 @@
-"""Scores of answers to questions, and the thresholds that decide when there is none. Shapes: N questions."""
+"""Scores of answers to questions, and thresholds that decide when to give no answer. Shapes: N questions."""
 
 import re
 import string
@@ -14,8 +14,9 @@ PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalise(answer: str) -> str:
-    """What is compared: lower case, without ASCII punctuation, articles and runs of spaces. As SQuAD's evaluate-v2.0.py
-    (Rajpurkar et al. 2018), which is made for English."""
+    """Returns the answer as it is compared: in lower case, without ASCII punctuation, articles and runs of spaces.
+
+    SQuAD's evaluate-v2.0.py (Rajpurkar et al. 2018), which is made for English, does the same."""
     return " ".join(ARTICLES.sub(" ", answer.lower().translate(PUNCTUATION)).split())
 
 
@@ -24,7 +25,9 @@ def exact_match(gold: str, predicted: str) -> float:
 
 
 def f1(gold: str, predicted: str) -> float:
-    """Harmonic mean of the shares of words in common; with no answer on either side 1 if on both, else 0."""
+    """Returns the harmonic mean of the shares of common words.
+
+    Where one side is no answer, it is 1 if both are, else 0."""
     theirs, ours = normalise(gold).split(), normalise(predicted).split()
     if not theirs or not ours:
         return float(theirs == ours)
@@ -32,20 +35,24 @@ def f1(gold: str, predicted: str) -> float:
 
 
 def accepted(golds: Sequence[str]) -> list[str]:
-    """Answers that count; "" alone where a question has none."""
+    """Returns the answers that count as right; only "" where a question has none."""
     return [gold for gold in golds if normalise(gold)] or [""]
 
 
 def best_of(golds: Sequence[str], predicted: str) -> tuple[float, float]:
-    """(exact match, F1) of a prediction, each with the gold answer that suits it best; predicted "": no answer."""
+    """Returns (exact match, F1) of a prediction, each with the gold answer that gives the highest score.
+
+    A prediction of "" means no answer."""
     golds = accepted(golds)
     return max(exact_match(gold, predicted) for gold in golds), max(f1(gold, predicted) for gold in golds)
 
 
 def score(golds: Sequence[Sequence[str]], predicted: Sequence[str], intervals: bool = True) -> dict[str, Estimate]:
-    """exact_match and f1 of SQuAD 2.0, as shares of 1. golds: (N,) lists of accepted answers, [] or [""] where there is
-    none; predicted: (N,), "" for no answer. Where some questions have no answer also has_answer_exact_match,
-    has_answer_f1 and no_answer_accuracy, over the questions of that kind."""
+    """Returns exact_match and f1 of SQuAD 2.0, from 0 to 1.
+
+    golds: (N,) lists of accepted answers, [] or [""] where there is none; predicted: (N,), "" for no answer. Where some
+    questions have no answer, it also returns has_answer_exact_match, has_answer_f1 and no_answer_accuracy, over the
+    questions of that kind."""
     both = np.array([best_of(g, p) for g, p in zip(golds, predicted, strict=True)]).reshape(-1, 2)
     has = np.array([accepted(g) != [""] for g in golds], bool)
     scores = means({"exact_match": both[:, 0], "f1": both[:, 1]}, intervals)
@@ -61,16 +68,19 @@ def best_threshold(
     answering: Sequence[float] | np.ndarray,
     silent: Sequence[float] | np.ndarray,
 ) -> tuple[float, float]:
-    """(threshold, mean score under it): the questions whose `null_minus_best` is at most the threshold are answered.
-    All (N,): how much likelier no answer is; the score of the best answer; the score of giving none.
+    """Returns the best threshold and the mean score with it.
 
-    As `find_best_thresh` of SQuAD's evaluate-v2.0.py, where equal values are answered together. The smallest of equally
-    good thresholds; just below all values where silence is best."""
+    Questions whose `null_minus_best` is at most the threshold are answered. null_minus_best: (N,) how much likelier no
+    answer is than the best one; answering: (N,) the score of the best answer; silent: (N,) the score of giving none.
+
+    It does the same as `find_best_thresh` of SQuAD's evaluate-v2.0.py, where questions with equal values are answered
+    together. Of equally good thresholds it returns the smallest; where no answers are best, one just below all
+    values."""
     order, ends = _order(-np.asarray(null_minus_best, float))
     values = np.asarray(null_minus_best, float)[order]
     silent = np.asarray(silent, float)
     gains = (np.asarray(answering, float) - silent)[order].cumsum()[ends]
-    best = int(np.argmax(gains >= gains.max() - 1e-9))  # the first of those that differ by rounding
+    best = int(np.argmax(gains >= gains.max() - 1e-9))  # the first of those that differ only by rounding
     if gains[best] <= 1e-9:
         return float(np.nextafter(values[0], -np.inf)), float(silent.mean())
     return float(values[ends[best]]), float(silent.mean() + gains[best] / len(values))
@@ -79,7 +89,7 @@ def best_threshold(
 def coverage_curve(
     scores: Sequence[float] | np.ndarray, right: Sequence[bool] | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Selective accuracy: (thresholds, coverage, accuracy), highest threshold first, one entry a different score.
+    """Returns thresholds, coverage and accuracy, highest threshold first, with one entry for each different score.
 
     coverage: the share of questions whose score is at least the threshold; accuracy: the share of these that are
     right. scores, right: (N,) of the answer to each question."""
@@ -91,8 +101,10 @@ def coverage_curve(
 def threshold_for_precision(
     scores: Sequence[float] | np.ndarray, right: Sequence[bool] | np.ndarray, precision: float
 ) -> float | None:
-    """The smallest threshold whose answers, those with at least this score, are right in at least a share of
-    `precision`; None if there is none. Chosen on these answers, it promises less for others: hold some out."""
+    """Returns the smallest threshold for which a share of at least `precision` of the answers is right, or None.
+
+    The answers are those whose score is at least the threshold. On other questions the precision may be lower, so the
+    threshold should be chosen on held-out ones."""
     thresholds, _, accuracy = coverage_curve(scores, right)
     good = np.flatnonzero(accuracy >= precision - 1e-12)
     return float(thresholds[good[-1]]) if len(good) else None
@@ -101,13 +113,14 @@ def threshold_for_precision(
 def recall_at_k(
     ranks: Sequence[int | None], ks: Sequence[int] = (1, 5, 20), intervals: bool = True
 ) -> dict[str, Estimate]:
-    """`recall@k`: the share of questions with a right passage among the first k. ranks: (N,) place of the first right
-    passage, from 1; None: not found."""
+    """Returns `recall@k` for each k: the share of questions with a right passage among the first k.
+
+    ranks: (N,) the place of the first right passage, from 1; None where there is none."""
     return means({f"recall@{k}": [float(r is not None and r <= k) for r in ranks] for k in ks}, intervals)
 
 
 def _order(scores: Sequence[float] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (N,) from the highest score down, and the last place of each run of equal ones."""
+    """Returns indices (N,) from the highest score to the lowest, and the last place of each run of equal scores."""
     descending = -np.asarray(scores, float)
     order = np.argsort(descending, kind="stable")
     ordered = descending[order]

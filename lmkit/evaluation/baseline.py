@@ -1,5 +1,5 @@
-"""What a model must beat: the commonest label, and TF-IDF with a linear model (Wang & Manning 2012 show how strong
-that is). All results are what `classification` scores. Shapes: N rows, M test rows, C classes."""
+"""Baselines that a model should beat: the commonest label, and TF-IDF with a linear model, which is strong (Wang &
+Manning 2012). `classification` scores their results. Shapes: N rows, M test rows, C classes, F features."""
 
 import warnings
 from collections.abc import Sequence
@@ -10,16 +10,17 @@ import numpy as np
 from lmkit.evaluation.writing import WORD
 
 Kind = Literal["single", "multi", "regression"]
-STRENGTHS = (1.0, 4.0, 16.0)  # inverse of the regularisation
-HELD_OUT = 0.1  # of the training rows, to choose it
-FEW = 100  # rows that are too few to hold some out
+STRENGTHS = (1.0, 4.0, 16.0)  # values to choose from for the inverse of the regularisation
+HELD_OUT = 0.1  # the share of the training rows that is held out to choose it
+FEW = 100  # with fewer rows, none is held out
 MOST_CELLS = 20_000_000  # rows times classes, above which logistic regression takes hours
-MOST_WEIGHTS = 10_000_000  # features times classes: of more words the commonest are taken
-MANY = 1000  # rows from which words seen in one text only are left out
+MOST_WEIGHTS = 10_000_000  # features times classes; if there are more, only the commonest words are used
+MANY = 1000  # from this number of rows on, words that occur in only one text are left out
 
 
 def majority(kind: Kind, labels: np.ndarray, test_rows: int, classes: int) -> np.ndarray:
-    """The same guess for all rows, (M, C): the shares of the training labels; (M,), their mean, for `regression`."""
+    """Returns the same guess for all rows: the shares of the training labels, (M, C); their mean, (M,), for
+    `regression`."""
     shares = np.bincount(labels, minlength=classes) / len(labels) if kind == "single" else np.mean(labels, axis=0)
     return np.tile(shares, (test_rows, 1)) if kind != "regression" else np.full(test_rows, float(shares))
 
@@ -33,12 +34,13 @@ def tfidf(
     train_pairs: Sequence[str] | None = None,
     test_pairs: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """Probabilities (M, C) by logistic regression on words and pairs of words, for `multi` one a class; (M,) numbers by
-    ridge regression. The second texts of pairs have features of their own.
+    """Returns probabilities (M, C) by logistic regression on words and pairs of words, or numbers (M,) by ridge
+    regression.
 
-    labels: (N,) int; (N, C) bool for `multi`; (N,) float for `regression`. How strongly the model is regularised is
-    chosen on a part of the training rows, then all of them are used; the same rows always give the same result. Texts
-    without any words get the `majority` guess."""
+    For `multi` there is one logistic regression per class. The second texts of pairs have features of their own.
+    labels: (N,) int; (N, C) bool for `multi`; (N,) float for `regression`. The strength of the regularisation is chosen
+    on a part of the training rows, and then all of them are used; the same rows always give the same result. If the
+    training texts have no words, the result is the `majority` guess."""
     from scipy.sparse import hstack
 
     y, columns = np.asarray(labels), [(train_texts, test_texts)]
@@ -54,7 +56,7 @@ def tfidf(
 
 
 def _features(train: Sequence[str], test: Sequence[str], most: int) -> tuple[Any, Any]:
-    """Sparse (N, F) and (M, F)."""
+    """Returns the features of training and test texts, sparse matrices (N, F) and (M, F)."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectoriser = TfidfVectorizer(
@@ -66,13 +68,13 @@ def _features(train: Sequence[str], test: Sequence[str], most: int) -> tuple[Any
 
 def _strength(kind: Kind, x: Any, y: np.ndarray, classes: int) -> float:
     order = np.random.default_rng(0).permutation(len(y))
-    held, kept = np.split(order, [round(HELD_OUT * len(y))])
-    losses = [_loss(kind, y[held], _fitted(kind, x[kept], y[kept], x[held], classes, s)) for s in STRENGTHS]
+    dev, rest = np.split(order, [round(HELD_OUT * len(y))])
+    losses = [_loss(kind, y[dev], _fitted(kind, x[rest], y[rest], x[dev], classes, s)) for s in STRENGTHS]
     return STRENGTHS[int(np.argmin(losses))]
 
 
 def _loss(kind: Kind, y: np.ndarray, guess: np.ndarray) -> float:
-    """Nats a label, or squared error."""
+    """Returns the mean loss: nats per label, or squared error for `regression`."""
     if kind == "regression":
         return float(np.mean((y - guess) ** 2))
     right = guess[np.arange(len(y)), y] if kind == "single" else np.where(y, guess, 1 - guess)
@@ -80,7 +82,7 @@ def _loss(kind: Kind, y: np.ndarray, guess: np.ndarray) -> float:
 
 
 def _fitted(kind: Kind, x: Any, y: np.ndarray, test: Any, classes: int, strength: float) -> np.ndarray:
-    """What a model of training rows x (N, F), y says of `test` (M, F)."""
+    """Returns what a model trained on rows x (N, F) with labels y predicts for `test` (M, F)."""
     if kind == "regression":
         from sklearn.linear_model import Ridge
 
@@ -96,7 +98,7 @@ def _fitted(kind: Kind, x: Any, y: np.ndarray, test: Any, classes: int, strength
         out[:, seen] = 1
         return out
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a model that has not converged is a weaker baseline, no mistake
+        warnings.simplefilter("ignore")  # a model that has not converged is only a weaker baseline
         model = LogisticRegression(C=strength, max_iter=200).fit(x, y)
     out[:, seen] = model.predict_proba(test)
     return out

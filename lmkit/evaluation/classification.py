@@ -1,4 +1,4 @@
-"""Scores of labels and numbers. They are scikit-learn's and scipy's under row weights, written so that a thousand
+"""Scores of labels and numbers. They equal those of scikit-learn and scipy with row weights, but are faster: a thousand
 resamples of 25,000 rows take about a second. Shapes: N rows, C classes."""
 
 from collections.abc import Sequence
@@ -8,13 +8,13 @@ import numpy as np
 
 from lmkit.evaluation.intervals import Estimate, resampled
 
-MOST_CELLS = 20_000_000  # rows times classes for which areas under curves are looked for
-RESAMPLED = 2_000_000  # and for which their intervals are
-BINS = 15  # of the expected calibration error, as in Guo et al. 2017
+MOST_CELLS = 20_000_000  # the largest number of rows times classes for which areas under curves are computed
+RESAMPLED = 2_000_000  # the same for the intervals of these areas
+BINS = 15  # bins of the expected calibration error, as in Guo et al. 2017
 
 
 class ClassScore(NamedTuple):
-    """One class against all others; 0 where nothing was predicted, or nothing is there."""
+    """Scores of one class against all others. A score is 0 where its denominator is 0."""
 
     precision: float
     recall: float
@@ -23,7 +23,7 @@ class ClassScore(NamedTuple):
 
 
 def confusion(labels: Sequence[int] | np.ndarray, predicted: Sequence[int] | np.ndarray, classes: int) -> np.ndarray:
-    """Rows (C, C) by label (first) and prediction (second)."""
+    """Returns the number of rows with each label (first index) and prediction (second index), (C, C)."""
     cells = np.asarray(labels, int) * classes + np.asarray(predicted, int)
     return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
 
@@ -31,23 +31,23 @@ def confusion(labels: Sequence[int] | np.ndarray, predicted: Sequence[int] | np.
 def per_class(
     labels: Sequence[int] | np.ndarray, predicted: Sequence[int] | np.ndarray, classes: int
 ) -> list[ClassScore]:
-    """A score a class, in their order."""
+    """Returns the scores of each class, in the order of the classes."""
     table = confusion(labels, predicted, classes)
-    hits, there, said = table.diagonal(), table.sum(1), table.sum(0)
-    columns = (divide(hits, said), divide(hits, there), divide(2 * hits, there + said))
-    return [ClassScore(float(p), float(r), float(f), int(n)) for p, r, f, n in zip(*columns, there, strict=True)]
+    hits, actual, guessed = table.diagonal(), table.sum(1), table.sum(0)
+    columns = (divide(hits, guessed), divide(hits, actual), divide(2 * hits, actual + guessed))
+    return [ClassScore(float(p), float(r), float(f), int(n)) for p, r, f, n in zip(*columns, actual, strict=True)]
 
 
 def single(
     labels: Sequence[int] | np.ndarray, probabilities: np.ndarray, intervals: bool = True
 ) -> dict[str, Estimate]:
-    """One label a row. labels: (N,); probabilities: (N, C).
+    """Returns the scores of a task with one label per row. labels: (N,); probabilities: (N, C).
 
-    accuracy; macro_f1, over the classes that are there or predicted; mcc (Gorodkin 2004); ece, the expected
-    calibration error: |share right - mean probability| in 15 equal bins of the largest probability, weighted by their
-    rows (Guo et al. 2017); auroc: of class 1 where there are two, else the mean of each class against the rest, left
-    out where only one class is there, and where rows and classes are too many. No interval for ece: resampling adds
-    noise, which only makes it larger."""
+    They are: accuracy; macro_f1, over the classes that occur as label or prediction; mcc (Gorodkin 2004); ece, the
+    expected calibration error, which is |share of right rows - mean probability| in 15 equal bins of the largest
+    probability, weighted by their rows (Guo et al. 2017); auroc, that of class 1 where there are two classes, else the
+    mean of each class against the rest. auroc is left out where only one class occurs, and where there are too many
+    rows and classes. ece has no interval, because resampling adds noise, which always makes it larger."""
     labels, probabilities = np.asarray(labels, int), np.asarray(probabilities, float)
     rows, classes = probabilities.shape
     top, predicted = probabilities.max(1), probabilities.argmax(1)
@@ -57,12 +57,12 @@ def single(
     areas = [_area(labels == c, probabilities[:, c]) for c in columns if rows * classes <= MOST_CELLS]
 
     def counted(weights: np.ndarray) -> dict[str, float]:
-        hits, there, said = (
+        hits, actual, guessed = (
             np.bincount(x, w, classes) for x, w in ((labels, weights * right), (labels, weights), (predicted, weights))
         )
-        seen = there + said > 0
-        f1 = divide(2 * hits, there + said)[seen].mean()
-        return {"accuracy": hits.sum() / weights.sum(), "macro_f1": f1, "mcc": _mcc(hits, there, said)}
+        seen = actual + guessed > 0
+        f1 = divide(2 * hits, actual + guessed)[seen].mean()
+        return {"accuracy": hits.sum() / weights.sum(), "macro_f1": f1, "mcc": _mcc(hits, actual, guessed)}
 
     scores = resampled(counted, rows, intervals)
     scores["ece"] = Estimate(float(np.abs(gaps).sum() / rows), None, None)
@@ -70,15 +70,16 @@ def single(
 
 
 def holds(probabilities: np.ndarray) -> np.ndarray:
-    """Which of several labels a row has, in scores and predictions: those of one half or more, a logit of 0 or more."""
+    """Says which of several labels each row has: those with a probability of one half or more, a logit of 0 or more."""
     return probabilities >= 0.5
 
 
 def multi(labels: np.ndarray, probabilities: np.ndarray, intervals: bool = True) -> dict[str, Estimate]:
-    """Any number of labels a row, those that `holds` says. labels: (N, C) bool; probabilities: (N, C).
+    """Returns the scores of a task with any number of labels per row. labels: (N, C) bool; probabilities: (N, C).
 
-    micro_f1, over all pairs of row and class; macro_f1, the mean over classes, 0 for one never there nor predicted;
-    exact_match: rows with all labels right; auroc: mean over the classes that some rows have and some do not."""
+    `holds` decides which labels are predicted. The scores are: micro_f1, over all pairs of row and class; macro_f1, the
+    mean over classes, with 0 for a class that is neither label nor prediction anywhere; exact_match, the share of rows
+    with all labels right; auroc, the mean over the classes that some rows have and some do not."""
     labels, probabilities = np.asarray(labels, bool), np.asarray(probabilities, float)
     rows, classes = labels.shape
     predicted = holds(probabilities)
@@ -100,8 +101,10 @@ def multi(labels: np.ndarray, probabilities: np.ndarray, intervals: bool = True)
 def regression(
     targets: Sequence[float] | np.ndarray, predictions: Sequence[float] | np.ndarray, intervals: bool = True
 ) -> dict[str, Estimate]:
-    """Numbers, (N,) each. pearson and spearman (ties share their mean rank): 0 for predictions that are all alike, left
-    out where the targets are; mae, rmse: mean absolute and root mean squared error, in the targets' unit."""
+    """Returns the scores of predicted numbers; targets and predictions: (N,) each.
+
+    pearson and spearman (ties share their mean rank) are 0 where all predictions are equal, and left out where all
+    targets are equal. mae and rmse are mean absolute and root mean squared error, in the unit of the targets."""
     x, y = np.asarray(targets, float), np.asarray(predictions, float)
     ties = [np.unique(v, return_inverse=True)[1] for v in (x, y)]
 
@@ -119,23 +122,26 @@ def regression(
 
 
 def divide(a: np.ndarray | float, b: np.ndarray | float) -> np.ndarray:
-    """a / b, 0 where b is 0."""
+    """Returns a / b, and 0 where b is 0."""
     return np.divide(a, b, out=np.zeros(np.shape(b)), where=np.asarray(b) != 0)
 
 
-def _mcc(hits: np.ndarray, there: np.ndarray, said: np.ndarray) -> float:
-    """Matthews' correlation out of rows a class; 0 where all rows have one label, or one prediction."""
-    n = there.sum()
-    spread = (n * n - said @ said) * (n * n - there @ there)
-    return float((hits.sum() * n - said @ there) / spread**0.5) if spread > 0 else 0.0
+def _mcc(hits: np.ndarray, actual: np.ndarray, guessed: np.ndarray) -> float:
+    """Returns Matthews' correlation, out of the rows of each class; 0 where all rows have one label or one prediction.
+
+    hits: rows that are right; actual: rows by label; guessed: rows by prediction."""
+    n = actual.sum()
+    spread = (n * n - guessed @ guessed) * (n * n - actual @ actual)
+    return float((hits.sum() * n - guessed @ actual) / spread**0.5) if spread > 0 else 0.0
 
 
 class _area:
-    """Area under the ROC curve under weights: the share of (positive, negative) pairs in the right order, ties half."""
+    """The area under the ROC curve with row weights: the share of (positive, negative) pairs in the right order, where
+    equal scores count half."""
 
     def __init__(self, positive: np.ndarray, scores: np.ndarray):
         self.positive = positive
-        self.place = np.unique(scores, return_inverse=True)[1]  # (N,), equal scores share one
+        self.place = np.unique(scores, return_inverse=True)[1]  # (N,) rank of the score; equal scores share one
 
     def __call__(self, weights: np.ndarray) -> float:
         yes = np.bincount(self.place, weights * self.positive)
@@ -146,15 +152,17 @@ class _area:
 
 def _auroc(areas: list[_area], rows: int, intervals: bool) -> dict[str, Estimate]:
     def statistic(weights: np.ndarray) -> dict[str, float]:
-        found = [a for a in (area(weights) for area in areas) if a == a]  # nan is not itself
-        return {"auroc": float(np.mean(found)) if found else float("nan")}
+        values = [a for a in (area(weights) for area in areas) if a == a]  # leaves out nan, which does not equal itself
+        return {"auroc": float(np.mean(values)) if values else float("nan")}
 
     intervals = intervals and rows * len(areas) <= RESAMPLED
     return resampled(statistic, rows, intervals, resamples=1000 if len(areas) == 1 else 200)
 
 
 def _ranks(ties: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Mean rank of each row among those drawn; ties: (N,) place of its value among the different ones."""
+    """Returns the mean rank of each row among the rows drawn.
+
+    ties: (N,) the place of the row's value among all different values; weights: (N,) how often each row was drawn."""
     size = np.bincount(ties, weights)
     return (size.cumsum() - (size - 1) / 2)[ties]
 

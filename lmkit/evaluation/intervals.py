@@ -1,4 +1,4 @@
-"""How far a score would move on other documents of the same kind."""
+"""Confidence intervals: how much a score would change on other documents of the same kind."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Estimate(NamedTuple):
-    """A score and its 95% interval; None for one document, whose spread is unknown."""
+    """A score and its 95% interval. The bounds are None where there is only one document, or no interval was wanted."""
 
     value: float
     low: float | None
@@ -16,24 +16,27 @@ class Estimate(NamedTuple):
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Estimate:
-    """sum(numerators) / sum(denominators), one pair a document; those with two zeros are left out."""
+    """Returns sum(numerators) / sum(denominators) with its interval.
+
+    There is one numerator and denominator per document; documents where both are 0 are left out."""
     pairs = [(a, b) for a, b in zip(numerators, denominators, strict=True) if a or b]
     top, bottom = [a for a, _ in pairs], [b for _, b in pairs]
     return Estimate(math.fsum(top) / sum(bottom), *(bootstrap_ratio(top, bottom) or (None, None)))
 
 
 def exponential(e: Estimate) -> Estimate:
-    """A perplexity out of nats; e^700 stands for all that is larger."""
+    """Returns the perplexity of an estimate in nats; values above e^700 become e^700."""
     return Estimate(*(None if x is None else math.exp(min(x, 700.0)) for x in e))  # type: ignore[arg-type]
 
 
 def bootstrap_ratio(
     numerators: Sequence[float], denominators: Sequence[float], resamples: int = 1000, seed: int = 0
 ) -> tuple[float, float] | None:
-    """95% interval of sum(numerators) / sum(denominators), one pair a document: percentiles over resampled documents
-    (Efron 1979). None for fewer than two documents, where nothing is known about their spread.
+    """Returns the 95% interval of sum(numerators) / sum(denominators), with one of each per document.
 
-    Documents are the unit, since the tokens of one depend on each other: intervals over tokens are far too narrow."""
+    It is made of percentiles over resampled documents (Efron 1979), and None for fewer than two documents, whose spread
+    is unknown. Documents are resampled because the tokens of a document depend on each other; intervals over tokens
+    are far too narrow."""
     top, bottom = np.asarray(numerators, float), np.asarray(denominators, float)
     if len(top) < 2:
         return None
@@ -52,10 +55,11 @@ def resampled(
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, Estimate]:
-    """Scores that are no sums over rows, with their 95% intervals (percentile bootstrap, Efron 1979).
+    """Returns scores of any kind, with their 95% intervals (percentile bootstrap, Efron 1979).
 
-    statistic: scores by name under weights (rows,) float: all 1 for the scores themselves, then how often each row was
-    drawn. nan where a score is undefined: such a score is left out, such a resample is not counted."""
+    statistic: returns scores by name for weights (rows,) float, which are all 1 for the scores themselves, and then say
+    how often each row was drawn. It returns nan where a score is undefined: then the score is left out, or the resample
+    is not counted."""
     values = {k: float(v) for k, v in statistic(np.ones(rows)).items() if not math.isnan(v)}
     if not intervals or rows < 2:
         return {k: Estimate(v, None, None) for k, v in values.items()}
@@ -69,7 +73,7 @@ def resampled(
 
 
 def means(columns: Mapping[str, Sequence[float] | np.ndarray], intervals: bool = True) -> dict[str, Estimate]:
-    """The mean of each column (N,) of scores a row, with its 95% interval."""
+    """Returns the mean of each column of scores, (N,) with one score per row, with its 95% interval."""
     names, table = list(columns), np.array(list(columns.values()), float).T  # (N, columns)
 
     def statistic(weights: np.ndarray) -> dict[str, float]:

@@ -1,8 +1,8 @@
-"""How well an encoder predicts masked tokens: loss, perplexity and accuracy with intervals over documents, and the
-pseudo-perplexity of its texts.
+"""Scores how well an encoder predicts masked tokens: loss, perplexity and accuracy with intervals over documents, and
+the pseudo-perplexity of texts.
 
-They depend on which tokens are masked, so the noise is the same every time: a pure function of the seed, the number of
-the document and that of its window. They compare models with one tokenizer, one context and one kind of noise only."""
+Scores depend on which tokens are masked, so the noise is the same every time: it depends only on the seed and the
+numbers of document and window. Scores compare only models with the same tokenizer, context and kind of noise."""
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,7 +26,7 @@ from lmkit.text.tokenizer import Tokenizer
 
 @dataclass
 class MaskedScores(Tally):
-    """`tokens` are those that were masked; unknown ones never are."""
+    """Scores of masked tokens. `tokens` counts those that were masked; unknown tokens are never masked."""
 
     sample: "Sample" = field(default_factory=lambda: Sample(0))  # for `score_sample`
     windows: int = 0
@@ -34,7 +34,7 @@ class MaskedScores(Tally):
 
 
 def noise(c: MaskedLMConfig) -> dict[str, Any]:
-    """What decides which tokens are masked, for people and machines."""
+    """Returns the settings that decide which tokens are masked, to be shown with scores."""
     return {"name": c.name, "rate": c.eval_rate} | c.model_dump(include={"most", "split", "whole_word", "max_ngram"})
 
 
@@ -42,13 +42,14 @@ def evaluate(
     model: Transformer, tokenizer: Tokenizer, texts: Iterable[str], config: MaskedLMConfig | None = None,
     pll_tokens: int = 0, seed: int = 0, batch_tokens: int = BATCH_TOKENS,
 ) -> MaskedScores:  # fmt: skip
-    """Score documents, cut into windows of the context with [CLS] and [SEP] around each.
+    """Scores documents, cut into windows of the context with [CLS] and [SEP] around each.
 
-    model: predicts words, in eval mode. config: the noise, at its `eval_rate`; None: BERT's. pll_tokens: set windows of
-    so many tokens aside for the pseudo-perplexity. Texts are read as they are needed.
+    model: predicts words, in eval mode. config: the noise, of which `eval_rate` is used; None for BERT's. pll_tokens:
+    how many tokens, in whole windows, are put into `sample` for the pseudo-perplexity. Texts are read as they are
+    needed.
 
-    Raises DataError without text, ModelError for a tokenizer without a mask and for losses that are not finite,
-    UserError for one without words where whole words are to be masked."""
+    Raises DataError where there is no text, and ModelError for a tokenizer without a mask and for losses that are not
+    finite. Raises UserError where whole words are to be masked and the tokenizer does not show where words begin."""
     c = config or MaskedLMConfig(name="masked_lm")
     v = vocabulary(tokenizer, c.whole_word)
     check_embedded(model, (v.mask, v.cls, v.sep, v.pad))
@@ -67,12 +68,12 @@ def evaluate(
             for window, begin in enumerate(range(0, len(ids), room)):
                 part, rng = ids[begin : begin + room], rng_for(seed, document, window)
                 scores.windows += 1
-                scores.sample.offer(rng.random(), document, window, part)  # first, so that it is the same for all noise
+                scores.sample.offer(rng.random(), document, window, part)  # drawn first, so that noise cannot change it
                 row = np.concatenate([[v.cls], part, [v.sep]])
                 example = task.prepare({"tokens": row, "documents": [document]}, rng)
                 if (example["labels"] != IGNORE).any():
                     yield example
-                else:  # unknown tokens only, or no whole word as short as the share
+                else:  # there are only unknown tokens, or all words are longer than the share that may be masked
                     scores.skipped["windows in which nothing could be masked"] += 1
 
     score_rows(model, task, rows(), scores, batch_tokens)
@@ -85,12 +86,13 @@ def evaluate(
 def pseudo_log_likelihood(
     model: Transformer, tokenizer: Tokenizer, texts: Sequence[str], batch_tokens: int = BATCH_TOKENS
 ) -> list[list[float]]:
-    """The log-probability (nats, at most 0) of every token of every text; the sum over a text is its pseudo-log-
-    likelihood. Tokens are those of `tokenizer.encode`, between [CLS] and [SEP], which are not scored.
+    """Returns the log-probability (nats, at most 0) of every token of every text; their sum over a text is its
+    pseudo-log-likelihood.
 
-    model: an encoder that predicts words, in eval mode. A text above the context is cut into windows that do not see
-    each other. Raises UserError for a tokenizer that does not show where words begin, ModelError for one without a mask
-    and for log-probabilities that are not finite."""
+    Tokens are those of `tokenizer.encode`; [CLS] and [SEP] around them are not scored. model: an encoder that predicts
+    words, in eval mode. A text longer than the context is cut into windows that do not see each other. Raises UserError
+    for a tokenizer that does not show where words begin, and ModelError for one without a mask and for
+    log-probabilities that are not finite."""
     v, room = words(model, tokenizer), model.config.context - 2
     texts_ids = [np.array(ids, np.int64) for ids in tokenizer.encode_batch(texts)]
     origins = [(n, begin) for n, ids in enumerate(texts_ids) for begin in range(0, len(ids), room)]
@@ -104,11 +106,13 @@ def pseudo_log_likelihood(
 
 
 def words(model: Transformer, tokenizer: Tokenizer) -> MaskableVocabulary:
-    """What masking whole words must know. Raises UserError and ModelError like `pseudo_log_likelihood`."""
+    """Returns what masking of whole words needs to know of the tokenizer.
+
+    Raises UserError and ModelError as `pseudo_log_likelihood` does."""
     try:
         v = vocabulary(tokenizer, whole_word=True)
     except UserError as e:
-        if type(e) is not UserError:  # no mask, no [CLS]
+        if type(e) is not UserError:  # a ModelError: the tokenizer has no mask, or no [CLS]
             raise
         raise UserError(
             "pseudo-perplexity needs a tokenizer whose pieces show where words begin: WordPiece, byte-level BPE or"
@@ -122,8 +126,9 @@ def words(model: Transformer, tokenizer: Tokenizer) -> MaskableVocabulary:
 def token_log_probs(
     model: Transformer, v: MaskableVocabulary, windows: Sequence[np.ndarray], batch_tokens: int
 ) -> Iterator[tuple[int, int, float]]:
-    """(window, place in it, log-probability) of every token, windows of like length together. windows: ids (n,) without
-    their frame; `v` knows the starts of words."""
+    """Yields (number of the window, place in it, log-probability) for every token, longest windows first.
+
+    windows: ids (n,) each, without [CLS] and [SEP]; v: must have the starts of words."""
     device = model.embedding.weight.device
     places = [(i, at) for i, window in enumerate(windows) for at in range(len(window))]
     for group in by_length(places, lambda place: len(windows[place[0]]) + 2, batch_tokens):
@@ -138,10 +143,10 @@ def token_log_probs(
 
 
 def masked_row(v: MaskableVocabulary, ids: np.ndarray, at: int) -> np.ndarray:
-    """(n + 2,) with the frame: the token at `at` is masked, and those after it up to the next word."""
+    """Returns the row (n + 2,) with [CLS] and [SEP], in which the token at `at` and the rest of its word are masked."""
     assert v.starts is not None
-    behind = np.flatnonzero(v.starts[ids[at + 1 :]])
-    end = at + 1 + int(behind[0]) if len(behind) else len(ids)
+    next_words = np.flatnonzero(v.starts[ids[at + 1 :]])
+    end = at + 1 + int(next_words[0]) if len(next_words) else len(ids)
     row = np.concatenate([[v.cls], ids, [v.sep]])
     row[at + 1 : end + 1] = v.mask
     return row
@@ -149,27 +154,31 @@ def masked_row(v: MaskableVocabulary, ids: np.ndarray, at: int) -> np.ndarray:
 
 @dataclass
 class Sample:
-    """Windows at random, of `limit` tokens together at most (but one window at least): those with the smallest keys,
-    whatever order they come in. No document is favoured, as the first would be."""
+    """A random sample of windows, of at most `limit` tokens together, but of at least one window.
+
+    It holds the windows with the smallest keys, so it does not depend on their order, and early documents are not more
+    likely than late ones."""
 
     limit: int
     tokens: int = 0
     _held: list[tuple[float, int, int, np.ndarray]] = field(default_factory=list)  # a heap, largest key first
-    _bound: float = 1.0  # the smallest key of a window that had to go
+    _bound: float = 1.0  # the smallest key of a window that was removed
 
     def offer(self, key: float, document: int, window: int, ids: np.ndarray) -> None:
-        """key: uniform in [0, 1). ids: (n,) without their frame."""
+        """Takes a window into the sample if its key is small enough, and removes others for which there is no room.
+
+        key: random, uniform in [0, 1). ids: (n,), without [CLS] and [SEP]."""
         if not self.limit or key >= self._bound:
             return
         heapq.heappush(self._held, (-key, document, window, ids))
         self.tokens += len(ids)
         while self.tokens > self.limit and len(self._held) > 1:
-            key, _, _, gone = heapq.heappop(self._held)
-            self._bound, self.tokens = -key, self.tokens - len(gone)
+            key, _, _, removed = heapq.heappop(self._held)
+            self._bound, self.tokens = -key, self.tokens - len(removed)
 
     @property
     def windows(self) -> list[tuple[int, np.ndarray]]:
-        """Of which document, and ids, in the order of the texts."""
+        """Returns the number of the document, and the ids, of each window, in the order of the texts."""
         return [(document, ids) for _, document, _, ids in sorted(self._held, key=lambda w: w[1:3])]
 
 
@@ -177,9 +186,10 @@ def score_sample(
     model: Transformer, tokenizer: Tokenizer, sample: Sample, batch_tokens: int = BATCH_TOKENS,
     told: Callable[[int], None] = lambda tokens: None,
 ) -> Tally:  # fmt: skip
-    """Sums for each document in the sample: minus the log-probabilities of its tokens; the tally's perplexity is the
-    pseudo-perplexity, exp(-PLL / tokens). `told` hears how many tokens are done. Raises as `pseudo_log_likelihood`
-    does."""
+    """Returns the sums of minus the log-probabilities of tokens, for each document in the sample.
+
+    The perplexity of the returned tally is the pseudo-perplexity, exp(-PLL / tokens). told: is called with the number
+    of tokens that are done. Raises what `pseudo_log_likelihood` raises."""
     tally, numbers, windows = Tally(), dict[int, int](), sample.windows
     for document in dict.fromkeys(document for document, _ in windows):
         numbers[document] = tally.open()

@@ -1,4 +1,4 @@
-"""Whether two systems that were scored on the same rows differ by more than chance. Shapes: N rows."""
+"""Tests whether two systems that were scored on the same rows differ by more than chance. Shapes: N rows."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,12 +8,13 @@ import numpy as np
 from lmkit.evaluation.intervals import Estimate, resampled
 from lmkit.evaluation.writing import bleu, corpus_score, statistics
 
-CHUNK = 1 << 22  # signs that are drawn at a time
-EVIDENCE = 0.05  # p-values below it
+CHUNK = 1 << 22  # random signs that are drawn at a time
+EVIDENCE = 0.05  # p-values below this count as evidence
 
 
 class Comparison(NamedTuple):
-    """`difference`: first system minus second; p: how often chance alone gives one as large, in either direction."""
+    """The result of a test. difference: first system minus second; p: the probability that chance alone gives so large
+    a difference, in either direction."""
 
     difference: Estimate
     p: float
@@ -24,10 +25,11 @@ class Comparison(NamedTuple):
 def paired(
     scores_a: Sequence[float] | np.ndarray, scores_b: Sequence[float] | np.ndarray, flips: int = 10_000, seed: int = 0
 ) -> Comparison:
-    """Means of scores a row, (N,) each, the higher the better.
+    """Compares the means of two systems' scores, (N,) each, where higher is better.
 
-    The interval is a paired bootstrap's (Koehn 2004). p is McNemar's exact test for scores of 0 and 1, else approximate
-    randomisation (Noreen 1989): the systems' scores of each row are swapped or not, at random."""
+    The interval is that of a paired bootstrap (Koehn 2004). p comes from McNemar's exact test for scores of 0 and 1,
+    and else from approximate randomisation (Noreen 1989), where the two scores of each row are swapped or not, at
+    random."""
     a, b = np.asarray(scores_a, float), np.asarray(scores_b, float)
     if a.shape != b.shape:
         raise ValueError(f"{len(a)} rows against {len(b)}")
@@ -39,8 +41,9 @@ def paired(
 
 
 def mcnemar(right_a: Sequence[float] | np.ndarray, right_b: Sequence[float] | np.ndarray) -> float:
-    """Two-sided p of the exact test (McNemar 1947): of the rows that one system has right and the other wrong, each has
-    half. (N,) each, 0 or 1."""
+    """Returns the two-sided p of the exact test (McNemar 1947). right_a, right_b: (N,) each, 0 or 1.
+
+    It tests whether each system has half of the rows that only one of the two has right."""
     from scipy.stats import binomtest
 
     gaps = np.asarray(right_a, float) - np.asarray(right_b, float)
@@ -53,7 +56,7 @@ def _randomised(gaps: np.ndarray, flips: int, seed: int) -> float:
     size, as_large = max(1, CHUNK // max(len(gaps), 1)), 0
     for begin in range(0, flips, size):
         signs = rng.integers(0, 2, (min(size, flips - begin), len(gaps)), dtype=np.int8) * 2.0 - 1
-        # ties count, whatever rounding makes of them
+        # Equal sums count as large, even if rounding makes them a little smaller.
         as_large += int((np.abs(signs @ gaps) >= observed - 1e-9 * np.abs(gaps).sum()).sum())
     return (as_large + 1) / (flips + 1)
 
@@ -65,8 +68,10 @@ def paired_bleu(
     tokenize: str = "13a",
     flips: int = 10_000,
 ) -> Comparison:
-    """Corpus BLEU, 0 to 100, of two systems' texts (N,): p by sacrebleu's paired approximate randomisation (Riezler &
-    Maxwell 2005), the interval by a paired bootstrap. Raises UserError as `writing.score`."""
+    """Compares the corpus BLEU, from 0 to 100, of two systems' texts (N,).
+
+    p comes from sacrebleu's paired approximate randomisation (Riezler & Maxwell 2005), the interval from a paired
+    bootstrap. Raises UserError as `writing.score` does."""
     from sacrebleu.significance import PairedTest
 
     metric = bleu(tokenize)
@@ -84,7 +89,7 @@ def paired_bleu(
 
 
 def verdict(c: Comparison, a: str = "the first", b: str = "the second", digits: int = 4) -> str:
-    """A sentence for people: which is better, by how much, and whether that is evidence."""
+    """Returns a sentence for people: which system is better, by how much, and whether that is evidence."""
     value, low, high = c.difference
     better, worse = (a, b) if value >= 0 else (b, a)
     size = f"{abs(value):.{digits}f}"
@@ -92,9 +97,9 @@ def verdict(c: Comparison, a: str = "the first", b: str = "the second", digits: 
     if low is not None and high is not None:
         low, high = (low, high) if value >= 0 else (-high, -low)
         between = f"95% interval {low:.{digits}f} to {high:.{digits}f}; "
-    told = f"{between}p = {c.p:.2g}, {c.test}, {c.rows:,} rows"
+    details = f"{between}p = {c.p:.2g}, {c.test}, {c.rows:,} rows"
     if c.p < EVIDENCE:
-        return f"{better} is better than {worse} by {size} ({told})."
+        return f"{better} is better than {worse} by {size} ({details})."
     if value == 0:
-        return f"{a} and {b} score the same ({told})."
-    return f"{better} is ahead of {worse} by {size}, which is no evidence that it is better ({told})."
+        return f"{a} and {b} score the same ({details})."
+    return f"{better} is ahead of {worse} by {size}, which is no evidence that it is better ({details})."

@@ -1,7 +1,7 @@
-"""How well a model predicts text: loss, perplexity and bits per byte, with intervals over documents.
+"""Scores how well a model predicts text: loss, perplexity and bits per byte, with intervals over documents.
 
-Loss and perplexity compare models with one tokenizer only; bits per byte compares any, as long as there are no unknown
-tokens, which cost nothing to predict and stand for bytes that were never read.
+Loss and perplexity compare only models with the same tokenizer. Bits per byte compares any models, as long as there are
+no unknown tokens, which are easy to predict and stand for bytes that the model never read.
 """
 
 import math
@@ -23,29 +23,31 @@ from lmkit.text.tokenizer import Tokenizer
 
 class Window(NamedTuple):
     document: int
-    tokens: list[int]  # what the model reads, and one more to predict
-    first: int  # predictions before this one are context only
+    tokens: list[int]  # the tokens that the model reads, and one more to predict
+    first: int  # the first prediction that is scored; those before it are only context
 
 
 @dataclass
 class Scores(Tally):
-    """`tokens` are all but the first of each document."""
+    """Scores of predicted text. `tokens` counts all tokens except the first of each document."""
 
     context: int = 0
     stride: int = 0
-    bytes: list[int] = field(default_factory=list)  # UTF-8
+    bytes: list[int] = field(default_factory=list)  # bytes of each document in UTF-8
 
     @property
     def bits_per_byte(self) -> Estimate | None:
-        """None where the tokenizer dropped text: the model was never asked for those bytes."""
+        """Returns bits per byte; None where the tokenizer dropped text, whose bytes the model never predicted."""
         if self.unspelt:
             return None
         return ratio([nats / math.log(2) for nats in self.nats], self.bytes)
 
 
 def windows(document: int, ids: list[int], context: int, stride: int) -> Iterator[Window]:
-    """Every token but the first is predicted exactly once. A window reads `context` tokens and predicts the one after
-    each; the next begins `stride` later and scores what is new, its last `stride`."""
+    """Yields windows in which every token except the first is scored exactly once.
+
+    A window reads `context` tokens and predicts the token after each. The next window begins `stride` tokens later, and
+    only its last `stride` predictions, which are new, are scored."""
     begin, done = 0, 0  # `done` predictions are scored
     while done < len(ids) - 1:
         end = min(begin + context, len(ids) - 1)
@@ -55,7 +57,7 @@ def windows(document: int, ids: list[int], context: int, stride: int) -> Iterato
 
 @torch.no_grad()
 def window_scores(model: Transformer, group: list[Window]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Of each window what `label_scores` says of its scored tokens."""
+    """Returns for each window what `label_scores` returns for its scored tokens."""
     device, longest = model.embedding.weight.device, max(len(w.tokens) for w in group) - 1
     padding = [longest + 1 - len(w.tokens) for w in group]
     tokens = torch.tensor(
@@ -64,7 +66,7 @@ def window_scores(model: Transformer, group: list[Window]) -> list[tuple[np.ndar
     labels = tokens[:, 1:].clone()
     for row, w in enumerate(group):
         labels[row, : w.first], labels[row, len(w.tokens) - 1 :] = IGNORE, IGNORE
-    # padding stands on the right, where a causal model does not look: no mask, so the fast kernel runs
+    # Padding is on the right, where a causal model does not look, so no mask is needed and the fast kernel can run.
     return label_scores(model, model(tokens[:, :-1]), labels)
 
 
@@ -72,12 +74,14 @@ def evaluate(
     model: Transformer, tokenizer: Tokenizer, texts: Iterable[str], stride: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
 ) -> Scores:  # fmt: skip
-    """Score documents as training saw them: between BOS and EOS, which is predicted too (unless it is BOS).
+    """Scores documents as training saw them: between BOS and EOS, which is predicted too (unless it is also BOS).
 
-    model: in eval mode. stride: tokens between windows, from 1 to the context (the default: fastest); smaller ones give
-    every token more to go by, so scores with different strides do not compare. Texts are read as they are needed.
+    model: in eval mode. stride: tokens between the starts of windows, from 1 to the context, which is the default and
+    the fastest. A smaller stride gives every token more context, so scores with different strides cannot be compared.
+    Texts are read as they are needed.
 
-    Raises UserError for a stride out of range, DataError without text, ModelError for losses that are not finite."""
+    Raises UserError for a stride out of range, DataError where there is no text, and ModelError for losses that are not
+    finite."""
     context = model.config.context
     stride = context if stride is None else stride
     if not 1 <= stride <= context:

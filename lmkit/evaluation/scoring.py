@@ -1,4 +1,4 @@
-"""What all evaluations share: rows in batches of like length, labels scored one by one, sums for each document."""
+"""What all evaluations share: batching rows of similar length, scoring each label, and sums for each document."""
 
 import math
 from collections import Counter
@@ -17,15 +17,16 @@ from lmkit.model.loss import CHUNK, IGNORE, score_chunk
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.batch import Objective
 
-BATCH_TOKENS = 16_384  # in one forward pass; changes speed and memory only
-BATCHES = 16  # held back to be sorted by length, so that little is padding
+BATCH_TOKENS = 16_384  # tokens in one forward pass; changes only speed and memory
+BATCHES = 16  # batches whose rows are read together and sorted by length, so that there is little padding
 
 
 @torch.no_grad()
 def label_scores(model: Transformer, states: Tensor, labels: Tensor) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Of each row its labels in order: nats (n,) float64, and hits (n,) bool, where the label is the likeliest word.
+    """Returns nats (n,) float64 and hits (n,) bool for the n scored labels of each row, in order.
 
-    states: (B, T, D); labels: (B, T), IGNORE where unscored. Logits exist for CHUNK labels at a time."""
+    A hit is a label that is the likeliest word. states: (B, T, D); labels: (B, T), IGNORE where not scored. Only the
+    logits of CHUNK labels exist at a time."""
     scored = labels != IGNORE
     h, y = states[scored], labels[scored]  # (N, D), (N,)
     parts = [score_chunk(model.head(h[i : i + CHUNK]), y[i : i + CHUNK], 0.0) for i in range(0, len(y), CHUNK)]
@@ -36,25 +37,28 @@ def label_scores(model: Transformer, states: Tensor, labels: Tensor) -> list[tup
 
 @dataclass
 class Tally:
-    """Sums for each document, or pair of texts; the properties are over all of them."""
+    """Sums for each document, or pair of texts. The properties are scores over all of them."""
 
     nats: list[float] = field(default_factory=list)  # negative log-likelihood
-    tokens: list[int] = field(default_factory=list)  # predicted
-    hits: list[int] = field(default_factory=list)  # predicted right
-    spans: list[int] = field(default_factory=list)  # of noise
-    whole: list[int] = field(default_factory=list)  # of these, predicted right from end to end
+    tokens: list[int] = field(default_factory=list)  # tokens that were predicted
+    hits: list[int] = field(default_factory=list)  # tokens that were predicted right
+    spans: list[int] = field(default_factory=list)  # spans of noise
+    whole: list[int] = field(default_factory=list)  # spans of noise with every token predicted right
     skipped: Counter[str] = field(default_factory=Counter)  # what was left out, and how often
     unspelt: int = 0  # bytes that the tokenizer dropped, so that no token stands for them
     unknown: int = 0  # tokens that stand for text the tokenizer cannot spell
 
     def open(self) -> int:
-        """The number of a new document."""
+        """Adds a new document, and returns its number."""
         for sums in (self.nats, self.tokens, self.hits, self.spans, self.whole):
             sums.append(0)
         return len(self.nats) - 1
 
     def add(self, document: int, nats: np.ndarray, hits: np.ndarray, spans: np.ndarray | None = None) -> None:
-        """nats, hits: (n,), as `label_scores` gives them; spans: (n,) the span each label is of, from 0; -1: none."""
+        """Adds the scores of labels to a document.
+
+        nats, hits: (n,), as `label_scores` returns them; spans: (n,) the number of each label's span, from 0; -1 for
+        none."""
         self.nats[document] += float(nats.sum())
         self.tokens[document] += len(nats)
         self.hits[document] += int(hits.sum())
@@ -66,12 +70,12 @@ class Tally:
 
     @property
     def documents(self) -> int:
-        """Those of which something was predicted."""
+        """Returns the number of documents of which something was predicted."""
         return sum(1 for n in self.tokens if n)
 
     @property
     def loss(self) -> Estimate:
-        """Nats a token."""
+        """Returns the loss in nats per token."""
         return ratio(self.nats, self.tokens)
 
     @property
@@ -84,18 +88,20 @@ class Tally:
 
     @property
     def span_accuracy(self) -> Estimate | None:
-        """Share of the spans of noise of which every token was right; None where there is no noise."""
+        """Returns the share of the spans of noise in which every token was right; None where there is no noise."""
         return ratio(self.whole, self.spans) if any(self.spans) else None
 
 
 @torch.no_grad()
 def score_rows(model: Transformer, objective: Objective, rows: Iterable[dict], tally: Tally, batch_tokens: int) -> None:
-    """Adds up what the task's labels cost. rows: prepared examples, each of one document, read as they are needed;
-    where they have `spans`, that says which span of noise each label is of."""
+    """Scores the labels of the rows, and adds the scores to the tally.
+
+    rows: prepared examples, each of one document, read as they are needed; their `spans`, if they have any, hold the
+    number of each label's span of noise."""
     device, rows = model.embedding.weight.device, iter(rows)
-    held = BATCHES * max(1, batch_tokens // model.config.context)
-    while some := list(islice(rows, held)):
-        for group in by_length(some, objective.length, batch_tokens):
+    num_rows = BATCHES * max(1, batch_tokens // model.config.context)
+    while chunk := list(islice(rows, num_rows)):
+        for group in by_length(chunk, objective.length, batch_tokens):
             batch = objective.collate(group).to(device)
             states = model(batch.tokens, batch.keep, targets=batch.targets)
             for row, (nats, hits) in zip(group, label_scores(model, states, batch.labels), strict=True):
@@ -103,7 +109,7 @@ def score_rows(model: Transformer, objective: Objective, rows: Iterable[dict], t
 
 
 def check_finite(nats: Sequence[float]) -> None:
-    """Raises ModelError."""
+    """Raises ModelError where the sum of the losses is not finite."""
     if not math.isfinite(sum(nats)):
         raise ModelError("the loss is not finite\n  → the model's weights are damaged, or its training diverged")
 

@@ -1,7 +1,8 @@
-"""How well an encoder-decoder writes: the targets of pairs, or texts that were damaged, with intervals over documents.
+"""Scores how well an encoder-decoder predicts the targets of pairs, or damaged texts, with intervals over documents.
 
-Every token is predicted from the true ones before it (teacher forcing). Scores compare models with one tokenizer, and
-on damaged text with one kind of noise, which is a pure function of the seed, the document and its window."""
+Every token is predicted from the true ones before it (teacher forcing). Scores compare only models with the same
+tokenizer, and on damaged text only with the same kind of noise, which depends only on the seed, the document and its
+window."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -22,7 +23,8 @@ NoiseConfig = SpanCorruptionConfig | DenoisingConfig
 
 @dataclass
 class WrittenScores(Tally):
-    """`tokens` are those of the targets, EOS included; `unknown` ones are counted on both sides of a pair."""
+    """Scores of written texts. `tokens` counts those of the targets, EOS included; `unknown` counts both sides of a
+    pair."""
 
     source_tokens: int = 0
 
@@ -31,11 +33,11 @@ def evaluate_pairs(
     model: Transformer, tokenizer: Tokenizer, pairs: Iterable[tuple[str, str]], start: int,
     batch_tokens: int = BATCH_TOKENS,
 ) -> WrittenScores:  # fmt: skip
-    """Score the targets of (source, target), both as training frames them. A pair with a side longer than the context
-    is left out and counted. start: what the decoder starts from.
+    """Scores the targets of pairs (source, target), both with the control tokens that training adds.
 
-    model: in eval mode. Pairs are read as they are needed. Raises DataError when none is left, ModelError for losses
-    that are not finite."""
+    A pair with a side longer than the context is left out and counted. start: the token that the decoder starts from.
+    model: in eval mode. Pairs are read as they are needed. Raises DataError where no pair is left, and ModelError for
+    losses that are not finite."""
     scores = WrittenScores()
     before, after = tokenizer.document_frame
     too_long = f"pairs with a side longer than {model.config.context} tokens"
@@ -62,11 +64,11 @@ def evaluate_noise(
     model: Transformer, tokenizer: Tokenizer, texts: Iterable[str], config: NoiseConfig, start: int, seed: int = 0,
     batch_tokens: int = BATCH_TOKENS,
 ) -> WrittenScores:  # fmt: skip
-    """Score documents, cut into windows that fit the context and damaged as `config` says. A span of noise is a run of
-    target tokens that the source does not show. start: what the decoder starts from.
+    """Scores documents, cut into windows that fit the context and damaged as `config` says.
 
-    model: in eval mode. Texts are read as they are needed. Raises DataError without text, ModelError for a tokenizer
-    without what the noise needs and for losses that are not finite."""
+    A span of noise is a run of target tokens that the source does not show. start: the token that the decoder starts
+    from. model: in eval mode. Texts are read as they are needed. Raises DataError where there is no text, and
+    ModelError for a tokenizer without a token that the noise needs and for losses that are not finite."""
     scores = WrittenScores()
     first = last = np.empty(0, np.int64)
     make: SpanCorruption | Denoising
@@ -101,7 +103,7 @@ def evaluate_noise(
 
 
 def _score(model: Transformer, rows: Iterator[dict], start: int, scores: WrittenScores, batch_tokens: int) -> None:
-    # no real token sees padding, so any id that has an embedding will do
+    # No real token sees padding, so it may be any id that has an embedding.
     score_rows(model, Seq2Seq(parallel, start, pad=0), rows, scores, batch_tokens)
     check_finite(scores.nats)
 
@@ -109,16 +111,16 @@ def _score(model: Transformer, rows: Iterator[dict], start: int, scores: Written
 def _spans(
     make: SpanCorruption | Denoising, row: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Source, target, and for each target token the span of noise it is of, from 0; -1: none."""
+    """Returns source, target, and for each target token the number of its span of noise, from 0; -1 for none."""
     if isinstance(make, SpanCorruption):
         source, target = make({"tokens": row}, rng)
         marks = np.isin(target, make.sentinels)
         spans = np.where(marks, -1, np.cumsum(marks) - 1)
         spans[-1] = -1  # EOS
         return source, target, spans
-    # the same noise on positions in place of tokens tells which are gone
+    # Applying the same noise to positions instead of tokens shows which tokens it removes.
     places = replace(make, ends=make.ends[row], maskable=make.maskable[row], mask=len(row))
-    left, _ = places({"tokens": np.arange(len(row))}, rng)
-    gone = ~np.isin(np.arange(len(row)), left)
-    opens = gone & ~np.append(False, gone[:-1])
-    return np.append(row, make.mask)[left], row, np.where(gone, np.cumsum(opens) - 1, -1)
+    remaining, _ = places({"tokens": np.arange(len(row))}, rng)
+    removed = ~np.isin(np.arange(len(row)), remaining)
+    opens = removed & ~np.append(False, removed[:-1])
+    return np.append(row, make.mask)[remaining], row, np.where(removed, np.cumsum(opens) - 1, -1)

@@ -1,4 +1,4 @@
-"""Scores of tagged words: entities as wholes where tags have prefixes, else every word."""
+"""Scores of tagged words: of whole entities where tags have prefixes, else of each word."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -17,13 +17,15 @@ PREFIXES: dict[Scheme, str] = {"iob1": "I", "iob2": "BI", "bioes": "BIES", "bilo
 AS_BIOES = {
     "bilou": {"L": "E", "U": "S"},
     "bmes": {"M": "I"},
-}  # what begins, ends and stands alone, under other letters
+}  # the letters of BIOES for other schemes' letters
 
 
 def scheme(tags: Iterable[str]) -> Scheme:
-    """How entities are written, out of all tags there are: IOB2 is B-X I-X*, BIOES is S-X or B-X I-X* E-X, BILOU and
-    BMES the same in other letters; IOB1 where I- is the only prefix. `words` where any tag but O has no such prefix,
-    where prefixes are of no one scheme, or where O is all there is."""
+    """Returns the scheme by which all these tags write entities.
+
+    IOB2 is B-X I-X*; BIOES is S-X or B-X I-X* E-X; BILOU and BMES are the same as BIOES with other letters. It is IOB1
+    where I- is the only prefix. It is `words` where a tag other than O has no such prefix, where the prefixes belong to
+    no single scheme, and where all tags are O."""
     named = set(tags) - {"O"}
     if not named or not all(PREFIXED.match(tag) for tag in named):
         return "words"
@@ -32,29 +34,32 @@ def scheme(tags: Iterable[str]) -> Scheme:
 
 
 def _uniform(tags: Sequence[str], written: Scheme) -> Sequence[str]:
-    """In IOB2, or in BIOES."""
+    """Returns the tags in IOB2, or in BIOES for schemes that mark ends."""
     letters = AS_BIOES.get(written, {})
     renamed = [letters.get(tag[0], tag[0]) + tag[1:] if tag else tag for tag in tags] if letters else tags
     return as_iob2(renamed) if written == "iob1" else renamed
 
 
 def entities(tags: Sequence[str], bioes: bool = False) -> set[Entity]:
-    """Entities of one sentence. Only well-formed ones count, as in seqeval's strict mode (Nakayama 2018): in IOB2 an
-    I-X that follows no X is nothing; in BIOES neither is a B-X without its E-X."""
-    found, start = set[Entity](), None  # start: of the entity that is open, whose type the tag before has
+    """Returns the entities of one sentence.
+
+    Only well-formed entities count, as in seqeval's strict mode (Nakayama 2018): in IOB2 an I-X that does not follow an
+    X is ignored, and in BIOES also a B-X without its E-X."""
+    # `start` is the first word of the open entity, whose type is that of the tag before.
+    complete, start = set[Entity](), None
     for i, tag in enumerate([*tags, "O"]):
         prefix, _, kind = tag.partition("-")
         goes_on = start is not None and prefix in ("IE" if bioes else "I") and kind == tags[start][2:]
         if start is not None and not goes_on:
             if not bioes:
-                found.add((tags[start][2:], start, i))
+                complete.add((tags[start][2:], start, i))
             start = None
         if bioes and (prefix == "S" or (goes_on and prefix == "E")):
-            found.add((kind, i if start is None else start, i + 1))
+            complete.add((kind, i if start is None else start, i + 1))
             start = None
         elif prefix == "B":
             start = i
-    return found
+    return complete
 
 
 def score(
@@ -63,10 +68,11 @@ def score(
     intervals: bool = True,
     tags: Iterable[str] | None = None,
 ) -> dict[str, Estimate]:
-    """f1, precision and recall of entities (0 where there are none) and accuracy of words; without prefixes accuracy
-    and macro_f1 of words, over the tags that are there or predicted. Intervals are over sentences.
+    """Returns f1, precision and recall of entities (0 where there are none) and the accuracy of words.
 
-    tags: all there are, which say how entities are written; None: those seen here."""
+    Without prefixes it returns accuracy and macro_f1 of words, over the tags that occur as label or prediction.
+    Intervals are over sentences. tags: all tags of the task, which show how entities are written; None: the tags that
+    occur here. Raises ValueError where a sentence and its prediction differ in length."""
     pairs = list(zip(gold, predicted, strict=True))
     seen = sorted({tag for pair in pairs for row in pair for tag in row})
     written = scheme(seen if tags is None else tags)
@@ -78,25 +84,25 @@ def score(
         counts = [_tag_counts(g, p, place) for g, p in pairs]
     else:
         bioes = written not in ("iob1", "iob2")
-        found = [[entities(_uniform(row, written), bioes) for row in pair] for pair in pairs]
-        counts = [np.array([[len(g & p)], [len(g)], [len(p)]]) for g, p in found]
-    table = np.array(counts, float)  # (N, 3, classes): hits, there, predicted
+        both = [[entities(_uniform(row, written), bioes) for row in pair] for pair in pairs]
+        counts = [np.array([[len(g & p)], [len(g)], [len(p)]]) for g, p in both]
+    table = np.array(counts, float)  # (N, 3, classes): right, actual, predicted
 
     def statistic(weights: np.ndarray) -> dict[str, float]:
         right, total = weights @ words
-        hits, there, said = np.tensordot(weights, table, 1)
-        f1 = divide(2 * hits, there + said)
+        hits, actual, guessed = np.tensordot(weights, table, 1)
+        f1 = divide(2 * hits, actual + guessed)
         accuracy = {"accuracy": right / total if total else float("nan")}
         if written == "words":
-            some = there + said > 0
-            return accuracy | {"macro_f1": f1[some].mean() if some.any() else float("nan")}
-        return {"f1": f1[0], "precision": divide(hits, said)[0], "recall": divide(hits, there)[0]} | accuracy
+            occurring = actual + guessed > 0
+            return accuracy | {"macro_f1": f1[occurring].mean() if occurring.any() else float("nan")}
+        return {"f1": f1[0], "precision": divide(hits, guessed)[0], "recall": divide(hits, actual)[0]} | accuracy
 
     return resampled(statistic, len(pairs), intervals)
 
 
 def _tag_counts(gold: Sequence[str], predicted: Sequence[str], place: dict[str, int]) -> np.ndarray:
-    """(3, tags): words right, words that have a tag, words predicted to."""
+    """Returns for each tag, as (3, tags): words predicted right, words that have it, words predicted to have it."""
     counts = np.zeros((3, len(place)))
     for g, p in zip(gold, predicted, strict=True):
         counts[0, place[g]] += g == p

@@ -1,5 +1,6 @@
-"""Rows written together, one token each at a time, with all kept that need not be computed again. Shapes: B rows,
-P longest prompt, S longest source, V vocab_size."""
+"""Batches of texts that are written together, one token each at a time, with caches of all that can be used again.
+
+Shapes: B rows, P longest prompt, S longest source, V vocab_size."""
 
 import math
 from abc import ABC, abstractmethod
@@ -18,33 +19,33 @@ from lmkit.objectives.collating import kept, padded
 
 @dataclass
 class Completion:
-    """One continuation of one prompt, or one text written from a source; filled in while it is written."""
+    """One continuation of one prompt, or one text written from a source; it is filled in while it is written."""
 
-    row: int  # its place among all completions
-    sample: int  # its place among those of the same prompt
-    prompt: list[int]  # what the model reads first: with BOS; of an encoder-decoder the source, framed
-    limit: int  # new tokens that there may be
-    ids: list[int] = field(default_factory=list)  # new tokens, with the end token if one came
-    logprobs: list[float] = field(default_factory=list)  # nats, by the model itself: before temperature and filters
-    finish: str = ""  # stop: an end token or stop string; length: max_tokens or the context; cancelled; "": goes on
-    text: str = ""  # of the new tokens, up to a stop string; only where a tokenizer is at hand
-    restored: str = ""  # the source with what was written in place of its sentinels, if it has any; likewise
+    row: int  # its number among all completions
+    sample: int  # its number among those of the same prompt
+    prompt: list[int]  # a decoder's prompt, with BOS; an encoder-decoder's source, with control tokens
+    limit: int  # the largest number of new tokens
+    ids: list[int] = field(default_factory=list)  # new tokens, with the end token if there is one
+    logprobs: list[float] = field(default_factory=list)  # nats, as the model predicts, before temperature and filters
+    finish: str = ""  # stop: end token or stop string; length: max_tokens or context; cancelled; "": not finished
+    text: str = ""  # text of the new tokens, up to a stop string; only with a tokenizer
+    restored: str = ""  # the source with written spans in the place of its sentinels, if any; only with a tokenizer
 
 
 @dataclass(frozen=True)
 class Opening:
-    """How the decoder beside an encoder begins. The names in transformers' configuration are in brackets."""
+    """How the decoder of an encoder-decoder begins. The names in transformers' configuration are in brackets."""
 
-    start: int  # read before anything is written (decoder_start_token_id)
-    forced: int | None = None  # the first token written, whatever the model says (forced_bos_token_id)
-    never: tuple[int, ...] = ()  # tokens that are not written (bad_words_ids of one token each)
+    start: int  # the token that is read before anything is written (decoder_start_token_id)
+    forced: int | None = None  # the first token that is written, whatever the model predicts (forced_bos_token_id)
+    never: tuple[int, ...] = ()  # tokens that are never written (bad_words_ids of one token each)
 
 
 def room_after(model: Transformer, prompt: list[int], config: SamplingConfig, number: int) -> int:
-    """How many tokens can be written: the context holds prompt and text, beside an encoder the text alone. T5's
-    distances have no end.
+    """Returns how many tokens can be written.
 
-    Raises UserError for a prompt that is empty or leaves no room; `number` is its name."""
+    The context of a decoder holds prompt and text, that of an encoder-decoder only the text. T5's relative positions
+    have no limit. Raises UserError for a prompt that is empty or leaves no room; messages call it by its `number`."""
     c, length = model.config, len(prompt)
     if not prompt:
         raise UserError(f"prompt {number} has no tokens")
@@ -70,27 +71,27 @@ class DecodingBatch(ABC):
         self.model, self.rows, self.penalty, self.rules = model, rows, config.repetition_penalty, config.rules
         self.device, vocab = model.embedding.weight.device, model.config.vocab_size
         self.room = max(row.limit for row in rows)
-        # tokens the penalty counts: in transformers that is all the writing stack reads, so not an encoder's source
+        # The tokens that the penalty counts: all that the writing stack reads, as in transformers, so not the source.
         self.seen = None if self.penalty == 1 else torch.zeros(len(rows), vocab, dtype=torch.bool, device=self.device)
 
     @abstractmethod
     def prefill(self) -> Tensor:
-        """Read the prompts -> logits (B, V) of the first new token."""
+        """Reads the prompts, and returns the logits (B, V) of the first new token."""
 
     @abstractmethod
     def _append(self, tokens: Tensor) -> Tensor:
-        """Read one more token of each row, (B, 1) -> logits (B, V)."""
+        """Reads one more token of each row, (B, 1), and returns the logits (B, V) of the next."""
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Append one token to each row, (B,) -> logits (B, V) of the next."""
+        """Appends one token to each row, (B,), and returns the logits (B, V) of the next."""
         tokens = tokens.to(self.device)[:, None]
         self._mark(tokens)
         return self._append(tokens)
 
     def scores(self, logits: Tensor, written: list[list[int]]) -> Tensor:
-        """Logits (B, V) under the rules that temperature and filters then work on.
+        """Returns the logits (B, V) with repetition penalty and rules applied, for temperature and filters.
 
-        written: the new tokens of each row; only the model's own rules look at them."""
+        written: the new tokens of each row; only the rules use them."""
         scores = logits if self.seen is None else penalise(logits, self.seen, self.penalty)
         if not self.rules:
             return scores
@@ -98,11 +99,13 @@ class DecodingBatch(ABC):
         return self.rules.apply(scores, texts, written, [row.limit for row in self.rows])
 
     def _begun(self, row: Completion) -> list[int]:
-        """What the stack that writes has read before the first new token."""
+        """Returns what the stack that writes has read before the first new token."""
         return row.prompt
 
     def keep_only(self, live: list[int]) -> Tensor:
-        """Let the other rows go; one that is named several times goes on in several -> the index (n,) of those kept."""
+        """Keeps only the rows `live`, in that order; a row that is named several times is copied.
+
+        Returns these numbers as a tensor (n,)."""
         index = torch.tensor(live, device=self.device)
         self.rows = [self.rows[i] for i in live]
         self.seen = None if self.seen is None else self.seen[index]
@@ -111,8 +114,9 @@ class DecodingBatch(ABC):
         return index
 
     def reorder(self, parents: Tensor, shared: int) -> None:
-        """Row i goes on from what row parents[i] has written, (B,); both have one prompt, and so `shared` first columns
-        of their caches alike, which are left alone."""
+        """Makes row i continue what row parents[i] has written; parents: (B,).
+
+        Both have the same prompt, so the first `shared` columns of their caches are equal and are not copied."""
         self.seen = None if self.seen is None else self.seen[parents]
         for cache in self.caches:
             for x in (cache.keys, cache.values):
@@ -120,20 +124,22 @@ class DecodingBatch(ABC):
                 written.copy_(written.index_select(0, parents))
 
     def _mark(self, tokens: Tensor) -> None:
-        """tokens: (B, n), now seen."""
+        """Notes that the rows have seen these tokens, (B, n)."""
         if self.seen is not None:
             self.seen.scatter_(1, tokens, True)
 
 
 def _rows(x: Tensor, index: Tensor, length: int) -> Tensor:
-    """Rows of a cache (B, K, S_max, E), of which `length` columns are filled: most of its room may never be touched."""
+    """Returns the rows `index` of a cache x (B, K, S_max, E).
+
+    Only the first `length` columns, which are filled, are copied, since most of the others may never be used."""
     out = x.new_empty(len(index), *x.shape[1:])
     out[:, :, :length] = x[:, :, :length].index_select(0, index)
     return out
 
 
 class Continuations(DecodingBatch):
-    """A decoder's rows, padded on the left so that the last token of all stands in one column."""
+    """The rows of a decoder, padded on the left so that the last tokens of all prompts are in one column."""
 
     def __init__(self, model: Transformer, rows: list[Completion], config: SamplingConfig):
         super().__init__(model, rows, config)
@@ -144,15 +150,15 @@ class Continuations(DecodingBatch):
         self.keep = torch.arange(width + self.room, device=self.device) >= self.pads[:, None]  # (B, P + room)
         self.ragged = bool(self.pads.any())
         self.caches = model.new_caches(len(rows), width + self.room)
-        # a padded place counts as the row's last token, which has been seen
+        # Padding counts as the last token of the row, which has been seen anyway.
         self._mark(torch.where(self.keep[:, :width], self.tokens, self.tokens[:, -1:]))
 
     def prefill(self) -> Tensor:
-        if not self.ragged:  # without masks the fast causal kernel runs
+        if not self.ragged:  # without a mask, the fast causal kernel can run
             return self._append(self.tokens)
         width = self.tokens.size(1)
         positions = (torch.arange(width, device=self.device) - self.pads[:, None]).clamp(min=0)  # (B, P)
-        # Padding is a segment of its own: it sees itself, where a row that sees nothing would become NaN.
+        # Padding is a segment of its own, so that it sees itself; a position that sees nothing would become NaN.
         segments = self.keep[:, :width].long()
         states = self.model(self.tokens, segments=segments, positions=positions, caches=self.caches)
         return self.model.head(states[:, -1])
@@ -171,8 +177,10 @@ class Continuations(DecodingBatch):
 
 
 class Answers(DecodingBatch):
-    """An encoder-decoder's rows. The encoder reads each source once, however many samples it has in the batch, and what
-    the decoder looks up of it is projected once; the decoder's rows all begin in one column."""
+    """The rows of an encoder-decoder.
+
+    The encoder reads each source once, even if the batch holds several samples of it, and keys and values for the
+    decoder are computed once. The decoder's rows all begin in one column."""
 
     def __init__(self, model: Transformer, rows: list[Completion], config: SamplingConfig, opening: Opening):
         super().__init__(model, rows, config)
@@ -199,7 +207,7 @@ class Answers(DecodingBatch):
         scores = super().scores(logits, written)
         if self.opening.never:
             scores = scores.index_fill(1, torch.tensor(self.opening.never, device=self.device), -math.inf)
-        if self.opening.forced is not None and self.caches[0].length == 1:  # the start has been read, nothing written
+        if self.opening.forced is not None and self.caches[0].length == 1:  # only the start token has been read
             scores = torch.full_like(scores, -math.inf)
             scores[:, self.opening.forced] = 0
         return scores
@@ -214,6 +222,6 @@ class Answers(DecodingBatch):
 def decoding_batch(
     model: Transformer, rows: list[Completion], config: SamplingConfig, opening: Opening | None
 ) -> DecodingBatch:
-    """Rows of a decoder, or with an `opening` those of an encoder-decoder."""
+    """Returns the batch of a decoder's rows, or with an `opening` of an encoder-decoder's rows."""
     assert (opening is not None) == (model.config.stacks == "encoder_decoder"), "an encoder-decoder has an `opening`"
     return Continuations(model, rows, config) if opening is None else Answers(model, rows, config, opening)

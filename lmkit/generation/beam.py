@@ -1,6 +1,7 @@
-"""Beam search: the likeliest text that a few hypotheses, written side by side, lead to. It writes what transformers'
-`generate(num_beams=K, do_sample=False)` writes. Shapes: n prompts, K hypotheses of each (1 before the first token),
-C candidates of each, V vocab_size."""
+"""Beam search: writes a few hypotheses for each prompt at once, and returns the best finished one.
+
+It writes the same as transformers' `generate(num_beams=K, do_sample=False)`.
+Shapes: n prompts, K hypotheses per prompt (1 before the first token), C candidates per prompt, V vocab_size."""
 
 import math
 from collections.abc import Iterable
@@ -20,7 +21,7 @@ from lmkit.recipe.tasks import LengthPenalty
 class Hypothesis(NamedTuple):
     """A text that is finished."""
 
-    score: float  # its log-probability over the length penalty
+    score: float  # its log-probability divided by the length penalty
     ids: list[int]
     logprobs: list[float]
 
@@ -35,13 +36,13 @@ def beam_search(
     opening: Opening | None = None,
     early_stopping: bool = False,
 ) -> list[Completion]:
-    """The best continuation of each prompt, in order; `opening` as for `generate`. Of `config` `max_tokens`,
-    `rules` and `repetition_penalty` count; the latter works on log-probabilities, as transformers' does in a beam.
+    """Returns the best completion of each prompt, in order; `opening` is as for `generate`.
 
-    A hypothesis ends with an end token among the K best candidates of its prompt, or at its longest; it is worth its
-    log-probability over the length penalty, the end token counted in both. A prompt is done when K have ended and the
-    best one that goes on would, were it to end now, be worth less than each of them; with `early_stopping` as soon as K
-    have ended. With a beam of 1 this is greedy search.
+    `config` counts only with `max_tokens`, `rules` and `repetition_penalty`; the latter changes log-probabilities, as
+    in transformers' beam search. A hypothesis ends where an end token is among the K best candidates of its prompt, or
+    where it reaches its limit. Its score is its log-probability divided by the length penalty; both count the end
+    token. A prompt is done when K hypotheses have ended and the best one that goes on would have a lower score than
+    each of them if it ended now; with `early_stopping`, as soon as K have ended. A beam of 1 is greedy search.
 
     Raises what `generate` raises."""
     rows = [Completion(i, 0, prompt, room_after(model, prompt, config, 1 + i)) for i, prompt in enumerate(prompts)]
@@ -61,29 +62,29 @@ def _search(
     model: Transformer, rows: list[Completion], config: SamplingConfig, beam: int, penalty: LengthPenalty,
     eos: frozenset[int], opening: Opening | None, early_stopping: bool,
 ) -> None:  # fmt: skip
-    """Fill in `rows`; each leaves the batch as soon as it is finished."""
+    """Fills in `rows`; each leaves the batch as soon as it is finished."""
     batch = decoding_batch(model, rows, config, opening)
     device, ends = batch.device, torch.tensor(sorted(eos), dtype=torch.long, device=batch.device)
     limits = torch.tensor([row.limit for row in rows], device=device)  # (n,)
-    ended: list[list[Hypothesis]] = [[] for _ in rows]  # of each prompt the K best
-    most = beam * max(2, 1 + len(eos))  # of so many candidates K at least do not end
+    ended: list[list[Hypothesis]] = [[] for _ in rows]  # for each prompt, the K best that have ended
+    most = beam * max(2, 1 + len(eos))  # among so many candidates, at least K do not end
     logits = batch.prefill()  # (n * K, V)
     shared = batch.caches[0].length
     sums = torch.zeros(len(rows), device=device)  # (n * K,)
     ids = torch.empty(len(rows), 0, dtype=torch.long, device=device)  # (n * K, tokens written)
-    said = torch.empty(len(rows), 0, device=device)  # their log-probabilities
+    token_logprobs = torch.empty(len(rows), 0, device=device)  # their log-probabilities
     for length in count(1):
         logprobs = logits.float().log_softmax(-1)
         written = ids.tolist() if config.rules else []
         totals, parents, tokens = _candidates(sums, batch.scores(logprobs, written), len(rows), most)  # (n, C)
         check_finite(totals)
         ids = torch.cat((ids[parents], tokens[..., None]), -1)  # (n, C, length)
-        said = torch.cat((said[parents], logprobs[parents, tokens][..., None]), -1)
+        token_logprobs = torch.cat((token_logprobs[parents], logprobs[parents, tokens][..., None]), -1)
         stops = torch.isin(tokens, ends) | (limits == length)[:, None]
         worth = totals / divisor(penalty, length)
         for i, j in stops[:, :beam].nonzero().tolist():
             if worth[i, j] > -math.inf:
-                ended[i].append(Hypothesis(worth[i, j].item(), ids[i, j].tolist(), said[i, j].tolist()))
+                ended[i].append(Hypothesis(worth[i, j].item(), ids[i, j].tolist(), token_logprobs[i, j].tolist()))
         picks = stops.long().argsort(dim=1, stable=True)[:, :beam]  # (n, K): the best that do not end
         best = worth.masked_fill(stops, -math.inf).gather(1, picks)[:, 0].tolist()
         live = []
@@ -97,9 +98,9 @@ def _search(
                 row.finish = "stop" if row.ids[-1] in eos else "length"
         if not live:
             return
-        sums = totals.masked_fill(stops, -math.inf)  # what has ended does not go on, where a vocabulary is that small
+        sums = totals.masked_fill(stops, -math.inf)  # in a tiny vocabulary, `picks` may include some that have ended
         sums, parents, tokens = (x.gather(1, picks)[live].flatten() for x in (sums, parents, tokens))
-        ids, said = (x.take_along_dim(picks[..., None], 1)[live].flatten(0, 1) for x in (ids, said))
+        ids, token_logprobs = (x.take_along_dim(picks[..., None], 1)[live].flatten(0, 1) for x in (ids, token_logprobs))
         if len(live) < len(rows) or length == 1:
             batch.keep_only(parents.tolist())
         else:
@@ -109,15 +110,19 @@ def _search(
 
 
 def _candidates(sums: Tensor, scores: Tensor, prompts: int, most: int) -> tuple[Tensor, Tensor, Tensor]:
-    """sums (n * K,): log-probabilities of all hypotheses; scores (n * K, V): of one more token -> those of the best
-    candidates of each prompt, best first, the hypotheses they go on from, and their tokens; (n, C) each."""
+    """Returns the best candidates of each prompt, best first, as (n, C) each: their log-probabilities, the hypotheses
+    that they continue, and their tokens.
+
+    sums: (n * K,) log-probabilities of all hypotheses; scores: (n * K, V) log-probabilities of one more token."""
     each = min(most, scores.size(1))
-    more, tokens = scores.topk(each)  # (n * K, each): no other can be among the best
+    more, tokens = scores.topk(each)  # (n * K, each): no other token can be among the best
     best, flat = (sums[:, None] + more).view(prompts, -1).topk(min(most, more.numel() // prompts))
     first = torch.arange(0, len(sums), len(sums) // prompts, device=sums.device)[:, None]
     return best, first + flat // each, tokens.view(prompts, -1).gather(1, flat)
 
 
 def divisor(penalty: LengthPenalty, length: int) -> float:
-    """What the log-probability of `length` tokens is divided by. gnmt: Wu et al. 2016, equation 14."""
+    """Returns the number by which the log-probability of `length` tokens is divided.
+
+    The kind `gnmt` is that of Wu et al. 2016, equation 14."""
     return (length if penalty.kind == "average" else (5 + length) / 6) ** penalty.alpha

@@ -1,5 +1,6 @@
-"""Texts for many requests at once: a decoder goes on with their prompts, an encoder-decoder answers them. Shapes: B
-rows, V vocab_size."""
+"""Writes the texts of many requests at once: a decoder continues their prompts, an encoder-decoder answers them.
+
+Shapes: B rows, V vocab_size."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -20,38 +21,38 @@ from lmkit.objectives.build import starts
 from lmkit.objectives.noise.spans import restore
 from lmkit.text.tokenizer import Tokenizer
 
-MAX_ROWS = 64  # rows at a time
-MAX_TOKENS = 32_768  # prompt and new tokens of all rows at a time: bounds the cache and the first pass
+MAX_ROWS = 64  # rows that are written at a time
+MAX_TOKENS = 32_768  # prompt and new tokens of all these rows: limits the cache and the first pass
 
 
 @dataclass(frozen=True)
 class Request:
-    """One text that is asked for. What is written follows from it alone, whatever else is written at the same time."""
+    """One text that is asked for. The text depends on the request alone, not on others written at the same time."""
 
-    prompt: list[int]  # what the model reads first: with BOS; of an encoder-decoder the source, framed
+    prompt: list[int]  # a decoder's prompt, with BOS; an encoder-decoder's source, with control tokens
     config: SamplingConfig
     eos: frozenset[int] = frozenset()  # tokens that end the text
-    sample: int = 0  # its place among the requests for one prompt: tokens are drawn by the seed and this number
-    opening: Opening | None = None  # of an encoder-decoder, and of nothing else
-    number: int = 1  # of the prompt, in error messages
+    sample: int = 0  # its place among the requests for one prompt; randomness follows from the seed and this number
+    opening: Opening | None = None  # how the text begins in an encoder-decoder; None for a decoder
+    number: int = 1  # the number of the prompt in error messages
 
     def shared(self) -> tuple[SamplingConfig, Opening | None]:
-        """What must be equal in all rows of a batch."""
+        """Returns the settings that must be equal in all rows of a batch."""
         return replace(self.config, max_tokens=1, seed=0, stop=()), self.opening
 
 
 class Event(NamedTuple):
     """A text became one token longer."""
 
-    completion: Completion  # as `submit` returned it
+    completion: Completion  # the object that `submit` returned
     token: int
-    text: str  # what became certain with this token, often ""; with the last token all that was held back
-    finished: bool  # no event follows for this completion
+    text: str  # text that became certain with this token, often ""; the last token gives out all that was held back
+    finished: bool  # whether this is the last event for this completion
 
 
 @dataclass
 class _Row:
-    """A request that waits, or that is a row of the batch."""
+    """A request that waits, or that is already a row of the batch."""
 
     request: Request
     completion: Completion
@@ -60,23 +61,25 @@ class _Row:
 
 
 class Engine:
-    """Writes the texts of requests, in the order in which these came, as many at a time as there is room for. Callers
-    submit and cancel between any two steps; which texts are written together is the engine's own affair.
+    """Writes the texts of requests, in the order in which these came, as many at a time as there is room for.
 
-    The model may be in training mode and is afterwards; torch's random state is not touched."""
+    Callers may submit and cancel between any two steps; the engine decides which texts are written together. The model
+    keeps its mode, training or not, and torch's random state does not change."""
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer | None = None, max_rows: int = MAX_ROWS):
-        """tokenizer: with one there are texts and not ids alone, stop strings end them, and an id without a token is
-        never written. max_rows: texts that are written at a time."""
+        """tokenizer: with one, completions have text besides ids, stop strings end them, and ids without a token are
+        never written. max_rows: the largest number of texts that are written at a time."""
         self.model, self.tokenizer, self.max_rows = model, tokenizer, max_rows
         self._unused = () if tokenizer is None else tokenizer.unused_ids(model.config.vocab_size)
         self._submitted = count()
         self._waiting, self._rows = list[_Row](), list[_Row]()
-        self._batch: DecodingBatch | None = None  # of `_rows`, once the model has read their prompts
+        self._batch: DecodingBatch | None = None  # the batch of `_rows`, from the time their prompts are read
 
     @property
     def room(self) -> int:
-        """How many more requests it has a use for now. Who has millions of prompts reads no more of them than that."""
+        """Returns how many more requests the engine can use now.
+
+        Callers with millions of prompts read only so many of them."""
         return 0 if self._rows else max(0, self.max_rows - len(self._waiting))
 
     def submit(self, request: Request) -> Completion:
@@ -90,7 +93,7 @@ class Engine:
         return completion
 
     def cancel(self, completion: Completion) -> None:
-        """Ends a text where it is; no event follows. One that is finished stays as it is."""
+        """Ends a text where it is, without a further event. A text that is finished stays as it is."""
         if not completion.finish:
             completion.finish = "cancelled"
             self._waiting = [row for row in self._waiting if row.completion is not completion]
@@ -98,10 +101,9 @@ class Engine:
 
     @torch.no_grad()
     def step(self) -> list[Event]:
-        """Writes one more token of each text whose turn it is. Returns an event for each; none where all texts are
-        finished.
+        """Writes one more token of each text in the batch, or of the next batch. Returns an event for each of them.
 
-        Raises ModelError for logits that are not finite."""
+        There are no events where all texts are finished. Raises ModelError for logits that are not finite."""
         with self.model.evaluating():
             if self._batch:
                 logits = self._batch.step(torch.tensor([row.completion.ids[-1] for row in self._rows]))  # (B, V)
@@ -120,7 +122,9 @@ class Engine:
         return events
 
     def _stream(self, request: Request) -> TextStream | None:
-        """An encoder-decoder's text is a new one, in which sentinels can be seen."""
+        """Returns the stream that turns the request's tokens into text.
+
+        The text of an encoder-decoder does not continue the prompt, and shows sentinels."""
         if self.tokenizer is None:
             return None
         if request.opening is None:
@@ -128,8 +132,7 @@ class Engine:
         return TextStream(self.tokenizer.with_gaps, [], request.config.stop)
 
     def _next_batch(self) -> DecodingBatch:
-        """Moves the first of the requests that wait, as many as may stand in one batch, into `_rows`. Returns their
-        batch."""
+        """Moves the first waiting requests into `_rows`, as many as can be in one batch. Returns their batch."""
         _, alike = next(groupby(islice(self._waiting, self.max_rows), key=lambda row: row.request.shared()))
         rows = list(alike)
         longest = max(len(row.request.prompt) + row.completion.limit for row in rows)
@@ -140,7 +143,7 @@ class Engine:
         return decoding_batch(self.model, [row.completion for row in rows], replace(config, rules=rules), opening)
 
     def _append(self, row: _Row, token: int, logprob: float) -> Event:
-        """Adds a token to a text, and ends the text where the token, a stop string or the limit says so."""
+        """Adds a token to a text, and ends the text if the token, a stop string or the limit ends it."""
         completion, stream, piece = row.completion, row.stream, ""
         completion.ids.append(token)
         completion.logprobs.append(logprob)
@@ -157,7 +160,7 @@ class Engine:
         return Event(completion, token, piece, bool(completion.finish))
 
     def _let_go(self) -> None:
-        """Rows that are finished leave the batch, and its caches go with the last of them."""
+        """Removes finished rows from the batch, and the batch with its caches when no row is left."""
         live = [i for i, row in enumerate(self._rows) if not row.completion.finish]
         if self._batch and 0 < len(live) < len(self._rows):
             self._batch.keep_only(live)
@@ -166,7 +169,7 @@ class Engine:
 
 
 def _restored(tokenizer: Tokenizer, completion: Completion) -> str:
-    """The source with the spans that were written in place of its sentinels; "" where it has none."""
+    """Returns the source with the written spans in the place of its sentinels; "" where the source has none."""
     if not set(tokenizer.sentinels) & set(completion.prompt):
         return ""
     sentinels, end = np.array(tokenizer.sentinels), -1 if tokenizer.eos_id is None else tokenizer.eos_id
@@ -181,10 +184,11 @@ def generate(
     samples: int = 1, on_text: Callable[[Completion, str], None] | None = None, tokenizer: Tokenizer | None = None,
     opening: Opening | None = None,
 ) -> Iterator[Completion]:  # fmt: skip
-    """`samples` continuations of each prompt, in order. Prompts are read as they are needed, so there may be millions.
+    """Yields `samples` completions of each prompt, in order. It reads prompts as it needs them, so there may be
+    millions.
 
-    tokenizer, opening: as for `Engine` and `Request`. `on_text` gets new text as it is written; texts then come one by
-    one. Raises what `Engine` raises."""
+    tokenizer, opening: as for `Engine` and `Request`. on_text: is called with new text while it is written; texts are
+    then written one after the other. Raises what `Engine` raises."""
     engine = Engine(model, tokenizer, 1 if on_text else MAX_ROWS)
     requests = (
         Request(prompt, config, eos, sample, opening, number)
@@ -207,16 +211,16 @@ def complete(
     model: Transformer, tokenizer: Tokenizer, prompts: Iterable[str], config: SamplingConfig, eos: frozenset[int],
     samples: int = 1, on_text: Callable[[Completion, str], None] | None = None, opening: Opening | None = None,
 ) -> Iterator[Completion]:  # fmt: skip
-    """`generate` for texts; see `prompts` for what an encoder-decoder may be asked."""
+    """Does what `generate` does, for prompts that are texts; `prompts.py` says what they may contain."""
     ids = ((prompt_ids if opening is None else source_ids)(tokenizer, prompt) for prompt in prompts)
     return generate(model, ids, config, eos, samples, on_text, tokenizer, opening)
 
 
 def sample_text(model: Transformer, tokenizer: Tokenizer, prompt: str, max_tokens: int, seed: int) -> str:
-    """How a model in training writes: `prompt` and one continuation, or an encoder-decoder's answer to it. Leaves the
-    model's mode and torch's random state alone.
+    """Returns a sample of what a model in training writes: `prompt` with one continuation, or an encoder-decoder's
+    answer to it.
 
-    Raises UserError for a prompt longer than the context."""
+    The model's mode and torch's random state do not change. Raises UserError for a prompt longer than the context."""
     config, opening = SamplingConfig(max_tokens=max_tokens, temperature=0.8, seed=seed), None
     if model.config.stacks == "encoder_decoder":
         opening = Opening(starts(model.config.family, tokenizer)[0])

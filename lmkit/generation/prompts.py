@@ -1,25 +1,26 @@
-"""Texts into the ids that a model goes on from, answers or completes.
+"""Turns texts into the ids that a model continues, answers or fills in.
 
 Text that spells a control token is ordinary text: a `</s>` in a prompt is four characters. The one exception is a gap.
 Where an encoder or an encoder-decoder reads the text, `tokenizer.special.mask` ([MASK], <mask>) and T5's sentinels
-(<extra_id_0>, <extra_id_1>, ...) become the tokens they name, if its tokenizer has them. One space before a gap belongs
-to it, for so it was in training: what was taken out of a text there is a token together with the space before it."""
+(<extra_id_0>, <extra_id_1>, ...) become the tokens they name, if the tokenizer has them. One space before a gap belongs
+to the gap, because in training a token is removed from a text together with the space before it."""
 
 from lmkit.objectives.build import frame
 from lmkit.text.tokenizer import Tokenizer
 
 
 def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """What a decoder goes on from: the tokens of `text`, behind BOS where the tokenizer's own rule puts one. An empty
-    text without that is what follows a BOS, or the end of a document.
+    """Returns the ids that a decoder continues: the tokens of `text`, after BOS where the tokenizer itself adds one.
 
-    Raises UserError for text that is not Unicode."""
+    If that makes no ids, they are BOS, or EOS where there is no BOS, so that the model begins a new text. Raises
+    UserError for text that is not Unicode."""
     ids = tokenizer.first_ids + tokenizer.encode(text)
     return ids or [i for i in (tokenizer.bos_id, tokenizer.eos_id) if i is not None][:1]
 
 
 def source_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """What an encoder beside a decoder reads: `text`, with gaps, framed as the documents in training were.
+    """Returns the ids that the encoder of an encoder-decoder reads: `text` with gaps, between the control tokens that
+    documents had in training.
 
     Raises UserError for text that is not Unicode."""
     before, after = tokenizer.document_frame
@@ -27,15 +28,15 @@ def source_ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def masked_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """What an encoder alone reads: [CLS], `text` with gaps, [SEP].
+    """Returns the ids that an encoder reads: [CLS], `text` with gaps, [SEP].
 
-    Raises UserError for text that is not Unicode, ModelError for a tokenizer without such a frame."""
+    Raises UserError for text that is not Unicode, and ModelError for a tokenizer without such tokens."""
     first, last = frame(tokenizer)
     return [first, *_with_gaps(tokenizer, text), last]
 
 
 def end_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    """What a generated document ends with: EOS, or where there is none the BOS of the next document."""
+    """Returns the tokens that end a generated document: EOS, or where there is none the BOS of the next document."""
     end = tokenizer.bos_id if tokenizer.eos_id is None else tokenizer.eos_id
     return frozenset() if end is None else frozenset((end,))
 

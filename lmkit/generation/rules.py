@@ -1,5 +1,5 @@
-"""What may be written next by the rules of a model's generation_config.json, as transformers' logits processors of the
-same names have them; and which of its settings are not followed."""
+"""The rules of a model's generation_config.json about which tokens may be written next, and which of its settings are
+not followed. The rules do the same as transformers' logits processors of the same names."""
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -16,18 +16,20 @@ GENERATION_CONFIG = "generation_config.json"
 
 @dataclass(frozen=True)
 class Rules:
-    """The names in generation_config.json are in brackets. Lengths count all that the writing stack reads: a decoder's
-    prompt, the start token beside an encoder."""
+    """Rules about which tokens may be written next. The names in generation_config.json are in brackets.
 
-    never: tuple[int, ...] = ()  # tokens that are not written (suppress_tokens; bad_words_ids)
-    bad_words: tuple[tuple[int, ...], ...] = ()  # of several tokens, not written as a whole (bad_words_ids)
-    never_first: tuple[int, ...] = ()  # not as the first new token that is free (begin_suppress_tokens)
-    first_forced: bool = False  # the first new token is not free (forced_bos_token_id)
-    ends: tuple[int, ...] = ()  # not before a text has the least length (eos_token_id)
-    min_length: int = 0
-    min_new_tokens: int = 0
-    no_repeat_ngram_size: int = 0  # n tokens in a row occur once; 0: off
-    forced_last: int | None = None  # the token at the place where a text is as long as it may be (forced_eos_token_id)
+    Lengths count everything that the writing stack reads: a decoder's prompt, or the start token in an
+    encoder-decoder."""
+
+    never: tuple[int, ...] = ()  # tokens that are never written (suppress_tokens; bad_words_ids of one token)
+    bad_words: tuple[tuple[int, ...], ...] = ()  # sequences of several tokens that are never written (bad_words_ids)
+    never_first: tuple[int, ...] = ()  # tokens that the first new token may not be (begin_suppress_tokens)
+    first_forced: bool = False  # the first new token is fixed, so `never_first` means the second (forced_bos_token_id)
+    ends: tuple[int, ...] = ()  # end tokens, not written before a text has its minimal length (eos_token_id)
+    min_length: int = 0  # minimal length of a text with its prompt or start token
+    min_new_tokens: int = 0  # minimal number of new tokens
+    no_repeat_ngram_size: int = 0  # every sequence of n tokens occurs at most once; 0: off
+    forced_last: int | None = None  # the last token of a text that reaches its limit (forced_eos_token_id)
 
     def __bool__(self) -> bool:
         return self != Rules(ends=self.ends)
@@ -35,8 +37,10 @@ class Rules:
     def apply(
         self, scores: Tensor, texts: Sequence[list[int]], written: Sequence[list[int]], limits: Sequence[int]
     ) -> Tensor:
-        """scores (B, V) with -inf for what may not come next. texts: what the writing stack has read, `written` the new
-        tokens at its end, of which there may be `limits`."""
+        """Returns the scores (B, V) with -inf for tokens that may not come next.
+
+        texts: what the writing stack has read in each row; written: the new tokens at the end of these; limits: how
+        many new tokens there may be in each row."""
         banned = torch.zeros_like(scores, dtype=torch.bool)
         banned[:, list(self.never)] = True
         for row, (text, new) in enumerate(zip(texts, written, strict=True)):
@@ -53,7 +57,7 @@ class Rules:
         return scores
 
     def _repeats(self, text: list[int]) -> Iterable[int]:
-        """Tokens that would make an n-gram of `text` a second time."""
+        """Returns the tokens that would repeat an n-gram of `text`."""
         n = self.no_repeat_ngram_size
         if not n or len(text) < n:
             return []
@@ -61,12 +65,12 @@ class Rules:
         return [text[i + n - 1] for i in range(len(text) - n + 1) if text[i : i + n - 1] == last]
 
     def _completed(self, text: list[int]) -> Iterable[int]:
-        """Tokens that would complete a bad word."""
+        """Returns the tokens that would complete a bad word."""
         return [word[-1] for word in self.bad_words if text[len(text) - len(word) + 1 :] == list(word[:-1])]
 
 
 NO_RULES = Rules()
-# Settings that change nothing here: bookkeeping, what is returned, and tokens that have a place of their own.
+# Settings that change nothing here: notes about the file, what is returned, and tokens that are read elsewhere.
 SILENT = {
     "transformers_version", "_from_model_config", "use_cache", "output_attentions", "output_hidden_states",
     "output_scores", "output_logits", "return_dict_in_generate", "bos_token_id", "eos_token_id", "pad_token_id",
@@ -76,7 +80,7 @@ FOLLOWED = {
     "suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "no_repeat_ngram_size", "min_length", "min_new_tokens",
     "forced_eos_token_id",
 }  # fmt: skip
-# What these are when they are off, as transformers has them.
+# The values with which these settings are off, as in transformers.
 OFF: dict[str, Any] = {
     "num_beams": 1, "num_beam_groups": 1, "temperature": 1.0, "top_p": 1.0, "typical_p": 1.0, "repetition_penalty": 1.0,
     "encoder_repetition_penalty": 1.0, "length_penalty": 1.0, "diversity_penalty": 0.0, "do_sample": False, "top_k": 50,
@@ -90,9 +94,10 @@ GENERATION_KEYS = FOLLOWED | OFF.keys()
 def rules_of(
     config: Mapping[str, Any], eos: frozenset[int], vocab_size: int, unused: Iterable[int], where: str
 ) -> Rules:
-    """The rules of a generation_config.json in the folder `where`; ids without a token, `unused`, are never written.
+    """Returns the rules of `config`, the content of generation_config.json in the folder `where`.
 
-    Raises ModelError for a value of the wrong kind."""
+    eos: the tokens that end a text; unused: ids without a token, which are never written. Raises ModelError for a value
+    of the wrong kind."""
     number = lambda key: config.get(key) or 0
     counts = {key: number(key) for key in ("no_repeat_ngram_size", "min_length", "min_new_tokens")}
     tokens = {key: config.get(key) or [] for key in ("suppress_tokens", "begin_suppress_tokens")}
@@ -115,20 +120,22 @@ def rules_of(
 
 
 def with_settings(ids: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The generation_config.json of a new checkpoint: `ids`, which follow from its tokenizer, with what was chosen."""
+    """Returns the generation_config.json of a new checkpoint: `ids`, which follow from its tokenizer, changed by the
+    settings in `chosen`."""
     suppressed = {*(ids.get("suppress_tokens") or ()), *(chosen.get("suppress_tokens") or ())}
     merged = {k: v for k, v in ids.items() if k != "_from_model_config"} | dict(chosen)
     return merged | ({"suppress_tokens": sorted(suppressed)} if suppressed else {})
 
 
 def not_followed(config: Mapping[str, Any], more: Iterable[str] = ()) -> list[str]:
-    """Settings of a generation_config.json that are on and that lmkit does not follow, as `key=value`.
+    """Returns the settings of a generation_config.json that are on and that lmkit does not follow, as `key=value`.
 
-    more: those that the caller follows beside the rules."""
+    more: keys that the caller follows besides the rules."""
     return settings_on(config, {*FOLLOWED, *more})
 
 
 def settings_on(config: Mapping[str, Any], but: Collection[str]) -> list[str]:
-    """What a generation_config.json changes about what is written, as `key=value`, but for some keys."""
+    """Returns the settings of a generation_config.json that change what is written, as `key=value`, without those in
+    `but`."""
     on = {key: value for key, value in sorted(config.items()) if value not in (None, []) and value != OFF.get(key)}
     return [f"{key}={value}" for key, value in on.items() if key not in SILENT and key not in but]

@@ -1,5 +1,7 @@
-"""How the next token is chosen. Filters mean what transformers' logits processors of the same names mean, and apply in
-the same order: repetition penalty, temperature, top-k, top-p, min-p."""
+"""Chooses the next token. Filters do the same as transformers' logits processors of the same names, in the same order:
+repetition penalty, temperature, top-k, top-p, min-p.
+
+Shapes: B rows, V vocab_size."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ from lmkit.generation.rules import NO_RULES, Rules
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """Raises UserError for a value outside its range."""
+    """How tokens are chosen, and where a text ends. Raises UserError for a value outside its range."""
 
     max_tokens: int = 128  # new tokens; the context may end a text earlier
     temperature: float = 1.0  # 0: always the likeliest token
@@ -24,8 +26,8 @@ class SamplingConfig:
     min_p: float = 0.0  # only tokens with at least this share of the likeliest one's probability
     repetition_penalty: float = 1.0  # divides positive and multiplies negative logits of tokens seen; 1: off
     seed: int = 0
-    stop: tuple[str, ...] = ()  # texts that end a completion and are cut off it
-    rules: Rules = NO_RULES  # of the model's own
+    stop: tuple[str, ...] = ()  # strings that end a completion, and are not part of it
+    rules: Rules = NO_RULES  # the model's own rules
 
     def __post_init__(self) -> None:
         allowed = {
@@ -46,21 +48,22 @@ class SamplingConfig:
 
 
 def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """logits (B, V) with tokens of `seen` (B, V) bool made less likely (Keskar et al. 2019, CTRL)."""
+    """Returns the logits (B, V), with lower ones for the tokens in `seen`, (B, V) bool (Keskar et al. 2019, CTRL)."""
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def warp(logits: Tensor, config: SamplingConfig) -> Tensor:
-    """logits (B, V) over a temperature above 0, with -inf for tokens that may not be chosen."""
+    """Returns the logits (B, V) divided by the temperature, which is above 0, and -inf for tokens that are filtered
+    out."""
     # The largest becomes 0 first, so that a tiny temperature gives -inf and never inf - inf; 1e-40 is 0 in float32.
     x = (logits - logits.amax(-1, keepdim=True)) / max(config.temperature, 1e-30)
     if config.top_k:
         x = x.masked_fill(x < x.topk(min(config.top_k, x.size(-1))).values[:, -1:], -math.inf)
     if config.top_p < 1:
         ordered, index = x.sort(dim=-1)  # smallest first
-        out = ordered.softmax(-1).cumsum(-1) <= 1 - config.top_p
-        out[:, -1] = False
-        x = x.masked_fill(out.scatter(1, index, out), -math.inf)
+        dropped = ordered.softmax(-1).cumsum(-1) <= 1 - config.top_p
+        dropped[:, -1] = False
+        x = x.masked_fill(dropped.scatter(1, index, dropped), -math.inf)
     if config.min_p:
         probs = x.softmax(-1)
         x = x.masked_fill(probs < config.min_p * probs.amax(-1, keepdim=True), -math.inf)
@@ -68,11 +71,12 @@ def warp(logits: Tensor, config: SamplingConfig) -> Tensor:
 
 
 def choose(logits: Tensor, config: SamplingConfig, rngs: Sequence[np.random.Generator]) -> Tensor:
-    """The next token of each row: (B, V) penalised logits -> (B,) int64 on the CPU. Each row draws from its own `rng`.
+    """Returns the next token of each row, (B,) int64 on the CPU, from penalised logits (B, V).
 
-    The Gumbel-max trick, as probability over exponential noise: only a near tie of the two best tokens can flip when
-    rounding differs with the batch, while a running sum over the vocabulary would flip at any token's border. float64,
-    since float32 noise is 0 once in 10^7 draws and a token of no probability would win."""
+    Each row draws from its own generator in `rngs`. The method is the Gumbel-max trick: probability divided by
+    exponential noise. Rounding, which differs with the batch, can then change the choice only where the two best tokens
+    are almost equal; with a running sum over the vocabulary it could do so at the border of any token. Numbers are
+    float64, since float32 noise is 0 once in 10^7 draws, and a token of probability 0 would be chosen."""
     if config.temperature == 0:
         return logits.argmax(-1).cpu()
     probs = warp(logits, config).cpu().double().softmax(-1)

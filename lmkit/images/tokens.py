@@ -1,5 +1,6 @@
-"""Files of images -> a palette learnt from them, and a file of their texts, one image a document. One file of images is
-in memory at a time."""
+"""Learns a palette from files of images, and writes a file of their texts, one document per image.
+
+Only one file of images is in memory at a time."""
 
 import heapq
 from collections.abc import Iterator
@@ -18,23 +19,27 @@ from lmkit.recipe.tasks import PixelConfig, TableConfig
 from lmkit.text.special import SPECIAL, cuts_inside
 from lmkit.text.tokenizer import Tokenizer, add_post_processor
 
-MOST_IMAGES = 20_000  # drawn from all files to learn a palette from, which draws patches from these
-AT_ONCE = 1000  # images, of which the texts are in memory
+MOST_IMAGES = 20_000  # images that are drawn from all files to learn a palette from their patches
+AT_ONCE = 1000  # images whose texts are in memory at a time
 
 
 def learn_palette(sources: list[str], config: PixelConfig, seed: int = 0) -> Palette:
-    """Of images drawn evenly from all files. Raises DataError for sources that are no images, or of several shapes."""
+    """Returns a palette learnt from images that are drawn evenly from all files.
+
+    Raises DataError for sources that are no images, and for images of different shapes."""
     rng = np.random.default_rng(seed)
-    kept: list[tuple[float, np.ndarray]] = []
+    drawn: list[tuple[float, np.ndarray]] = []
     for images in _files(sources):
-        kept += zip(rng.random(len(images)).tolist(), images, strict=True)
-        smallest = heapq.nsmallest(MOST_IMAGES, kept, key=lambda entry: entry[0])
-        kept = [(key, image.copy()) for key, image in smallest]  # not a view, which keeps its whole file
-    return fit_palette([image for _, image in kept], config, seed)
+        drawn += zip(rng.random(len(images)).tolist(), images, strict=True)
+        smallest = heapq.nsmallest(MOST_IMAGES, drawn, key=lambda entry: entry[0])
+        drawn = [(key, image.copy()) for key, image in smallest]  # a view would keep its whole file in memory
+    return fit_palette([image for _, image in drawn], config, seed)
 
 
 def write_texts(sources: list[str], palette: Palette, path: Path) -> int:
-    """JSON lines with the words of every image, in the order of the files. Returns how many. Raises DataError."""
+    """Writes JSON lines with the words of every image, in the order of the files. Returns the number of images.
+
+    Raises DataError as `learn_palette` does."""
     count = 0
     with path.open("w", encoding="ascii") as file:
         for images in _files(sources, told=True):
@@ -46,7 +51,7 @@ def write_texts(sources: list[str], palette: Palette, path: Path) -> int:
 
 
 def _files(sources: list[str], told: bool = False) -> Iterator[list[np.ndarray]]:
-    """The images of each file. told: note what was left out."""
+    """Yields the images of each file. told: tells the user what was left out."""
     config, shape = TableConfig(train=sources), None
     for source in list_sources(sources, "classify", config, labelled=False):
         name = source.item.name
@@ -56,28 +61,29 @@ def _files(sources: list[str], told: bool = False) -> Iterator[list[np.ndarray]]
         for kind, n in table.problems.counts.items() if told else ():
             note(f"left out: {n:,} {kind}, like {table.problems.examples[kind][0]}")
         images = [row["image"] for row in table.rows]
-        found = shape_of(images)
-        if found != (shape := shape or found):
+        current = shape_of(images)
+        if current != (shape := shape or current):
             raise DataError(
-                f"images have different shapes: {found} in {name}, {shape} before\n  → keep those of one shape"
+                f"images have different shapes: {current} in {name}, {shape} before\n  → keep those of one shape"
             )
         yield images
 
 
 def palette_tokenizer(words: list[str], family: str) -> Tokenizer:
-    """`words` get the first ids, the control tokens of `family` the next; all else is unknown. The same arguments give
-    the same tokenizer.json."""
+    """Returns a tokenizer in which `words` have the first ids, and the control tokens of `family` the next.
+
+    All other text is unknown. The same arguments give the same tokenizer.json."""
     from tokenizers import AddedToken, Regex, models, pre_tokenizers
     from tokenizers import Tokenizer as Backend
 
     special = SPECIAL[FAMILIES[family].tokens]
     special = special if special.unk else replace(special, unk="<unk>")
-    # RoBERTa's positions count from the id of its padding, and its table holds a row for every id below
+    # RoBERTa counts positions from the id of its padding, and its table has a row for every smaller number too.
     first = special.tokens if FAMILIES[family].tokens == "roberta" else []
     entries = dict.fromkeys([*first, *words, str(special.unk)])
     backend = Backend(models.WordLevel({word: i for i, word in enumerate(entries)}, unk_token=special.unk))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    if first:  # the model then knows them by name: text that spells one must not become it
+    if first:  # these are in the model's vocabulary, so text that spells one must be cut
         cut = pre_tokenizers.Split(Regex(cuts_inside(first)), "isolated")
         backend.pre_tokenizer = pre_tokenizers.Sequence([backend.pre_tokenizer, cut])
     backend.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in special.tokens])

@@ -1,12 +1,13 @@
-"""A knowledge base in one SQLite file: triples found by the names in a question, passages found by BM25.
+"""A knowledge base in one SQLite file: finds triples by the names in a question, and passages by BM25.
 
-    sources    which files are in, by their sha256: adding one again does nothing, a changed one replaces its rows
-    triples    (subject, relation, object); `key` stands for the folded subject (`knowledge_lookup.key_of`)
+    sources    the files it holds, by their sha256: adding one again does nothing, a changed one replaces its rows
+    triples    (subject, relation, object); `key` stands for the folded subject (`lookup.key_of`)
     aliases    other names of subjects     phrases   other ways to say a relation
     passages   texts, and questions with their answers (`fact`); passage_index is their full-text index (FTS5, with
                Porter's stems), which keeps no second copy of them
 
-A build is written aside and renamed, an addition is one transaction: a killed one leaves nothing."""
+A build is written beside its place and then renamed, and an addition is one transaction, so a process that is killed
+leaves nothing."""
 
 import hashlib
 import json
@@ -40,14 +41,14 @@ from lmkit.kb.lookup import (
 from lmkit.kb.sources import knowledge_files
 from lmkit.kb.writing import APPLICATION, INDEXES, SCHEMA, VERSION, Added, fill
 
-LONGEST_NAME = 10  # words
-MOST_OBJECTS = 50  # of one answer; a longer list ends with an ellipsis
-MOST_NAMESAKES = 20  # subjects that one alias stands for
-MOST_RELATIONS = 500  # of a subject that are looked at
-MOST_WORDS = 64  # of a question that are searched for
+LONGEST_NAME = 10  # words of a name that are looked up
+MOST_OBJECTS = 50  # objects in one answer; a longer list ends with an ellipsis
+MOST_NAMESAKES = 20  # the most subjects of one alias
+MOST_RELATIONS = 500  # the most relations of a subject that are read
+MOST_WORDS = 64  # the most words of a question that are searched for
 SEARCHED = 20  # passages among which facts are looked for
 
-# The relations of one subject, each found by one step down the index: subjects with millions of triples cost no more.
+# Finds each relation of a subject by one step in the index, so that subjects with millions of triples are not slower.
 RELATIONS_OF = f"""
 WITH RECURSIVE of(r) AS (
     SELECT min(relation) FROM triples WHERE key = :key
@@ -62,11 +63,13 @@ class Passage:
     text: str
     source: str  # file and line
     score: float  # BM25; larger is better
-    fact: bool = False  # the title is a question and the text its answer
+    fact: bool = False  # whether the title is a question and the text its answer
 
 
 class KnowledgeBase:
-    """Opens one to read. Raises DataError for a file that is none, StorageError where it cannot be read."""
+    """An open knowledge base.
+
+    Raises DataError for a file that is no knowledge base, and StorageError for one that cannot be read."""
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
@@ -91,7 +94,7 @@ class KnowledgeBase:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the checksums of all files in it."""
+        """Returns the sha256 over the checksums of all files that it holds."""
         sums = self._all("SELECT sha256 FROM sources ORDER BY sha256")
         return hashlib.sha256("".join(s for (s,) in sums).encode()).hexdigest()
 
@@ -102,25 +105,27 @@ class KnowledgeBase:
     # ---- look up
 
     def lookup(self, question: str, matcher: Matcher | None = None, most: int = 5) -> list[Lookup]:
-        """What the triples and facts say, the best first."""
+        """Returns the `most` best answers out of triples and facts, best first."""
         options = self.options(question)
         scores = (matcher or Matcher()).scores(tokens(question), options)
         best = sorted(range(len(options)), key=lambda i: -scores[i])
         return [candidate(options[i], float(scores[i])) for i in best[:most]]
 
     def options(self, question: str) -> list[Option]:
-        """Every relation of every subject that the question names, and the facts whose questions are like it."""
+        """Returns every relation of every subject that the question names, and facts with a similar question."""
         words = tokens(question)
-        found = [
+        triples = [
             option
             for start, end in self._spans(words, compounds(question) + proper_names(question))
             for option in self._of_name(question, words, start, end)
         ]
-        return found + self._facts(question)
+        return triples + self._facts(question)
 
     def _spans(self, words: list[str], compounds: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Where names stand in the question: none that lies inside a longer one, none that begins or ends inside what
-        is written as one word or as one name, no function words alone."""
+        """Returns where the question has names of subjects, as (first word, last word + 1).
+
+        Left out are names inside a longer name, names that begin or end inside `compounds` (what is written as one word
+        or one name), and single function words."""
         inside = {i for first, end in compounds for i in range(first + 1, end)}
         taken: list[tuple[int, int]] = []
         for length in range(min(LONGEST_NAME, len(words)), 0, -1):
@@ -143,18 +148,18 @@ class KnowledgeBase:
         named = f"SELECT name, subject FROM aliases WHERE key=? LIMIT {MOST_NAMESAKES}"
         aliases = {subject: alias for alias, subject in self._all(named, key_of(name)) if fold(alias) == name}
         subjects = {fold(subject): alias for subject, alias in aliases.items()} | {name: ""}
-        found = [(alias, *rest) for folded, alias in subjects.items() for rest in self._of_subject(folded)]
-        shared = max(1, len({fold(subject) for _, subject, *_ in found}))
+        rows = [(alias, *rest) for folded, alias in subjects.items() for rest in self._of_subject(folded)]
+        shared = max(1, len({fold(subject) for _, subject, *_ in rows}))
         return [
             Option(
                 start, end, subject, relation, objects, source, self._wordings(relation),
                 exact=(alias or subject) in question, shared=shared,
             )
-            for alias, subject, relation, objects, source in found
+            for alias, subject, relation, objects, source in rows
         ]  # fmt: skip
 
     def _of_subject(self, folded: str) -> Iterator[tuple[str, str, tuple[str, ...], str]]:
-        """(subject, relation, objects, where the first is from)."""
+        """Yields (subject, relation, objects, source of the first object) for each relation of a subject."""
         sql = f"""SELECT t.subject, r.name, t.object, s.file, t.line FROM triples t
             JOIN relations r ON r.id = t.relation JOIN sources s ON s.id = t.source
             WHERE t.key = ? AND t.relation = ? ORDER BY t.id LIMIT {MOST_OBJECTS + 1}"""
@@ -174,22 +179,23 @@ class KnowledgeBase:
     def _facts(self, question: str) -> list[Option]:
         if not self._has_facts:
             return []
-        mine = content(tokens(question))
-        found = []
+        question_words = content(tokens(question))
+        options = []
         for fact in self.search(question, SEARCHED):
-            theirs = content(tokens(fact.title))
-            if fact.fact and mine & theirs and same_compounds(question, fact.title):
-                likeness = 2 * len(mine & theirs) / (len(mine) + len(theirs))
-                found.append(Option(0, 0, fact.title, "answer", (fact.text,), fact.source, (), True, 1, likeness))
-        return found
+            fact_words = content(tokens(fact.title))
+            if fact.fact and question_words & fact_words and same_compounds(question, fact.title):
+                likeness = 2 * len(question_words & fact_words) / (len(question_words) + len(fact_words))
+                options.append(Option(0, 0, fact.title, "answer", (fact.text,), fact.source, (), True, 1, likeness))
+        return options
 
     def search(self, query: str, k: int = 5) -> list[Passage]:
-        """The `k` passages with the highest BM25 score (k1 = 1.2, b = 0.75, title and text as one), best first."""
+        """Returns the `k` passages with the highest BM25 score (k1 = 1.2, b = 0.75, title and text as one), best
+        first."""
         words = list(dict.fromkeys(re.findall(r"[^\W_]+", query)))
         words = [w for w in words if w.casefold() not in STOP] or words
         if not words or k < 1:
             return []
-        either = " OR ".join(f'"{w}"' for w in words[:MOST_WORDS])  # letters and digits in quotes: never an operator
+        either = " OR ".join(f'"{w}"' for w in words[:MOST_WORDS])  # quotes keep words from being operators
         sql = """SELECT p.title, p.text, s.file, p.line, found.score, p.fact FROM
             (SELECT rowid AS id, rank AS score FROM passage_index
              WHERE passage_index MATCH ? ORDER BY rank LIMIT ?) found
@@ -202,14 +208,14 @@ class KnowledgeBase:
     # ---- count
 
     def counts(self) -> Counter[str]:
-        """Rows by kind."""
+        """Returns the number of rows of each kind."""
         total = Counter[str]()
         for (kinds,) in self._all("SELECT kinds FROM sources"):
             total.update(json.loads(kinds))
         return total
 
     def stats(self) -> dict[str, Any]:
-        """Counts, the most frequent relations, and the files. Reads the whole index."""
+        """Returns counts, the most frequent relations, and the files. It reads the whole index."""
         relations = """SELECT name, count(*) FROM triples t JOIN relations r ON r.id = t.relation
             GROUP BY relation ORDER BY 2 DESC, 1 LIMIT 20"""
         files = self._all("SELECT file, rows, sha256 FROM sources ORDER BY file")
@@ -223,8 +229,10 @@ class KnowledgeBase:
     # ---- write
 
     def add(self, patterns: Sequence[str]) -> Added:
-        """Put files in, in one transaction: what is in already is passed over, a changed file takes the place of what
-        it was. Raises DataError as `knowledge_sources.read_rows` does; then nothing was changed."""
+        """Adds files, in one transaction.
+
+        Files that it already holds are left out, and the rows of a changed file replace its old rows. Raises DataError
+        as `sources.read_rows` does; then nothing is changed."""
         items = knowledge_files(list(patterns))
         with told(self.path):
             self.db.execute("BEGIN IMMEDIATE")
@@ -241,7 +249,10 @@ class KnowledgeBase:
 
 
 def build_knowledge_base(path: Path, patterns: Sequence[str]) -> Added:
-    """A new knowledge base. Raises UserError where there is a file, DataError as `KnowledgeBase.add` does."""
+    """Builds a new knowledge base out of files.
+
+    Raises UserError where `path` exists already, StorageError where it cannot be written, and DataError as
+    `KnowledgeBase.add` does, or where the files hold no rows."""
     if path.exists():
         raise UserError(f"{path}: is there already\n  → lmkit kb add {path} FILES, or build under another name")
     if not path.parent.is_dir():
@@ -249,7 +260,7 @@ def build_knowledge_base(path: Path, patterns: Sequence[str]) -> Added:
     items = knowledge_files(list(patterns))
     with replacing(path) as part, told(path):
         db = _connect(part, "rw")
-        try:  # nobody reads it yet, and a broken build is thrown away: no journal, no waiting for the disk
+        try:  # nobody reads the file yet, and a broken build is deleted, so journal and flushing are not needed
             db.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA locking_mode=EXCLUSIVE;" + SCHEMA)
             db.execute("BEGIN")
             added = fill(db, items, "kb build")
@@ -275,13 +286,13 @@ def candidate(option: Option, score: float) -> Lookup:
 
 
 def shown(text: str) -> str:
-    """On one line, without the control characters that could steer a terminal."""
+    """Returns the text on one line, without the control characters that could change a terminal."""
     return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
 
 
 @contextmanager
 def told(path: Path) -> Iterator[None]:
-    """SQLite's errors as ours."""
+    """Raises SQLite's errors in a `with` block as StorageError and DataError."""
     try:
         yield
     except sqlite3.OperationalError as e:
@@ -292,7 +303,8 @@ def told(path: Path) -> Iterator[None]:
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    """rw: as needed to roll back what a killed addition left; SQLite falls back to reading where it may not write."""
+    """Opens a database. mode: SQLite's; rw lets it roll back what a killed addition left, and falls back to reading
+    where it may not write."""
     db = sqlite3.connect(f"{path.resolve().as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=30)
     db.execute("PRAGMA cache_size = -200000")
     return db

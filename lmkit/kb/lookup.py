@@ -1,6 +1,6 @@
-"""Which fact a question asks for: names folded alike, words of the question against relations, and an honest score.
+"""Scores which fact a question asks for, by comparing its names with subjects and its other words with relations.
 
-Nothing here touches the database: `lmkit.kb.knowledge_base` finds the options, this says how good each of them is."""
+Nothing here uses the database: `lmkit.kb.knowledge_base` finds the options, and this module scores them."""
 
 import math
 import re
@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-# Words; single signs of scripts without spaces (so that names inside a sentence are found); signs that names are told
-# apart by (C, C++, C#, C--); emoji. Other punctuation separates.
+# A token is a word; a single character of a script without spaces, so that names inside a sentence are found; a sign
+# that distinguishes names (C, C++, C#, C--); or an emoji. Other punctuation separates tokens.
 TOKEN = re.compile(
     r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+|[+#&\u2600-\u27bf\U0001f000-\U0001faff]"
     r"|(?<=\w)--(?!\w)"
 )
 SIGNS = frozenset(("+", "#", "&", "♯", "♭", "--"))
-JOINERS = re.compile(r"[-._\u2010-\u2013]")  # between words without spaces
+JOINERS = re.compile(r"[-._\u2010-\u2013]")  # signs that join words without spaces
 CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 ENDINGS = (("ies", "y"), ("ing", ""), ("es", ""), ("ed", ""), ("s", ""))
 STOP_WORDS = """
@@ -32,16 +32,16 @@ STOP_WORDS = """
     who whom whose why will with would you your
 """
 STOP = frozenset(STOP_WORDS.split())
-SLOT = "§"  # stands where the question names the subject
+SLOT = "§"  # takes the place of the subject's name in a question
 
 
 def tokens(text: str) -> list[str]:
-    """The words of a text, without case and accents."""
+    """Returns the tokens of a text, without case and accents."""
     return TOKEN.findall(_plain(text).casefold())
 
 
 def _plain(text: str) -> str:
-    """Without accents."""
+    """Returns the text without accents."""
     if not text.isascii():
         text = "".join(c for c in unicodedata.normalize("NFKD", text) if unicodedata.category(c) != "Mn")
         text = unicodedata.normalize("NFC", text)
@@ -49,9 +49,11 @@ def _plain(text: str) -> str:
 
 
 def compounds(text: str) -> list[tuple[int, int]]:
-    """Which of its `tokens` are written as one: (first, behind the last) of `Guinea-Bissau`, `C#`, `Node.js`, `AT&T`.
-    A name that is a part of one names something else."""
-    plain, found, start = _plain(text), list[tuple[int, int]](), 0
+    """Returns which `tokens` of a text are written as one word, as (first, last + 1).
+
+    Examples are `Guinea-Bissau`, `C#`, `Node.js` and `AT&T`. A name that is a part of such a word means something
+    else."""
+    plain, spans, start = _plain(text), list[tuple[int, int]](), 0
     words = list(TOKEN.finditer(plain))
     for i in range(1, len(words) + 1):
         joined = False
@@ -61,15 +63,17 @@ def compounds(text: str) -> list[tuple[int, int]]:
             joined |= not between and (word in SIGNS or (last in SIGNS and i - start > 1))
         if not joined:
             if i - start > 1:
-                found.append((start, i))
+                spans.append((start, i))
             start = i
-    return found
+    return spans
 
 
 def proper_names(text: str) -> list[tuple[int, int]]:
-    """Which of its `tokens` are capitalised side by side: (first, behind the last) of `New Guinea`. None where a text
-    begins every word so, and never the first word of the text, which is capitalised whatever it is."""
-    plain, found = _plain(text), list[tuple[int, int]]()
+    """Returns which neighbouring `tokens` of a text are capitalised, like `New Guinea`, as (first, last + 1).
+
+    There are none where a text capitalises every word. The first word of the text never counts, since it is always
+    capitalised."""
+    plain, spans = _plain(text), list[tuple[int, int]]()
     words = list(TOKEN.finditer(plain))
     meaning = [word[0] for word in words if word[0].casefold() not in STOP]
     start = 0
@@ -81,62 +85,65 @@ def proper_names(text: str) -> list[tuple[int, int]]:
             if not named:
                 start = i
             elif not (blank and words[i][0][0].isupper() and words[i][0].casefold() not in STOP):
-                found += [(start, i)] if i - start > 1 else []
+                spans += [(start, i)] if i - start > 1 else []
                 start = i
-    return found
+    return spans
 
 
 def same_compounds(a: str, b: str) -> bool:
-    """Whether what either text writes as one stands in the other, its words side by side."""
+    """Says whether the words that each text writes as one are neighbours in the other text too."""
     pairs = ((a, f" {' '.join(tokens(b))} "), (b, f" {' '.join(tokens(a))} "))
     return all(f" {' '.join(tokens(text)[i:j])} " in other for text, other in pairs for i, j in compounds(text))
 
 
 def fold(name: str) -> str:
-    """What two spellings of a name have in common."""
+    """Returns a form of a name that is the same for its different spellings: without case, accents and punctuation."""
     return " ".join(tokens(name)) or name.strip().casefold()
 
 
 def key_of(folded: str) -> int:
-    """64 bits that stand for a folded name in the index; whoever looks up compares the names as well."""
+    """Returns a number of 64 bits for a folded name, for the index. Two names may share one, so callers must compare
+    the names too."""
     digest = blake2b(folded.encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)
 
 
 @lru_cache(maxsize=1 << 16)
 def stem(word: str) -> str:
-    """Without common English endings: enough for `currencies` to meet `currency`."""
+    """Returns a word without common English endings, so that `currencies` and `currency` are the same."""
     for ending, instead in ENDINGS:
         if word.endswith(ending) and len(word) - len(ending) >= 3:
             word = word.removesuffix(ending) + instead
             break
-    return word.removesuffix("e") if len(word) > 3 else word  # `placed`, `places` and `place` alike
+    return word.removesuffix("e") if len(word) > 3 else word  # makes `placed`, `places` and `place` the same
 
 
 def content(words: Sequence[str]) -> frozenset[str]:
-    """Stems of the words that say something; of all words where none does."""
+    """Returns the stems of the words that are no function words; of all words where there are no others."""
     return frozenset(stem(w) for w in words if w not in STOP) or frozenset(map(stem, words))
 
 
 def relation_words(name: str) -> frozenset[str]:
-    """`placeOfBirth`, `place_of_birth` and `http://example.org/ns#placeOfBirth` alike."""
+    """Returns the words of a relation's name.
+
+    They are the same for `placeOfBirth`, `place_of_birth` and `http://example.org/ns#placeOfBirth`."""
     return content(tokens(CAMEL.sub(" ", re.split(r"[/#:]", name.rstrip("/#:"))[-1])))
 
 
 @dataclass(frozen=True)
 class Option:
-    """One way to answer: the objects of a relation of a subject that the question names, or the answer of a fact."""
+    """A possible answer: the objects of one relation of a subject that the question names, or the answer of a fact."""
 
-    start: int  # the words that name the subject, from here
-    end: int  # to before here
+    start: int  # the first word of the subject's name in the question
+    end: int  # the word after its last
     subject: str
     relation: str
     objects: tuple[str, ...]
-    source: str  # file and line of the first
-    wordings: tuple[frozenset[str], ...]  # of the relation: its name, and phrases declared for it
-    exact: bool  # the question writes the name as the knowledge base does, case and accents too
-    shared: int  # how many subjects that name stands for
-    likeness: float = 0.0  # of a fact's question to this one; 0 for triples
+    source: str  # file and line of the first object
+    wordings: tuple[frozenset[str], ...]  # words of the relation's name, and of each phrase for it
+    exact: bool  # whether the question writes the name exactly as the knowledge base, with case and accents
+    shared: int  # the number of subjects with that name
+    likeness: float = 0.0  # how similar the question of a fact is to this one; 0 for triples
 
 
 @dataclass(frozen=True)
@@ -149,41 +156,43 @@ class Lookup:
 
 
 def grams(words: Sequence[str], start: int, end: int) -> set[str]:
-    """Stems and pairs of neighbours of what the question says about its subject."""
+    """Returns the stems, and pairs of neighbouring stems, of a question without its subject's name."""
     rest = ["^", *map(stem, words[:start]), SLOT, *map(stem, words[end:]), "$"]
     return {w for w in rest if w not in ("^", SLOT, "$")} | {f"{a} {b}" for a, b in pairwise(rest)}
 
 
-FEATURES = {  # name: weight before anything was fitted
+FEATURES = {  # the weight of each feature before anything is fitted
     "bias": -5.0,
     "named": 4.0,  # share of the relation's words that the question has
-    "naming": 2.0,  # share of the question's other words that the relation has
-    "learnt": 2.0,  # log-odds of this relation by the question's words, out of the questions it was fitted on
-    "ahead": 1.0,  # by how much these odds beat those of the subject's other relations
-    "known": 0.0,  # share of the question's words that those questions had
-    "rare": 0.0,  # how seldom those questions use the subject's words for other things
+    "naming": 2.0,  # share of the question's words, without the subject's name, that the relation has
+    "learnt": 2.0,  # log-odds of this relation given the question's words, counted in the training questions
+    "ahead": 1.0,  # the difference to the best log-odds of the subject's other relations
+    "known": 0.0,  # share of the question's words that occur in the training questions
+    "rare": 0.0,  # how rarely the training questions use the words of the subject's name for other things
     "covered": 0.0,  # share of the question's words that name the subject
     "exact": 1.0,
-    "alone": 1.0,  # one by the number of subjects with that name
-    "fact": -2.0,  # it is a question with its answer, and no triple
+    "alone": 1.0,  # 1 / number of subjects with that name
+    "fact": -2.0,  # 1 for a question with its answer, 0 for a triple
     "likeness": 12.0,
 }
 
 
 @dataclass
 class Matcher:
-    """Scores options by logistic regression. What was counted in labelled questions comes with it."""
+    """Scores options by logistic regression. It also holds counts of the questions that it was trained on."""
 
     weights: list[float] = field(default_factory=lambda: list(FEATURES.values()))
-    questions: int = 0  # counted
-    seen: dict[str, float] = field(default_factory=dict)  # in how many of them a gram was
-    asked: dict[str, float] = field(default_factory=dict)  # how many of them asked for each relation
-    said: dict[str, dict[str, float]] = field(default_factory=dict)  # relation -> gram -> in how many of these
+    questions: int = 0  # the number of training questions
+    seen: dict[str, float] = field(default_factory=dict)  # gram -> in how many questions it occurs
+    asked: dict[str, float] = field(default_factory=dict)  # relation -> how many questions asked for it
+    said: dict[str, dict[str, float]] = field(default_factory=dict)  # relation -> gram -> in how many of its questions
 
     @classmethod
     def learn(cls, cases: Sequence[tuple[list[str], list[Option], Sequence[bool]]]) -> "Matcher":
-        """Counts, with the weights as they were before. cases: the words of a question, its options, which are right.
-        Questions with no right option count as asking for something else."""
+        """Returns a matcher with the counts of these questions and the weights of `FEATURES`.
+
+        cases: for each question its words, its options, and which of these are right. A question without a right option
+        counts as one that asks for something else."""
         seen, asked, said = Counter[str](), Counter[str](), dict[str, Counter[str]]()
         for words, options, right in cases:
             hits = [o for o, ok in zip(options, right, strict=True) if ok and not o.likeness]
@@ -198,7 +207,7 @@ class Matcher:
         return cls(questions=len(cases), seen=dict(seen), asked=dict(asked), said={r: dict(c) for r, c in said.items()})
 
     def features(self, words: list[str], options: Sequence[Option]) -> np.ndarray:
-        """(options, features)."""
+        """Returns the features of each option, (options, features)."""
         return np.array(list(self._features(words, options))).reshape(-1, len(FEATURES))
 
     def _features(self, words: list[str], options: Sequence[Option]) -> Iterator[list[float]]:
@@ -224,8 +233,9 @@ class Matcher:
             ]  # fmt: skip
 
     def _odds(self, words: list[str], o: Option) -> float:
-        """Naive Bayes: how much likelier the words are where this relation is asked for than in any question. Words
-        that were never seen say nothing."""
+        """Returns the log of how much likelier the words are in questions for this relation than in any question.
+
+        This is naive Bayes. Words that were never seen do not count."""
         if o.likeness or o.relation not in self.asked:
             return 0.0
         total, n, bag = 0.0, self.asked[o.relation], self.said[o.relation]
@@ -242,7 +252,7 @@ class Matcher:
         return -math.log((count + 1) / (self.questions + 1)) / math.log(self.questions + 1)
 
     def scores(self, words: list[str], options: Sequence[Option]) -> np.ndarray:
-        """(options,) in [0, 1]."""
+        """Returns the score of each option, (options,), from 0 to 1."""
         return 1 / (1 + np.exp(-np.clip(self.features(words, options) @ np.array(self.weights), -50, 50)))
 
     def as_json(self) -> dict[str, Any]:

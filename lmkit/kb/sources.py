@@ -1,4 +1,4 @@
-"""Files of knowledge as a stream of rows, in bounded memory: triples, aliases, phrases, passages and facts."""
+"""Reads files of knowledge as a stream of rows, in bounded memory: triples, aliases, phrases, passages and facts."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +13,7 @@ from lmkit.data.lines import guarded, not_unicode, read_lines
 from lmkit.data.records import read_records
 
 ALLOWED = ".csv, .tsv, .jsonl, .json, .parquet, .txt, .gz or .zst of these"
-PASSAGE = 2000  # characters; longer ones are cut at the end of a sentence, to be found and read
+PASSAGE = 2000  # characters; longer passages are cut at the end of a sentence
 BORDER = re.compile(r"(?<=[.!?。])\s")
 MISSING, UNDECODABLE, OTHER = "rows with an empty field", "undecodable rows", "records of another kind"
 
@@ -21,7 +21,7 @@ MISSING, UNDECODABLE, OTHER = "rows with an empty field", "undecodable rows", "r
 @dataclass(frozen=True)
 class KnowledgeColumns:
     kind: str
-    roles: dict[str, tuple[str, ...]]  # role -> names of columns, in lower case; the first that is there is taken
+    roles: dict[str, tuple[str, ...]]  # role -> names of columns, in lower case; the first that exists is used
     optional: str = ""  # a role that may be missing
 
 
@@ -30,10 +30,10 @@ def _layout(kind: str, optional: str = "", **roles: str) -> KnowledgeColumns:
 
 
 QUESTION, TITLE = "question query", "title heading"
-LAYOUTS = (  # the first whose roles are all there
+LAYOUTS = (  # the first is used whose roles all have a column
     _layout("triples", subject="subject subj head head_entity s start source_entity",
             relation="relation predicate property rel p r edge", object="object obj tail tail_entity o end value"),
-    _layout("passages", "title", title=TITLE, text="context passage paragraph"),  # of SQuAD line by line
+    _layout("passages", "title", title=TITLE, text="context passage paragraph"),  # lines of SQuAD
     _layout("facts", question=QUESTION, answer="answer answers response"),
     _layout("aliases", alias="alias aliases synonym", subject="name subject entity canonical"),
     _layout("phrases", relation="relation predicate property rel", phrase="phrase phrases wording"),
@@ -42,7 +42,8 @@ LAYOUTS = (  # the first whose roles are all there
 
 
 class KnowledgeRow(NamedTuple):
-    """values: (subject, relation, object), (alias, subject), (relation, phrase), (title, text), (question, answer)."""
+    """A row of one kind. Its values are (subject, relation, object), (alias, subject), (relation, phrase), (title,
+    text) or (question, answer)."""
 
     kind: str
     line: int
@@ -50,19 +51,21 @@ class KnowledgeRow(NamedTuple):
 
 
 def knowledge_files(patterns: list[str]) -> list[Input]:
-    """The files that paths, folders and globs stand for, each once, sorted. Raises DataError for a pattern that gives
-    nothing and for kinds of files that cannot be read."""
+    """Returns the files that paths, folders and globs stand for, each once, sorted.
+
+    Raises DataError for a pattern that matches nothing, and for kinds of files that cannot be read."""
     return list_files(patterns, lambda name: Input(name).kind, ALLOWED, "is no kind of file that can be added")
 
 
 def read_rows(item: Input, problems: Problems) -> Iterator[KnowledgeRow]:
-    """All rows of a file; which columns are which is said. What cannot be used is counted in `problems`.
+    """Yields all rows of a file, and tells the user which columns are used. What cannot be used is counted in
+    `problems`.
 
-    Raises DataError where the columns are those of nothing known, and for JSON that is damaged or of another shape."""
+    Raises DataError where the columns fit no known layout, and for JSON that is damaged or of another shape."""
     if item.kind == "txt":
         yield from _paragraphs(item, problems)
         return
-    chosen: dict[tuple[str, ...], tuple[KnowledgeColumns, list[int]] | None] = {}  # lines of JSON may be mixed
+    chosen: dict[tuple[str, ...], tuple[KnowledgeColumns, list[int]] | None] = {}  # by columns: JSON may mix them
     for line, columns, values in _read_columns(item, problems):
         if columns not in chosen:
             layout = recognize_columns(columns)
@@ -70,8 +73,8 @@ def read_rows(item: Input, problems: Problems) -> Iterator[KnowledgeRow]:
                 raise _unknown(f"{item.name}:{line}", columns)
             if layout and layout not in chosen.values():
                 named = zip(layout[0].roles, layout[1], strict=True)
-                said = ", ".join(f"{role} from `{columns[at]}`" for role, at in named if at >= 0)
-                note(f"{item.name}: {layout[0].kind}: {said}")
+                sources = ", ".join(f"{role} from `{columns[at]}`" for role, at in named if at >= 0)
+                note(f"{item.name}: {layout[0].kind}: {sources}")
             chosen[columns] = layout
         layout = chosen[columns]
         if layout is None:
@@ -83,16 +86,16 @@ def read_rows(item: Input, problems: Problems) -> Iterator[KnowledgeRow]:
             texts[0] = texts[0][:1] or [""]
         if not all(texts):
             problems.add(MISSING, f"{item.name}:{line}")
-        elif any(not_unicode(text) is not None for some in texts for text in some if not text.isascii()):
+        elif any(not_unicode(text) is not None for group in texts for text in group if not text.isascii()):
             problems.add(UNDECODABLE, f"{item.name}:{line}")
         else:
             yield from _rows(kind, texts, line)
 
 
 def _read_columns(item: Input, problems: Problems) -> Iterator[tuple[int, tuple[str, ...], list[Any]]]:
-    """(line, names of columns, what stands in them) of each record; of SQuAD's articles, of each paragraph.
+    """Yields (line, names of columns, their values) of each record; for SQuAD's articles, of each paragraph.
 
-    Raises DataError for a header that tells nothing, or that names a column twice."""
+    Raises DataError for a header that fits no known layout, or that names a used column twice."""
 
     def header(where: str, names: list[str]) -> list[str]:
         layout = recognize_columns(names)
@@ -114,12 +117,14 @@ def _read_columns(item: Input, problems: Problems) -> Iterator[tuple[int, tuple[
 
 
 def recognize_columns(columns: Sequence[str]) -> tuple[KnowledgeColumns, list[int]] | None:
-    """What the columns hold, and the place of each role's, -1 for an optional one; None where names do not tell."""
-    there = {column.strip().lower(): at for at, column in reversed(list(enumerate(columns)))}
+    """Returns the layout that the columns fit, and the place of each role's column, or None where they fit none.
+
+    The place is -1 for an optional role without a column."""
+    place_of = {column.strip().lower(): at for at, column in reversed(list(enumerate(columns)))}
     for layout in LAYOUTS:
-        found = [next((there[name] for name in names if name in there), -1) for names in layout.roles.values()]
-        if all(at >= 0 or role == layout.optional for at, role in zip(found, layout.roles, strict=True)):
-            return layout, found
+        places = [next((place_of[name] for name in names if name in place_of), -1) for names in layout.roles.values()]
+        if all(at >= 0 or role == layout.optional for at, role in zip(places, layout.roles, strict=True)):
+            return layout, places
     return None
 
 
@@ -132,7 +137,7 @@ def _unknown(where: str, columns: Iterable[str]) -> DataError:
 
 
 def _texts(value: Any) -> list[str]:
-    """One text, or those of a list, of {"text": ...} and of lists of these: numbers as they are written."""
+    """Returns the texts in a value: a text, a list, {"text": ...}, or lists of these. Numbers become texts."""
     if isinstance(value, str):
         return [value] if (value := value.strip()) else []
     if isinstance(value, dict):
@@ -143,7 +148,7 @@ def _texts(value: Any) -> list[str]:
 
 
 def _rows(kind: str, texts: list[list[str]], line: int) -> Iterable[KnowledgeRow]:
-    """texts: of each role; where one has several, a row for each."""
+    """Returns the rows of a record: one for each text where a role has several. texts: the texts of each role."""
     first, second = texts[0][0], texts[1]
     if kind == "triples":
         subject, relation = " ".join(first.split()), " ".join(second[0].split())
@@ -151,7 +156,7 @@ def _rows(kind: str, texts: list[list[str]], line: int) -> Iterable[KnowledgeRow
     if kind == "passages":
         return _passages(first, "\n".join(second), line)
     if kind == "facts":
-        return [KnowledgeRow(kind, line, (first, second[0]))]  # several answers are ways to write one
+        return [KnowledgeRow(kind, line, (first, second[0]))]  # several answers are different spellings of one
     return [KnowledgeRow(kind, line, (one, other)) for one in texts[0] for other in second]
 
 
@@ -166,11 +171,11 @@ def _passages(title: str, text: str, line: int) -> Iterator[KnowledgeRow]:
 
 
 def _paragraphs(item: Input, problems: Problems) -> Iterator[KnowledgeRow]:
-    """What lies between blank lines, under the name of the file."""
-    title, held, start, size = Path(item.name.removesuffix(item.packing)).stem, list[str](), 1, 0
+    """Yields the paragraphs of a text file, which are separated by blank lines, with the file's name as their title."""
+    title, lines, start, size = Path(item.name.removesuffix(item.packing)).stem, list[str](), 1, 0
 
     def out() -> Iterator[KnowledgeRow]:
-        text = " ".join(held)
+        text = " ".join(lines)
         if not_unicode(text) is not None:
             problems.add(UNDECODABLE, f"{item.name}:{start}")
         else:
@@ -178,11 +183,11 @@ def _paragraphs(item: Input, problems: Problems) -> Iterator[KnowledgeRow]:
 
     for number, line in guarded(item, read_lines(item, problems), problems):
         text = (line or "").strip()
-        if text and size < 100 * PASSAGE:  # of one paragraph in memory
-            start = start if held else number
-            held.append(text)
+        if text and size < 100 * PASSAGE:  # limits the part of a paragraph that is in memory
+            start = start if lines else number
+            lines.append(text)
             size += len(text)
             continue
         yield from out()
-        held, start, size = [text] if text else [], number, len(text)
+        lines, start, size = [text] if text else [], number, len(text)
     yield from out()

@@ -1,4 +1,4 @@
-"""Putting files into the tables of a knowledge base, in bounded memory."""
+"""Writes files into the tables of a knowledge base, in bounded memory."""
 
 import json
 import os
@@ -17,8 +17,8 @@ from lmkit.data.lines import UNREADABLE
 from lmkit.kb.lookup import fold, key_of
 from lmkit.kb.sources import KnowledgeRow, read_rows
 
-APPLICATION, VERSION = 0x6C6D6B62, 1  # written into the file: "lmkb"
-BATCH = 20_000  # rows in memory
+APPLICATION, VERSION = 0x6C6D6B62, 1  # written into the file; the first is "lmkb"
+BATCH = 20_000  # rows in memory at a time
 
 SCHEMA = f"""
 PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {VERSION};
@@ -40,29 +40,29 @@ CREATE INDEX IF NOT EXISTS aliases_by_name ON aliases(key);
 
 @dataclass
 class Added:
-    """What a build or an addition came to."""
+    """What a build or an addition did."""
 
-    rows: Counter[str] = field(default_factory=Counter)  # by kind
-    known: list[str] = field(default_factory=list)  # files that were in already
-    replaced: list[str] = field(default_factory=list)  # files that changed
+    rows: Counter[str] = field(default_factory=Counter)  # the number of new rows of each kind
+    known: list[str] = field(default_factory=list)  # files that the knowledge base already held
+    replaced: list[str] = field(default_factory=list)  # files that had changed since they were added
     problems: Problems = field(default_factory=Problems)
 
 
 def fill(db: sqlite3.Connection, items: list[Input], title: str) -> Added:
-    """All rows of these files, inside the transaction that the caller began. title: of the meter."""
+    """Adds all rows of these files, inside the transaction that the caller began. title: that of the progress meter."""
     added = Added()
     relations: dict[str, int] = dict(db.execute("SELECT name, id FROM relations"))
     before = 0
     with Meter(title, sum(item.size for item in items)) as meter:
         for item in items:
-            said = lambda n, item=item, before=before: meter.update(before + item.done, f"{n:,} rows")
-            _add_file(db, item, added, relations, said)
+            report = lambda n, item=item, before=before: meter.update(before + item.done, f"{n:,} rows")
+            _add_file(db, item, added, relations, report)
             before += item.size
     return added
 
 
 def _add_file(
-    db: sqlite3.Connection, item: Input, added: Added, relations: dict[str, int], said: Callable[[int], None]
+    db: sqlite3.Connection, item: Input, added: Added, relations: dict[str, int], report: Callable[[int], None]
 ) -> None:
     name = os.fsencode(Path(item.name).resolve()).decode(errors="replace")
     try:
@@ -84,7 +84,7 @@ def _add_file(
             if chosen := [row for row in batch if row.kind == kind]:
                 insert(db, chosen, source, relations)
                 kinds[kind] += len(chosen)
-        said(sum((added.rows + kinds).values()))
+        report(sum((added.rows + kinds).values()))
     db.execute(
         "INSERT INTO passage_index(rowid, title, text) SELECT id, title, text FROM passages WHERE id > ?", (last,)
     )

@@ -1,4 +1,6 @@
-"""What becomes of hidden states: words, or labels. Shapes: B batch, T tokens, D hidden_size, V vocab_size, L labels."""
+"""Heads turn hidden states into words or labels.
+
+Shapes: B batch, T tokens, D hidden_size, W embedding width, V vocab_size, L labels."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from lmkit.model.loss import IGNORE, TokenScores, head_loss, label_log_probs
 
 
 class Head(nn.Module):
-    """Hidden states to vocabulary logits; in encoders through one more layer."""
+    """Turns hidden states into logits over the vocabulary; in encoders through one more layer."""
 
     def __init__(self, c: ModelConfig, embedding: nn.Embedding):
         super().__init__()
@@ -28,27 +30,28 @@ class Head(nn.Module):
             self.register_buffer("final_logits_bias", torch.zeros(1, c.vocab_size))
 
     def transform(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., W), what meets the vocabulary."""
+        """Returns the states (..., W) that are multiplied with the word vectors, from hidden states x (..., D)."""
         if self.dense is not None and self.activation is not None:
             x = self.norm(self.activation(self.dense(x)))
         return x if self.scale is None else x * self.scale
 
     @property
     def word_bias(self) -> Tensor | None:
-        """(V,)."""
+        """Returns the bias of the logits, (V,), or None where the head has none."""
         fixed = getattr(self, "final_logits_bias", None)
         return self.bias if fixed is None else fixed[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., V) float32."""
+        """Returns the logits (..., V), in float32, of hidden states x (..., D)."""
         x = self.transform(x)
         bias = self.word_bias
         logits = F.linear(x, self.weight.to(x.dtype), None if bias is None else bias.to(x.dtype)).float()
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def loss(self, hidden: Tensor, labels: Tensor, smoothing: float = 0.0) -> TokenScores:
-        """Summed cross-entropy of hidden (B, T, D) against labels (B, T); IGNORE where unscored: those positions never
-        meet the head."""
+        """Returns the summed cross-entropy of hidden (B, T, D) against labels (B, T).
+
+        Positions whose label is IGNORE are not scored, and the head does not compute them."""
         hidden, labels = hidden.flatten(0, -2), labels.flatten()
         scored = labels != IGNORE
         if not bool(scored.all()):
@@ -56,8 +59,9 @@ class Head(nn.Module):
         return head_loss(self.transform(hidden), self.weight, labels, self.softcap, self.word_bias, smoothing)
 
     def log_probs(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Log-probability of each label (B, T), given hidden (B, T, D): (B, T) float32 with gradient, 0 where the label
-        is IGNORE. The sum over a row is the log-probability of what is scored there."""
+        """Returns the log-probability of each label (B, T), given hidden (B, T, D): (B, T) float32 with gradient.
+
+        It is 0 where the label is IGNORE, so the sum over a row is the log-probability of all that is scored there."""
         scored = labels != IGNORE
         states = self.transform(hidden[scored])
         values = label_log_probs(states, self.weight, labels[scored], self.softcap, self.word_bias)
@@ -65,8 +69,10 @@ class Head(nn.Module):
 
 
 class TaskHead(nn.Module):
-    """Labels of whole texts, of tokens, or the ends of spans: [dense, activation, norm,] output, as `HeadSpec` says.
-    Without labels what comes before the output is given."""
+    """Predicts labels of whole texts, labels of tokens, or the ends of spans.
+
+    Its layers are [dense, activation, norm,] output, as `HeadSpec` says. Without labels there is no output layer, and
+    the head returns what that layer would read."""
 
     def __init__(self, c: ModelConfig, spec: HeadSpec, num_labels: int):
         super().__init__()
@@ -80,10 +86,11 @@ class TaskHead(nn.Module):
         self.output = nn.Linear(c.hidden_size, num_labels, bias=spec.output_bias) if has_output else None
 
     def forward(self, x: Tensor, at: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
-        """x: (B, T, D) -> (B, T, L) for heads over tokens, else (B, L).
+        """Returns the logits of the labels: (B, T, L) for heads over tokens, else (B, L).
 
-        at: (B,) the state that stands for a row, where it is the last one (`last`, `end`).
-        keep: (B, T) bool, True on real tokens, for means; None: all are."""
+        x: (B, T, D) hidden states.
+        at: (B,) the position whose state stands for the row; needed for the poolings `last` and `end`.
+        keep: (B, T) bool, True on real tokens, for the pooling `mean`; None where all tokens are real."""
         if self.pool == "first":
             x = x[:, 0]
         elif self.pool == "mean":

@@ -1,4 +1,4 @@
-"""Every parameter's first value, in one place."""
+"""The first value of every parameter of a new model."""
 
 import torch
 from torch import Tensor
@@ -9,12 +9,13 @@ from lmkit.model.transformer import Transformer
 
 @torch.no_grad()
 def init_weights(model: Transformer, seed: int = 0) -> None:
-    """Fill the model from its own generator: one seed gives the same weights on any machine. Norms are 1, biases 0.
+    """Fills the model with random weights; one seed gives the same weights on any machine. Norms are 1, biases 0.
 
-    nanochat: as its GPT class does (embedding N(0, 0.8), head N(0, 0.001), inputs U(±sqrt(3/D)), outputs 0).
-    T5: as Raffel et al. 2020 (its attention is not scaled, its queries are). The 2017 Transformer and Marian: Glorot's
-    uniform, embeddings N(0, 1/sqrt(D)). Others: N(0, 0.02), and what writes to a pre-norm residual stream scaled by
-    1/sqrt(2 * layers) (GPT-2, Radford et al. 2019, 2.3)."""
+    nanochat is filled as its GPT class does it: embedding N(0, 0.8), head N(0, 0.001), inputs U(±sqrt(3/D)), outputs 0.
+    T5 is filled as in Raffel et al. 2020; its attention is not scaled, so its queries are. The 2017 Transformer and
+    Marian have Glorot's uniform distribution, and embeddings N(0, 1/sqrt(D)). Other families have N(0, 0.02), where
+    matrices that write to a pre-norm residual stream are scaled by 1/sqrt(2 * layers) (GPT-2, Radford et al. 2019,
+    2.3)."""
     c, g = model.config, torch.Generator().manual_seed(seed)
     for name, p in model.named_parameters():
         new = torch.empty(p.shape)
@@ -49,8 +50,8 @@ def _t5(new: Tensor, name: str, c: ModelConfig, rows: list[int], g: torch.Genera
     if ".blocks." not in name:
         new.normal_(0, 1.0 if name == "embedding.weight" else wide, generator=g)
         return
-    into = name.endswith(("output.weight", "down.weight"))
-    new.normal_(0, new.size(1) ** -0.5 if into else wide, generator=g)
+    writes_residual = name.endswith(("output.weight", "down.weight"))
+    new.normal_(0, new.size(1) ** -0.5 if writes_residual else wide, generator=g)
     if ".qkv." in name:
         new[: rows[0]] *= c.head_dim**-0.5
     elif ".query." in name:
@@ -61,6 +62,6 @@ def _glorot(new: Tensor, name: str, c: ModelConfig, rows: list[int], g: torch.Ge
     if ".blocks." not in name:
         new.normal_(0, c.hidden_size**-0.5, generator=g)
         return
-    for part in new.split(rows):  # each matrix by its own shape
+    for part in new.split(rows):  # the bound of each stacked matrix follows from its own shape
         bound = (6 / sum(part.shape)) ** 0.5
         part.uniform_(-bound, bound, generator=g)

@@ -1,6 +1,7 @@
-"""Operations whose derivatives torch composes from many passes over memory on a CPU; here they take half or fewer.
+"""Operations that are faster here than in torch on a CPU.
 
-Under torch.compile the first two trace through to the same fused kernels as before.
+torch computes their derivatives in many passes over memory; here they take half as many or fewer. torch.compile makes
+the same fused kernels of RMS norm and squared ReLU as it does without this module.
 """
 
 from typing import Any
@@ -63,7 +64,7 @@ class _Attention(torch.autograd.Function):
         for i in range(0, len(q), rows):
             at = slice(i, i + rows)
             p = probs[at].flatten(0, 1)
-            scores = p if p.dtype == torch.float32 else torch.empty(p.shape)  # a 9 in bf16 is off by up to 0.03
+            scores = p if p.dtype == torch.float32 else torch.empty(p.shape)  # bf16 rounds a score of 9 by up to 0.03
             asked, keys = q[at].flatten(0, 1).float(), k[at].flatten(0, 1).float().mT
             asked = asked if factor == 1 else asked * factor
             if bias is None:
@@ -108,36 +109,45 @@ class _Attention(torch.autograd.Function):
 
 
 def _random_bits(shape: torch.Size) -> Tensor:
-    """int16, from torch's generator by one number. torch's own dropout draws a number for each value from a generator
-    that is not parallel: a quarter of a training step."""
+    """Returns random int16 numbers; torch's generator gives only their seed.
+
+    torch's own dropout draws one number per value from a generator that is not parallel, which takes a quarter of a
+    training step."""
     seed, count = int(torch.randint(2**63 - 1, ())), shape.numel()
     return torch.from_numpy(np.random.SFC64(seed).random_raw(-(-count // 4)).view(np.int16)[:count]).view(shape)
 
 
 def _kept(bits: Tensor, rate: float, dtype: torch.dtype) -> Tensor:
-    """0 for a share `rate`, to 16 bits, and 1 / (1 - rate) for the others."""
+    """Returns the factors of dropout: 0 for a share `rate` of the values, 1 / (1 - rate) for the others.
+
+    `rate` is rounded to a multiple of 2^-16."""
     threshold = round(rate * 2**16)
-    keep = torch.ge(bits, threshold - 2**15, out=torch.empty(bits.shape, dtype=dtype))  # bool is much slower to make
-    return keep.mul_(2**16 / (2**16 - threshold))
+    factors = torch.ge(bits, threshold - 2**15, out=torch.empty(bits.shape, dtype=dtype))  # bool is much slower to make
+    return factors.mul_(2**16 / (2**16 - threshold))
 
 
 def dropout(x: Tensor, rate: float) -> Tensor:
-    """Zeros for a share `rate` of x, the rest divided by 1 - rate (Srivastava et al. 2014). While training."""
+    """Returns x with a share `rate` of its values set to 0 and the rest divided by 1 - rate (Srivastava et al. 2014).
+
+    The caller calls it only while training."""
     if x.device.type != "cpu" or torch.compiler.is_compiling() or round(rate * 2**16) == 2**16:
         return F.dropout(x, rate)
     return _Dropout.apply(x, rate)
 
 
-IN_CACHE = 2**18  # scores that are worked on at a time: 1 MB
+IN_CACHE = 2**18  # number of scores that are computed at a time: 1 MB
 
 
 @torch.compiler.disable
 def cpu_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rate: float, factor: float) -> Tensor:
-    """dropout(softmax(q @ k.T * factor + bias)) @ v on a CPU, for what torch's fast attention there does not do: drop
-    out, or differentiate the bias. A few rows at a time: their scores stay in the cache.
+    """Returns dropout(softmax(q @ k.T * factor + bias)) @ v, (B, H, T, E), on a CPU.
 
-    q: (B, H, T, E); k, v: (B, H, S, E), of one number format; bias: bool, True where a query may look, or scores to
-    add, (1 or B, 1 or H, 1 or T, S); rate: of dropout -> (B, H, T, E)."""
+    It does what torch's fast attention on a CPU cannot: dropout, and a gradient for the bias. It computes a few rows at
+    a time, so that their scores stay in the cache.
+
+    q: (B, H, T, E); k, v: (B, H, S, E), all of one number format.
+    bias: (1 or B, 1 or H, 1 or T, S), either bool, True where a query may look, or scores to add.
+    rate: the rate of dropout."""
     if bias is not None and bias.dtype == torch.bool:
         bias = torch.zeros(bias.shape).masked_fill_(~bias, torch.finfo(torch.float32).min)
     rows = max(1, IN_CACHE // (q.size(1) * q.size(2) * k.size(2)))
@@ -146,10 +156,10 @@ def cpu_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rate: fl
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x²) + eps) over the last dimension (Zhang & Sennrich 2019), in the number format of x."""
+    """Returns x / sqrt(mean(x²) + eps) over the last dimension (Zhang & Sennrich 2019), in the number format of x."""
     return _RMSNorm.apply(x, eps)
 
 
 def squared_relu(x: Tensor) -> Tensor:
-    """max(x, 0)² (So et al. 2021)."""
+    """Returns max(x, 0)² (So et al. 2021)."""
     return _SquaredReLU.apply(x)

@@ -40,8 +40,10 @@ def make_norm(c: ModelConfig, size: int) -> nn.Module:
 
 
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> Tensor:
-    """(E/2,) radians per position. `llama3` scaling as in Llama 3.1: long wavelengths are stretched by `factor`, short
-    ones kept, the band between interpolated."""
+    """Returns the angle of each pair of dimensions per position, (E/2,), in radians.
+
+    With `llama3` scaling, as in Llama 3.1, long wavelengths are stretched by `factor`, short ones stay, and those
+    between are interpolated."""
     frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
     if scaling is None:
         return frequency
@@ -59,22 +61,29 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -
 
 
 def rope_table(c: ModelConfig, theta: float) -> Tensor:
-    """cos and sin, (2, context, E): the two halves of a head rotate together, the layout of Hugging Face weights."""
+    """Returns cos and sin of every angle, (2, context, E).
+
+    Dimension i of a head is rotated together with dimension i + E/2, which is the layout of Hugging Face weights."""
     angles = torch.outer(torch.arange(c.context).float(), rope_frequencies(c.head_dim, theta, c.rope_scaling))
     angles = torch.cat((angles, angles), dim=-1)
     return torch.stack((angles.cos(), -angles.sin() if c.rope_reversed else angles.sin()))
 
 
 def sinusoids(length: int, size: int) -> Tensor:
-    """(length, size): sines, then cosines, of wavelengths 10000^(2i/size) (Vaswani et al. 2017, 3.5, in Marian's order:
-    the paper's own interleaves the two, which a trained model cannot tell apart)."""
+    """Returns the sinusoidal positions (length, size): first the sines, then the cosines.
+
+    The wavelengths are 2π * 10000^(2i/size) (Vaswani et al. 2017, 3.5). The order is Marian's; the paper interleaves
+    sines and cosines, which makes no difference to a model that is trained with either order."""
     angles = torch.arange(length).double()[:, None] / 10_000 ** (torch.arange(0, size, 2).double() / size)
     return torch.cat((angles.sin(), angles.cos()), dim=1)[:, :size].float()
 
 
 def relative_bucket(distance: Tensor, causal: bool, buckets: int, longest: int) -> Tensor:
-    """Bucket of each distance (key - query): exact up to half of them, then by its logarithm, one from `longest` on
-    (Raffel et al. 2020, 2.1). An encoder gives each direction half of the buckets; a decoder sees none ahead."""
+    """Returns the number of the bucket of each distance (key - query) (Raffel et al. 2020, 2.1).
+
+    Short distances have a bucket each, which takes half of the buckets; longer ones share buckets by their logarithm,
+    and all from `longest` on share the last one. An encoder gives half of the buckets to each direction; a decoder sees
+    no keys ahead."""
     if causal:
         ahead, distance = torch.zeros_like(distance), -distance.clamp(max=0)
     else:
@@ -86,13 +95,13 @@ def relative_bucket(distance: Tensor, causal: bool, buckets: int, longest: int) 
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x: (B, H, T, E); cos, sin: (T, E) or (B, 1, T, E)."""
+    """Returns x (B, H, T, E) with its dimensions rotated in pairs. cos, sin: (T, E) or (B, 1, T, E)."""
     left, right = x.chunk(2, dim=-1)
     return (x * cos + torch.cat((-right, left), dim=-1) * sin).to(x.dtype)
 
 
 class Cache:
-    """Keys and values that one attention layer has seen, written in place: decoding never reallocates."""
+    """Keys and values that one attention layer has seen. They are written in place, so decoding allocates nothing."""
 
     def __init__(self, keys: Tensor, values: Tensor):
         self.keys, self.values = keys, values  # (B, K, S_max, E)
@@ -106,7 +115,7 @@ class Cache:
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(B, T, heads * E) -> (B, heads, T, E)."""
+    """Returns x (B, T, heads * E) as (B, heads, T, E)."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
@@ -122,7 +131,9 @@ class Dropout(nn.Module):
 def attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, rate: float, scale: float | None
 ) -> Tensor:
-    """q: (B, H, T, E); k, v: (B, K, S, E); mask: see Attention -> (B, H, T, E). rate: of dropout on the weights."""
+    """Returns the attention of queries q (B, H, T, E) to keys and values k, v (B, K, S, E): (B, H, T, E).
+
+    mask: as in `Attention.forward`; rate: the rate of dropout on the attention weights."""
     grouped = q.size(1) != k.size(1)
     learns = mask is not None and mask.requires_grad
     tracing = torch.compiler.is_compiling() and not learns
@@ -136,7 +147,7 @@ def attend(
 
 
 class Attention(nn.Module):
-    """Self-attention, key/value heads grouped. One projection holds the rows [queries; keys; values]."""
+    """Self-attention with grouped key/value heads. One projection holds the rows [queries; keys; values]."""
 
     def __init__(self, c: ModelConfig, causal: bool):
         super().__init__()
@@ -151,14 +162,19 @@ class Attention(nn.Module):
         self.own_heads = slice(None)
 
     def keep_heads(self, share: int, of: int) -> None:
-        """Tensor parallelism: compute share number `share` of `of` equal ones; the projections hold no more."""
+        """Keeps only the heads of this process under tensor parallelism: share number `share` of `of` equal ones.
+
+        The caller has already cut the projections to that share."""
         self.num_heads, self.num_kv_heads = self.num_heads // of, self.num_kv_heads // of
         self.widths = [width // of for width in self.widths]
         self.own_heads = slice(share * self.num_heads, (share + 1) * self.num_heads)
 
     def forward(self, x: Tensor, mask: Tensor | None, rope: Tensor | None, cache: Cache | None = None) -> Tensor:
-        """x: (B, T, D). mask: bool, True where a query may look, or scores to add, broadcastable to (B, H, T, S); None:
-        plain causal, or everything in an encoder. rope: cos and sin, (2, T, E) or (2, B, 1, T, E)."""
+        """Returns (B, T, D) for x (B, T, D).
+
+        mask: broadcastable to (B, H, T, S), either bool, True where a query may look, or scores to add. None means
+        that a decoder's query sees itself and all before it, and an encoder's query sees everything.
+        rope: cos and sin, (2, T, E) or (2, B, 1, T, E)."""
         q, k, v = self.qkv(x).split(self.widths, dim=-1)
         q, k, v = split_heads(q, self.num_heads), split_heads(k, self.num_kv_heads), split_heads(v, self.num_kv_heads)
         if self.qk_norm == "before_rope":
@@ -177,7 +193,7 @@ class Attention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """What a decoder reads of an encoder. One projection holds the rows [keys; values]."""
+    """The attention of a decoder to the states of an encoder. One projection holds the rows [keys; values]."""
 
     def __init__(self, c: ModelConfig):
         super().__init__()
@@ -188,19 +204,24 @@ class CrossAttention(nn.Module):
         self.output = nn.Linear(width, c.hidden_size, bias=c.output_bias)
 
     def project(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of the encoder's states (B, S, D), each (B, H, S, E): the same for every token written."""
+        """Returns keys and values of the encoder's states (B, S, D), each (B, H, S, E).
+
+        They are the same for every token that the decoder writes, so callers may compute them once."""
         k, v = self.key_value(memory).chunk(2, dim=-1)
         return split_heads(k, self.num_heads), split_heads(v, self.num_heads)
 
     def forward(self, x: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        """x: (B, T, D); mask: (B, 1, 1, S) bool, True on the source's real tokens; None: all are."""
+        """Returns (B, T, D) for x (B, T, D).
+
+        memory: what `project` returns; mask: (B, 1, 1, S) bool, True on real tokens of the source, None where all are
+        real."""
         q, dropped = split_heads(self.query(x), self.num_heads), self.dropout if self.training else 0.0
         y = attend(q, *memory, mask, False, dropped, self.scale)
         return self.output(y.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
-    """Gated variants hold the rows [gate; up] in one projection."""
+    """The feed-forward layer, plain or gated. Gated variants hold the rows [gate; up] in one projection."""
 
     def __init__(self, c: ModelConfig):
         super().__init__()
@@ -218,7 +239,9 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, attention to an encoder where there is one, feed-forward: each x + f(norm(x)), or norm(x + f(x))."""
+    """One layer: attention, attention to an encoder where there is one, and feed-forward.
+
+    Each part f computes x + f(norm(x)) where the norm comes first, else norm(x + f(x))."""
 
     def __init__(self, c: ModelConfig, causal: bool, cross: bool, first: bool):
         super().__init__()
@@ -239,7 +262,8 @@ class Block(nn.Module):
         memory: Tensor | tuple[Tensor, Tensor] | None = None,
         memory_mask: Tensor | None = None,
     ) -> Tensor:
-        """memory: the encoder's states (B, S, D), or their keys and values for this block."""
+        """Returns (B, T, D) for x (B, T, D). memory: the encoder's states (B, S, D), or their keys and values for this
+        block; the other arguments are those of `Attention.forward`."""
         x = self._add(x, self.attention_norm, lambda y: self.attention(y, mask, rope, cache))
         if memory is not None:
             pair = self.cross.project(memory) if isinstance(memory, Tensor) else memory

@@ -1,8 +1,8 @@
 """Low-rank adapters (LoRA, Hu et al. 2022; DoRA, Liu et al. 2024), and which parameters a fine-tuning run changes.
 
-A matrix W (out, in) becomes W + scale * B A with A (rank, in) and B (rows, rank); W itself is frozen. Where one of our
-matrices holds several of transformers' (queries, keys and values; gate and up), each has an A and a B of its own, as
-PEFT trains them.
+A matrix W (out, in) becomes W + scale * B A with A (rank, in) and B (rows, rank); W itself is frozen. One of our
+matrices may hold several matrices of transformers (queries, keys and values; gate and up). Then each of these has an A
+and a B of its own, as PEFT trains them.
 """
 
 import re
@@ -25,7 +25,7 @@ ADDED = re.compile(r"\.(lora_a|lora_b\.\d+|magnitude\.\d+)$")  # names of the pa
 
 
 class Part(NamedTuple):
-    """Rows of a matrix that are adapted by themselves. rank 0: not at all."""
+    """Rows of a matrix that have an A and a B of their own. With rank 0 they are not adapted."""
 
     rows: int
     rank: int
@@ -33,12 +33,14 @@ class Part(NamedTuple):
 
 
 class LoraLinear(nn.Module):
-    """A linear layer, which is to be frozen (`freeze_base`), and the change to it that is learnt."""
+    """A linear layer, which `freeze_base` freezes, and the change to it that is learnt."""
 
     scale: Tensor
 
     def __init__(self, base: nn.Linear, parts: list[Part], dropout: float = 0.0, dora: bool = False):
-        """parts: from the first row to the last. The change is zero until `reset` and training, or a file, fill it."""
+        """parts: all rows of the matrix, from the first to the last.
+
+        The change is zero until it is trained after `reset`, or read from a file."""
         super().__init__()
         weight = base.weight.detach()
         self.base, self.parts, self.dropout = base, parts, Dropout(dropout)
@@ -59,17 +61,20 @@ class LoraLinear(nn.Module):
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator) -> None:
-        """A: Kaiming's uniform with a = sqrt(5), as PEFT draws it; B stays zero, so nothing changes yet."""
+        """Fills A with Kaiming's uniform distribution with a = sqrt(5), as PEFT does; B stays zero, so the layer still
+        computes what its base computes."""
         self.lora_a.copy_(nn.init.kaiming_uniform_(torch.empty(self.lora_a.shape), a=5**0.5, generator=generator))
 
     def change(self) -> Tensor:
-        """(out, in): what is added to the weight, before DoRA sets the lengths of its rows."""
+        """Returns what is added to the weight, (out, in), before DoRA sets the lengths of the rows."""
         scaled = (self.lora_a * self.scale[:, None]).split(self.ranks)
         return torch.cat([b @ a for a, b in zip(scaled, self.lora_b, strict=True)])
 
     def row_factor(self) -> Tensor:
-        """(out,): DoRA's learnt length of each row over the length it has; 1 for rows that are not adapted. The length
-        it has is a constant for the gradient (Liu et al. 2024, 4.3)."""
+        """Returns DoRA's factor of each row, (out,): its learnt length divided by its length in W + change.
+
+        It is 1 for rows that are not adapted. The gradient treats the length in W + change as a constant (Liu et al.
+        2024, 4.3)."""
         assert self.magnitude is not None
         with torch.no_grad(), torch.autocast(self.lora_a.device.type, enabled=False):
             lengths = (self.base.weight + self.change()).norm(dim=1).split([part.rows for part in self.parts])
@@ -78,18 +83,18 @@ class LoraLinear(nn.Module):
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:
-        """(out, in): the weight of a plain layer that computes the same."""
+        """Returns the weight (out, in) of a plain layer that computes the same."""
         weight = self.base.weight + self.change()
         return weight if self.magnitude is None else weight * self.row_factor()[:, None]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (..., in) -> (..., out)."""
+        """Returns (..., out) for x (..., in)."""
         low = F.linear(self.dropout(x), self.lora_a) * self.scale  # (..., ranks)
         parts = zip(low.split(self.ranks, dim=-1), self.lora_b, strict=True)
         change = torch.cat([F.linear(h, b) for h, b in parts], dim=-1)  # (..., out); zeros where the rank is 0
         if self.magnitude is None:
             return self.base(x) + change
-        # PEFT drops out what W reads here, too; we drop out only what the adapter reads, as without DoRA.
+        # With DoRA, PEFT applies dropout to the input of W too; here it applies to the adapter's input only.
         y = F.linear(x, self.base.weight) + change
         out = y * self.row_factor()
         return (out if self.base.bias is None else out + self.base.bias).to(y.dtype)
@@ -99,39 +104,39 @@ class LoraLinear(nn.Module):
 
 
 def adapters(model: Transformer) -> dict[str, LoraLinear]:
-    """Those of the model, by the name of the layer they change."""
+    """Returns the adapters of the model, by the name of the layer that each changes."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
 
 
 def linears(model: Transformer) -> dict[str, nn.Linear]:
-    """The layers that can be adapted, by name. Raises UserError for a model that has adapters."""
+    """Returns the layers that can be adapted, by name. Raises UserError for a model that has adapters already."""
     if adapters(model):
         raise UserError("the model has adapters already\n  → merge these first")
     return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
 
 
 def part_heights(model: Transformer, name: str) -> list[int]:
-    """Rows of each of transformers' matrices that our layer `name` holds."""
+    """Returns the number of rows of each of transformers' matrices that our layer `name` holds."""
     weight = f"{name}.weight"
     one = len(tensor_names(model.config)[name]) == 1
     return [model.get_parameter(weight).size(0)] if one else model.row_blocks(weight)
 
 
 def place(model: Transformer, name: str, module: nn.Module) -> None:
-    """Put `module` where the layer `name` was."""
+    """Puts `module` in the place of the layer `name`."""
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, module)
 
 
 def add_lora(model: Transformer, config: LoraConfig, seed: int = 0) -> None:
-    """Adapt the layers inside blocks that `config.targets` name, and freeze everything else but a head for labels.
+    """Adapts the layers inside blocks that `config.targets` name, and freezes everything else except a head for labels.
 
     One seed gives the same adapters on any machine. Raises UserError for a target that no layer matches, with the
-    names there are, and for a model that has adapters."""
+    names that exist, and for a model that has adapters already."""
     inside = {name: linear for name, linear in linears(model).items() if ".blocks." in name}
     wanted = {name for pattern in config.targets for name in _matching("lora.targets", pattern, inside)}
     generator = torch.Generator().manual_seed(seed)
-    for name in (name for name in inside if name in wanted):  # in the model's order, whatever that of the patterns
+    for name in (name for name in inside if name in wanted):  # in the model's order, so that a seed means one thing
         parts = [Part(rows, config.rank, config.alpha / config.rank) for rows in part_heights(model, name)]
         lora = LoraLinear(inside[name], parts, config.dropout, config.dora)
         lora.reset(generator)
@@ -140,19 +145,21 @@ def add_lora(model: Transformer, config: LoraConfig, seed: int = 0) -> None:
 
 
 def freeze_base(model: Transformer) -> None:
-    """Leave what learns of a model with adapters: these, and a head for labels, where that learns."""
+    """Freezes everything in a model with adapters, except the adapters and a head for labels.
+
+    Parameters that were frozen before stay frozen."""
     for name, p in model.named_parameters():
         if not _learns(model, name):
             p.requires_grad_(False)
 
 
 def _learns(model: Transformer, name: str) -> bool:
-    """Whether the parameter belongs to an adapter, or to a head for labels, which is new to the task."""
+    """Says whether the parameter belongs to an adapter, or to a head for labels, which is new to the task."""
     return bool(ADDED.search(name)) or (isinstance(model.head, TaskHead) and name.startswith("head."))
 
 
 def merge_lora(model: Transformer) -> None:
-    """Fold all adapters into the weights: a plain model again, all of it trainable."""
+    """Adds all adapters to the weights, so that the model is a plain one again, with all parameters trainable."""
     for name, lora in adapters(model).items():
         lora.base.weight.data = lora.merged_weight()
         place(model, name, lora.base)
@@ -161,38 +168,42 @@ def merge_lora(model: Transformer) -> None:
 
 @contextmanager
 def merged(model: Transformer) -> Iterator[None]:
-    """Inside, a plain model with plain names that computes the same, to be saved; after it, the adapters again and the
-    frozen weights bit for bit. Holds a second copy of the adapted matrices, of nothing else."""
-    kept: list[tuple[str, LoraLinear, Tensor]] = []
+    """Makes the model a plain one with plain names that computes the same, for the time of a `with` block, to save it.
+
+    Afterwards the adapters are back, and the frozen weights are the same bit for bit. Meanwhile memory holds a second
+    copy of the adapted matrices, and of nothing else."""
+    replaced: list[tuple[str, LoraLinear, Tensor]] = []
     try:
         for name, lora in adapters(model).items():
-            kept.append((name, lora, lora.base.weight.data))
+            replaced.append((name, lora, lora.base.weight.data))
             lora.base.weight.data = lora.merged_weight()
             place(model, name, lora.base)
         yield
     finally:
-        for name, lora, weight in kept:
+        for name, lora, weight in replaced:
             lora.base.weight.data = weight
             place(model, name, lora)
 
 
 def adapter_tensors(model: Transformer) -> dict[str, Tensor]:
-    """What a run with adapters learns, under our names: the adapters and a head for labels. Nothing is copied."""
+    """Returns what a run with adapters learns, under our names: the adapters and a head for labels, without a copy."""
     return {name: p.detach() for name, p in model.named_parameters() if _learns(model, name) and p.numel()}
 
 
 @torch.no_grad()
 def load_adapter_tensors(model: Transformer, tensors: dict[str, Tensor]) -> None:
-    """The inverse of `adapter_tensors`, into a model that has the same adapters. Raises ModelError for others."""
-    mine = adapter_tensors(model)
-    problems = [f"missing {name}" for name in mine.keys() - tensors.keys()]
-    problems += [f"left over {name}" for name in tensors.keys() - mine.keys()]
-    for name in mine.keys() & tensors.keys():
-        if mine[name].shape != tensors[name].shape:
-            problems.append(f"{name}: shape {tuple(tensors[name].shape)}, the model has {tuple(mine[name].shape)}")
+    """Puts what `adapter_tensors` returned back into a model with the same adapters.
+
+    Raises ModelError for a model with other adapters."""
+    own = adapter_tensors(model)
+    problems = [f"missing {name}" for name in own.keys() - tensors.keys()]
+    problems += [f"left over {name}" for name in tensors.keys() - own.keys()]
+    for name in own.keys() & tensors.keys():
+        if own[name].shape != tensors[name].shape:
+            problems.append(f"{name}: shape {tuple(tensors[name].shape)}, the model has {tuple(own[name].shape)}")
     if problems:
         raise ModelError("the adapter's tensors do not fit the model:\n  " + "\n  ".join(sorted(problems)[:20]))
-    for name, p in mine.items():
+    for name, p in own.items():
         p.copy_(tensors[name])
 
 
@@ -200,11 +211,11 @@ def load_adapter_tensors(model: Transformer, tensors: dict[str, Tensor]) -> None
 
 
 def freeze(model: Transformer, patterns: tuple[str, ...]) -> tuple[int, int]:
-    """Freeze the parameters whose names these regular expressions find; `body` is all but the head. Adapters are never
-    meant, and a head that shares the embedding's weights has none of its own: it follows the embedding.
+    """Freezes the parameters in whose names one of the regular expressions is found; `body` means all but the head.
 
-    Returns how many numbers are trained, and how many there are. Raises UserError, and changes nothing, for a pattern
-    that finds none, with names like it, and where nothing would be left to train."""
+    Adapters are never frozen. A head that shares the embedding's weights is frozen with the embedding. Returns how many
+    numbers are trained, and how many the model has. Raises UserError, and changes nothing, for a pattern that is found
+    in no name, with similar names, and where nothing would be left to train."""
     own = {name.replace(".base.", "."): p for name, p in model.named_parameters() if not ADDED.search(name)}
     frozen: dict[str, nn.Parameter] = {}
     for pattern in patterns:
@@ -219,19 +230,21 @@ def freeze(model: Transformer, patterns: tuple[str, ...]) -> tuple[int, int]:
 
 
 def trainable(model: Transformer) -> tuple[int, int]:
-    """How many numbers are trained, and how many there are; shared ones count once."""
+    """Returns how many numbers are trained, and how many the model has; shared parameters count once."""
     sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
     return sum(n for n, learns in sizes if learns), sum(n for n, _ in sizes)
 
 
 def _matching(key: str, pattern: str, names: Iterable[str]) -> list[str]:
-    """The names in which the regular expression is found. Raises UserError for none, and for what is no expression."""
+    """Returns the names in which the regular expression is found.
+
+    Raises UserError where it is found in none, and where it is not a regular expression."""
     names = list(names)
     try:
-        found = [name for name in names if re.search(pattern, name)]
+        matches = [name for name in names if re.search(pattern, name)]
     except re.error as e:
         raise UserError(f"{key}: {pattern!r} is not a regular expression: {e}") from None
-    if not found:
-        first = {re.sub(r"\.\d+\.", ".0.", name) for name in names}  # those of one block stand for all
-        raise UserError(f"{key}: no name matches {pattern!r}{did_you_mean(pattern, first)}")
-    return found
+    if not matches:
+        examples = {re.sub(r"\.\d+\.", ".0.", name) for name in names}  # the names of one block are enough as a hint
+        raise UserError(f"{key}: no name matches {pattern!r}{did_you_mean(pattern, examples)}")
+    return matches

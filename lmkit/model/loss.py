@@ -18,7 +18,7 @@ CHUNK = 512
 
 
 class TokenScores(NamedTuple):
-    """Sums over the scored positions; divide by their number. `loss` carries the gradient, the others do not."""
+    """Sums over the scored positions, which callers divide by their number. Only `loss` carries a gradient."""
 
     loss: Tensor  # () float32, nats, of the smoothed labels if smoothing was asked for
     hits: Tensor  # () float32, positions whose largest logit is the label
@@ -28,11 +28,11 @@ class TokenScores(NamedTuple):
 def score_chunk(
     logits: Tensor, labels: Tensor, softcap: float, smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses (n,) float32, hits (n,) bool and nats (n,) of logits (n, V), which become d loss / d logits. Softcap 0:
-    none.
+    """Returns losses (n,) float32, hits (n,) bool and nats (n,) of logits (n, V), and turns the logits into
+    d loss / d logits. A softcap of 0 means none.
 
-    In place, because on a CPU every pass over (n, V) and every allocation of it counts: as fast as the best compiled
-    kernel found, and twice as fast as others (docs/decisions.md)."""
+    It works in place, because on a CPU every pass over (n, V) and every allocation of that size takes time. It is as
+    fast as the best compiled kernel that we found, and twice as fast as others (docs/decisions.md)."""
     x = logits.float()
     if softcap:
         assert not smoothing, "no family has a softcap and smoothed labels"
@@ -46,7 +46,7 @@ def score_chunk(
         at_gradient = at_label.square() - 1
     else:
         x.sub_(top)
-        each = smoothing / (x.size(1) - 1)  # share of every other word
+        each = smoothing / (x.size(1) - 1)  # the share that each word but the label gets
         spread = each * x.sum(1, keepdim=True) if smoothing else 0.0
         total = x.exp_().sum(1, keepdim=True)
         x.div_(total)
@@ -86,7 +86,7 @@ def _logits(h: Tensor, w: Tensor, b: Tensor | None) -> Iterator[tuple[slice, Ten
 
 
 class _Gradients:
-    """Gradients of hidden states, weights and bias, made of those of the logits, a chunk at a time."""
+    """Gradients of hidden states, weights and bias, computed from the gradients of the logits, a chunk at a time."""
 
     def __init__(self, h: Tensor, w: Tensor, b: Tensor | None):
         self.h, self.w = h, w
@@ -94,7 +94,7 @@ class _Gradients:
         self.bias = None if b is None else torch.zeros(b.shape, dtype=torch.float32, device=h.device)
 
     def add(self, chunk: slice, d_logits: Tensor) -> None:
-        """d_logits: (c, V), of the positions in `chunk`."""
+        """Adds what follows from d_logits (c, V), the gradients of the logits of the positions in `chunk`."""
         torch.mm(d_logits, self.w, out=self.hidden[chunk])
         if d_logits.dtype == torch.float32:
             self.weight.addmm_(d_logits.t(), self.h[chunk])
@@ -115,7 +115,7 @@ class _HeadLoss(torch.autograd.Function):
         for chunk, logits in _logits(h, w, b):
             sums += torch.stack([part.sum() for part in score_chunk(logits, labels[chunk], softcap, smoothing)])
             if backward:
-                gradients.add(chunk, logits)  # which `score_chunk` has turned into their gradient
+                gradients.add(chunk, logits)  # `score_chunk` has turned the logits into their gradient
         ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias)
         ctx.dtypes = hidden.dtype, weight.dtype
         loss, hits, nats = sums.unbind()
@@ -132,8 +132,8 @@ class _HeadLoss(torch.autograd.Function):
 
 
 class _LabelLogProbs(torch.autograd.Function):
-    """The gradient of the weights needs to know what each position counts, which only the backward pass does: it makes
-    the logits a second time."""
+    """The backward pass computes the logits a second time: the gradient of the weights depends on the gradient of each
+    position's log-probability, which only the backward pass knows."""
 
     @staticmethod
     def forward(
@@ -153,7 +153,7 @@ class _LabelLogProbs(torch.autograd.Function):
         h, w, b = _cast(ctx.dtype, hidden, weight, bias)
         gradients = _Gradients(h, w, b)
         for chunk, logits in _logits(h, w, b):
-            score_chunk(logits, labels[chunk], ctx.softcap)  # logits become the gradient of minus log-probabilities
+            score_chunk(logits, labels[chunk], ctx.softcap)  # logits are now the gradient of minus log-probabilities
             gradients.add(chunk, logits.mul_(-d_log_probs[chunk, None]))
         return gradients.hidden.to(hidden.dtype), gradients.weight.to(weight.dtype), gradients.bias, None, None
 
@@ -166,10 +166,10 @@ def head_loss(
     bias: Tensor | None = None,
     smoothing: float = 0.0,
 ) -> TokenScores:
-    """Summed cross-entropy of softcap(hidden @ weight.T + bias) against labels.
+    """Returns the summed cross-entropy of softcap(hidden @ weight.T + bias) against labels.
 
-    hidden: (n, D); weight: (V, D); labels: (n,) int64, all scored; bias: (V,). smoothing: as fairseq defines it, this
-    share goes to the V - 1 other words in equal parts (torch's spreads it over all V)."""
+    hidden: (n, D); weight: (V, D); labels: (n,) int64, all scored; bias: (V,). smoothing: this share of the probability
+    goes to the V - 1 other words in equal parts, as fairseq defines it; torch spreads it over all V words."""
     return TokenScores(
         *_HeadLoss.apply(hidden, weight, bias, labels, softcap or 0.0, smoothing, torch.is_grad_enabled())
     )
@@ -178,8 +178,9 @@ def head_loss(
 def label_log_probs(
     hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float | None = None, bias: Tensor | None = None
 ) -> Tensor:
-    """Log-probability of each label under softmax(softcap(hidden @ weight.T + bias)): (n,) float32, with gradient.
+    """Returns the log-probability of each label under softmax(softcap(hidden @ weight.T + bias)): (n,) float32, with
+    gradient.
 
-    Shapes are those of `head_loss`, which is faster where one sum is enough: here the backward pass runs the head
-    again."""
+    Shapes are those of `head_loss`. Where one sum is enough, `head_loss` is faster, since here the backward pass runs
+    the head again."""
     return _LabelLogProbs.apply(hidden, weight, bias, labels, softcap or 0.0)

@@ -1,4 +1,4 @@
-"""A trained model with more words in its vocabulary, or with its labels in another order."""
+"""Changes a trained model: more words in its vocabulary, or its labels in another order."""
 
 import torch
 from torch import Tensor, nn
@@ -10,16 +10,16 @@ ROWS = {
     "head.weight": 0,
     "head.bias": 0,
     "head.final_logits_bias": 1,
-}  # their dimension of words
+}  # parameters with one row per word, and the dimension of these rows
 
 
 @torch.no_grad()
 def resize_vocabulary(model: Transformer, size: int, known: int, used: int) -> Transformer:
-    """The model with `size` rows in its embedding and its head, `model` itself where nothing changes.
+    """Returns the model with `size` rows in its embedding and its head; `model` itself where nothing changes.
 
-    The first `known` rows, those of words it was trained on, stay bit for bit; all rows up to `used`, and all that
-    `model` did not have, become their mean. Rows between, which no token uses, stay. Raises nothing; `size` is never
-    smaller than what the model has."""
+    The first `known` rows belong to words that it was trained on, and stay bit for bit. The rows from there up to
+    `used`, and all that `model` did not have, become the mean of the first `known`. Rows of the old table from `used`
+    on stay, since no token uses them. The caller makes sure that `size` is not smaller than what the model has."""
     old = model.config.vocab_size
     assert known <= old <= size and used <= size, (known, old, used, size)
     new = [*range(known, used), *range(max(old, used), size)]
@@ -32,7 +32,7 @@ def resize_vocabulary(model: Transformer, size: int, known: int, used: int) -> T
 
 
 def _grown(old: Tensor, dim: int, size: int, known: int, new: list[int]) -> Tensor:
-    """`old` with `size` rows along `dim`, the `new` ones the mean of the first `known`."""
+    """Returns `old` with `size` rows along `dim`, where the rows `new` are the mean of the first `known`."""
     shape = list(old.shape)
     shape[dim] = size
     out = old.new_zeros(shape)
@@ -48,7 +48,9 @@ def _grown(old: Tensor, dim: int, size: int, known: int, new: list[int]) -> Tens
 
 @torch.no_grad()
 def order_labels(model: Transformer, labels: tuple[str, ...]) -> Transformer:
-    """The model with its labels in this order, in place: the same ones, each with its own row of the head."""
+    """Puts the labels of the model into this order, in place, and returns it.
+
+    `labels` are the labels it has; each takes its row of the head along."""
     output = getattr(model.head, "output", None)
     if isinstance(output, nn.Linear) and labels != model.config.labels:
         rows = torch.tensor([model.config.labels.index(label) for label in labels])

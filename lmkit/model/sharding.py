@@ -1,4 +1,4 @@
-"""Tensors of which each process holds a part (torch's DTensor), whole and back again."""
+"""Tensors of which each process holds a part (torch's DTensor): from parts to the whole and back."""
 
 import torch
 from torch import Tensor
@@ -6,34 +6,34 @@ from torch.distributed.tensor import DTensor, Replicate
 
 
 def local(t: Tensor) -> Tensor:
-    """What this process holds of it, not a copy."""
+    """Returns the part of `t` that this process holds, without a copy; `t` itself where it is not shared out."""
     return t.to_local() if isinstance(t, DTensor) else t
 
 
 def like(t: Tensor, mine: Tensor) -> Tensor:
-    """The tensor of which `mine` is this process's part, shared out as `t` is."""
+    """Returns the tensor of which `mine` is this process's part, shared out in the same way as `t`."""
     if not isinstance(t, DTensor):
         return mine
     return DTensor.from_local(mine, t.device_mesh, t.placements, run_check=False, shape=t.shape, stride=t.stride())
 
 
 def whole(t: Tensor, rows: Tensor | None = None) -> Tensor:
-    """All of it; `t` itself where nothing is shared out. All processes of its mesh must call together.
+    """Returns the whole tensor; `t` itself where it is not shared out. All processes of its mesh must call together.
 
-    rows: its row i stands where rows[i] says in the whole matrix (tensor parallelism); None: nothing was moved."""
+    rows: row i of `t` is row rows[i] of the result, where tensor parallelism has moved rows; None where it has not."""
     t = t.full_tensor() if isinstance(t, DTensor) else t
     return t if rows is None else torch.empty_like(t).index_copy_(0, rows.to(t.device), t)
 
 
 @torch.no_grad()
 def fill(t: Tensor, full: Tensor, rows: Tensor | None = None) -> None:
-    """The inverse of `whole`: put this process's part of `full` into `t`."""
+    """Puts this process's part of `full` into `t`; it is the inverse of `whole`."""
     full = full if rows is None else full[rows.to(full.device)]
     if isinstance(t, DTensor):
-        mine = t.to_local()
+        own_part = t.to_local()
         everywhere = [Replicate()] * t.device_mesh.ndim
-        full = full.to(device=mine.device, dtype=mine.dtype)
-        mine.copy_(DTensor.from_local(full, t.device_mesh, everywhere, run_check=False)
+        full = full.to(device=own_part.device, dtype=own_part.dtype)
+        own_part.copy_(DTensor.from_local(full, t.device_mesh, everywhere, run_check=False)
                    .redistribute(placements=t.placements).to_local())  # fmt: skip
     else:
         t.copy_(full)

@@ -1,5 +1,7 @@
-"""The whole model: embedding, one or two stacks of blocks, a head. It returns hidden states; the task asks the head for
-the positions it scores. Shapes: B batch, T tokens, S keys, D hidden_size, W embedding width, V vocab_size."""
+"""The whole model: embedding, one or two stacks of blocks, a head. It returns hidden states; the task then asks the
+head for predictions at the positions that it scores.
+
+Shapes: B batch, T tokens, S keys, H heads, E head_dim, D hidden_size, W embedding width, V vocab_size."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +19,8 @@ Memory = Tensor | list[tuple[Tensor, Tensor]]  # an encoder's states (B, S, D), 
 
 
 class Inputs(nn.Module):
-    """What a stack adds to its token embeddings: places, the text of a pair, a norm, a projection to its width."""
+    """What a stack does with token embeddings before its first block: it adds positions and which text of a pair a
+    token belongs to, applies a norm, and projects to the width of the blocks."""
 
     def __init__(self, c: ModelConfig):
         super().__init__()
@@ -34,7 +37,9 @@ class Inputs(nn.Module):
         self.projection = nn.Linear(width, c.hidden_size) if projected else nn.Identity()
 
     def forward(self, x: Tensor, positions: Tensor, types: Tensor | None) -> Tensor:
-        """x: (B, T, W); positions: (T,) or (B, T) rows of the table; types: (B, T), None: all 0 -> (B, T, D)."""
+        """Returns (B, T, D) for embeddings x (B, T, W).
+
+        positions: (T,) or (B, T), rows of the table of positions; types: (B, T), None means all 0."""
         if self.segment is not None:
             x = x + (self.segment.weight[0] if types is None else self.segment(types))
         if self.position is not None:
@@ -45,7 +50,7 @@ class Inputs(nn.Module):
 
 
 class Stack(nn.Module):
-    """Blocks and the norm after them. `recompute`: activations are made again in the backward pass."""
+    """Blocks and the norm after them. With `recompute`, the backward pass computes activations again to save memory."""
 
     def __init__(self, c: ModelConfig, causal: bool, cross: bool = False):
         super().__init__()
@@ -62,7 +67,9 @@ class Stack(nn.Module):
 
     @property
     def order(self) -> list[int]:
-        """The block of each layer. ALBERT's layer i is group i // (layers / groups), all its blocks in turn."""
+        """Returns the number of the block that each layer runs.
+
+        In ALBERT, layer i runs all blocks of group i // (layers / groups), one after the other."""
         c = self.config
         if not c.layer_groups:
             return list(range(c.num_layers))
@@ -80,7 +87,10 @@ class Stack(nn.Module):
         memory: Memory | None = None,
         memory_keep: Tensor | None = None,
     ) -> Tensor:
-        """x: (B, T, W) embeddings -> (B, T, D). positions: (T,) or (B, T), without the table's offset."""
+        """Returns hidden states (B, T, D) of embeddings x (B, T, W).
+
+        positions: (T,) or (B, T), without the offset of the table; memory_keep: (B, S) bool, True on real tokens of the
+        encoder; the other arguments are those of `Transformer.forward`."""
         c = self.config
         x = self.inputs(x, positions + c.position_offset, types)
         ropes: dict[int | None, Tensor | None] = {None: self._rope("rope", positions)}
@@ -101,7 +111,8 @@ class Stack(nn.Module):
         return self.norm(x)
 
     def _rope(self, name: str, positions: Tensor) -> Tensor | None:
-        """(2, T, E), or (2, B, 1, T, E) for rows that start apart."""
+        """Returns cos and sin, (2, T, E), or (2, B, 1, T, E) where each row has positions of its own; None where the
+        model has other positions than RoPE."""
         if self.config.positions != "rope":
             return None
         rope = getattr(self, name)[:, positions]
@@ -110,10 +121,15 @@ class Stack(nn.Module):
     def _mask(
         self, x: Tensor, past: int, window: int | None, keep: Tensor | None, segments: Tensor | None
     ) -> Tensor | None:
-        """Bool, broadcastable to (B, 1, T, S), True where a query may look; None where plain causal, or everything in
-        an encoder, says it all; with relative positions scores to add, (1 or B, H, T, S)."""
+        """Returns the mask of attention, which `Attention.forward` describes.
+
+        It is bool, broadcastable to (B, 1, T, S), True where a query may look. It is None where a query of a decoder
+        sees itself and all before it, or a query of an encoder sees everything. With relative positions it holds scores
+        to add, (1 or B, H, T, S).
+        past: the number of keys in the cache; window: the sliding window in tokens, None for none."""
         T, S = x.size(1), past + x.size(1)
-        reach = S if window is None else window if self.causal else window // 2 + 1  # in one direction, itself included
+        # How many keys a query sees in one direction, itself included.
+        reach = S if window is None else window if self.causal else window // 2 + 1
         plain = keep is None and segments is None and reach >= S and (not self.causal or past == 0 or T == 1)
         if plain and self.relative is None:
             return None
@@ -134,7 +150,7 @@ class Stack(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A decoder, an encoder, or both, of any family in `ModelConfig`, with one head."""
+    """A decoder, an encoder, or both, of any family that `ModelConfig` describes, with one head."""
 
     def __init__(self, c: ModelConfig):
         super().__init__()
@@ -163,11 +179,11 @@ class Transformer(nn.Module):
         targets: Tensor | None = None,
         caches: list[Cache] | None = None,
     ) -> Tensor:
-        """Hidden states (B, T, D) of `tokens` (B, T); of the decoder's `targets` (B, T') where there are two stacks.
+        """Returns hidden states (B, T, D) of `tokens` (B, T); with two stacks (B, T', D) of the decoder's `targets`.
 
-        keep: (B, S) bool, True on keys that are real; None: all, which keeps the fast attention kernel.
+        keep: (B, S) bool, True on keys that are real; None means all, and lets the fast attention kernel run.
         segments: (B, T) document numbers of packed rows; tokens then see only their own document.
-        positions: (T,) or (B, T); default: counted on from what the caches hold.
+        positions: (T,) or (B, T); by default they count on from what the caches hold.
         types: (B, T), which text of a pair a token belongs to.
         """
         if self.encoder is None:
@@ -180,8 +196,10 @@ class Transformer(nn.Module):
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """In eval mode, then as it was. A model that is in eval mode is left alone, since a walk over all modules takes
-        a millisecond or more."""
+        """Puts the model in eval mode for the time of a `with` block, and back into training mode after it.
+
+        A model that is in eval mode already stays untouched, since a walk over all modules takes a millisecond or
+        more."""
         if not self.training:
             yield
             return
@@ -192,13 +210,15 @@ class Transformer(nn.Module):
             self.train()
 
     def encode(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
-        """States (B, S, D) of the encoder over `tokens` (B, S)."""
+        """Returns the encoder's states (B, S, D) of `tokens` (B, S)."""
         return self._run(self.encoder, tokens, None, None, keep, None)
 
     def decode(
         self, targets: Tensor, memory: Memory, memory_keep: Tensor | None = None, caches: list[Cache] | None = None
     ) -> Tensor:
-        """States (B, T, D) of the decoder over `targets` (B, T). Padding belongs on their right, where none looks."""
+        """Returns the decoder's states (B, T, D) of `targets` (B, T).
+
+        Padding must be on the right of targets, where no real token sees it."""
         more = {"memory": memory, "memory_keep": memory_keep}
         return self._run(self.decoder, targets, None, None, None, None, caches, **more)
 
@@ -219,12 +239,14 @@ class Transformer(nn.Module):
         return stack(x, positions, types, keep, segments, caches, **more)
 
     def word_loss(self, states: Tensor, labels: Tensor, smoothing: float = 0.0) -> TokenScores:
-        """Summed cross-entropy of the words at states (B, T, D); see `Head.loss`."""
+        """Returns the summed cross-entropy of the words at states (B, T, D); see `Head.loss`."""
         return self._word_head.loss(states, labels, smoothing)
 
     def word_log_probs(self, states: Tensor, labels: Tensor) -> Tensor:
-        """Log-probabilities (B, T) of the words at states (B, T, D); see `Head.log_probs`. Of a batch b of a decoder,
-        `model.word_log_probs(model(b.tokens), b.labels).sum(1)` are those of its rows, (B,)."""
+        """Returns log-probabilities (B, T) of the words at states (B, T, D); see `Head.log_probs`.
+
+        For a batch b of a decoder, `model.word_log_probs(model(b.tokens), b.labels).sum(1)` are the log-probabilities
+        of its rows, (B,)."""
         return self._word_head.log_probs(states, labels)
 
     @property
@@ -233,18 +255,21 @@ class Transformer(nn.Module):
         return self.head
 
     def new_caches(self, batch: int, length: int) -> list[Cache]:
-        """Empty caches of the decoder for `length` tokens a row."""
+        """Returns empty caches, one per layer of the decoder, for `length` tokens in each of `batch` rows."""
         c, like = self.config.decoder, self.embedding.weight
         shape = (batch, c.num_kv_heads, length, c.head_dim)
         return [Cache(like.new_empty(shape), like.new_empty(shape)) for _ in range(c.num_layers)]
 
     def read(self, memory: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of an encoder's states (B, S, D) for each block of the decoder, made once a text."""
+        """Returns keys and values of an encoder's states (B, S, D) for each block of the decoder.
+
+        Generation calls it once per text, since they are the same for every token that the decoder writes."""
         assert self.decoder is not None
         return [block.cross.project(memory) for block in self.decoder.blocks]  # type: ignore[operator, union-attr]
 
     def row_blocks(self, name: str) -> list[int]:
-        """Heights of the matrices stacked in parameter `name`: queries, keys and values; gate and up."""
+        """Returns the number of rows of each matrix that is stacked in parameter `name`: queries, keys and values, or
+        gate and up."""
         c, rows = self.config.decoder if name.startswith("decoder") else self.config, self.get_parameter(name).size(0)
         if ".qkv." in name:
             return [c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, c.num_kv_heads * c.head_dim]
@@ -252,7 +277,7 @@ class Transformer(nn.Module):
         return [rows // 2, rows // 2] if halves else [rows]
 
     def num_parameters(self) -> dict[str, int]:
-        """By part; a tied head counts nothing."""
+        """Returns the number of parameters of each part of the model; a tied head has none of its own."""
         sizes = dict.fromkeys(["embedding", "attention", "feed-forward", "norms", "head"], 0)
         for name, p in self.named_parameters():
             part = next((part for mark, part in _PARTS.items() if mark in name), "norms")

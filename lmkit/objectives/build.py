@@ -1,4 +1,4 @@
-"""A recipe's task and data -> the task and its rows."""
+"""Builds the objective and its rows from a recipe's task and data."""
 
 from dataclasses import dataclass, replace
 
@@ -22,24 +22,27 @@ from lmkit.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Work:
-    """An objective with the rows it learns from, and the same one as it is scored on the held-out rows."""
+    """An objective with the rows that it learns from, and the same objective as it is scored on held-out rows."""
 
     objective: Objective
     rows: ExampleSource
     scored: Objective
     held_out: ExampleSource
-    row_tokens: float  # of an average row, as `train.batch` counts them
-    note: str  # what became of the text, for people
-    tokens_per_byte: float | None = None  # of the held-out text, where its every token is predicted
+    row_tokens: float  # tokens of an average row, as `train.batch` counts them
+    note: str  # a line for people: how the text was cut into rows
+    tokens_per_byte: float | None = None  # of the held-out text; None unless every token of it is predicted
 
 
 def build_objective(recipe: Recipe, store: TokenStore, tokenizer: Tokenizer) -> Work:
-    """Raises DataError where the data is of another kind, ModelError for a tokenizer that lacks what the task needs."""
+    """Returns the objective of the recipe's task, with its rows out of `store`.
+
+    Raises DataError where the data is of another kind, and ModelError for a tokenizer without a token that the task
+    needs."""
     task = recipe.task
     if store.pairs != isinstance(task, Seq2SeqConfig):
-        held = "pairs of texts" if store.pairs else "single texts"
+        content = "pairs of texts" if store.pairs else "single texts"
         raise DataError(
-            f"{store.path} holds {held}, which {task.name} does not learn from\n  → tokenize the data again"
+            f"{store.path} holds {content}, which {task.name} does not learn from\n  → tokenize the data again"
         )
     train, held_out = store.split("train"), store.split("validation")
     if isinstance(task, MaskedLMConfig):
@@ -53,26 +56,28 @@ def build_objective(recipe: Recipe, store: TokenStore, tokenizer: Tokenizer) -> 
     context, pad = recipe.model.context, tokenizer.pad_id or 0
     causal = CausalLM(recipe.data.document_masking)
     rows, scored = PackedRows(train, context, pad), PackedRows(held_out, context, pad)
-    said = f"{len(rows):,} rows, {rows.waste:.1%} padding, {rows.num_cut} documents cut to fill rows"
+    summary = f"{len(rows):,} rows, {rows.waste:.1%} padding, {rows.num_cut} documents cut to fill rows"
     # bytes that the tokenizer dropped are never predicted, so there are no bits per byte
     per_byte = None if held_out.num_unspelt else scored.num_scored / max(held_out.num_bytes, 1)
-    return Work(causal, rows, causal, scored, context, said, per_byte)
+    return Work(causal, rows, causal, scored, context, summary, per_byte)
 
 
 def need(tokenizer: Tokenizer, task: str, *roles: str) -> list[int]:
-    """The ids of control tokens. Raises ModelError for those that are missing."""
-    found = {role: getattr(tokenizer, f"{role}_id") for role in roles}
-    if missing := [role for role, i in found.items() if i is None]:
+    """Returns the ids of the control tokens with these roles. Raises ModelError where the tokenizer lacks one."""
+    ids = {role: getattr(tokenizer, f"{role}_id") for role in roles}
+    if missing := [role for role, i in ids.items() if i is None]:
         raise ModelError(
             f"{task}: the tokenizer has no {' and no '.join(missing)} token\n"
             "  → tokenize for a family that has it (`lmkit tokenize --family bert`), or take the model's own tokenizer"
         )
-    return [found[role] for role in roles]
+    return [ids[role] for role in roles]
 
 
 def vocabulary(tokenizer: Tokenizer, whole_word: bool) -> MaskableVocabulary:
-    """Raises ModelError for a tokenizer without a mask or ends of texts, UserError for one without words where whole
-    words are to be masked."""
+    """Returns what masking needs to know of the tokenizer.
+
+    Raises ModelError for a tokenizer without tokens for masks, padding or the ends of texts. Raises UserError where
+    whole words are to be masked and the tokenizer does not show where words begin."""
     mask, pad = need(tokenizer, "masked_lm", "mask", "pad")
     first, last = frame(tokenizer)
     starts = word_starts(tokenizer) if whole_word else None
@@ -80,14 +85,16 @@ def vocabulary(tokenizer: Tokenizer, whole_word: bool) -> MaskableVocabulary:
 
 
 def _maskable(tokenizer: Tokenizer) -> np.ndarray:
-    """(V,) bool, True on tokens of text."""
+    """Returns a bool for each token of the vocabulary, (V,): True for tokens of text, False for control tokens."""
     maskable = np.zeros(tokenizer.vocab_size, bool)
     maskable[ordinary_ids(tokenizer)] = True
     return maskable
 
 
 def frame(tokenizer: Tokenizer) -> tuple[int, int]:
-    """What stands around a text: [CLS] and [SEP], or BOS and EOS. Raises ModelError where there is none."""
+    """Returns the ids of the tokens before and after a text: [CLS] and [SEP], or BOS and EOS.
+
+    Raises ModelError where the tokenizer has none."""
     first = tokenizer.cls_id if tokenizer.cls_id is not None else tokenizer.bos_id
     last = tokenizer.sep_id if tokenizer.sep_id is not None else tokenizer.eos_id
     if first is None or last is None:
@@ -107,17 +114,17 @@ def _masked(recipe: Recipe, c: MaskedLMConfig, train: Split, held_out: Split, to
         rows, scored = (StreamRows(s, context, (v.cls,), (v.sep,)) for s in (train, held_out))
         return Work(task, rows, replace(task, rate=c.eval_rate), scored, context, _left_over(rows))
     ends = sentence_ends(tokenizer)
-    chunks, held = (SentenceChunks(s, context - 3, ends) for s in (train, held_out))
+    chunks, held_out_chunks = (SentenceChunks(s, context - 3, ends) for s in (train, held_out))
     task = MaskedLM(c, v, c.rate, chunks, context)
-    scored_task = replace(task, rate=c.eval_rate, chunks=held)
-    said = f"{len(chunks):,} pairs; {chunks.num_single:,} single sentences ({chunks.num_left_out:,} tokens) left out"
+    scored_task = replace(task, rate=c.eval_rate, chunks=held_out_chunks)
+    summary = f"{len(chunks):,} pairs; {chunks.num_single:,} single sentences ({chunks.num_left_out:,} tokens) left out"
     if c.pairs == "next_sentence" and chunks.num_documents < 2:
         raise DataError("next_sentence draws from other documents; there is one\n  → data.separator splits .txt files")
-    return Work(task, chunks, scored_task, held, chunks.mean_tokens + 3, said)
+    return Work(task, chunks, scored_task, held_out_chunks, chunks.mean_tokens + 3, summary)
 
 
 def sentinel_ids(tokenizer: Tokenizer) -> np.ndarray:
-    """<extra_id_0>, <extra_id_1>, ...: as many as there are. Raises ModelError for none."""
+    """Returns the ids of <extra_id_0>, <extra_id_1>, ..., as many as there are. Raises ModelError for none."""
     if not tokenizer.sentinels:
         raise ModelError(
             "span_corruption: the tokenizer has no sentinels (<extra_id_0>, ...)\n"
@@ -127,7 +134,9 @@ def sentinel_ids(tokenizer: Tokenizer) -> np.ndarray:
 
 
 def raw_tokens(d: Denoiser, context: int) -> int:
-    """The most raw tokens whose inputs and targets both fit the context, EOS and mode token included."""
+    """Returns the largest number of raw tokens whose inputs and targets both fit the context.
+
+    EOS and the mode token count too."""
     room = context - (d.mode is not None)
     if d.prefix:
         return room - 2
@@ -174,11 +183,11 @@ def _pairs(recipe: Recipe, c: Seq2SeqConfig, train: Split, held_out: Split, toke
     rows, scored = ParallelRows(train, context), ParallelRows(held_out, context)
     if not len(rows):
         raise DataError(f"no pair of texts fits model.context {context}\n  → a larger model.context")
-    said = f"{len(rows):,} pairs; {rows.num_too_long:,} longer than {context} tokens left out"
-    return Work(task, rows, task, scored, float(rows.lengths.sum() / len(rows)), said)
+    summary = f"{len(rows):,} pairs; {rows.num_too_long:,} longer than {context} tokens left out"
+    return Work(task, rows, task, scored, float(rows.lengths.sum() / len(rows)), summary)
 
 
 def starts(family: str, tokenizer: Tokenizer) -> tuple[int, int]:
-    """What a decoder beside an encoder starts from, and padding."""
+    """Returns the ids of the token that the decoder of an encoder-decoder starts from, and of padding."""
     start, pad = need(tokenizer, "an encoder-decoder", FAMILIES[family].start, "pad")
     return start, pad

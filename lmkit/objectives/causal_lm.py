@@ -1,4 +1,4 @@
-"""Predict the next token (GPT, Radford et al. 2018)."""
+"""Causal language modelling: predict the next token (GPT, Radford et al. 2018)."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from lmkit.objectives.collating import padded, within, words
 
 @dataclass(frozen=True)
 class CausalLM(Objective):
-    """Rows of `lmkit.data.tokens.packing.PackedRows`, in which nothing is left to choose."""
+    """Learns all tokens of rows of `lmkit.data.tokens.packing.PackedRows`, without any random choice."""
 
     document_masking: bool = False  # packed documents do not see each other
 
@@ -40,8 +40,10 @@ class CausalLM(Objective):
 
 @dataclass(frozen=True)
 class PromptedLM(Objective):
-    """Rows of their own lengths, of which only some tokens are learnt: examples hold `tokens` and `labels`, already
-    shifted, IGNORE on the rest. Padding is on the right, where no token sees it."""
+    """Learns some tokens of rows that differ in length.
+
+    Examples hold `tokens` and `labels`; labels are already shifted, and IGNORE where a token is not learnt. Padding is
+    on the right, where no token sees it."""
 
     pad: int
     smoothing: float = 0.0

@@ -1,4 +1,4 @@
-"""What tasks share: rows into tensors, scores into a loss."""
+"""What objectives share: rows become tensors, scores become a loss."""
 
 import numpy as np
 import torch
@@ -10,12 +10,12 @@ from lmkit.objectives.batch import Loss
 
 
 def words(scores: TokenScores) -> Loss:
-    """The loss of a task whose only term is words."""
+    """Returns the loss of a task whose only term is the prediction of words."""
     return Loss({"tokens": scores.loss}, {"tokens": scores.hits}, {"tokens": scores.nats})
 
 
 def padded(rows: list[np.ndarray], fill: int, multiple: int = 1) -> Tensor:
-    """(B, T) int64, filled up on the right to the longest row, and on to a `multiple` of tokens."""
+    """Returns the rows as (B, T) int64, filled up on the right to the longest row, rounded up to a `multiple`."""
     out = np.full((len(rows), rounded_up(max(map(len, rows)), multiple)), fill, np.int64)
     for i, row in enumerate(rows):
         out[i, : len(row)] = row
@@ -23,14 +23,18 @@ def padded(rows: list[np.ndarray], fill: int, multiple: int = 1) -> Tensor:
 
 
 def kept(rows: list[np.ndarray], multiple: int = 1) -> Tensor | None:
-    """(B, T) bool, True on what `padded` did not add; None where nothing was: the fast attention kernel runs."""
+    """Returns (B, T) bool, False on the padding that `padded` adds.
+
+    It is None where there is no padding, so that the fast attention kernel can run."""
     lengths = torch.tensor([len(row) for row in rows])
     width = rounded_up(int(lengths.max()), multiple)
     return None if bool((lengths == width).all()) else torch.arange(width) < lengths[:, None]
 
 
 def within(rows: list[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Segment numbers of rows of one length, and positions counted from the start of each segment: (B, T) int64."""
+    """Returns the segment numbers of rows of one length, and positions that count from the start of each segment.
+
+    Both are (B, T) int64."""
     segments = np.stack(rows)
     index = np.arange(segments.shape[1])[None].repeat(len(segments), 0)
     starts = np.ones_like(segments, dtype=bool)

@@ -17,42 +17,46 @@ from lmkit.recipe.objectives import MaskedLMConfig
 
 @dataclass(frozen=True)
 class MaskableVocabulary:
-    """What masking must know of a tokenizer."""
+    """What masking needs to know of a tokenizer."""
 
     mask: int
     cls: int
     sep: int
     pad: int
     ordinary: np.ndarray  # (n,) ids that stand for text
-    maskable: np.ndarray  # (V,) bool
-    starts: np.ndarray | None  # (V,) bool, pieces that begin a word; None: every token is a word of its own
+    maskable: np.ndarray  # (V,) bool: tokens that may be masked
+    starts: np.ndarray | None  # (V,) bool: tokens that begin a word; None: every token is a word of its own
 
 
 @dataclass(frozen=True)
 class MaskedLM(Objective):
-    """Rows of `lmkit.data.tokens.rows.StreamRows`, or with `pairs` chunks of `SentenceChunks`."""
+    """Learns from rows of `lmkit.data.tokens.rows.StreamRows`, or with `pairs` from chunks of `SentenceChunks`."""
 
     config: MaskedLMConfig
     vocabulary: MaskableVocabulary
     rate: float
-    chunks: SentenceChunks | None = None  # where the second text of a pair is drawn from
+    chunks: SentenceChunks | None = None  # the chunks that the second text of a pair is drawn from
     longest: int = 0  # tokens of a pair, control tokens included
     document_masking: bool = False
 
     def prepare(self, example: dict, rng: np.random.Generator) -> dict:
-        """Adds what the model sees and the labels of what was masked; every choice is drawn from `rng`."""
-        made = self._pair(example, rng) if self.chunks is not None else dict(example)
-        tokens, v, c = made["tokens"], self.vocabulary, self.config
+        """Returns the example with the tokens that the model sees and the labels of those that were masked.
+
+        Every random choice is drawn from `rng`."""
+        row = self._pair(example, rng) if self.chunks is not None else dict(example)
+        tokens, v, c = row["tokens"], self.vocabulary, self.config
         starts = None if v.starts is None else v.starts[tokens]
         count = num_masked(len(tokens), self.rate, c.most)
         positions = choose(v.maskable[tokens], count, rng, starts, c.max_ngram)
         labels = np.full(len(tokens), IGNORE, np.int64)
         labels[positions] = tokens[positions]
-        return made | {"labels": labels, "tokens": corrupt(tokens, positions, rng, v.mask, v.ordinary, c.split)}
+        return row | {"labels": labels, "tokens": corrupt(tokens, positions, rng, v.mask, v.ordinary, c.split)}
 
     def _pair(self, example: dict, rng: np.random.Generator) -> dict:
-        """[CLS] A [SEP] B [SEP], cut between two sentences. next_sentence: half of the time B is from another document
-        (label 1, as BERT's); sentence_order: half of the time they are swapped (label 1, as ALBERT's)."""
+        """Returns the row [CLS] A [SEP] B [SEP] out of a chunk that is cut between two sentences.
+
+        With next_sentence, B is from another document half of the time (label 1, as in BERT). With sentence_order, A
+        and B are swapped half of the time (label 1, as in ALBERT)."""
         assert self.chunks is not None
         tokens, room, v = example["tokens"], self.longest - 3, self.vocabulary
         if rng.random() < self.config.short_pairs:
@@ -77,7 +81,7 @@ class MaskedLM(Objective):
         counts = {"tokens": sum(int((row != IGNORE).sum()) for row in labels)}
         more: dict[str, torch.Tensor] = {}
         if self.document_masking:
-            multiple = 1  # full rows, none longer than another
+            multiple = 1  # all rows are full, so none needs padding
             more["segments"], more["positions"] = within([e["segments"] for e in examples])
         if self.chunks is not None:
             counts["pairs"] = len(examples)
@@ -102,8 +106,10 @@ class MaskedLM(Objective):
 
 
 def _fit(a: np.ndarray, b: np.ndarray, room: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Both texts within `room` tokens: the longer one gives way, at a random end (google-research/bert
-    truncate_seq_pair, whose one token at a time is here done at once). Neither is left empty."""
+    """Returns both texts cut to `room` tokens together; neither becomes empty.
+
+    The longer text is cut first, at random ends, as truncate_seq_pair of google-research/bert does it; that function
+    removes one token at a time, this one all at once."""
     over = len(a) + len(b) - room
     if over <= 0:
         return a, b

@@ -1,4 +1,6 @@
-"""Write one text from another: translation, and the denoisers of T5, UL2 and BART, which make the pair out of one."""
+"""Sequence-to-sequence objectives: translation, and the denoisers of T5, UL2 and BART.
+
+The model learns to write one text from another; denoisers make both out of one text."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,21 +15,21 @@ from lmkit.objectives.collating import kept, padded, words
 from lmkit.objectives.noise import infilling, spans
 from lmkit.recipe.objectives import Denoiser, DenoisingConfig
 
-Pair = tuple[np.ndarray, np.ndarray]  # source and target ids, with what frames them
+Pair = tuple[np.ndarray, np.ndarray]  # ids of source and target, control tokens included
 
 
 def parallel(example: dict, rng: np.random.Generator) -> Pair:
-    """Rows of `lmkit.data.tokens.rows.ParallelRows` are pairs already."""
+    """Returns the pair that a row of `lmkit.data.tokens.rows.ParallelRows` already is."""
     return example["source"], example["target"]
 
 
 @dataclass(frozen=True)
 class SpanCorruption:
-    """One of `denoisers` at random for every row of raw text."""
+    """Applies one of `denoisers`, chosen at random, to each row of raw text."""
 
     denoisers: tuple[Denoiser, ...]
-    modes: tuple[int | None, ...]  # the ids of their mode tokens
-    sentinels: np.ndarray  # ids in order of use
+    modes: tuple[int | None, ...]  # the id of each denoiser's mode token
+    sentinels: np.ndarray  # ids of the sentinels, in order of use
     eos: int
 
     def __call__(self, example: dict, rng: np.random.Generator) -> Pair:
@@ -45,11 +47,11 @@ class SpanCorruption:
 
 @dataclass(frozen=True)
 class Denoising:
-    """Rows of text whose first and last token are their frame."""
+    """Applies BART's noise to rows of text. The first and last token of a row are control tokens, and stay."""
 
     config: DenoisingConfig
     ends: np.ndarray  # (V,) bool, tokens that end a sentence
-    maskable: np.ndarray  # (V,) bool
+    maskable: np.ndarray  # (V,) bool, tokens that may be masked
     mask: int
 
     def __call__(self, example: dict, rng: np.random.Generator) -> Pair:
@@ -62,7 +64,7 @@ class Denoising:
         whole = inner
         while c.rate:
             inner = infilling.infill(whole, c.rate, c.mean_span, self.mask, rng, self.maskable[whole])
-            if len(inner) < len(tokens) - 1:  # spans of no length add masks: seldom too many for the context
+            if len(inner) < len(tokens) - 1:  # spans of no length add masks, rarely too many: then draw again
                 break
         if rng.random() < c.rotate:
             inner = infilling.rotate(inner, rng)
@@ -71,13 +73,13 @@ class Denoising:
 
 @dataclass(frozen=True)
 class Seq2Seq(Objective):
-    """The decoder reads `start` and the target but its last token, and predicts the target."""
+    """The decoder reads `start` and the target without its last token, and predicts the target."""
 
     make: Callable[[dict, np.random.Generator], Pair]
     start: int
     pad: int
     smoothing: float = 0.0
-    row_tokens: int | None = None  # what a row counts as; None: its source and target
+    row_tokens: int | None = None  # how many tokens a row counts as; None: those of its source and target
 
     def prepare(self, example: dict, rng: np.random.Generator) -> dict:
         source, target = self.make(example, rng)
@@ -89,7 +91,8 @@ class Seq2Seq(Objective):
     def collate(self, examples: list[dict], multiple: int = 1) -> Batch:
         sources, targets = [e["source"] for e in examples], [e["target"] for e in examples]
         labels = padded(targets, IGNORE, multiple)
-        # labels pass for tokens where they are real; where they are not, no label sees them
+        # The decoder reads the labels moved by one position. Where a label is IGNORE, it reads padding, which no
+        # scored position sees.
         read = torch.cat((torch.full_like(labels[:, :1], self.start), labels[:, :-1]), 1).where(
             labels != IGNORE, self.pad
         )

@@ -1,8 +1,8 @@
-"""Time on paper: what a training step takes on any number of GPUs, by published formulas. Arithmetic only, no torch.
+"""Estimates how long a training step takes on any number of GPUs, by published formulas. It needs no torch.
 
-An estimate: docs/scaling.md sets it beside runs that were measured. GPUs = tensor x data processes; `shards` of the
+docs/scaling.md compares these estimates with runs that were measured. GPUs = tensor x data processes; `shards` of the
 data processes hold one set of weights between them, and data / shards such sets are replicas. Sources, cited below by
-their first author:
+their first author or name:
 
 - Kaplan et al. 2020 (arXiv:2001.08361), Hoffmann et al. 2022 (Chinchilla, arXiv:2203.15556), appendix F, and Chowdhery
   et al. 2022 (PaLM, arXiv:2204.02311), appendix B: FLOPs of a step, and MFU
@@ -31,16 +31,16 @@ from lmkit.plan.memory import (
     stacks_of,
 )
 
-USABLE = 0.92  # of a GPU's memory: the rest is CUDA's context, NCCL's buffers and gaps (an assumption)
-LINK = 0.8  # of a link's rate that NCCL reaches; an assumption near published nccl-tests
-TRAFFIC = 4  # every kept activation is written, read, and so is its gradient: 4 passes over memory (an assumption)
-LAUNCH = 3e-4  # seconds a layer and pass at least: some 60 kernels, 5 µs each to start (an assumption)
-HOP, NETWORK_HOP = 3.4e-6, 14e-6  # seconds a step of a ring takes: NCCL's own model, src/graph/tuning.cc, `Simple`
-ITERATIONS = 5  # of Newton-Schulz: lmkit.training.optimizers.muon
+USABLE = 0.92  # usable share of a GPU's memory; the rest is CUDA's context, NCCL's buffers and gaps (an assumption)
+LINK = 0.8  # the share of a link's rate that NCCL reaches; an assumption near published nccl-tests
+TRAFFIC = 4  # passes over memory per activation: it is written and read, and so is its gradient (an assumption)
+LAUNCH = 3e-4  # the least seconds per layer and pass: some 60 kernels, 5 µs each to start (an assumption)
+HOP, NETWORK_HOP = 3.4e-6, 14e-6  # seconds per step of a ring, by NCCL's own model, src/graph/tuning.cc, `Simple`
+ITERATIONS = 5  # iterations of Newton-Schulz, as in lmkit.training.optimizers.muon
 
 
 _LLAMA_3 = {"family": "llama", "vocab_size": 128256, "context": 8192, "norm_eps": 1e-5, "rope_theta": 500_000.0}
-SHAPES: dict[str, dict[str, Any]] = {  # beyond the presets: too large to train here, to plan all the same
+SHAPES: dict[str, dict[str, Any]] = {  # sizes besides the presets, only to plan with: too large to train here
     name: _LLAMA_3
     | {"num_layers": layers, "hidden_size": hidden, "num_heads": heads, "num_kv_heads": 8, "head_dim": 128}
     | {"intermediate_size": wide}
@@ -52,7 +52,9 @@ SHAPES: dict[str, dict[str, Any]] = {  # beyond the presets: too large to train 
 
 
 def matmul_weights(c: ModelConfig) -> int:
-    """Weights a token meets in matrix products, those of shared blocks as often as they are used, and the head."""
+    """Returns the number of weights that a token is multiplied with, the head included.
+
+    Weights of shared blocks count as often as they are used."""
     blocks = sum(
         s.num_layers * (s.group_layers if s.layer_groups else 1) * s.block_matrices(x) for s, x in stacks_of(c)
     )
@@ -60,9 +62,11 @@ def matmul_weights(c: ModelConfig) -> int:
 
 
 def attention_flops(c: ModelConfig, length: int) -> float:
-    """FLOPs a token of scores and weighted sums, forwards and backwards: 12 a layer, head and its width, and position
-    (PaLM, appendix B; Chinchilla, appendix F). All `length` positions count, or those of the window, although half of a
-    causal triangle is empty: the convention of published MFU."""
+    """Returns the FLOPs per token of scores and weighted sums, forwards and backwards.
+
+    They are 12 per layer, head, dimension of a head, and position (PaLM, appendix B; Chinchilla, appendix F). All
+    `length` positions count, or those of the window, although a causal model needs only half of them; this is the
+    convention of published MFU."""
     total = 0
     for s, cross in stacks_of(c):
         seen = sum(min(length, s.window(i) or length) for i in range(s.num_layers)) + cross * s.num_layers * length
@@ -71,23 +75,26 @@ def attention_flops(c: ModelConfig, length: int) -> float:
 
 
 def model_flops(c: ModelConfig, length: int) -> float:
-    """FLOPs a token that the model needs: 6 for each weight (2 forwards, 4 backwards: Kaplan, 2.1), and attention."""
+    """Returns the FLOPs per token that the model needs: 6 for each weight (2 forwards, 4 backwards: Kaplan, 2.1), and
+    those of attention."""
     return 6 * matmul_weights(c) + attention_flops(c, length)
 
 
 def all_reduce_bytes(size: float, members: int) -> float:
-    """Sent by each of the members of a ring: 2 (n - 1) / n of the size (Patarasuk & Yuan)."""
+    """Returns the bytes that each member of a ring sends in an all-reduce: 2 (n - 1) / n of the size (Patarasuk &
+    Yuan)."""
     return 2 * (members - 1) / members * size
 
 
 def gather_bytes(size: float, members: int) -> float:
-    """Sent by each in a ring all-gather or reduce-scatter: (n - 1) / n of the whole (ZeRO, 7.1)."""
+    """Returns the bytes that each member of a ring sends in an all-gather or reduce-scatter: (n - 1) / n of the whole
+    (ZeRO, 7.1)."""
     return (members - 1) / members * size
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes each GPU sends in a step."""
+    """Bytes that each GPU sends in a step."""
 
     gradients: float  # all-reduce of float32 gradients between replicas
     shards: float  # FSDP: all-gather of weights before both passes, reduce-scatter of float32 gradients
@@ -99,9 +106,11 @@ class Traffic:
 
 
 def traffic(p: Plan, layout: Mesh, passes: int, recompute: bool, number: int = 2) -> Traffic:
-    """`passes`: micro-batches of a step. FSDP gathers and scatters in each; replicas reduce once. Tensor parallelism: 4
-    all-reduces a layer, 2 forwards and 2 backwards (Korthikanti, 4.2.2; with sequence parallelism the same bytes), and
-    2 more where the forward pass is made again."""
+    """Returns the bytes that each GPU sends in a step of `passes` micro-batches.
+
+    FSDP gathers and scatters in each micro-batch; replicas reduce once. Tensor parallelism needs 4 all-reduces per
+    layer, 2 forwards and 2 backwards (Korthikanti, 4.2.2; with sequence parallelism the same bytes), and 2 more where
+    the forward pass is computed again. number: bytes of a number in matrix products."""
     c, whole = p.model, parameters(p.model).total / layout.tensor
     rows = math.ceil(p.rows / layout.data)
     layers = c.num_layers + c.num_decoder_layers
@@ -114,16 +123,19 @@ def traffic(p: Plan, layout: Mesh, passes: int, recompute: bool, number: int = 2
 
 
 def rate(hardware: Hardware, members: int, apart: int) -> float:
-    """Bytes/s of a ring of `members` GPUs that are `apart` GPUs from each other. Across nodes all members of a node
-    share its network cards: as many as it has members."""
+    """Returns the bytes/s of a ring of `members` GPUs, where the number of each is `apart` more than that of the last.
+
+    Across nodes, the ring uses as many network cards of each node as it has members there."""
     if members * apart <= hardware.node:
         return LINK * hardware.link
     return LINK * min(hardware.link, max(1, hardware.node // apart) * hardware.network)
 
 
 def compute_seconds(p: Plan, hw: Hardware, layout: Mesh, tokens: int, recompute: bool) -> float:
-    """Of a forward and backward pass: matrix products, attention (causal: half the scores; backwards 5 products for the
-    2 forwards: Dao), and passes over memory for everything else."""
+    """Returns the seconds of a forward and backward pass over `tokens`.
+
+    They are those of matrix products, of attention (where causal, of half the scores; 5 products backwards and 2
+    forwards: Dao), and of passes over memory for everything else."""
     c = p.model
     weights, again = matmul_weights(c), matmul_weights(c) - c.vocab_size * (c.embedding_size or c.hidden_size)
     products = (6 * weights + 2 * again * recompute) / layout.tensor
@@ -134,8 +146,11 @@ def compute_seconds(p: Plan, hw: Hardware, layout: Mesh, tokens: int, recompute:
 
 
 def optimizer_seconds(p: Plan, hw: Hardware, layout: Mesh) -> float:
-    """Weights, gradients and moments are read, weights and moments written. Muon: 20 m² n + 10 m³ FLOPs for a matrix of
-    m <= n (Jordan), of all matrices on every replica under DDP, of a share of them under FSDP."""
+    """Returns the seconds of the optimizer's step, in which weights, gradients and moments are read, and weights and
+    moments are written.
+
+    Muon needs 20 m² n + 10 m³ FLOPs for a matrix (m, n) with m <= n (Jordan). With DDP every replica computes all
+    matrices, with FSDP each process a share of them."""
     c, count = p.model, parameters(p.model)
     split = layout.shards * layout.tensor
     seconds = (12 * count.total + 2 * moment_bytes(count, p.optimizer)) / split / hw.bandwidth
@@ -148,17 +163,17 @@ def optimizer_seconds(p: Plan, hw: Hardware, layout: Mesh) -> float:
 
 @dataclass(frozen=True)
 class Forecast:
-    """One layout, its micro-batch chosen, or why it cannot be."""
+    """The estimate for one layout with one micro-batch."""
 
     layout: Mesh
     micro_batch: int  # tokens
     recompute: bool
     memory: Memory
-    other_activations: float  # with recomputation if that is off, without if it is on
-    fits: bool
+    other_activations: float  # bytes of activations with recomputation if it is off here, without it if it is on
+    fits: bool  # whether memory is enough
     traffic: Traffic
-    seconds: float  # a step
-    exposed: float  # of these, waiting for other GPUs
+    seconds: float  # seconds per step
+    exposed: float  # the part of these seconds in which a GPU waits for others
     tokens_per_second: float
     mfu: float
     hours: float
@@ -169,12 +184,14 @@ class Forecast:
 
 
 def estimate(p: Plan, hw: Hardware, layout: Mesh, micro: int, recompute: bool) -> Forecast:
-    """One micro-batch of `micro` tokens a GPU at a time. Overlap is assumed as FSDP2 and DDP do it: gathers behind the
-    layers' work, the reduction of gradients behind the last backward pass (2/3 of its time), and a layer's share of
-    each never; tensor parallelism waits for each all-reduce."""
+    """Returns the estimate for a layout where each GPU computes one micro-batch of `micro` tokens at a time.
+
+    Communication is assumed to overlap with computation as in FSDP2 and DDP: gathers with the work of layers, and the
+    reduction of gradients with the last backward pass, which is 2/3 of a pass; one layer's share of each cannot
+    overlap. Tensor parallelism waits for each all-reduce."""
     c = p.model
     passes = math.ceil(math.ceil(p.rows / layout.data) * c.context / micro)
-    held = memory(p, layout, micro, recompute, hw.number)
+    needed = memory(p, layout, micro, recompute, hw.number)
     other = memory(p, layout, micro, not recompute, hw.number)
     sent = traffic(p, layout, passes, recompute, hw.number)
     layers = c.num_layers + c.num_decoder_layers
@@ -188,16 +205,18 @@ def estimate(p: Plan, hw: Hardware, layout: Mesh, micro: int, recompute: bool) -
     seconds = passes * work + optimizer_seconds(p, hw, layout) + exposed
     speed = p.rows * c.context / seconds
     used = speed * model_flops(c, c.context) / (layout.gpus * hw.peak)
-    fits = held.total <= USABLE * hw.memory
+    fits = needed.total <= USABLE * hw.memory
     hours = p.tokens / speed / 3600
     return Forecast(
-        layout, micro, recompute, held, other.activations, fits, sent, seconds, exposed, speed, used, hours
+        layout, micro, recompute, needed, other.activations, fits, sent, seconds, exposed, speed, used, hours
     )  # fmt: skip
 
 
 def best_of(p: Plan, hw: Hardware, layout: Mesh) -> Forecast:
-    """Micro-batch and recomputation that are fastest (the largest within a hundredth) among those that fit; else those
-    that need the least memory."""
+    """Returns the estimate with the best micro-batch and recomputation for a layout.
+
+    It is the fastest that fits memory; of those within a hundredth of it, one without recomputation and with the
+    largest micro-batch is preferred. If none fits, it is the one that needs the least memory."""
     rows, context = math.ceil(p.rows / layout.data), p.model.context
     sizes = [n for n in range(1, rows + 1) if rows % n == 0 and n * context <= max(context, 2**18)]
     tried = [estimate(p, hw, layout, n * context, again) for n in sizes for again in (False, True)]
@@ -209,8 +228,10 @@ def best_of(p: Plan, hw: Hardware, layout: Mesh) -> Forecast:
 
 
 def possible_meshes(p: Plan, hw: Hardware, gpus: int) -> Iterator[Mesh]:
-    """The sensible ones: DDP, FSDP over all and within a node, each beside tensor parallelism inside a node. Every data
-    process needs a row of the batch, every tensor-parallel GPU as many heads."""
+    """Yields the sensible layouts: DDP, FSDP over all GPUs, and FSDP within a node, each with and without tensor
+    parallelism inside a node.
+
+    Every data process needs a row of the batch, and every tensor-parallel GPU the same number of heads."""
     heads = math.gcd(p.model.num_heads, p.model.num_kv_heads)
     for tensor in (t for t in (1, 2, 4, 8) if t <= hw.node and gpus % t == 0 and heads % t == 0):
         data = gpus // tensor
@@ -221,15 +242,18 @@ def possible_meshes(p: Plan, hw: Hardware, gpus: int) -> Iterator[Mesh]:
 
 
 def forecast_meshes(p: Plan, hw: Hardware, gpus: int) -> list[Forecast]:
-    """The best of each kind of layout: without tensor parallelism all, of those with it the fastest that fits."""
-    found = [best_of(p, hw, layout) for layout in possible_meshes(p, hw, gpus)]
-    split = [e for e in found if e.layout.tensor > 1]
+    """Returns an estimate for each layout without tensor parallelism, and the best of those with it.
+
+    The best is the fastest that fits, or else the one that needs the least memory."""
+    estimates = [best_of(p, hw, layout) for layout in possible_meshes(p, hw, gpus)]
+    split = [e for e in estimates if e.layout.tensor > 1]
     chosen = fastest(split) or min(split, key=lambda e: e.memory.total, default=None)
-    return [e for e in found if e.layout.tensor == 1] + ([chosen] if chosen else [])
+    return [e for e in estimates if e.layout.tensor == 1] + ([chosen] if chosen else [])
 
 
 def fastest(found: list[Forecast]) -> Forecast | None:
-    """That fits; the simplest (first) within a hundredth of the highest rate."""
+    """Returns the fastest estimate that fits, or None; within a hundredth of the highest rate, the first one, which is
+    the simplest."""
     fitting = [e for e in found if e.fits]
     most = max((e.tokens_per_second for e in fitting), default=0.0)
     return next((e for e in fitting if e.tokens_per_second >= 0.99 * most), None)

@@ -1,8 +1,8 @@
-"""What GPUs can do, from their makers' data sheets: for `lmkit plan`. No torch here."""
+"""What GPUs can do, from the data sheets of their makers, for `lmkit plan`. It needs no torch."""
 
 from dataclasses import dataclass
 
-SUSTAINED = 0.6  # of the peak in matrix products; fitted to one published run, docs/scaling.md
+SUSTAINED = 0.6  # the share of the peak that matrix products reach; fitted to one published run, docs/scaling.md
 
 
 @dataclass(frozen=True)
@@ -11,14 +11,14 @@ class Hardware:
 
     name: str
     peak: float  # FLOP/s, dense bf16
-    memory: float
-    bandwidth: float  # of that memory, bytes/s
-    link: float  # bytes/s a GPU, between those of a node
-    network: float  # bytes/s a GPU, between nodes
+    memory: float  # bytes
+    bandwidth: float  # bytes/s of that memory
+    link: float  # bytes/s per GPU, between GPUs of a node
+    network: float  # bytes/s per GPU, between nodes
     attention: float  # share of the peak that the attention kernel reaches
-    source: str
-    node: int = 8  # GPUs
-    sustained: float = SUSTAINED
+    source: str  # where these numbers come from
+    node: int = 8  # GPUs in a node
+    sustained: float = SUSTAINED  # share of the peak that matrix products reach
     number: int = 2  # bytes of a number in matrix products
 
 
@@ -45,5 +45,7 @@ HARDWARE = {
 
 
 def cpu(flops: float, memory: float, bandwidth: float) -> Hardware:
-    """This machine, by its measured matrix products (float32) and memory. Processes share both: one is planned."""
+    """Returns this machine, by its measured matrix products (float32 FLOP/s), memory (bytes) and bandwidth (bytes/s).
+
+    Processes would share all of these, so only one process is planned."""
     return Hardware("cpu", flops, memory, bandwidth, 1e9, 1e9, 0.5, "measured here", 1, 1.0, 4)

@@ -1,6 +1,8 @@
-"""Parameters and memory of a training step, by published formulas: what `lmkit plan` shows and a run expects. Shapes
-are those of the axes; arithmetic only, no torch. Sources: Korthikanti et al. 2022 (arXiv:2205.05198) for activations,
-Rajbhandari et al. 2019 (ZeRO, arXiv:1910.02054) for the state on every GPU."""
+"""Parameters and memory of a training step, by published formulas, for `lmkit plan` and for what a run tells at its
+start. It needs no torch.
+
+Sources: Korthikanti et al. 2022 (arXiv:2205.05198) for activations, Rajbhandari et al. 2019 (ZeRO, arXiv:1910.02054)
+for the state on every GPU."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,15 +10,17 @@ from typing import Any
 from lmkit.architecture.model_config import ModelConfig
 from lmkit.recipe.optimizers import OPTIMIZERS, OptimizerName
 
-CHUNK = 512  # rows of logits at a time: lmkit.model.loss
+CHUNK = 512  # rows of logits that are computed at a time, as in lmkit.model.loss
 
 
 @dataclass(frozen=True)
 class Parameters:
+    """Numbers of parameters."""
+
     embedding: int  # tokens, positions, segments
-    matrices: int  # of all blocks: what Muon trains
+    matrices: int  # matrices of all blocks, which Muon trains
     rest: int  # norms, biases, small projections
-    head: int  # of its own; a tied one is in `embedding`
+    head: int  # the head's own weights; a tied head is in `embedding`
 
     @property
     def total(self) -> int:
@@ -24,7 +28,7 @@ class Parameters:
 
 
 def parameters(c: ModelConfig) -> Parameters:
-    """Exactly those of `lmkit.model.transformer.Transformer(c)`."""
+    """Returns exactly the numbers of parameters that `lmkit.model.transformer.Transformer(c)` has."""
     width = c.embedding_size or c.hidden_size
     embedding, rest = c.vocab_size * width, 0
     for s, cross in stacks_of(c):
@@ -47,7 +51,7 @@ def parameters(c: ModelConfig) -> Parameters:
 
 
 def stacks_of(c: ModelConfig) -> list[tuple[ModelConfig, bool]]:
-    """Each stack's axes, and whether it also reads another."""
+    """Returns the axes of each stack, and whether it also attends to another stack."""
     return [(c, False), (c.decoder, True)] if c.stacks == "encoder_decoder" else [(c, False)]
 
 
@@ -65,15 +69,17 @@ def _block_vectors(c: ModelConfig, cross: bool) -> int:
 
 
 def activation_bytes(c: ModelConfig, number: int, tensor: int = 1, recompute: bool = False) -> float:
-    """Bytes kept of a token for the backward pass: what Korthikanti's equation 1 counts, for the tensors this model
-    keeps (no softmax matrix: attention is fused; no dropout), as counted with torch's saved-tensor hooks; compiled
-    blocks keep less. Tensor parallelism splits all but the norms (their equation 2). `number`: bytes in matrix
-    products; norms and the residual stream stay float32. recompute: the float32 inputs of the blocks alone."""
+    """Returns the bytes per token that the forward pass keeps for the backward pass.
+
+    This is Korthikanti's equation 1 for the tensors that this model keeps: no softmax matrix, since attention is fused,
+    and no dropout. The tensors were counted with torch's saved-tensor hooks; compiled blocks keep fewer. Tensor
+    parallelism splits all of them except those of norms (their equation 2). number: bytes of a number in matrix
+    products; norms and the residual stream stay float32. recompute: only the float32 inputs of blocks are kept."""
     total = 0.0
     for s, cross in stacks_of(c):
         layers, size = s.num_layers * (s.group_layers if s.layer_groups else 1), s.hidden_size
         queries, keys = s.num_heads * s.head_dim, s.num_kv_heads * s.head_dim
-        same = number == 4 and s.norm == "rms" and not s.norm_gain  # then a norm's output is what its derivative needs
+        same = number == 4 and s.norm == "rms" and not s.norm_gain  # then the derivative needs only the norm's output
         norms = (2 + cross) * size * (4 if same else 4 + number)
         attention = number * (2 * queries + 2 * keys) + 4 * s.num_heads
         attention += number * (queries + keys) * (s.positions == "rope")
@@ -86,13 +92,13 @@ def activation_bytes(c: ModelConfig, number: int, tensor: int = 1, recompute: bo
 
 @dataclass(frozen=True)
 class Plan:
-    """What is trained."""
+    """The training that is planned."""
 
     model: ModelConfig
-    batch: int  # tokens an optimizer step
-    tokens: float  # to train on
+    batch: int  # tokens per optimizer step
+    tokens: float  # tokens to train on
     optimizer: OptimizerName = "muon"
-    average: bool = False  # of the weights, too
+    average: bool = False  # whether an average of the weights is kept
 
     @property
     def rows(self) -> int:
@@ -101,7 +107,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Mesh:
-    """`tensor` GPUs share each layer; `shards` of the data processes share weights, gradients and moments (1: DDP)."""
+    """A layout: `tensor` GPUs share each layer; `shards` of the data processes share weights, gradients and moments (1
+    means DDP)."""
 
     gpus: int
     shards: int = 1
@@ -118,7 +125,7 @@ class Mesh:
 
     @property
     def keys(self) -> dict[str, Any]:
-        """The recipe's `parallel:` section."""
+        """Returns the layout as keys of a recipe's `parallel:` section."""
         if self.shards == 1:
             return {"data": "ddp", "tensor": self.tensor, "shards": 0}
         return {"data": "fsdp", "tensor": self.tensor, "shards": 0 if self.shards == self.data else self.shards}
@@ -131,10 +138,10 @@ class Memory:
     weights: float
     gradients: float
     moments: float
-    copies: float  # weights in the precision of matrix products; under FSDP those gathered at one time
+    copies: float  # weights in the precision of matrix products; with FSDP those that are gathered at one time
     activations: float
     logits: float
-    update: float  # working memory of the optimizer's step, when activations are gone
+    update: float  # working memory of the optimizer's step, when activations are freed already
 
     @property
     def total(self) -> float:
@@ -143,9 +150,11 @@ class Memory:
 
 
 def memory(p: Plan, layout: Mesh, tokens: int, recompute: bool, number: int = 2) -> Memory:
-    """Of a forward and backward pass over `tokens`. Weights, gradients and moments are float32 and split over shards
-    (ZeRO stage 3) and tensor-parallel GPUs. Without shards, autocast keeps a copy of every matrix in bf16; with them
-    two blocks (one prefetched) and the embedding and head are whole at a time, and one block's gradient."""
+    """Returns the memory of a forward and backward pass over `tokens` on each GPU.
+
+    Weights, gradients and moments are float32, and split over shards (ZeRO stage 3) and tensor-parallel GPUs. Without
+    shards, autocast keeps a copy of every matrix in bf16. With shards, these are whole at one time: two blocks, one of
+    which is prefetched, embedding and head, and one block's gradient."""
     c, count = p.model, parameters(p.model)
     split = layout.shards * layout.tensor
     whole = count.total / layout.tensor
@@ -159,7 +168,7 @@ def memory(p: Plan, layout: Mesh, tokens: int, recompute: bool, number: int = 2)
         copies = number * (whole - count.embedding / layout.tensor * (not c.tied)) * (number < 4)
     width = 4 * c.hidden_size
     activations = tokens * activation_bytes(c, number, layout.tensor, recompute) + tokens * 3 * width  # last norm, head
-    layers = c.num_layers + c.num_decoder_layers  # one block's gradients, and its activations where they are made again
+    layers = c.num_layers + c.num_decoder_layers  # one block's gradients, and its activations if they are recomputed
     activations += tokens * activation_bytes(c, number, layout.tensor) / layers * (1 + recompute)
     update = 10 * count.matrices / split * (p.optimizer == "muon")  # updates, and half of them stacked three times
     logits = 8 * CHUNK * c.vocab_size / layout.tensor + 4 * table  # a chunk twice, and the head's own gradient
@@ -168,6 +177,6 @@ def memory(p: Plan, layout: Mesh, tokens: int, recompute: bool, number: int = 2)
 
 
 def moment_bytes(count: Parameters, optimizer: OptimizerName) -> float:
-    """Of what the optimizer keeps beside the weights, in float32."""
+    """Returns the bytes of what the optimizer keeps besides the weights, in float32."""
     facts = OPTIMIZERS[optimizer]
     return 4 * (facts.moments * count.matrices + facts.other_moments * (count.total - count.matrices))

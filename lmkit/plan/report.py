@@ -1,4 +1,4 @@
-"""`lmkit plan`: what a pretraining recipe would need on one GPU or a thousand, by arithmetic alone."""
+"""`lmkit plan`: shows what a pretraining recipe would need on one GPU or on a thousand, without running it."""
 
 import json
 import time
@@ -23,28 +23,31 @@ from lmkit.recipe import recipe_file
 from lmkit.recipe.defaults import expand_pretraining
 from lmkit.recipe.pretraining import Recipe
 
-TOKENS_PER_PARAMETER = 20  # Hoffmann et al. 2022 (Chinchilla), where no budget says otherwise
+TOKENS_PER_PARAMETER = 20  # Hoffmann et al. 2022 (Chinchilla), used where the budget gives no number of tokens
 GB = 1e9
 
 
 def print_plan(
     path: Path | None, overrides: tuple[str, ...], model: str | None, gpus: str, gpu: str, gflops: float, as_json: bool
 ) -> None:
-    """Prints the tables, or a JSON object for each layout. path: a recipe; else model: a size. Raises UserError."""
+    """Prints the tables, or a JSON object for each layout. Raises UserError.
+
+    path: a recipe; model: the name of a size, used instead of a recipe; gpus: numbers of GPUs, as `1,8,64`; gflops: the
+    speed of the CPU, 0 to measure it."""
     hw = hardware(gpu, gflops)
     counts = _counts(gpus or ("1" if gpu == "cpu" else "1,8,64,1024"))
     plan, horizon = planned(path, overrides, model)
-    found = {n: forecast_meshes(plan, hw, n) for n in counts}
+    forecasts = {n: forecast_meshes(plan, hw, n) for n in counts}
     if as_json:
-        for estimates in found.values():
+        for estimates in forecasts.values():
             for e in estimates:
                 print(json.dumps(row(e, e is fastest(estimates))))
         return
-    console = Console(highlight=False, width=max(140, Console().width))  # a table cut to fit would say nothing
+    console = Console(highlight=False, width=max(140, Console().width))  # narrower tables would lose their columns
     console.print(_head(plan, hw, horizon), markup=False)
-    console.print(table(found, _MEMORY, "memory a GPU, GB"))
-    console.print(table(found, _SPEED, "speed"))
-    console.print("\n".join(_advice(plan, n, estimates) for n, estimates in found.items()), markup=False)
+    console.print(table(forecasts, _MEMORY, "memory a GPU, GB"))
+    console.print(table(forecasts, _SPEED, "speed"))
+    console.print("\n".join(_advice(plan, n, estimates) for n, estimates in forecasts.items()), markup=False)
 
 
 def hardware(name: str, gflops: float = 0) -> Hardware:
@@ -57,7 +60,7 @@ def hardware(name: str, gflops: float = 0) -> Hardware:
 
 
 def _measure() -> tuple[float, float]:
-    """FLOP/s of a float32 matrix product and bytes/s of a copy (read and written), the best of a few."""
+    """Measures FLOP/s of a float32 matrix product and bytes/s of a copy (read and written); the best of a few."""
 
     def fastest_of(f: Callable[[], Any]) -> float:
         times = []
@@ -73,7 +76,7 @@ def _measure() -> tuple[float, float]:
 
 
 def planned(path: Path | None, overrides: tuple[str, ...], model: str | None) -> tuple[Plan, str]:
-    """What is trained, and where its number of tokens comes from."""
+    """Returns the training that is planned, and where its number of tokens comes from."""
     if model is None:
         recipe = recipe_file.load_recipe(Recipe, path, overrides, expand_pretraining)
     else:
@@ -89,23 +92,23 @@ def planned(path: Path | None, overrides: tuple[str, ...], model: str | None) ->
     train = recipe.train
     number, unit = split_quantity(train.budget)
     tokens, horizon = number * {"": train.batch, "step": train.batch, "token": 1}.get(unit, 0), "of the recipe"
-    if not tokens:  # epochs and hours say nothing before data and machine are known
+    if not tokens:  # for epochs and hours, the number depends on data and machine, which are not known here
         tokens, horizon = TOKENS_PER_PARAMETER * parameters(c).total, f"{TOKENS_PER_PARAMETER} a parameter"
     return Plan(c, train.batch, tokens, recipe.optimizer.name, train.ema is not None), horizon
 
 
 def _counts(text: str) -> list[int]:
     try:
-        found = [count(part) for part in text.split(",")]
+        counts = [count(part) for part in text.split(",")]
     except ValueError as e:
         raise UserError(f"--gpus {text}: {e}\n  → --gpus 1,8,64") from None
-    if min(found) < 1:
+    if min(counts) < 1:
         raise UserError(f"--gpus {text}: at least one is needed")
-    return found
+    return counts
 
 
 def row(e: Forecast, chosen: bool) -> dict[str, Any]:
-    """For machines: bytes, seconds and tokens, without units of people."""
+    """Returns an estimate for machines: bytes, seconds and tokens, as plain numbers."""
     other = "activations_without_recompute" if e.recompute else "activations_with_recompute"
     return {
         "gpus": e.layout.gpus, "layout": e.layout.name, "parallel": e.layout.keys, "best": chosen, "fits": e.fits,
@@ -176,17 +179,17 @@ def _head(p: Plan, hw: Hardware, horizon: str) -> str:
 
 
 def _advice(p: Plan, gpus: int, estimates: list[Forecast]) -> str:
-    """The best layout as recipe keys, or what to change."""
+    """Returns the best layout as recipe keys, or what to change where there is none."""
     best = fastest(estimates)
     if best:
-        said = ", ".join(f"{k}: {v}" for k, v in best.layout.keys.items())
+        keys = ", ".join(f"{k}: {v}" for k, v in best.layout.keys.items())
         more = f", micro_batch: {best.micro_batch}" + (", recompute: true" if best.recompute else "")
         busy = (
             ""
             if gpus <= p.rows
             else f"\n  a batch of {p.rows:,} rows keeps no more than {p.rows:,} data processes busy"
         )
-        return f"best on {gpus:,}: parallel: {{{said}}}  train: {{batch: {p.batch}{more}}}{busy}"
+        return f"best on {gpus:,}: parallel: {{{keys}}}  train: {{batch: {p.batch}{more}}}{busy}"
     if not estimates:
         return f"best on {gpus:,}: none; a batch of {p.rows:,} rows gives some GPUs none\n  → a larger train.batch"
     least = min(e.memory.total for e in estimates)

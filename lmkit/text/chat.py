@@ -1,8 +1,7 @@
-"""Conversations as a model reads them: its chat template, and which tokens are the assistant's own words.
+"""Turns conversations into what a model reads, by its chat template, and marks which tokens the assistant wrote.
 
-A template is Jinja, as transformers runs it, and the text is the same byte for byte. Models come from anywhere, so it
-runs in a sandbox. Control tokens are those that the template writes: what a message says is text, even where it spells
-one."""
+A template is Jinja, and gives the same text as in transformers, byte for byte. It runs in a sandbox, since models come
+from anywhere. Only the template can write control tokens; what a message says stays text, even where it spells one."""
 
 import json
 import os
@@ -27,16 +26,16 @@ from lmkit.text.tokenizer import ROLES, Tokenizer, read_object
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
-Messages = Sequence[Mapping[str, Any]]  # of `role`, `content` and what else a template reads; `weight` is ours
+Messages = Sequence[Mapping[str, Any]]  # `role`, `content` and other keys of a template; `weight` is lmkit's own
 Tools = Sequence[Mapping[str, Any]] | None  # JSON schemas of functions, as templates read them
 
-TEMPLATE_FILE = "chat_template.jinja"  # of a model folder
-CHATML = (  # OpenAI's markup as published templates have it, behind the model's BOS
+TEMPLATE_FILE = "chat_template.jinja"  # in a model folder
+CHATML = (  # OpenAI's markup as in published templates, after the model's BOS
     "{{ bos_token }}{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-NANOCHAT = (  # as karpathy/nanochat renders conversations: what the system says opens the user's first message
+NANOCHAT = (  # as in karpathy/nanochat, where the system message is put before the user's first message
     "{{ bos_token }}{% set system = '' %}{% set turns = messages %}"
     "{% if messages and messages[0]['role'] == 'system' %}"
     "{% set system = messages[0]['content'] + '\\n\\n' %}{% set turns = messages[1:] %}{% endif %}"
@@ -48,27 +47,29 @@ NANOCHAT = (  # as karpathy/nanochat renders conversations: what the system says
     "{% else %}{{ raise_exception('after a system message comes the user; other roles are user and assistant') }}"
     "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant_start|>' }}{% endif %}"
 )
-CONTROL = re.compile(r"<\|\w+\|>")  # what tokens look like that a template of no model needs
-MARK = "\ufdd0"  # stands inside a token that a message spells, and is taken out again: no character, so in no text
+CONTROL = re.compile(r"<\|\w+\|>")  # the form of control tokens in templates that do not come with the model
+MARK = "\ufdd0"  # put inside control tokens that a message spells, and removed again; Unicode says it is no character
 SAMPLE = [{"role": role, "content": "Hi"} for role in ("user", "assistant", "user", "assistant")]
 
 
 class Spelled(UserError):
-    """A message spells a control token, and this tokenizer cannot keep that as text."""
+    """A message spells a control token, which this tokenizer cannot keep as text."""
 
 
 class EncodedChat(NamedTuple):
     ids: list[int]
-    learnt: list[bool]  # the words of the assistant, and the token that ends its turn
+    learnt: list[bool]  # True for the words of the assistant, and for the token that ends its turn
 
 
 # ---------------------------------------------------------------- templates
 
 
 class _Generation(jinja2.ext.Extension):
-    """{% generation %}: marks the assistant's words for transformers; here they are found for every template."""
+    """Reads {% generation %}, which marks the assistant's words for transformers, and ignores it.
 
-    tags = {"generation"}  # noqa: RUF012 - Jinja's way
+    Here the assistant's words are found without such marks."""
+
+    tags = {"generation"}  # noqa: RUF012 - Jinja expects it like this
 
     def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
         next(parser.stream)
@@ -87,14 +88,16 @@ def _raise(message: str) -> None:
 
 @dataclass(frozen=True)
 class ChatTemplate:
+    """A template in Jinja that makes a text of a conversation."""
+
     source: str
     special: Mapping[str, str] = field(default_factory=dict)  # bos_token, eos_token and so on, as templates name them
-    name: str = "chatml"  # for messages
-    foreign: bool = True  # to the model: its tokenizer may lack tokens of it
+    name: str = "chatml"  # its name in errors
+    foreign: bool = True  # whether it does not come with the model, so that the tokenizer may lack some of its tokens
 
     @cached_property
     def _compiled(self) -> jinja2.Template:
-        """Raises UserError."""
+        """Returns the compiled template. Raises UserError for one that cannot be read."""
         env = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
         env.filters["tojson"] = _tojson
         env.globals |= {"raise_exception": _raise, "strftime_now": lambda form: datetime.now().strftime(form)}
@@ -102,28 +105,31 @@ class ChatTemplate:
             return env.bounded(self.source)
         except jinja2.TemplateSyntaxError as e:
             raise UserError(f"chat template {self.name}, line {e.lineno}: {e.message}") from None
-        except (RecursionError, SyntaxError, ValueError, MemoryError) as e:  # of the Python that Jinja makes of it
+        except (RecursionError, SyntaxError, ValueError, MemoryError) as e:  # Python raises these for Jinja's code
             raise UserError(f"chat template {self.name}: cannot be read: {str(e) or type(e).__name__}") from None
 
     def render(self, messages: Messages, add_generation_prompt: bool = False, tools: Tools = None) -> str:
-        """The text, up to where the assistant begins to write if `add_generation_prompt`. Raises UserError with what
-        the template says of such messages."""
+        """Returns the text of a conversation; with `add_generation_prompt`, up to where the assistant begins to write.
+
+        Raises UserError, with the template's own words, where it refuses these messages."""
         given = {"tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt, **self.special}
         compiled = self._compiled
         try:
             return compiled.render(messages=[dict(m) for m in messages], **given, **limits())
-        except Exception as e:  # a template is a program of someone else: it can raise anything
+        except Exception as e:  # a template is somebody's program, which can raise anything
             raise UserError(f"chat template {self.name}: {str(e) or type(e).__name__}") from None
 
     def missing(self, tokenizer: Tokenizer) -> list[str]:
-        """Control tokens that the template writes and the tokenizer lacks."""
+        """Returns the control tokens that the template writes and the tokenizer lacks."""
         named = dict.fromkeys(CONTROL.findall(self.source)) if self.foreign else {}
         return [token for token in named if tokenizer.token_id(token) not in tokenizer.special_ids]
 
 
 def find_template(folders: Sequence[Path], setting: str, tokenizer: Tokenizer) -> ChatTemplate:
-    """setting: `auto`, the template in the first of a model's `folders` that has one, else nanochat's form where the
-    tokenizer has its tokens, else ChatML; `chatml`; or a Jinja file. Raises UserError and ModelError."""
+    """Returns the template that `setting` names: `auto`, `chatml` or a Jinja file.
+
+    `auto` is the template in the first of the model's `folders` that has one; else nanochat's, where the tokenizer has
+    its tokens; else ChatML. Raises UserError for a file that cannot be read, and ModelError as `own_template` does."""
     special = {f"{role}_token": token for role in ROLES if (token := getattr(tokenizer.special, role)) is not None}
     if setting not in ("auto", "chatml"):
         try:
@@ -142,22 +148,23 @@ def find_template(folders: Sequence[Path], setting: str, tokenizer: Tokenizer) -
 
 
 def own_template(folder: Path) -> str | None:
-    """Of the model in this folder. Raises ModelError."""
+    """Returns the template of the model in this folder, or None. Raises ModelError where it cannot be read."""
     file = folder / TEMPLATE_FILE
     try:
         if file.is_file():
             return file.read_text(encoding="utf-8")
     except (OSError, ValueError) as e:
         raise ModelError(f"{file}: cannot be read: {e}") from None
-    said = read_object(folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(said, list):  # several, of which one is for conversations without tools
-        said = next((t.get("template") for t in said if isinstance(t, dict) and t.get("name") == "default"), None)
-    return said if isinstance(said, str) else None
+    own = read_object(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(own, list):  # there are several templates, of which `default` is for conversations without tools
+        own = next((t.get("template") for t in own if isinstance(t, dict) and t.get("name") == "default"), None)
+    return own if isinstance(own, str) else None
 
 
 def with_tokens(tokenizer: Tokenizer, tokens: Sequence[str]) -> Tokenizer:
-    """The same tokenizer with more control tokens; new ones get the ids behind all others. Raises ModelError for a
-    tokenizer that would give them ids in use."""
+    """Returns the tokenizer with more control tokens; new ones get the ids after all others.
+
+    Raises ModelError for a tokenizer that would give them ids between others."""
     from tokenizers import AddedToken
     from tokenizers import Tokenizer as Backend
 
@@ -174,24 +181,28 @@ def with_tokens(tokenizer: Tokenizer, tokens: Sequence[str]) -> Tokenizer:
 
 
 class Chat:
-    """A tokenizer and a template: conversations into ids. All raise UserError for what the template refuses, and
-    `Spelled` (see there)."""
+    """Turns conversations into ids, with a tokenizer and a template.
+
+    All methods raise UserError for messages that the template refuses, and `Spelled` for messages with control tokens
+    that the tokenizer cannot keep as text."""
 
     def __init__(self, tokenizer: Tokenizer, template: ChatTemplate):
         self.tokenizer, self.template = tokenizer, template
-        # ids that stand for words the vocabulary lacks are no control tokens, whatever files call them
+        # The unknown token stands for text, so it is no control token, even if files say so.
         self.control = tokenizer.special_ids - {tokenizer.unk_id}
         longest_first = sorted((t for t, i in tokenizer.vocab.items() if i in self.control), key=len, reverse=True)
         self._spelled = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")" if longest_first else "(?!)()")
         self._finding, self._hiding = self._reader(longest_first, False), self._reader(longest_first, True)
 
     def _reader(self, control: list[str], hide: bool) -> "Backend":
-        """hide: text that spells a control token stays text. Post-processing would trim offsets."""
+        """Returns a backend that reads text with control tokens; with `hide`, text that spells one stays text.
+
+        It has no post-processor, which would change offsets."""
         from tokenizers import AddedToken
         from tokenizers import Tokenizer as Backend
 
         backend = Backend.from_str(json.dumps(self.tokenizer.definition | {"post_processor": None}))
-        # as transformers does with the tokens that have a role
+        # transformers does the same with tokens that have a role.
         backend.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in self._plain(control)])
         backend.encode_special_tokens = hide
         return backend
@@ -201,19 +212,20 @@ class Chat:
         return [token for token in control if token not in added]
 
     def prompt(self, messages: Messages) -> list[int]:
-        """What the assistant goes on from."""
+        """Returns the ids that the assistant continues."""
         return self._ids(self._text(messages, True))[0]
 
     def encode(self, messages: Messages, tools: Tools = None) -> list[EncodedChat]:
-        """The conversation with the assistant's turns marked, as one; where the template writes earlier turns in
-        another way than the last, the part up to each turn by itself, in which only that turn is learnt. A turn of
-        `weight` 0 is read and not learnt.
+        """Returns the conversation as ids, in which the assistant's turns are marked.
 
-        Raises UserError for a template in which an answer does not go on from its prompt, or does not end."""
+        Normally this is one list of ids. Some templates write earlier turns in another way than the last one; then
+        there is one for each turn, with the conversation up to that turn, in which only that turn is learnt. A turn of
+        `weight` 0 is read and not learnt. Raises UserError for a template in which an answer does not continue its
+        prompt, or has no end."""
         whole, turns = (
             self._text(messages, tools=tools),
             list[tuple[str, int]](),
-        )  # text up to the end of a turn, where it begins
+        )  # for each turn: the text up to its end, and where the turn begins
         for i, message in enumerate(messages):
             if message["role"] == "assistant" and message.get("weight", 1):
                 before = self._text(messages[:i], True, tools)
@@ -231,12 +243,12 @@ class Chat:
 
     @cached_property
     def ends(self) -> list[int]:
-        """The ids that end a turn of the assistant."""
-        found = (e.ids[i] for e in self.encode(SAMPLE) for i in range(len(e.ids)) if _last(e.learnt, i))
-        return list(dict.fromkeys(found))
+        """Returns the ids that end a turn of the assistant."""
+        last_ids = (e.ids[i] for e in self.encode(SAMPLE) for i in range(len(e.ids)) if _last(e.learnt, i))
+        return list(dict.fromkeys(last_ids))
 
     def ignored(self, messages: Messages, tools: Tools = None) -> list[str]:
-        """The keys of messages, and `tools`, without which the template writes the same."""
+        """Returns what the template does not use: the keys of messages, and `tools`, that do not change its text."""
         keys = dict.fromkeys(key for m in messages for key in m if key not in ("role", "content", "weight"))
         if not keys and not tools:
             return []
@@ -255,14 +267,14 @@ class Chat:
             return None
 
     def _text(self, messages: Messages, prompt: bool = False, tools: Tools = None) -> str:
-        """Rendered, with MARK behind the first character of each control token that a message spells."""
+        """Returns the rendered text, with MARK after the first character of every control token in a message."""
         marked = [
             {key: value if key == "role" else self._marked(value) for key, value in message.items() if key != "weight"}
             for message in messages
         ]
         try:
             return self.template.render(marked, prompt, self._marked(tools))
-        except UserError:  # OpenAI writes null beside calls of tools, which templates that join texts cannot take
+        except UserError:  # OpenAI writes null as content beside calls of tools, which many templates cannot join
             if all(message["content"] is not None for message in marked):
                 raise
             texts = [message | {"content": message["content"] or ""} for message in marked]
@@ -277,9 +289,9 @@ class Chat:
             return value
         if MARK in value:
             raise Spelled(f"a message holds {MARK!r}, which is no character")
-        while found := self._spelled.search(value):  # those that overlap take several turns
-            if len(found[0]) == 1:
-                raise Spelled(f"a message holds {found[0]!r}, which is a control token of this tokenizer")
+        while match := self._spelled.search(value):  # overlapping ones need several turns
+            if len(match[0]) == 1:
+                raise Spelled(f"a message holds {match[0]!r}, which is a control token of this tokenizer")
             value = self._spelled.sub(lambda m: m[0][0] + MARK + m[0][1:], value)
         return value
 
@@ -291,25 +303,25 @@ class Chat:
             last = high - 1
             while last >= low and ids[last] not in self.control:
                 last -= 1
-            behind = starts[last + 1] if last + 1 < len(ids) else len(text)
-            if last < low or text[behind:end].strip():
+            rest = starts[last + 1] if last + 1 < len(ids) else len(text)
+            if last < low or text[rest:end].strip():
                 raise UserError(
                     f"chat template {self.template.name}: an answer ends {text[:end][-30:]!r}, with no control token,"
                     " so a model could not learn where to stop\n"
                     "  → write {{ eos_token }} behind the assistant's content, or task.template=chatml"
                 )
-            while last > low and ids[last - 1] in self.control:  # the first of several that end it
+            while last > low and ids[last - 1] in self.control:  # of several control tokens, the first ends the turn
                 last -= 1
             learnt[low : last + 1] = [True] * (last + 1 - low)
         return EncodedChat(ids, learnt)
 
     def _ids(self, text: str) -> tuple[list[int], list[int]]:
-        """Ids, and the character each begins at in `text`, where they rise. Raises Spelled."""
+        """Returns the ids, and for each the place in `text` where it begins, in ascending order. Raises Spelled."""
         if MARK not in text:
-            found = self._finding.encode(text, add_special_tokens=False)
-            return found.ids, [start for start, _ in found.offsets]
-        # Text between control tokens, encoded by itself, is what the tokenizer makes of the whole: most do, but not
-        # those that treat the beginning of a text in a way of their own. A text as near as can be shows which it is.
+            encoding = self._finding.encode(text, add_special_tokens=False)
+            return encoding.ids, [start for start, _ in encoding.offsets]
+        # Most tokenizers give the same ids if the text between control tokens is encoded piece by piece; but some treat
+        # the beginning of a text in another way. Whether this one does is tried on a similar text without marks.
         near = re.sub(f".{MARK}", "", text, flags=re.DOTALL)
         ids, starts = self._pieces(text)
         written = [i for i in ids if i in self.control]
@@ -327,9 +339,9 @@ class Chat:
                 starts.append(at)
             else:
                 places = [at + i for i, c in enumerate(piece) if c != MARK] + [at + len(piece)]
-                found = self._hiding.encode(piece.replace(MARK, ""), add_special_tokens=False)
-                ids += found.ids
-                starts += [places[start] for start, _ in found.offsets]
+                encoding = self._hiding.encode(piece.replace(MARK, ""), add_special_tokens=False)
+                ids += encoding.ids
+                starts += [places[start] for start, _ in encoding.offsets]
             at += len(piece)
         return ids, starts
 
@@ -339,6 +351,6 @@ def _last(learnt: list[bool], i: int) -> bool:
 
 
 def _other(text: str, prompt: str) -> str:
-    """What stands in a text where it departs from `prompt`."""
+    """Returns the part of a text where it begins to differ from `prompt`."""
     at = next((i for i, (a, b) in enumerate(zip(text, prompt, strict=False)) if a != b), min(len(text), len(prompt)))
     return text[max(0, at - 20) : at + 20]

@@ -1,4 +1,4 @@
-"""What the pieces of a vocabulary are: where words begin, which end a sentence, which are ordinary text."""
+"""Properties of the pieces of a vocabulary: which begin a word, which end a sentence, which are ordinary text."""
 
 import re
 import unicodedata
@@ -10,24 +10,24 @@ from lmkit.base.errors import UserError
 from lmkit.text.tokenizer import Tokenizer, byte_alphabet
 from lmkit.text.tokenizer_classes import SPACE
 
-# Thai to Lao, Burmese, Khmer, kana, Han: text without spaces, where every character counts as a word (BERT does so for
-# Han). Otherwise a whole line would be one word, longer than anything that is ever masked.
+# Thai to Lao, Burmese, Khmer, kana and Han have no spaces between words, so every character counts as a word, as BERT
+# does it for Han. Otherwise a whole line would be one word, which is too long to be masked.
 UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
 STOPS = (".", "!", "?", "…", "。", "！", "？")
 CLOSERS = " \t\"'`)]}”’»›」』）】》"
-BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # how byte fallback names its pieces
+BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # the names of pieces of byte fallback
 
 
 def word_starts(tokenizer: Tokenizer) -> np.ndarray:
-    """(V,) bool: whether a piece begins a word. False for ids that the vocabulary lacks.
+    """Returns for each piece whether it begins a word, (V,) bool; False for ids that the vocabulary lacks.
 
     A word is letters, marks and digits without a space between them; every other character, and every character of a
-    script without spaces, begins one of its own. WordPiece says which pieces continue a word; elsewhere the piece's
-    first character tells. A byte-level piece that begins with a part of a character continues the word, except with
-    the first byte of a three- or four-byte character, which is mostly a symbol or a script without spaces. A control
-    token begins one too, so that no word reaches over it.
+    script without spaces, begins a word of its own. In WordPiece, pieces that continue a word are marked; elsewhere the
+    first character of the piece decides. A byte-level piece that begins with a part of a character continues the word,
+    unless it is the first byte of a three- or four-byte character, which is mostly a symbol or of a script without
+    spaces. A control token begins a word too, so that no word reaches over it.
 
     Raises UserError for a tokenizer that does not mark where words begin."""
     kind = _kind(tokenizer)
@@ -51,8 +51,10 @@ def word_starts(tokenizer: Tokenizer) -> np.ndarray:
 
 
 def sentence_ends(tokenizer: Tokenizer) -> np.ndarray:
-    """(V,) bool: whether a sentence ends with a piece: it has a line break, or is a stop with nothing but spaces,
-    quotes and brackets behind it. Never a control token, nor a stop whose bytes are spread over several pieces."""
+    """Returns for each piece whether it ends a sentence, (V,) bool.
+
+    It does if it has a line break, or a full stop or the like with only spaces, quotes and brackets after it. Control
+    tokens never do, nor stops whose bytes are spread over several pieces."""
     ends = np.zeros(tokenizer.vocab_size, bool)
     kind = _kind(tokenizer)
     for piece, i in tokenizer.vocab.items():
@@ -63,12 +65,12 @@ def sentence_ends(tokenizer: Tokenizer) -> np.ndarray:
 
 
 def ordinary_ids(tokenizer: Tokenizer) -> np.ndarray:
-    """(n,) int64, ascending: the ids that stand for text. What a mask may be replaced by (`tasks.masking.corrupt`)."""
+    """Returns the ids that stand for text, (n,) int64, ascending. Masking may put them in the place of other tokens."""
     return np.array(sorted(set(tokenizer.vocab.values()) - tokenizer.special_ids), np.int64)
 
 
 def _kind(tokenizer: Tokenizer) -> str | None:
-    """How the tokenizer spells spaces: wordpiece, byte-level, sentencepiece; None for any other way."""
+    """Returns how the tokenizer spells spaces: wordpiece, byte-level, sentencepiece; None for any other way."""
     definition = tokenizer.definition
     if definition["model"]["type"] == "WordPiece":
         return "wordpiece"
@@ -81,7 +83,7 @@ def _kind(tokenizer: Tokenizer) -> str | None:
 
 
 def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The steps of a normalizer, pre-tokenizer or decoder, out of any sequences."""
+    """Returns the steps of a normalizer, pre-tokenizer or decoder, those inside sequences included."""
     if part is None:
         return []
     nested = next((part[k] for k in ("normalizers", "pretokenizers", "decoders") if k in part), None)
@@ -92,8 +94,8 @@ _BYTE_OF = {char: byte for byte, char in enumerate(byte_alphabet())}
 
 
 def _content(tokenizer: Tokenizer, piece: str, token_id: int, kind: str | None) -> bytes:
-    """The UTF-8 text a piece adds to a line; a part of a character where the piece is one."""
-    if kind == "byte-level" and all(c in _BYTE_OF for c in piece):  # an added token is spelled as it is
+    """Returns the UTF-8 text that a piece adds to a line; it may be a part of a character."""
+    if kind == "byte-level" and all(c in _BYTE_OF for c in piece):  # others are added tokens, whose name is their text
         return bytes(_BYTE_OF[c] for c in piece)
     if kind == "sentencepiece":
         if tokenizer.definition["model"].get("byte_fallback") and (byte := BYTE.fullmatch(piece)):

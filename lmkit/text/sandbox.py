@@ -1,4 +1,4 @@
-"""Where chat templates run: programs of people nobody knows. They reach nothing of Python, and end."""
+"""Runs chat templates, which are programs of unknown people. They cannot reach Python, and they always end."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -8,16 +8,16 @@ from jinja2 import nodes
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-MOST_STEPS = 2_000_000  # in one rendering: a turn of a loop is one, a call CALL
-CALL = 10
-MOST_SIZE = 10_000_000  # characters or items of a value that is put together, and any number given to a call
+MOST_STEPS = 2_000_000  # the most steps of one rendering
+CALL = 10  # how many steps a call counts; a turn of a loop counts one
+MOST_SIZE = 10_000_000  # the most characters or items of a value, and the largest number given to a call
 STEPS = "the steps that are left"  # not a name that a template could assign to
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox (no attributes with underscores, nothing changed), where loops, calls and sizes have a bound too.
+    """Jinja's sandbox, which allows no attributes with underscores and no changes, with limits for steps and sizes.
 
-    Render with `limits()` beside the template's own variables."""
+    Templates must be rendered with `limits()` besides their own variables."""
 
     intercepted_binops = frozenset({"+", "*", "**"})
 
@@ -26,17 +26,17 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.filters |= {"counted": _counted, "concatenated": _concatenated}
 
     def bounded(self, source: str) -> jinja2.Template:
-        """The template, its loops counted. Raises TemplateSyntaxError."""
+        """Returns the template of this source, in which steps of loops count. Raises TemplateSyntaxError."""
         tree = self.parse(source)
         for loop in tree.find_all(nodes.For):
             loop.iter = nodes.Filter(loop.iter, "counted", [], [], None, None)
-            loop.recursive = False  # what it would call itself with is not counted; calling it says so
+            loop.recursive = False  # its calls would not be counted; a template that makes them gets an error
         self._bound_texts(tree)
         tree.set_environment(self)
         return self.from_string(tree)
 
     def _bound_texts(self, node: nodes.Node) -> None:
-        """`a ~ b` becomes `[a, b]|concatenated`."""
+        """Replaces `a ~ b` with `[a, b]|concatenated`, which checks the size."""
         for name, value in node.iter_fields():
             children = value if isinstance(value, list) else [value]
             new = [_concatenation(child) for child in children]
@@ -64,7 +64,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 
 def limits() -> dict[str, Any]:
-    """For one rendering."""
+    """Returns the variables that hold the limits of one rendering."""
     return {STEPS: [MOST_STEPS]}
 
 
@@ -91,9 +91,9 @@ def _concatenated(values: list[Any]) -> str:
 
 
 def _step(context: Context, cost: int = 1) -> None:
-    left = context.parent[STEPS]
-    left[0] -= cost
-    if left[0] < 0:
+    steps = context.parent[STEPS]
+    steps[0] -= cost
+    if steps[0] < 0:
         raise jinja2.TemplateError(f"does not end: it was stopped after {MOST_STEPS:,} steps")
 
 

@@ -1,4 +1,4 @@
-"""A sentencepiece .model (Unigram or BPE) as a tokenizers object that gives the same ids."""
+"""Converts a sentencepiece .model (Unigram or BPE) into a tokenizers object that gives the same ids."""
 
 import re
 import unicodedata
@@ -27,7 +27,7 @@ SAMPLE = [
 
 @dataclass
 class Spec:
-    """The part of a sentencepiece model that decides ids."""
+    """The part of a sentencepiece model on which ids depend."""
 
     pieces: list[tuple[str, float, int]]  # text, score, type
     model_type: int = 1  # 1 unigram, 2 bpe, 3 word, 4 char
@@ -39,22 +39,22 @@ class Spec:
 
 
 def read_model(model: bytes, name: str) -> Spec:
-    """What decides ids. `model` is the content of a .model file, `name` what to call it in an error.
+    """Returns the part of a model on which ids depend.
 
-    Raises ModelError for a damaged one."""
+    model: the content of a .model file; name: its name in errors. Raises ModelError for a damaged one."""
     import sentencepiece
 
     try:
         sentencepiece.SentencePieceProcessor(model_proto=model)
         return _read(model)
-    except Exception as error:  # the library raises RuntimeError, damaged bytes any of several
+    except Exception as error:  # the library raises RuntimeError, and damaged bytes may raise other errors
         raise ModelError(f"{name} is not a sentencepiece model: {error}") from error
 
 
 def as_library(model: bytes, name: str) -> "Backend":
-    """A tokenizer that gives the ids of the sentencepiece library.
+    """Returns a tokenizer that gives the ids of the sentencepiece library.
 
-    Raises ModelError for a damaged model, and when the two disagree on a sample."""
+    Raises ModelError for a damaged model, and where the two disagree on a sample."""
     import sentencepiece
 
     spec = read_model(model, name)
@@ -66,7 +66,7 @@ def as_library(model: bytes, name: str) -> "Backend":
     pieces = [text.replace(SPACE, " ") for text, _, kind in spec.pieces if kind == NORMAL]
     step = max(40, len(pieces) // 200)
     texts = [*SAMPLE, *("".join(pieces[i : i + 40]) for i in range(0, len(pieces), step))]
-    texts += [unicodedata.normalize("NFD", text) for text in texts]  # as some systems write names of files
+    texts += [unicodedata.normalize("NFD", text) for text in texts]  # some systems write names of files in this form
     texts += [f"a {text} b{text}  {text}" for text, _, kind in spec.pieces if kind == USER][:100]
     for text in texts:
         ours, theirs = backend.encode(text, add_special_tokens=False).ids, library.encode(text)
@@ -80,10 +80,10 @@ def as_library(model: bytes, name: str) -> "Backend":
 
 
 def vocabulary_of(spec: Spec, kind: str, settings: Mapping[str, Any], sentinels: int) -> Vocabulary:
-    """What a tokenizer class takes from a model file; T5's sentinels stand behind its pieces, the last one first.
+    """Returns what a tokenizer class reads from a model file.
 
-    kind: Unigram or BPE, as the class reads it. sentinels: how many there are. Raises ModelError for a model of the
-    other kind."""
+    kind: Unigram or BPE, as the class expects it. sentinels: how many sentinels of T5 follow the pieces, the last one
+    first. Raises ModelError for a model of the other kind."""
     if spec.model_type != (1 if kind == "Unigram" else 2):
         raise ModelError(f"its sentencepiece model is no {kind} model, as its tokenizer_class reads")
     if kind == "BPE":
@@ -100,7 +100,7 @@ def _build(spec: Spec) -> "Backend":
 
     unk_id = next(i for i, (_, _, kind) in enumerate(spec.pieces) if kind == UNKNOWN)
     if spec.model_type == 1:
-        # nine digits identify a float32; tokenizers reads longer numbers back with another last bit
+        # Nine digits identify a float32; tokenizers changes the last bit of longer numbers when it reads them.
         scored = [(text, float(f"{score:.9g}")) for text, score, _ in spec.pieces]
         backend = Tokenizer(models.Unigram(scored, unk_id=unk_id, byte_fallback=spec.byte_fallback))
     else:
@@ -112,7 +112,7 @@ def _build(spec: Spec) -> "Backend":
             )
         )
     steps: list[normalizers.Normalizer] = []
-    if spec.charsmap:  # tokenizers looks up each character for itself, the library what was decomposed as well
+    if spec.charsmap:  # tokenizers looks up single characters, the library also decomposed ones
         steps = [normalizers.NFC(), normalizers.Precompiled(spec.charsmap)]
     if spec.remove_extra_whitespaces:
         steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
@@ -131,7 +131,8 @@ def _build(spec: Spec) -> "Backend":
 
 
 def _split_patterns(spec: Spec) -> Iterator[str]:
-    """Cuts that change no id of ordinary text: at spaces, for speed, and inside spelled control pieces, for safety."""
+    """Yields cuts that change no ids of ordinary text: at spaces, for speed, and inside the names of control pieces, so
+    that text cannot become them."""
     if not any(re.search(f"[^{SPACE}]{SPACE}", text) for text, _, kind in spec.pieces if kind == NORMAL):
         yield f"{SPACE}*[^{SPACE}]+|{SPACE}+"
     if spec.model_type == 1:  # Unigram looks up every entry, so a text that spells "<s>" or "<0x0A>" would become it
@@ -140,9 +141,10 @@ def _split_patterns(spec: Spec) -> Iterator[str]:
 
 
 def _merges(spec: Spec, kinds: tuple[int, ...]) -> list[tuple[str, str]]:
-    """Every way to make a piece of two others; sentencepiece makes the piece of the highest score first.
+    """Returns every way to make a piece of two others, in the order of sentencepiece: the highest score first.
 
-    kinds: of pieces. transformers makes those that users defined too, which the library only finds whole."""
+    kinds: the types of pieces that are used. transformers also merges pieces that users defined, which the library
+    only finds as a whole."""
     usable = {text: (-score, i) for i, (text, score, kind) in enumerate(spec.pieces) if kind in kinds}
     merges = []
     for text, rank in usable.items():

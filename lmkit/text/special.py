@@ -1,4 +1,4 @@
-"""Special tokens by kind of model. Padding is its own token everywhere: a mask over padding never hides an end."""
+"""Special tokens by kind of model. Padding always has a token of its own, so that a mask over it never hides an end."""
 
 import re
 from collections.abc import Iterable
@@ -20,13 +20,13 @@ class Special:
 
     @property
     def tokens(self) -> list[str]:
-        """Every token once, in the order their ids are given out when a tokenizer is trained."""
+        """Returns every token once, in the order in which they get ids when a tokenizer is trained."""
         named = (self.pad, self.bos, self.eos, self.unk, self.cls, self.sep, self.mask, *self.extra)
         return list(dict.fromkeys(t for t in named if t is not None))
 
 
 CHAT = tuple(f"<|{role}_{edge}|>" for role in ("user", "assistant", "python", "output") for edge in ("start", "end"))
-SPECIAL: dict[str, Special] = {  # rows that `Family.tokens` names
+SPECIAL: dict[str, Special] = {  # by the names that `Family.tokens` uses
     "gpt2": Special(bos="<|endoftext|>", eos="<|endoftext|>", pad="<|pad|>"),
     "nanochat": Special(bos="<|bos|>", eos="<|bos|>", pad="<|pad|>", extra=CHAT),
     "llama": Special(bos="<s>", eos="</s>", unk="<unk>", pad="<pad>"),
@@ -38,6 +38,7 @@ SPECIAL: dict[str, Special] = {  # rows that `Family.tokens` names
 
 
 def cuts_inside(tokens: Iterable[str]) -> str:
-    """An expression that matches the first character of each of these where the rest follows: a split there keeps a
-    model whose vocabulary holds control tokens from finding them in text."""
+    """Returns an expression that matches the first character of each of these tokens where the rest follows.
+
+    Splitting text there keeps a model whose vocabulary holds control tokens from finding them in text."""
     return "|".join(f"{re.escape(t[0])}(?={re.escape(t[1:])})" for t in tokens if len(t) > 1)

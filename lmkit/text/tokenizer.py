@@ -1,4 +1,5 @@
-"""One tokenizer interface. Whatever it came from, it is a tokenizer.json, so transformers gives the same ids."""
+"""The one interface of tokenizers. Every tokenizer can be saved as a tokenizer.json that gives transformers the same
+ids."""
 
 import hashlib
 import json
@@ -21,16 +22,16 @@ if TYPE_CHECKING:
 
 ROLES = [f.name for f in fields(Special) if f.name != "extra"]
 
-# What `clean_up_tokenization_spaces` makes of a decoded text, in this order; transformers leaves BPE out, as we do.
+# The replacements of `clean_up_tokenization_spaces` in a decoded text, in order; like transformers, we skip BPE.
 CLEANED = {" .": ".", " ?": "?", " !": "!", " ,": ",", " ' ": "'"} | {
     f" {end}": end for end in ("n't", "'m", "'s", "'ve", "'re")
 }
-# What a model reads, without segments and with them. GPT-2 would add a word's embedding for each token type.
+# The inputs of a model, without and with segments. GPT-2 would take token types for words, and add their embeddings.
 INPUTS = {
     False: ["input_ids", "attention_mask"],
     True: ["input_ids", "token_type_ids", "attention_mask"],
 }
-# Settings that `save` writes anew, or that speak of files which a saved folder does not hold.
+# Settings that `save` writes itself, or that name files which a saved folder does not have.
 REWRITTEN = (
     "added_tokens_decoder",
     "chat_template",
@@ -43,14 +44,16 @@ REWRITTEN = (
 
 
 class Tokenizer:
-    """Text to ids and back. Text that spells a control token stays ordinary text; only ids make control tokens. For the
-    tokens that stand for gaps there is `with_gaps`."""
+    """Turns text into ids and back.
+
+    Text that spells a control token stays ordinary text, so control tokens can only be given as ids. `with_gaps` also
+    reads those that stand for gaps."""
 
     def __init__(self, backend: "Backend", special: Special, settings: Mapping[str, Any] | None = None):
-        """settings: the tokenizer_config.json of the folder it was read from, of which `save` keeps what it can."""
+        """settings: the tokenizer_config.json of the folder it was read from; `save` keeps what it can of it."""
         self.settings = dict(settings or {})
         backend.encode_special_tokens = True
-        backend.no_truncation()  # files from sentence encoders carry both, and would cut or pad without a word
+        backend.no_truncation()  # files of sentence encoders may ask for truncation and padding
         backend.no_padding()
         self.backend, self.special = backend, special
         for role in ROLES:
@@ -60,15 +63,17 @@ class Tokenizer:
         self._hide_control_tokens()
 
     def _hide_control_tokens(self) -> None:
-        """A Unigram model of another tool may find `</s>` in its vocabulary when a text spells it: cut inside it."""
+        """Adds a cut inside control tokens that the model would find in text.
+
+        A Unigram model of another tool may have `</s>` in its vocabulary, and use it when a text spells it."""
         from tokenizers import Regex, pre_tokenizers
 
         control = [token for token, i in self.vocab.items() if i in self.special_ids and i != self.unk_id]
         spelled = self.encode_batch([f"{token} a{token}a" for token in control])
-        found = [t for t, ids in zip(control, spelled, strict=True) if (self.special_ids - {self.unk_id}) & set(ids)]
-        if found:
+        visible = [t for t, ids in zip(control, spelled, strict=True) if (self.special_ids - {self.unk_id}) & set(ids)]
+        if visible:
             before = [self.backend.pre_tokenizer] if self.backend.pre_tokenizer else []
-            cut = pre_tokenizers.Split(Regex(cuts_inside(sorted(found))), "isolated")
+            cut = pre_tokenizers.Split(Regex(cuts_inside(sorted(visible))), "isolated")
             self.backend.pre_tokenizer = pre_tokenizers.Sequence([*before, cut])
 
     @cached_property
@@ -77,11 +82,11 @@ class Tokenizer:
 
     @cached_property
     def vocab_size(self) -> int:
-        """Rows an embedding needs: the largest id + 1, added tokens included."""
+        """Returns the number of rows that an embedding needs: the largest id + 1, added tokens included."""
         return max(self.vocab.values()) + 1
 
     def unused_ids(self, vocab_size: int) -> tuple[int, ...]:
-        """Of a model with so many embeddings the ids that stand for no token."""
+        """Returns the ids below `vocab_size`, a model's number of embeddings, that stand for no token."""
         return tuple(sorted(set(range(vocab_size)) - set(self.vocab.values())))
 
     @cached_property
@@ -107,7 +112,7 @@ class Tokenizer:
 
     @cached_property
     def sentinels(self) -> list[int]:
-        """The ids of <extra_id_0>, <extra_id_1>, ...: as many as there are."""
+        """Returns the ids of <extra_id_0>, <extra_id_1>, ..., as many as there are."""
         ids: list[int] = []
         while (i := self.token_id(f"<extra_id_{len(ids)}>")) is not None:
             ids.append(i)
@@ -115,14 +120,15 @@ class Tokenizer:
 
     @cached_property
     def gaps(self) -> dict[str, int]:
-        """The control tokens that stand for a part of the text: the mask, T5's sentinels."""
+        """Returns the control tokens that stand for a part of a text, with their ids: the mask and T5's sentinels."""
         named = {} if self.special.mask is None else {self.special.mask: self.mask_id}
         return named | {f"<extra_id_{n}>": i for n, i in enumerate(self.sentinels)}
 
     @cached_property
     def with_gaps(self) -> "Tokenizer":
-        """The same tokenizer for people who write gaps: it finds these tokens in text, and `decode` shows them. All
-        other control tokens are as hidden as here."""
+        """Returns the same tokenizer for texts with gaps: it finds these tokens in text, and `decode` shows them.
+
+        All other control tokens stay hidden."""
         from tokenizers import Tokenizer as Backend
 
         if not self.gaps:
@@ -137,23 +143,27 @@ class Tokenizer:
 
     @property
     def document_frame(self) -> tuple[list[int], list[int]]:
-        """The ids before and after a document in training data: BOS; EOS ([SEP] in BERT's family) unless it is BOS."""
+        """Returns the ids before and after a document in training data.
+
+        Before it is BOS, where there is one; after it EOS ([SEP] in BERT's family), unless that is the same token."""
         end = self.sep_id if self.bos_id is None and self.eos_id is None else self.eos_id
         return [i for i in [self.bos_id] if i is not None], [i for i in [end] if i not in (None, self.bos_id)]
 
     @cached_property
     def first_ids(self) -> list[int]:
-        """The control tokens that the tokenizer's own rule puts before a text: BOS, [CLS] or nothing."""
+        """Returns the control tokens that the tokenizer's own rules put before a text: BOS, [CLS] or nothing."""
         encoding = self.backend.encode("a", add_special_tokens=True)
         ahead = takewhile(lambda token: token[1], zip(encoding.ids, encoding.special_tokens_mask, strict=True))
         return [token_id for token_id, _ in ahead]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text alone: no BOS, EOS, [CLS] or [SEP]. Raises UserError for text that is not valid Unicode."""
+        """Returns the ids of the text alone, without BOS, EOS, [CLS] or [SEP].
+
+        Raises UserError for text that is not valid Unicode, and ModelError where the tokenizer cannot spell it."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Like `encode`, on all cores."""
+        """Does what `encode` does for several texts, on all cores."""
         try:
             encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         except (TypeError, UnicodeEncodeError):
@@ -172,12 +182,12 @@ class Tokenizer:
         return [e.ids for e in encodings]
 
     def count_unknown(self, ids: Sequence[int] | np.ndarray) -> int:
-        """How many of `ids` stand for text the vocabulary cannot spell."""
+        """Returns how many of `ids` stand for text that the vocabulary cannot spell."""
         return 0 if self.unk_id is None else int(np.count_nonzero(np.asarray(ids) == self.unk_id))
 
     @cached_property
     def drops_text(self) -> bool:
-        """Whether text can leave no token behind: BPE without an unknown token lets go what it has no piece for."""
+        """Says whether the tokenizer may drop text: BPE without an unknown token drops text that has no piece."""
         model = self.definition["model"]
         if model["type"] != "BPE" or model["unk_token"] is not None:
             return False
@@ -186,12 +196,12 @@ class Tokenizer:
 
     @cached_property
     def _byte_level(self) -> bool:
-        """Whether the model spells bytes, not characters."""
+        """Says whether the model spells bytes, not characters."""
         split = self.definition["pre_tokenizer"] or {}
         return any(step.get("type") == "ByteLevel" for step in split.get("pretokenizers", [split]))
 
     def count_unspelt(self, texts: Iterable[str]) -> int:
-        """How many bytes of these texts leave no token behind. Takes its time with tokenizers that drop text."""
+        """Returns how many bytes of these texts the tokenizer drops. It is slow for tokenizers that drop text."""
         if not self.drops_text:
             return 0
         model, count = self.definition["model"], 0
@@ -214,27 +224,28 @@ class Tokenizer:
 
     @cached_property
     def definition(self) -> dict[str, Any]:
-        """The content of tokenizer.json."""
+        """Returns the content of tokenizer.json."""
         return json.loads(self.backend.to_str())
 
     @cached_property
     def lossless(self) -> bool:
-        """Whether decode(encode(text)) == text for every text: byte level, and nothing normalised before it."""
+        """Says whether decode(encode(text)) == text for every text: it works on bytes and normalises nothing."""
         split = self.definition["pre_tokenizer"] or {}
         prefixed = any(step.get("add_prefix_space") for step in split.get("pretokenizers", [split]))
         return self._byte_level and self.definition["normalizer"] is None and not prefixed and not self.drops_text
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the canonical tokenizer.json."""
+        """Returns the sha256 of tokenizer.json, with sorted keys and without spaces."""
         canonical = json.dumps(self.definition, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def save(self, folder: Path, max_length: int | None = None, segments: bool | None = None) -> None:
-        """Write tokenizer.json and the two files beside it that AutoTokenizer reads.
+        """Writes tokenizer.json and the two other files that AutoTokenizer reads.
 
-        The class and the settings of a folder it was read from are kept. segments: whether the model tells the texts of
-        a pair apart, and AutoTokenizer has to give `token_type_ids`; None: as the class does."""
+        The class and the settings of the folder it was read from are kept. max_length: the most tokens that the model
+        reads. segments: whether the model distinguishes the texts of a pair, so that AutoTokenizer must return
+        `token_type_ids`; None: as the tokenizer's class does."""
         folder.mkdir(parents=True, exist_ok=True)
         named = {f"{role}_token": t for role in ROLES if (t := getattr(self.special, role)) is not None}
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
@@ -255,7 +266,7 @@ class Tokenizer:
 
 
 def copy_tokenizer(home: Path, folder: Path, segments: bool) -> None:
-    """Copy what `Tokenizer.save` wrote to `home`. segments: as `Tokenizer.save` means it."""
+    """Copies what `Tokenizer.save` wrote from `home` into `folder`. segments: as for `Tokenizer.save`."""
     for file in home.iterdir():
         shutil.copyfile(file, folder / file.name)
     config = read_object(folder / "tokenizer_config.json")
@@ -263,19 +274,20 @@ def copy_tokenizer(home: Path, folder: Path, segments: bool) -> None:
 
 
 def _write_config(folder: Path, config: dict[str, Any]) -> None:
-    """In one order of the keys, so that a folder which is read and saved again is the same byte for byte."""
+    """Writes tokenizer_config.json with sorted keys, so that a folder that is read and saved again is the same."""
     write_json(folder / "tokenizer_config.json", dict(sorted(config.items())))
 
 
 def byte_alphabet() -> list[str]:
-    """GPT-2's visible character for each of the 256 bytes: itself where it prints, else the next free one past 255."""
+    """Returns GPT-2's visible character for each of the 256 bytes: the byte's own character where that can be printed,
+    else the next free one after 255."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
     hidden = iter(range(256, 512))
     return [chr(byte if byte in printable else next(hidden)) for byte in range(256)]
 
 
 def add_post_processor(backend: "Backend", special: Special) -> None:
-    """What AutoTokenizer puts around a text: BOS before it (decoders), [CLS] and [SEP] or EOS (the others)."""
+    """Sets what AutoTokenizer puts around a text: BOS before it for decoders; [CLS] and [SEP], or EOS, for others."""
     from tokenizers.processors import TemplateProcessing
 
     first = special.cls or special.bos
@@ -293,7 +305,7 @@ def add_post_processor(backend: "Backend", special: Special) -> None:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """An optional JSON object: {} when the file is not there."""
+    """Returns the JSON object in a file; {} where there is no file. Raises ModelError for other content."""
     if not path.is_file():
         return {}
     try:
@@ -305,20 +317,21 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-CHUNK = 4_000_000  # characters encoded at a time: an encoding takes a hundred times the memory of its text
-LONGEST = 1_000_000  # characters of a text that are looked at: its beginning and its end, far more than any model reads
+CHUNK = 4_000_000  # characters that are encoded at a time, since an encoding takes a hundred times the memory of a text
+LONGEST = 1_000_000  # characters of a text that are used: of its beginning and its end; no model reads so many
 
 
 class Framed(NamedTuple):
     ids: list[int]  # control tokens included
-    types: list[int]  # which text of a pair each token is of, as BERT counts them
-    offsets: list[tuple[int, int]]  # the characters each token stands for; (0, 0) for control tokens
-    texts: list[int | None]  # 0, 1: the text each token is of; None for control tokens
-    cut: bool  # it was longer
+    types: list[int]  # which text of a pair each token belongs to, as BERT counts them
+    offsets: list[tuple[int, int]]  # the characters that each token stands for; (0, 0) for control tokens
+    texts: list[int | None]  # the text that each token belongs to, 0 or 1; None for control tokens
+    cut: bool  # whether the text was longer
 
     def without_middle(self, length: int) -> "Framed":
-        """Cut to `length` tokens of which the text's own are a quarter from its beginning and the rest from its end:
-        of the ways to shorten that Sun et al. 2019 (5.3.1) compare, the best on long reviews and news."""
+        """Returns the text cut to `length` tokens: a quarter of them from its beginning, and the rest from its end.
+
+        Of the ways to shorten texts that Sun et al. 2019 (5.3.1) compare, this is the best on long reviews and news."""
         if len(self.ids) <= length:
             return self
         before = next((i for i, text in enumerate(self.texts) if text is not None), 0)
@@ -335,9 +348,11 @@ class Framed(NamedTuple):
 def frame_texts(
     tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int = 0
 ) -> list[Framed]:
-    """Each text, or text and its pair, framed and cut to `max_length` tokens (0: not cut) as transformers does: at the
-    end, or where `truncation_side` of the tokenizer says so at the beginning; of a pair the longer text first. Raises
-    UserError for text that is not valid Unicode."""
+    """Returns each text, or text and its pair, with control tokens and cut to `max_length` tokens (0: not cut).
+
+    Texts are cut as in transformers: at the end, or at the beginning where the tokenizer's `truncation_side` says so;
+    of a pair, the longer text is cut first. Raises UserError for text that is not valid Unicode, and ModelError for an
+    unknown `truncation_side`."""
     backend = tokenizer.backend
     if max_length:
         side = tokenizer.settings.get("truncation_side") or "right"
@@ -362,7 +377,7 @@ def _ends(text: str) -> str:
 
 
 def _chunks(inputs: list[tuple[str, ...]]) -> Iterator[list[tuple[str, ...]]]:
-    """All inputs in order, in lists of about CHUNK characters."""
+    """Yields all inputs in order, in lists of about CHUNK characters."""
     part, size = list[tuple[str, ...]](), 0
     for texts in inputs:
         part.append(texts)

@@ -1,8 +1,9 @@
-"""What transformers' tokenizer classes make of a vocabulary: how they normalise, cut, frame and decode a text.
+"""The rules of transformers' tokenizer classes: how they normalise, cut and decode a text, and which control tokens
+they put around it.
 
-transformers builds a tokenizer by the class that a folder names, also where a tokenizer.json lies beside it: of that
-file the class takes the vocabulary, the merges and the added tokens, and makes the rest anew by its own rules and
-settings. The rules here are those of transformers 5. A setting that a class does not read here it does not read there
+transformers builds a tokenizer by the class that a folder names, even if there is a tokenizer.json: of that file the
+class only reads the vocabulary, the merges and the added tokens, and everything else follows from its own rules and
+settings. The rules here are those of transformers 5. Settings that a class does not read here are not read there
 either."""
 
 from collections.abc import Callable, Mapping
@@ -20,16 +21,16 @@ QWEN2_SPLIT = (
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a tokenizer reads from its files, whichever they are."""
+    """What a tokenizer class reads from the files of a tokenizer."""
 
-    ids: Mapping[str, int] = field(default_factory=dict)  # of every piece
+    ids: Mapping[str, int] = field(default_factory=dict)  # the id of every piece
     scored: list[tuple[str, float]] = field(
         default_factory=list
-    )  # of Unigram instead: pieces in the order of their ids
+    )  # for Unigram, instead of `ids`: pieces with their scores, in the order of their ids
     merges: list[tuple[str, str]] = field(default_factory=list)
     whole: list[str] = field(default_factory=list)  # pieces that sentencepiece finds in text before anything else
     charsmap: bytes = b""  # sentencepiece's table of normalisations
-    settings: Mapping[str, Any] = field(default_factory=dict)  # tokenizer_config.json
+    settings: Mapping[str, Any] = field(default_factory=dict)  # the content of tokenizer_config.json
 
     def setting(self, key: str, default: Any) -> Any:
         value = self.settings.get(key)
@@ -38,15 +39,15 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class TokenizerClass:
-    """One of transformers' classes. `build` makes a backend of a vocabulary and the tokens of the roles."""
+    """One of transformers' tokenizer classes."""
 
     model: str  # the kind of model it reads: WordPiece, BPE or Unigram
-    build: Callable[[Vocabulary, Mapping[str, str]], "Backend"]
+    build: Callable[[Vocabulary, Mapping[str, str]], "Backend"]  # makes a backend of vocabulary and tokens of roles
     roles: Mapping[str, str]  # role -> token, where the files name none
-    # what puts control tokens around a text, and of which roles; None: the file's own frame, else what the settings
-    # add_bos_token and add_eos_token ask for
+    # Makes the backend put control tokens around texts. None: those of the file, or else those for which the settings
+    # add_bos_token and add_eos_token ask.
     frame: Callable[["Backend", Vocabulary, Mapping[str, str]], None] | None = None
-    framed: tuple[str, ...] = ()
+    framed: tuple[str, ...] = ()  # the roles whose tokens `frame` uses
 
 
 def _wordpiece(vocabulary: Vocabulary, roles: Mapping[str, str]) -> "Backend":
@@ -56,7 +57,7 @@ def _wordpiece(vocabulary: Vocabulary, roles: Mapping[str, str]) -> "Backend":
     backend.normalizer = normalizers.BertNormalizer(
         clean_text=True,
         handle_chinese_chars=vocabulary.setting("tokenize_chinese_chars", True),
-        strip_accents=vocabulary.settings.get("strip_accents"),  # None: as do_lower_case
+        strip_accents=vocabulary.settings.get("strip_accents"),  # None: the same as do_lower_case
         lowercase=vocabulary.setting("do_lower_case", True),
     )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -120,7 +121,7 @@ def _gemma(vocabulary: Vocabulary, roles: Mapping[str, str]) -> "Backend":
 def _unigram(
     unk_id: int, always_prefixed: bool = False, normalised: bool = True
 ) -> Callable[[Vocabulary, Mapping[str, str]], "Backend"]:
-    """T5 and its kin: white space ends a word, and every word begins with ▁."""
+    """Returns the `build` of T5 and similar classes, in which white space ends a word and every word begins with ▁."""
 
     def build(vocabulary: Vocabulary, roles: Mapping[str, str]) -> "Backend":
         from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -157,7 +158,7 @@ def _albert(vocabulary: Vocabulary, roles: Mapping[str, str]) -> "Backend":
 def _template(
     single: str, pair: str, used: tuple[str, ...]
 ) -> Callable[["Backend", Vocabulary, Mapping[str, str]], None]:
-    """A frame written with roles: `{cls} $A {sep}`."""
+    """Returns a `frame` for templates that are written with roles, as `{cls} $A {sep}`. used: these roles."""
 
     def frame(backend: "Backend", vocabulary: Vocabulary, roles: Mapping[str, str]) -> None:
         from tokenizers.processors import TemplateProcessing

@@ -1,7 +1,7 @@
-"""Tokenizers out of the files that people have: a tokenizer.json, a Hugging Face folder, a sentencepiece model.
+"""Reads tokenizers from files: a tokenizer.json, a Hugging Face folder, a sentencepiece model.
 
-A folder is read as transformers reads it: the class it names decides the rules (`lmkit.text.tokenizer_classes`), and
-what tokenizer_config.json says beside a vocabulary is followed, or refused by name."""
+A folder is read as transformers reads it: the class that it names decides the rules (`lmkit.text.tokenizer_classes`),
+and settings in tokenizer_config.json are followed, or refused by name."""
 
 import base64
 import json
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
 CONFIG = "tokenizer_config.json"
-# What a role's token is called when a lone tokenizer.json does not say; the first that exists wins.
+# The usual names of each role's token, for a tokenizer.json alone, which does not say; the first that exists is used.
 USUAL_NAMES = {
     "bos": ("<s>", "<|bos|>", "<bos>", "<|begin_of_text|>", "<|endoftext|>"),
     "eos": ("</s>", "<|bos|>", "<eos>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>"),
@@ -30,12 +30,12 @@ USUAL_NAMES = {
     "cls": ("[CLS]",),
     "sep": ("[SEP]",),
 }
-# Names of classes that leave everything to the tokenizer.json, or to what the sentencepiece model says of itself.
+# Names of classes without rules of their own: the tokenizer.json, or the sentencepiece model, decides everything.
 GENERAL = ("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend", "BloomTokenizer")
 SAME_RULES = {
     "ElectraTokenizer": "BertTokenizer", "DistilBertTokenizer": "BertTokenizer", "BartTokenizer": "RobertaTokenizer",
 }  # fmt: skip
-# The class of a folder that names none, by the model_type in its config.json, as transformers 5 has it.
+# The class of a folder that names none, by the model_type in its config.json, as in transformers 5.
 CLASS_OF_MODEL = {
     model_type: name
     for name, model_types in {
@@ -52,7 +52,7 @@ CLASS_OF_MODEL = {
     }.items()
     for model_type in model_types.split()
 }
-# Models whose tokenizer.json holds all rules, whatever class their folder names.
+# Models whose tokenizer.json holds all rules, even if their folder names another class.
 GENERAL_MODELS = {
     *("arctic", "bigbird_pegasus", "ernie4_5", "ernie4_5_moe", "flex_olmo", "glm", "glm4", "glm4_moe", "gpt_bigcode"),
     *("granite", "granitemoe", "granitemoehybrid", "internlm2", "internlm3", "jamba", "minicpm3", "minimax_m2"),
@@ -60,15 +60,16 @@ GENERAL_MODELS = {
     *("nystromformer", "olmo2", "olmo3", "olmo_hybrid", "persimmon", "phi3", "phimoe", "smolvlm", "stablelm", "umt5"),
     "xlm-roberta-xl",
 }
-# The same where their folder names no class; of others it is not known here.
+# Models for which that is so if their folder names no class. For other models it is not known here.
 NO_CLASS = ("", "llama", "nanochat", "smollm3", "deepseek_v2", "deepseek_v3", "exaone4", "apertus", "lfm2", "hunyuan")
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:
-    """From a tokenizer.json, a Hugging Face folder (fast or slow), a sentencepiece .model, a run or a token store.
+    """Returns the tokenizer in a tokenizer.json, a Hugging Face folder (fast or slow), a sentencepiece .model, a run or
+    a token store.
 
-    Raises ModelError when there is none, it is damaged, or it cannot be read as its author's tool does."""
-    path = Path(os.path.expanduser(path)) if isinstance(path, str) else path  # as it was typed, or as it is
+    Raises ModelError where there is none, where it is damaged, and where lmkit cannot read it as its own tool does."""
+    path = Path(os.path.expanduser(path)) if isinstance(path, str) else path  # only a typed path may have a ~
     if path.is_file():
         return _from_file(path)
     if not path.is_dir():
@@ -83,7 +84,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
         return _from_folder(path, path / "vocab.json")
     if (path / "vocab.txt").is_file():
         return _from_folder(path, path / "vocab.txt")
-    _class_of(path, {})  # a class that is not supported is the better reason
+    _class_of(path, {})  # if the class is not supported, that error helps more than the one below
     content = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
     raise ModelError(
         f"{path} holds no tokenizer (it holds {content})\n"
@@ -92,7 +93,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
 
 
 def _from_file(path: Path) -> Tokenizer:
-    """A file by itself: nothing but the file says how to read it, unless it is a tokenizer.json in a folder."""
+    """Returns the tokenizer in a file. A .model is read without its folder, a tokenizer.json with its folder."""
     if path.suffix != ".model":
         return _from_folder(path.parent, path)
     backend = as_library(_read(path), str(path))
@@ -134,15 +135,15 @@ def _from_folder(folder: Path, file: Path) -> Tokenizer:
         _add_ends(backend, settings, special)
     else:
         add_post_processor(backend, special)
-    # what holds in this folder has to hold where it is saved, beside another config.json or none
+    # The saved folder may have another config.json, or none, so the class must be named in its settings.
     own = {"tokenizer_class": name} | settings if rules else settings | {"tokenizer_class": GENERAL[0]}
     return Tokenizer(backend, special, own)
 
 
 def _class_of(folder: Path, definition: Mapping[str, Any]) -> str:
-    """The name in CLASSES whose rules hold; "" where the files speak for themselves.
+    """Returns the name in CLASSES whose rules a folder follows; "" where its files hold all rules themselves.
 
-    Raises ModelError for a class whose rules are not built."""
+    Raises ModelError for a class whose rules lmkit does not have."""
     config = read_object(folder / "config.json")
     model_type = config.get("model_type")
     named = read_object(folder / CONFIG).get("tokenizer_class") or config.get("tokenizer_class")
@@ -156,7 +157,7 @@ def _class_of(folder: Path, definition: Mapping[str, Any]) -> str:
     if not name or name in GENERAL or model_type in GENERAL_MODELS:
         return ""
     if name == "LlamaTokenizer" and "ByteLevel" in json.dumps([definition.get("pre_tokenizer")]):
-        return ""  # Llama 3's files name it, and are of another kind
+        return ""  # files of Llama 3 name this class, but are of another kind
     name = SAME_RULES.get(name, name)
     if name not in CLASSES:
         raise ModelError(
@@ -173,7 +174,7 @@ def _class_of(folder: Path, definition: Mapping[str, Any]) -> str:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json, with what older versions kept in special_tokens_map.json, as transformers merges them."""
+    """Returns tokenizer_config.json with the older special_tokens_map.json, merged as in transformers."""
     settings = read_object(folder / CONFIG)
     if "added_tokens_decoder" not in settings:
         settings |= read_object(folder / "special_tokens_map.json")
@@ -181,7 +182,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def _definition(file: Path) -> dict[str, Any]:
-    _backend(file)  # says what is wrong with a damaged one
+    _backend(file)  # raises ModelError for a damaged one
     definition = json.loads(file.read_bytes())
     if dropout := definition["model"].get("dropout"):
         raise ModelError(
@@ -200,7 +201,7 @@ def _backend(file: Path) -> "Backend":
 
 
 def _read(file: Path) -> bytes:
-    if file.name == "sentencepiece.bpe.model":  # XLM-R and mBART: fairseq's ids are the model's, shifted
+    if file.name == "sentencepiece.bpe.model":  # in XLM-R and mBART, ids are those of the model plus an offset
         raise ModelError(f"{file}: fairseq models shift the ids\n  → save its tokenizer.json with transformers first")
     return file.read_bytes()
 
@@ -208,7 +209,7 @@ def _read(file: Path) -> bytes:
 def _vocabulary(
     file: Path, definition: Mapping[str, Any], name: str, rules: TokenizerClass, settings: Mapping[str, Any]
 ) -> Vocabulary:
-    """The part of the files that a class does not make itself. Raises ModelError for another kind of model."""
+    """Returns what a class reads from the files. Raises ModelError for a kind of model that the class does not read."""
     from tokenizers import models
 
     try:
@@ -242,16 +243,16 @@ def _vocabulary(
 def _built(rules: TokenizerClass, vocabulary: Vocabulary, roles: Mapping[str, str], folder: Path) -> "Backend":
     try:
         return rules.build(vocabulary, roles)
-    except Exception as error:  # of tokenizers, for settings of the wrong type
+    except Exception as error:  # tokenizers raises bare Exception for settings of the wrong type
         raise ModelError(f"{folder}: its tokenizer cannot be built: {error}") from error
 
 
 def _named_roles(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
-    """Role -> token, as the files name them."""
+    """Returns the token of each role that the files name."""
     values = {role: settings[key] for role in ROLES if settings.get(key := f"{role}_token") is not None}
     tokens = {role: value.get("content") if isinstance(value, dict) else value for role, value in values.items()}
-    if odd := [role for role, token in tokens.items() if not isinstance(token, str)]:
-        raise ModelError(f"{folder}: its {odd[0]}_token is {values[odd[0]]!r}, which is no text")
+    if not_texts := [role for role, token in tokens.items() if not isinstance(token, str)]:
+        raise ModelError(f"{folder}: its {not_texts[0]}_token is {values[not_texts[0]]!r}, which is no text")
     return {role: str(token) for role, token in tokens.items()}
 
 
@@ -262,7 +263,9 @@ def _add_tokens(
     backend: "Backend", folder: Path, settings: Mapping[str, Any], definition: Mapping[str, Any],
     roles: Mapping[str, str],
 ) -> None:  # fmt: skip
-    """Tokens that a folder adds behind its vocabulary, like T5's sentinels, with their flags; they keep their ids."""
+    """Adds the tokens that a folder lists besides its vocabulary, like T5's sentinels, with their flags and ids.
+
+    Raises ModelError where the list is damaged, or a token would get another id."""
     from tokenizers import AddedToken
 
     flags = {"single_word": False, "lstrip": False, "rstrip": False}
@@ -288,7 +291,7 @@ def _add_tokens(
 
 
 def _extra_tokens(settings: Mapping[str, Any]) -> list[str]:
-    """Control tokens without a role: listed, or under a name of their own like `image_token`."""
+    """Returns control tokens without a role: those in a list, and those with a key of their own like `image_token`."""
     extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
     own = [v for k, v in settings.items() if k.endswith("_token") and k.removesuffix("_token") not in ROLES]
     tokens = [*(extra.values() if isinstance(extra, dict) else extra), *own]
@@ -297,7 +300,7 @@ def _extra_tokens(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _mark_special(backend: "Backend", settings: Mapping[str, Any], special: Special) -> None:
-    """Tokens of a role, and those listed as control tokens, are no text, whatever the vocabulary has them as."""
+    """Makes tokens of a role, and tokens that are listed as control tokens, control tokens of the backend."""
     from tokenizers import AddedToken
 
     known = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
@@ -306,7 +309,9 @@ def _mark_special(backend: "Backend", settings: Mapping[str, Any], special: Spec
 
 
 def _special(backend: "Backend", roles: Mapping[str, str], usual_names: Mapping[str, tuple[str, ...]]) -> Special:
-    """Roles as they are named, else by the usual names among the tokens. A role whose token does not exist is none."""
+    """Returns the token of each role: as the files name it, or by the usual names if they name none.
+
+    A role whose token does not exist is None."""
     known = set(backend.get_vocab(with_added_tokens=True))
     usual = {role: next((n for n in names if n in known), None) for role, names in usual_names.items()}
     tokens: dict[str, Any] = {role: token for role, token in (dict(roles) or usual).items() if token in known}
@@ -317,7 +322,7 @@ def _special(backend: "Backend", roles: Mapping[str, str], usual_names: Mapping[
 
 
 def _add_ends(backend: "Backend", settings: Mapping[str, Any], special: Special) -> None:
-    """BOS and EOS around a text, where `add_bos_token` and `add_eos_token` ask for them."""
+    """Puts BOS and EOS around texts, where `add_bos_token` and `add_eos_token` ask for them."""
     from tokenizers.processors import TemplateProcessing
 
     bos = special.bos if settings.get("add_bos_token") else None

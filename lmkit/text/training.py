@@ -1,4 +1,4 @@
-"""Training a tokenizer from an iterator of texts. The same texts give the same tokenizer, byte for byte."""
+"""Trains a tokenizer from an iterator of texts. The same texts give the same tokenizer, byte for byte."""
 
 import io
 import re
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
     from tokenizers.pre_tokenizers import PreTokenizer
 
 
-LONGEST = 1000  # characters of a run that is learnt from as one: the trainers' time grows with its square
-LINE = 4000  # characters that sentencepiece sees together: what repeats inside costs it the square
+LONGEST = 1000  # characters of a run without a cut, since the trainers' time grows with the square of its length
+LINE = 4000  # characters of a line for sentencepiece, whose time grows with the square of what repeats in a line
 RUN = re.compile(rf"(?<!\S)\S{{{LONGEST},}}|(?<!\s)\s{{{LONGEST},}}")
 
 
 def train_tokenizer(texts: Iterator[str], config: TokenizerConfig, family: str) -> Tokenizer:
-    """A tokenizer of the kind `config.type` with the special tokens of `family`.
+    """Returns a tokenizer of the kind `config.type` with the special tokens of `family`.
 
-    bpe and bytes are byte-level; unigram and sentencepiece are that library's Unigram and BPE with byte fallback.
-    It has `config.vocab_size` ids, or fewer where the texts hold fewer pieces (bytes: always 256 + control tokens).
-    Raises UserError for a vocabulary too small, DataError for texts that hold nothing to learn from."""
+    bpe and bytes are byte-level; unigram and sentencepiece are sentencepiece's Unigram and BPE with byte fallback. It
+    has `config.vocab_size` ids, or fewer where the texts hold fewer pieces; bytes always has 256 and the control
+    tokens. Raises UserError for a vocabulary that is too small, and DataError for texts with nothing to learn from."""
     from tokenizers import AddedToken
 
     special = SPECIAL[FAMILIES[family].tokens]
@@ -47,7 +47,7 @@ def train_tokenizer(texts: Iterator[str], config: TokenizerConfig, family: str) 
         )
     texts = _in_short_runs(texts)
     train = {"wordpiece": _wordpiece, "unigram": _sentencepiece, "sentencepiece": _sentencepiece}
-    # RoBERTa's positions count from the id of its padding, and its table holds a row for every id below
+    # RoBERTa counts positions from the id of its padding, and its table has a row for every smaller number too.
     first = special.tokens if FAMILIES[family].tokens == "roberta" else []
     if config.type == "bytes":
         backend = _byte_level(first)
@@ -61,10 +61,10 @@ def train_tokenizer(texts: Iterator[str], config: TokenizerConfig, family: str) 
 
 
 def check_kept(tokenizer: Tokenizer, trained: str, text: str) -> None:
-    """Raises ModelError for a text that decoding did not give back, where the tokenizer keeps every character: a
-    byte-level one, and of those trained here sentencepiece's, but for their own sign of a space.
+    """Raises ModelError for a text that decoding did not return, if the tokenizer is one that keeps every character.
 
-    trained: the kind; "" for a tokenizer of others."""
+    Those are byte-level ones, and sentencepiece's that were trained here, except for their own sign for a space.
+    trained: the kind of a tokenizer that was trained here; "" for others."""
     if tokenizer.lossless or (trained in ("unigram", "sentencepiece") and SPACE not in text):
         raise ModelError(
             f"the tokenizer keeps every character, yet decode(encode(text)) differs from the text: {text[:60]!r}\n"
@@ -73,8 +73,9 @@ def check_kept(tokenizer: Tokenizer, trained: str, text: str) -> None:
 
 
 def _in_short_runs(texts: Iterator[str]) -> Iterator[str]:
-    """The same characters, in more texts where one holds a run without white space, or of it, above LONGEST: a genome
-    in one line, a million empty lines."""
+    """Yields the same characters, but cuts texts inside long runs without white space, or of white space only.
+
+    Runs are cut where they are longer than LONGEST: a genome in one line, or a million empty lines."""
     for text in texts:
         done = 0
         for run in RUN.finditer(text):
@@ -86,7 +87,7 @@ def _in_short_runs(texts: Iterator[str]) -> Iterator[str]:
 
 
 def _byte_level(first: list[str]) -> "Backend":
-    """No merges yet. `first`, which no text can spell, then the 256 bytes."""
+    """Returns a byte-level tokenizer without merges: the tokens `first`, which no text can spell, then 256 bytes."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     backend = Tokenizer(models.BPE({piece: i for i, piece in enumerate([*first, *byte_alphabet()])}, []))
@@ -109,9 +110,10 @@ def _bpe(texts: Iterator[str], config: TokenizerConfig, special: Special, first:
 
 
 def _wordpiece(texts: Iterator[str], config: TokenizerConfig, special: Special) -> "Backend":
-    """BPE merges over words that begin with ▁, then named WordPiece's way: ▁un -> un, able -> ##able.
+    """Returns a WordPiece tokenizer.
 
-    tokenizers' own WordPiece trainer gives another vocabulary each time it runs."""
+    It learns BPE merges of words that begin with ▁, and then names pieces as WordPiece does: ▁un becomes un, able
+    becomes ##able. The WordPiece trainer of tokenizers gives another vocabulary each time it runs."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     learner = Tokenizer(models.BPE())
@@ -122,7 +124,7 @@ def _wordpiece(texts: Iterator[str], config: TokenizerConfig, special: Special) 
     )
     room = config.vocab_size - len(special.tokens)
     seen: Counter[str] = Counter()
-    # of the merges some are single characters, which have their entries anyway
+    # Some of the pieces are single characters, whose entries are chosen separately, so more are learnt than needed.
     trainer = trainers.BpeTrainer(vocab_size=3 * room, limit_alphabet=room, show_progress=False)
     learner.train_from_iterator(_counting_characters(texts, seen), trainer)
     pieces = [text for text, _ in sorted(learner.get_vocab().items(), key=lambda item: item[1]) if text != SPACE]
@@ -152,8 +154,9 @@ def _counting_characters(texts: Iterator[str], seen: Counter[str]) -> Iterator[s
 
 
 def _characters(learner: "Backend", words: "PreTokenizer", counts: Counter[str], room: int) -> list[str]:
-    """Entries of the most frequent characters, as many as `room` has: at the start of words, and as `##c` inside of
-    them. A character that is always a word of its own, as Han and punctuation are, needs no second one."""
+    """Returns entries for the most frequent characters, at most `room`: `c` for the start of words, `##c` inside them.
+
+    A character that is always a word of its own, as Han and punctuation are, needs no second entry."""
     alone, inside = list[str](), list[str]()
     for char in sorted(counts, key=lambda c: (-counts[c], c)):
         continues = len(words.pre_tokenize_str(learner.normalizer.normalize_str(f"a{char}"))) == 1
@@ -174,7 +177,8 @@ def _normalised(normalizer: "Normalizer", seen: Counter[str]) -> Counter[str]:
 
 
 def _sentencepiece(texts: Iterator[str], config: TokenizerConfig, special: Special) -> "Backend":
-    """Every character of the text is kept: no normalisation, no prefix, byte fallback."""
+    """Returns sentencepiece's tokenizer, which keeps every character of a text: it has no normalisation, no prefix, and
+    byte fallback."""
     import sentencepiece
 
     whole = (line for text in texts for line in text.splitlines() if line.strip() and "\0" not in line)

@@ -1,8 +1,8 @@
-"""Encoding large amounts of text: words recur, so their ids are remembered.
+"""Encodes large amounts of text fast: it remembers the ids of words, since words recur.
 
-Byte-level and BERT tokenizers cut a text into words by a regular expression before anything else. At some places that
-cut is certain whatever stands around it; the text between two of them is a unit, and a unit's ids depend on nothing but
-the unit. Looking units up is several times faster than `tokenizers` alone, and gives the same ids."""
+Byte-level and BERT tokenizers first cut a text into words by a regular expression. At some places there is always a
+cut, whatever text is around it. The text between two such places is a unit, whose ids depend only on the unit. Looking
+up units is several times faster than `tokenizers` alone, and gives the same ids."""
 
 import re
 from dataclasses import dataclass
@@ -12,34 +12,37 @@ import numpy as np
 
 from lmkit.text.tokenizer import Tokenizer, byte_alphabet
 
-# GPT-4's split with at most two digits together, which suits small vocabularies (nanochat).
+# GPT-4's split, but with at most two digits in a word, which is better for small vocabularies (nanochat).
 SPLIT = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 _CL100K = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-SAME_CUTS = {SPLIT, _CL100K % r"\p{N}{1,3}", _CL100K % r"\p{N}"}  # ours, Llama 3's, Qwen's
+SAME_CUTS = {SPLIT, _CL100K % r"\p{N}{1,3}", _CL100K % r"\p{N}"}  # those of lmkit, Llama 3 and Qwen
 GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# Certain cuts: before a space or tab that follows a non-space, and after the last newline of a run of white space. The
-# first alternative is only a fast way to say so for plain words. Python counts \x1c-\x1f as spaces and `tokenizers`
-# does not, so no cut is made beside them or beside rare spaces.
+# There is always a cut before a space or tab that follows a non-space, and after the last newline of a run of white
+# space. The first alternative of the expression is only faster for plain words. Python counts \x1c-\x1f as spaces and
+# `tokenizers` does not, so no cut is made beside them or beside rare spaces.
 GPT4_UNITS = re.compile(
     r" ?[!-~]++(?:(?= [!-~])|\n(?=[!-~]))|[^\S\r\n]*\S+(?:[^\S \t\r\n]\s*\S*)*(?:\s*[\r\n])?|\s*[\r\n]|\s+"
 )
-# GPT-2's: before any white space that follows a non-space.
+# With GPT-2's split, there is always a cut before white space that follows a non-space.
 GPT2_UNITS = re.compile(r" ?[!-~]++(?=[ \n][!-~])|\s*\S+(?:[\x1c-\x1f]\s*\S*)*|\s+")
-BERT_UNITS = re.compile(r"[ \t\r\n]*[^ \t\r\n]+|[ \t\r\n]+")  # it deletes other control characters
+BERT_UNITS = re.compile(r"[ \t\r\n]*[^ \t\r\n]+|[ \t\r\n]+")  # BERT deletes other control characters
 
-CACHE_BYTES = 256_000_000  # about what the remembered units may take, in all processes together
-UNIT_BYTES = 200  # what one takes beside its text
-VISIBLE = dict(enumerate(byte_alphabet()[:128]))  # how a byte-level model spells ASCII
+CACHE_BYTES = 256_000_000  # about how much memory the remembered units may take, in all processes together
+UNIT_BYTES = 200  # bytes that a unit takes besides its text
+VISIBLE = dict(enumerate(byte_alphabet()[:128]))  # the characters by which a byte-level model spells ASCII
 
 
 @dataclass(frozen=True)
 class Cuts:
-    units: re.Pattern[str]
-    words: re.Pattern[str] | None = None  # finer: the tokenizer's own split, exact for ASCII
+    """Expressions that cut text."""
+
+    units: re.Pattern[str]  # finds units
+    words: re.Pattern[str] | None = None  # finds words in a unit of ASCII: the tokenizer's own split
 
 
 def find_cuts(definition: dict[str, Any]) -> Cuts | None:
-    """How to cut text for the tokenizer with this tokenizer.json; None when no expression is known to be right."""
+    """Returns how to cut text for the tokenizer with this tokenizer.json; None where no expression is known to be
+    right."""
     added = [t for t in definition["added_tokens"] if not t["special"]]
     if any(re.search(r"\s", t["content"]) or t["lstrip"] or t["rstrip"] or t["single_word"] for t in added):
         return None
@@ -64,16 +67,16 @@ def find_cuts(definition: dict[str, Any]) -> Cuts | None:
 
 
 def _ascii(split: str) -> re.Pattern[str]:
-    """A split in Python's syntax, right for ASCII text only."""
+    """Returns a split in Python's syntax, which is right only for ASCII text."""
     inside = re.sub(r"\[[^]]*\]", lambda m: m[0].replace(r"\p{L}", "A-Za-z").replace(r"\p{N}", "0-9"), split)
     return re.compile(inside.replace(r"\p{L}", "[A-Za-z]").replace(r"\p{N}", "[0-9]"), re.ASCII)
 
 
 class WordEncoder:
-    """Documents to ids: what `Tokenizer.encode` gives, inside the tokenizer's document frame."""
+    """Encodes documents: the ids of `Tokenizer.encode`, with the control tokens before and after a document."""
 
     def __init__(self, tokenizer: Tokenizer, processes: int = 1):
-        """`processes`: how many encoders share the machine's memory."""
+        """processes: how many encoders share the machine's memory."""
         self.tokenizer, self.processes = tokenizer, processes
         self.dtype = id_type(tokenizer.vocab_size)
         self.start, self.end = (np.array(ids, self.dtype).tobytes() for ids in tokenizer.document_frame)
@@ -82,23 +85,25 @@ class WordEncoder:
         self.size = 0
 
     def __call__(self, texts: list[str]) -> tuple[bytes, np.ndarray]:
-        """All ids one after the other as bytes of `dtype`, and the number of ids of each text (int64)."""
+        """Returns all ids one after the other as bytes of `dtype`, and the number of ids of each text (int64)."""
         if self.cuts is None:
-            found = [np.array(ids, self.dtype).tobytes() for ids in self.tokenizer.encode_batch(texts)]
+            encoded = [np.array(ids, self.dtype).tobytes() for ids in self.tokenizer.encode_batch(texts)]
         else:
             units = [self.cuts.units.findall(text) for text in texts]
             self._learn({u for us in units for u in us if u not in self.known})
-            found = [b"".join(map(self.known.__getitem__, us)) for us in units]
+            encoded = [b"".join(map(self.known.__getitem__, us)) for us in units]
         if self.size > CACHE_BYTES // self.processes:
             self.known, self.size = {}, 0
         lengths = (
-            np.array([len(self.start) + len(ids) + len(self.end) for ids in found], np.int64) // self.dtype.itemsize
+            np.array([len(self.start) + len(ids) + len(self.end) for ids in encoded], np.int64) // self.dtype.itemsize
         )
-        return b"".join([part for ids in found for part in (self.start, ids, self.end)]), lengths
+        return b"".join([part for ids in encoded for part in (self.start, ids, self.end)]), lengths
 
     def _learn(self, units: set[str]) -> None:
-        """Units are long and often new; their words seldom are. The model alone encodes an ASCII word in a third of the
-        time that `tokenizers` takes."""
+        """Encodes and remembers these units, those of ASCII word by word.
+
+        Units are long and often new, but their words rarely are. The model alone encodes an ASCII word in a third of
+        the time that the whole of `tokenizers` takes."""
         split = self.cuts.words if self.cuts else None
         plain = {unit for unit in units if unit.isascii()} if split else set()
         words = {unit: split.findall(unit) for unit in plain} if split else {}
@@ -119,5 +124,5 @@ class WordEncoder:
 
 
 def id_type(vocab_size: int) -> np.dtype:
-    """Two bytes an id are enough up to 65,535 ids."""
+    """Returns the type in which ids are stored: two bytes per id are enough up to 65,535 ids, else four."""
     return np.dtype("<u2" if vocab_size <= 65_535 else "<u4")

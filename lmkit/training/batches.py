@@ -1,4 +1,4 @@
-"""Where the loop has its batches from."""
+"""The source from which the training loop takes its batches."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType

@@ -1,9 +1,9 @@
-"""What a checkpoint of a training run holds beside the model, and how it comes back: no pickle anywhere.
+"""Writes and reads what a checkpoint holds besides the model. No file is a pickle.
 
-`model.safetensors` is the model to use. With an average of the weights (EMA) switched on that is the average, and
-`training/weights.safetensors` holds the weights that training goes on from. Moments stand in
-`training/optimizer.safetensors`; of a model whose weights are shared out (FSDP2) in `training/shards/`, where each
-process writes its own, in the layout of torch.distributed.checkpoint, which any number of processes can read.
+`model.safetensors` is the model to use. If an average of the weights (EMA) is switched on, it is the average, and
+`training/weights.safetensors` holds the weights that training goes on from. Moments are in
+`training/optimizer.safetensors`. If processes share the weights (FSDP2), moments are in `training/shards/`, where each
+process writes its own part, in the layout of torch.distributed.checkpoint, which any number of processes can read.
 """
 
 import json
@@ -36,40 +36,40 @@ from lmkit.training.optimizers.build import load_state_tensors, state_tensors
 
 ADAPTER = "training/adapter.safetensors"
 SHARDS = "training/shards"
-RECIPE = "training/recipe.yaml"  # by which the steps up to here were trained
+RECIPE = "training/recipe.yaml"  # the recipe with which the steps up to here were trained
 Piece = Callable[[Path], None]  # writes a part of a checkpoint into its folder
 
 
 @dataclass
 class State:
-    """Where a run stands. Everything random follows from `step`, so there is no generator state to keep."""
+    """The progress of a run. Everything random follows from `step`, so no state of a generator is saved."""
 
     step: int = 0
-    tokens: int = 0  # trained on, as `train.batch` counts them
-    elapsed: float = 0.0  # seconds in the loop, over all starts
-    beside: float = 0.0  # of these not in steps: evaluations, texts, checkpoints
-    saving: float = 0.0  # and of these in checkpoints
-    eval_seconds: float = 0.0  # what the last evaluation took
-    save_seconds: float = 0.0  # what the longest save took
+    tokens: int = 0  # tokens trained on, as `train.batch` counts them
+    elapsed: float = 0.0  # seconds in the loop, over all starts of the run
+    beside: float = 0.0  # the seconds of `elapsed` outside steps: evaluations, sample texts, checkpoints
+    saving: float = 0.0  # the seconds of `beside` in which checkpoints were saved
+    eval_seconds: float = 0.0  # seconds of the last evaluation
+    save_seconds: float = 0.0  # seconds of the longest save
     reserve: float = 0.0  # seconds kept free at the end of a time budget for the last evaluation and save
     skipped: int = 0  # steps whose loss or gradient was not finite
     skipped_in_a_row: int = 0
     spikes: int = 0  # steps whose loss or gradient was far above those before
-    losses: list[float] = field(default_factory=list)  # of the last steps, by which spikes are judged
-    norms: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)  # losses of the last steps, to recognise spikes
+    norms: list[float] = field(default_factory=list)  # norms of their gradients
     passed_over: list[int] = field(default_factory=list)  # global batches left out after a rollback
     rollbacks: int = 0
     best: dict[str, float] | None = None  # step and scores of the best evaluation
     evaluations_since_best: int = 0
     finished: str = ""  # the budget that was used up
-    before: dict[str, float] | None = None  # scores of the model that was started from, where they are compared
+    before: dict[str, float] | None = None  # scores of the model before training, where a task compares with them
     scaler: dict[str, Any] = field(default_factory=dict)  # fp16 loss scale
-    # where memory was not enough: the micro-batch of the recipe, and the smaller one that is used since
+    # Set where memory was not enough: the micro-batch of the recipe, and the smaller one that is used since.
     micro_batch: list[int] | None = None
 
 
 class Average:
-    """Exponential moving average of the weights (Polyak & Juditsky 1992); of shards, where they are shared out."""
+    """Exponential moving average of the weights (Polyak & Juditsky 1992). Each process averages the part it holds."""
 
     def __init__(self, model: Transformer, decay: float):
         self.decay = decay
@@ -82,17 +82,18 @@ class Average:
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange the average and the weights in the model; a second call undoes it. All the memory it takes it takes
-        at once, so that it is done whole or not at all."""
+        """Exchanges the average and the weights in the model; a second call undoes it.
+
+        It allocates all its memory first, so that it fails before any weight is changed, or not at all."""
         spare = torch.empty_like(max(self.params, key=torch.numel)).flatten()
         for p, average in zip(self.params, self.weights, strict=True):
-            kept = spare[: p.numel()].view_as(p).copy_(p)
+            current = spare[: p.numel()].view_as(p).copy_(p)
             p.copy_(average)
-            average.copy_(kept)
+            average.copy_(current)
 
     @contextmanager
     def as_model(self) -> Iterator[None]:
-        """The model is the average meanwhile."""
+        """Gives the model the average's weights for the time of a `with` block."""
         self.swap()
         try:
             yield
@@ -102,7 +103,7 @@ class Average:
 
 @dataclass(frozen=True)
 class Adapter:
-    """What a run trains in place of all weights, and the folder of the model it changes."""
+    """The adapter that a run trains instead of all weights, and the folder of the model that it changes."""
 
     config: LoraConfig
     base: str
@@ -117,8 +118,10 @@ def snapshot(
     model: Transformer, optimizers: list[Optimizer], state: State, average: Average | None, tokenizer: Path,
     special: dict[str, Any], adapter: Adapter | None = None, copy: bool = False,
 ) -> tuple[list[Piece], dict[str, Tensor]]:  # fmt: skip
-    """What to write, and of a model that is shared out the tensors that `sharding.save` is to write; all its processes
-    must call together. copy: training goes on before all is written."""
+    """Returns functions that write the parts of a checkpoint, and tensors for `sharding.save`.
+
+    There are such tensors only where processes share the model; all of them must call together. copy: copies the
+    tensors, so that training can go on before they are written."""
     own: Callable[[Tensor], Tensor] = lambda t: t.detach().clone() if copy else t.detach()
     pieces: list[Piece] = []
     moved = model.moved_rows
@@ -131,18 +134,20 @@ def snapshot(
         adapted = {n: own(t) for n, t in adapter_tensors(model).items()}
         pieces.append(lambda folder: save_file(adapted, folder / ADAPTER))
     names: dict[Tensor, str] = {p: n for n, p in model.named_parameters()}
-    facts = asdict(state)  # a copy, down to the lists
+    facts = asdict(state)  # a copy, its lists included
     pieces.append(lambda folder: write_json(folder / "training/state.json", facts))
-    held = {k: own(v) for k, v in state_tensors(optimizers, names).items()}
+    states = {k: own(v) for k, v in state_tensors(optimizers, names).items()}
     if sharding.shared(model) and not moved:
-        return pieces, held
-    moments = {k: whole(v, moved.get(k.split("::")[0]) if v.dim() else None).contiguous() for k, v in held.items()}
+        return pieces, states
+    moments = {k: whole(v, moved.get(k.split("::")[0]) if v.dim() else None).contiguous() for k, v in states.items()}
     pieces.append(lambda folder: save_file(moments, folder / "training/optimizer.safetensors"))
     return pieces, {}
 
 
 def model_piece(model: Transformer, tokenizer: Path, special: dict[str, Any], adapter: Adapter | None = None) -> Piece:
-    """The Hugging Face folder: model and tokenizer; of an adapter that is not to be merged PEFT's."""
+    """Returns a function that writes the Hugging Face folder of model and tokenizer.
+
+    For an adapter that is not to be merged, it writes PEFT's folder instead."""
     save: Piece
     if adapter and not adapter.config.merge:
         save = adapter_writer(model, adapter.config, adapter.base, special)
@@ -167,7 +172,9 @@ def model_piece(model: Transformer, tokenizer: Path, special: dict[str, Any], ad
 
 @torch.no_grad()
 def read(folder: Path, model: Transformer, optimizers: list[Optimizer], average: Average | None) -> State:
-    """The inverse of writing a `snapshot`, in place. Raises ModelError when the folder holds another kind of run."""
+    """Reads a checkpoint into model, optimizers and average, in place. Returns the state of the run.
+
+    Raises ModelError where the folder holds another kind of run."""
     if (folder / ADAPTER).is_file():
         load_adapter_tensors(model, load_file(folder / ADAPTER))
     else:
@@ -176,8 +183,8 @@ def read(folder: Path, model: Transformer, optimizers: list[Optimizer], average:
     if raw.exists() != (average is not None):
         raise ModelError(f"{folder}: train.ema was {'on' if raw.exists() else 'off'} when this checkpoint was written")
     if average:
-        for mine, p in zip(average.weights, average.params, strict=True):
-            mine.copy_(p)
+        for weight, p in zip(average.weights, average.params, strict=True):
+            weight.copy_(p)
         weights = load_file(raw)
         for n, p in model.named_parameters():
             fill(p, weights[n], model.moved_rows.get(n))
@@ -197,7 +204,7 @@ def read(folder: Path, model: Transformer, optimizers: list[Optimizer], average:
 
 
 def average_models(folders: list[Path], model: Transformer) -> None:
-    """Set `model` to the mean of the checkpoints' weights (Vaswani et al. 2017, 6.1 average the last 5)."""
+    """Sets `model` to the mean of the checkpoints' weights (Vaswani et al. 2017, 6.1 average the last 5)."""
     total: dict[str, Tensor] = {}
     for folder in folders:
         for name, tensor in read_tensors(folder).items():

@@ -1,7 +1,7 @@
-"""A bad number never reaches the weights, and a spike does not go unseen.
+"""Keeps numbers that are not finite out of the weights, and records spikes.
 
-A spike is a loss or gradient norm six standard deviations above the mean of the last 128 steps: the rule of OLMo-core's
-SkipStepOptimizer.
+A spike is a loss or gradient norm that is six standard deviations above the mean of the last 128 steps, as in
+OLMo-core's SkipStepOptimizer.
 """
 
 import math
@@ -22,11 +22,11 @@ from lmkit.training.optimizers.build import state_tensors
 WINDOW, ENOUGH, SIGMAS = 128, 32, 6.0
 SKIPS_IN_A_ROW = 3
 ROLLBACKS = 3
-KEPT_STILL = ("loss scale", "not finite", "skipped spike", "rolled back")  # steps in which nothing moves
+KEPT_STILL = ("loss scale", "not finite", "skipped spike", "rolled back")  # reasons for which no weight changes
 
 
 class Rollback(Exception):
-    """Go back to the last checkpoint, and pass over these batches from there on."""
+    """Asks to go back to the last checkpoint, and to leave out these batches from there on."""
 
     def __init__(self, step: int, batches: list[int]):
         super().__init__(step)
@@ -34,8 +34,11 @@ class Rollback(Exception):
 
 
 def judge(state: State, loss: float, norm: float, policy: str, can_fall: bool) -> str | None:
-    """What is wrong with a step: `loss scale` (fp16: too high, and lowered now, if it `can_fall`), `not finite`,
-    `skipped spike` or `rolled back` by `policy`, `spike` where it only is to be told; None: nothing."""
+    """Returns what is wrong with a step, or None.
+
+    `loss scale`: the scale of fp16 is too high; the scaler lowers it now, if it `can_fall`. `not finite`: loss or
+    gradient are not finite. For a spike, `policy` decides: `skipped spike`, `rolled back`, or `spike` where the step
+    counts and the spike is only recorded."""
     if not (math.isfinite(loss) and math.isfinite(norm)):
         return "loss scale" if can_fall and math.isfinite(loss) else "not finite"
     spike = _far_above(state.losses, loss) or _far_above(state.norms, norm)
@@ -50,8 +53,10 @@ def _far_above(values: list[float], value: float) -> bool:
 
 
 def count(job: Job, run: Run, row: dict[str, Any], batches: list[Batch]) -> None:
-    """Record what `judge` found. Raises Rollback where the recipe says so, Diverged after three steps in a row without
-    a finite loss, or after three rollbacks."""
+    """Records what `judge` found. row: the step's row of metrics; batches: those of this process in the step.
+
+    Raises Rollback where the recipe says so, and Diverged after three steps in a row without a finite loss, or after
+    three rollbacks."""
     sys.audit("lmkit.step.done", row["step"])
     state, policy = job.state, job.recipe.train.spikes
     reason = row.get("skipped") or ("spike" if "spike" in row else None)
@@ -77,12 +82,13 @@ def count(job: Job, run: Run, row: dict[str, Any], batches: list[Batch]) -> None
 
 
 def check_finite(job: Job, run: Run) -> None:
-    """Raises Diverged where a weight or a moment is not finite: an update can overflow though loss and gradient do not.
-    All processes of a run call this together."""
+    """Raises Diverged where a weight or a moment is not finite.
+
+    An update can overflow even if loss and gradient are finite. All processes of a run must call this together."""
     names: dict[Tensor, str] = {p: n for n, p in job.model.named_parameters()}
     tensors = {n: local(p.detach()) for p, n in names.items()}
     tensors |= {n: local(t) for n, t in state_tensors(job.optimizers, names).items()}
-    # a sum is fast, and finite only where all it adds up is; finite numbers may overflow in it
+    # A sum is fast to compute. If it is finite, so are all its numbers; if not, finite numbers may have overflowed.
     bad = [n for n, t in tensors.items() if not math.isfinite(t.sum()) and not t.isfinite().all()]
     if job.world.most(len(bad)):
         where = f"{bad[0]} is" if bad else "a weight of another process is"
@@ -96,11 +102,11 @@ def _roll_back(job: Job, run: Run, step: int, batches: int) -> None:
 
 
 def give_up(job: Job, run: Run, why: str) -> NoReturn:
-    """Raises Diverged."""
-    newest = run.steps()
-    kept = f"kept: {newest[-1]}" if newest else "no checkpoint had been written yet"
+    """Raises Diverged with the reason `why`, and with advice."""
+    steps = run.steps()
+    checkpoint = f"kept: {steps[-1]}" if steps else "no checkpoint had been written yet"
     raise Diverged(
-        f"training diverged: {why}\n  {kept}\n"
+        f"training diverged: {why}\n  {checkpoint}\n"
         f"  the documents of those batches stand in {run.path / 'events.jsonl'}\n"
         f"  → a lower optimizer.lr (now {job.recipe.optimizer.lr:.3g}) or train.clip=1 usually helps"
     )

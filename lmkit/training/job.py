@@ -50,30 +50,30 @@ class Job:
 
     recipe: Recipe | FinetuneRecipe
     model: Transformer
-    parallel: Parallel  # the same on all processes of the run
-    work: Work  # the task, its rows and those held out
+    parallel: Parallel  # the model as all processes of the run train it together
+    work: Work  # the objective, its rows and the held-out rows
     horizon: Horizon
-    batch_rows: int  # examples an optimizer step
+    batch_rows: int  # rows per optimizer step
     device: torch.device
     precision: str
     optimizers: list[Optimizer]
     average: Average | None
     tokenizer: Tokenizer
-    tokenizer_folder: Path  # whose files go into every checkpoint
-    special: dict[str, Any]  # of config.json: bos_token_id, eos_token_id, ...
-    score: Callable[[], dict[str, float]]  # of the weights as they are, on held-out rows
+    tokenizer_folder: Path  # the folder whose tokenizer files are copied into every checkpoint
+    special: dict[str, Any]  # ids of control tokens for config.json: bos_token_id, eos_token_id, ...
+    score: Callable[[], dict[str, float]]  # returns scores on held-out rows with the weights as they are now
     metric: str = "val_loss"  # the score that decides which checkpoint is best
-    higher: bool = False  # is better
-    scored_rows: int = 0  # that `score` reads
-    closing: float = 0.0  # evaluations' worth of scoring after the last step
+    higher: bool = False  # whether a higher `metric` is better
+    scored_rows: int = 0  # the number of rows that `score` reads
+    closing: float = 0.0  # the time of scoring after the last step, in evaluations
     patience: int = 0  # stop after this many evaluations without a better one; 0: never
-    sample: Callable[[], str] | None = None  # a text by the model as it is
-    adapter: Adapter | None = None  # what is trained, instead of all weights
+    sample: Callable[[], str] | None = None  # returns a text that the model writes with its weights as they are now
+    adapter: Adapter | None = None  # the adapter that is trained instead of all weights
     state: State = field(default_factory=State)
     world: World = ALONE
 
     def batch_of(self, step: int) -> int:
-        """Which global batch step `step` (from 0) reads."""
+        """Returns the number of the global batch that step `step` (from 0) reads."""
         return nth_left(step, self.state.passed_over)
 
     def use_micro_batch(self, tokens: int) -> None:
@@ -81,7 +81,9 @@ class Job:
         self.recipe = self.recipe.model_copy(update={"train": train})
 
     def halve_micro_batch(self, why: str) -> bool:
-        """From now on, also where a resume takes the run up from a checkpoint written since. False: it is one token."""
+        """Halves the micro-batch from now on, and tells the user why. Returns False where it is one token already.
+
+        Checkpoints written from now on record it, so a resume uses it too."""
         micro, before = self.recipe.train.micro_batch, self.state.micro_batch
         if micro == 1:
             return False
@@ -94,13 +96,13 @@ class Job:
 
     @property
     def progress(self) -> dict[str, Any]:
-        """For status.json: how far it is, and its best scores, by which it was chosen first."""
+        """Returns the progress of the run for status.json: steps, tokens and the best scores, `metric` first."""
         s = self.state
         best = s.best and {"step": s.best["step"], self.metric: s.best[self.metric]} | s.best
         return {"step": s.step, "tokens": s.tokens, "best": best, "skipped": s.skipped}
 
     def better(self, scores: dict[str, float]) -> bool:
-        """Whether these are the best scores so far; of two that are equal, the lower loss."""
+        """Says whether these are the best scores so far. Where `metric` is equal, the lower loss is better."""
         new, best = scores.get(self.metric, math.nan), self.state.best
         if not math.isfinite(new):
             return False
@@ -110,8 +112,10 @@ class Job:
 
 
 def build_job(recipe: Recipe, store: TokenStore, model: Transformer | None = None, world: World = ALONE) -> Job:
-    """model: trained before; None: a new one. Raises DataError where the text is shorter than one batch, UserError for
-    what this machine cannot do."""
+    """Returns the job of a recipe for pretraining.
+
+    model: one that was trained before; None for a new one. Raises DataError where the text is shorter than one batch,
+    and UserError for what this machine cannot do."""
     train, context = recipe.train, recipe.model.context
     tokenizer = store.tokenizer
     work = build_objective(recipe, store, tokenizer)
@@ -136,15 +140,17 @@ def build_job(recipe: Recipe, store: TokenStore, model: Transformer | None = Non
     if recipe.parallel.tensor == 1:
         job.sample = _sampler(job, recipe, tokenizer)
     if not len(work.held_out):
-        held = store.split("validation").num_tokens
+        size = store.split("validation").num_tokens
         note(
-            f"no validation: the {held:,} tokens held out fill no row of {context} tokens, so no checkpoint is the best"
+            f"no validation: the {size:,} tokens held out fill no row of {context} tokens, so no checkpoint is the best"
         )
     return job
 
 
 def fit_vocabulary(model: ModelSection, tokenizer: Tokenizer) -> ModelSection:
-    """With an embedding for each of the tokenizer's entries. Raises UserError where `vocab_size` is smaller."""
+    """Returns the model section with an embedding for each entry of the tokenizer.
+
+    Raises UserError where the section's own `vocab_size` is smaller than that."""
     size = tokenizer.vocab_size
     wanted = model.vocab_size or math.ceil(size / 64) * 64
     if wanted < size:
@@ -166,8 +172,10 @@ def assemble(
     recipe: Recipe | FinetuneRecipe, model: Transformer, work: Work, batch_rows: int, tokenizer: Tokenizer,
     tokenizer_folder: Path, static: bool, world: World, ragged: bool = False,
 ) -> Job:  # fmt: skip
-    """A job for this model, moved to its device. static: rows are of one length, which compilation wants; ragged: of
-    any length. Raises UserError for what this machine, or this number of processes, cannot do."""
+    """Returns a job for this model, and moves the model to its device.
+
+    static: all rows have one length, as compilation needs it; ragged: rows have any length. Raises UserError for what
+    this machine, or this number of processes, cannot do."""
     train, c = recipe.train, model.config
     device = choose_device(train.device)
     precision = choose_precision(train.precision, device)
@@ -181,9 +189,9 @@ def assemble(
         raise UserError("train.precision fp16 overflows in T5, whose attention scores nothing scales\n  → bf16 or fp32")
     batch_tokens = train.batch if isinstance(train.batch, int) else round(batch_rows * work.row_tokens)
     ends = horizon(train.budget, batch_tokens, batch_rows, len(work.rows))
-    most = -world.most(-_most_tokens(c, device))  # the least of all processes': they go by one recipe
-    whole = isinstance(recipe, Recipe)  # pretraining fills its rows; those of fine-tuning have lengths of their own
-    micro = train.micro_batch or (_whole_rows(c.context, batch_rows, most) if whole else max(most, c.context))
+    fitting = -world.most(-_most_tokens(c, device))  # the smallest over all processes, which share one recipe
+    full_rows = isinstance(recipe, Recipe)  # rows of pretraining are full; those of fine-tuning differ in length
+    micro = train.micro_batch or (_whole_rows(c.context, batch_rows, fitting) if full_rows else max(fitting, c.context))
     model.to(device)
     compiled = choose_compile(train, device, _expected_seconds(model, ends, batch_tokens), static, ragged)
     for stack in model.stacks:
@@ -205,7 +213,7 @@ def assemble(
 
 
 def held_out_scores(job: Job, limit: int) -> dict[str, float]:
-    """Loss and what follows from it, on the first `limit` held-out rows."""
+    """Returns the loss on the first `limit` held-out rows, and the scores that follow from it."""
     with autocast(job.precision, job.device):
         return validate(job.parallel, job.work, limit, job.recipe.train.micro_batch, job.device)
 
@@ -225,8 +233,10 @@ def _check_shared(recipe: Recipe | FinetuneRecipe, world: World, precision: str)
 
 
 def _sampler(job: Job, recipe: Recipe, tokenizer: Tokenizer) -> Callable[[], str] | None:
-    """What the model makes of `evaluate.sample`: continued, filled in, or written anew. Raises UserError for a prompt
-    longer than the context."""
+    """Returns a function that writes a sample from the prompt `evaluate.sample`; None where the recipe wants none.
+
+    A decoder continues the prompt, an encoder fills in its masks, and an encoder-decoder answers it. Raises UserError
+    for a prompt longer than the context, and for one without a mask where an encoder needs it."""
     evaluate, c, seed, model = recipe.evaluate, recipe.model, recipe.train.seed, job.model
     prompt, most = evaluate.sample, evaluate.sample_tokens
     if prompt is None or not (prompt or c.causal):
@@ -259,7 +269,7 @@ def _check_enough(work: Work, batch_rows: int, store: TokenStore, recipe: Recipe
 
 
 def _most_tokens(c: ModelConfig, device: torch.device) -> int:
-    """Tokens of a forward pass, padding included, that fit memory (on a CPU, the caches)."""
+    """Returns how many tokens of a forward pass, padding included, fit into memory; on a CPU, into its caches."""
     if device.type != "cuda":
         return CPU_MICRO_TOKENS
     free, _ = torch.cuda.mem_get_info(device)
@@ -267,12 +277,15 @@ def _most_tokens(c: ModelConfig, device: torch.device) -> int:
 
 
 def _whole_rows(context: int, rows: int, most: int) -> int:
-    """Tokens of the largest equal parts of a batch of `rows` full rows that `most` allows."""
+    """Returns the tokens of a micro-batch: the largest of equal parts of a batch, of whole rows and at most `most`
+    tokens. The batch has `rows` rows of `context` tokens. One row is always allowed."""
     return context * max(n for n in range(1, rows + 1) if rows % n == 0 and n * context <= max(most, context))
 
 
 def _expected_seconds(model: Transformer, ends: Horizon, batch: int) -> float:
-    """A rough length of the run, to decide on compilation: 6 FLOP a parameter and token at 60 GFLOP/s, a laptop's."""
+    """Returns roughly how many seconds the run takes, to decide on compilation.
+
+    It assumes 6 FLOP per parameter and token, and 60 GFLOP/s, the speed of a laptop."""
     if ends.seconds is not None:
         return ends.seconds
     assert ends.steps is not None
@@ -280,9 +293,9 @@ def _expected_seconds(model: Transformer, ends: Horizon, batch: int) -> float:
 
 
 def describe(job: Job, store: TokenStore) -> list[str]:
-    """Everything that was inferred, with the numbers a reader would ask for: a line each."""
+    """Returns lines that show a reader everything that was inferred, with the important numbers."""
     recipe, train = job.recipe, job.recipe.train
-    split, held = store.split("train"), store.split("validation")
+    split, held_out = store.split("train"), store.split("validation")
     tokens_a_step = round(job.batch_rows * job.work.row_tokens)
     if job.horizon.steps is not None:
         tokens = job.horizon.steps * tokens_a_step
@@ -293,7 +306,7 @@ def describe(job: Job, store: TokenStore) -> list[str]:
     return [
         describe_model(job),
         f"data     {split.num_documents:,} documents, {show_count(split.num_tokens)} tokens; held out"
-        f" {held.num_documents:,} documents, {show_count(held.num_tokens)} tokens",
+        f" {held_out.num_documents:,} documents, {show_count(held_out.num_tokens)} tokens",
         f"rows     {recipe.task.name}: {job.work.note}",
         f"train    {length} · {recipe.optimizer.name} · peak lr {recipe.optimizer.lr:.3g} · {recipe.schedule.name}",
         describe_machine(job, math.ceil(tokens_a_step / train.micro_batch)),
@@ -325,8 +338,8 @@ def _layers(model: ModelConfig) -> str:
 
 
 def _memory(job: Job) -> float:
-    """Bytes: weights; gradients, moments and averages of what is trained; activations of one micro-batch; a chunk of
-    logits and its gradient."""
+    """Returns the memory of training in bytes: weights; gradients, moments and averages of the trained parameters;
+    activations of one micro-batch; a chunk of logits and its gradient."""
     train, c = job.recipe.train, job.model.config
     total, trained = _sizes(job.model)
     fixed = 4 * (total + trained * (1 + _numbers_beside(job)))
@@ -335,19 +348,20 @@ def _memory(job: Job) -> float:
 
 
 def checkpoint_bytes(job: Job) -> float:
-    """Of one checkpoint: weights (an adapter's alone where it is one), moments and averages of what is trained."""
+    """Returns the size of one checkpoint in bytes: weights, or those of the adapter alone where one is trained, and
+    moments and averages of the trained parameters."""
     total, trained = _sizes(job.model)
     return 4 * ((trained if job.adapter else total) + trained * _numbers_beside(job))
 
 
 def _sizes(model: Transformer) -> tuple[int, int]:
-    """How many parameters there are, and how many of them are trained."""
+    """Returns how many parameters the model has, and how many of them are trained."""
     parameters = list(model.parameters())
     return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
 
 
 def _numbers_beside(job: Job) -> float:
-    """How many numbers the moments and the average keep for each parameter that is trained."""
+    """Returns how many numbers the moments and the average hold per trained parameter."""
     count = parameters(job.model.config)
     moments = moment_bytes(count, job.recipe.optimizer.name) / (4 * count.total)
     return moments + (1 if job.recipe.train.ema else 0)

@@ -1,6 +1,6 @@
-"""The training loop. A run is a pure function of (recipe, step): weights, moments and `step` are all that is saved.
+"""The training loop. A run depends only on (recipe, step), so a checkpoint needs only weights, moments and the step.
 
-`sys.audit` names the moments at which tests stop a run (docs/architecture.md); nothing hears it otherwise."""
+`sys.audit` names the moments at which tests stop a run (docs/architecture.md); nothing else listens to it."""
 
 import json
 import os
@@ -29,11 +29,11 @@ LESS = "train.recompute=true, train.precision=bf16 on a GPU, or a smaller model"
 
 
 def train(job: Job, run: Run, stop: StopFlag) -> str:
-    """Train to the horizon, or until asked to stop. Returns `done`, or the name of the signal that stopped it.
+    """Trains to the horizon, or until asked to stop. Returns `done`, or the name of the signal that stopped it.
 
-    Raises Diverged after three steps in a row without a finite loss (the last good checkpoint stays), Rollback where
-    the recipe says so instead, OutOfMemory where one row is too much, StorageError or OSError where nothing can be
-    saved."""
+    Raises Diverged after three steps in a row without a finite loss (the last good checkpoint stays), or Rollback where
+    the recipe says so. Raises OutOfMemory where memory is not enough even for smaller micro-batches, and StorageError
+    or OSError where checkpoints or logs cannot be written."""
     state, recipe, world = job.state, job.recipe, job.world
     scaler = _loss_scaler(job)
     job.model.train()
@@ -52,7 +52,7 @@ def train(job: Job, run: Run, stop: StopFlag) -> str:
                 share = share.agreed(world)
             row, asked = _step(job, source, share, pace.now, scaler, stop.asked is not None)
             run.check()
-            pace.look()  # where the step is rolled back, its time has passed all the same
+            pace.look()  # the time of a step counts even if the step is rolled back
             guard.count(job, run, row, share.batches)
             state.scaler = scaler.state_dict() if scaler.is_enabled() else {}
             _write(timing, {"step": state.step, "seconds": round(rhythm.clock() - began, 4)})
@@ -76,14 +76,14 @@ def train(job: Job, run: Run, stop: StopFlag) -> str:
                 with watchdog.at_work(), pace.saving():
                     saver.save(best, last=finished or asked)
                     if finished or asked:
-                        world.wait()  # for the first, whose checkpoint it is: a process that left gives no sign of life
-                asked = asked or (_asked_alone(world, stop) and not saver.failures)  # meanwhile
+                        world.wait()  # while rank 0 writes: a process that ended would look as if it had died
+                asked = asked or (_asked_alone(world, stop) and not saver.failures)  # a signal came while saving
             watchdog.step = state.step
     return "done" if finished else stop.asked or "a signal to another process"
 
 
 def _loss_scaler(job: Job) -> torch.amp.GradScaler:
-    """Of fp16, as the run left it; in other precisions it does nothing."""
+    """Returns the loss scaler of fp16, in the state in which the run saved it; for other precisions it does nothing."""
     scaler = torch.amp.GradScaler(job.device.type, enabled=job.precision == "fp16")
     if job.state.scaler:
         scaler.load_state_dict(job.state.scaler)
@@ -91,12 +91,14 @@ def _loss_scaler(job: Job) -> torch.amp.GradScaler:
 
 
 def _asked_alone(world: World, stop: StopFlag) -> bool:
-    """Several processes must agree, which they do in the step: the others would wait for this one."""
+    """Says whether this process, being the only one, was asked to stop.
+
+    Several processes must stop together, or the others would wait for this one; they agree on it in each step."""
     return world.size == 1 and stop.asked is not None
 
 
 def _out_of_patience(job: Job, meter: Meter) -> bool:
-    """Whether too many evaluations found no better model, which is then shown."""
+    """Says whether too many evaluations in a row found no better model, and shows a line if so."""
     over = bool(job.patience and job.state.evaluations_since_best >= job.patience)
     if over:
         meter.line(f"no better {job.metric} in {job.patience} evaluations: stopping early")
@@ -129,7 +131,9 @@ def _step(
 def _in_memory(
     job: Job, source: ShareSource, share: Share, rate: float, scaler: torch.amp.GradScaler, asked: bool
 ) -> tuple[dict[str, Any], bool]:
-    """`train_step`, with ever smaller micro-batches where memory is not enough: the same gradient in more parts."""
+    """Returns what `train_step` returns. Where memory is not enough, it halves the micro-batches and tries again.
+
+    The gradient is the same, in more parts. Raises OutOfMemory where that does not help."""
     sys.audit("lmkit.step", job.state.step + 1)
     while True:
         try:
@@ -157,8 +161,10 @@ def _in_memory(
 
 
 def is_over(job: Job) -> bool:
-    """Whether a run taken up again had come to its end. Of a time budget the clock alone does not say so: the last
-    evaluation may have taken less than what was kept free for it."""
+    """Says whether a run that is resumed had come to its end.
+
+    With a time budget the clock alone does not say so: the last evaluation may have taken less time than was kept free
+    for it."""
     return (
         (job.state.finished != "" and job.state.finished == job.recipe.train.budget)
         or Rhythm(job).now >= 1
@@ -167,7 +173,9 @@ def is_over(job: Job) -> bool:
 
 
 def evaluate(job: Job, meter: Meter) -> dict[str, float]:
-    """Validation scores of the model to use (its average, if there is one), shown with a text it writes."""
+    """Returns validation scores of the model, or of its average if there is one, and shows them with a sample text.
+
+    It also updates the best scores in the job's state. Without held-out rows it returns no scores."""
     if not len(job.work.held_out):
         return {}
     began = rhythm.clock()
@@ -191,7 +199,9 @@ def evaluate(job: Job, meter: Meter) -> dict[str, float]:
 
 
 def _score(job: Job) -> dict[str, float]:
-    """Where memory is not enough, with ever smaller micro-batches. Raises OutOfMemory."""
+    """Returns the scores of `job.score`. Where memory is not enough, it halves the micro-batches and tries again.
+
+    Raises OutOfMemory where that does not help."""
     while True:
         try:
             return job.score()

@@ -1,4 +1,4 @@
-"""Device, number format and compilation, chosen by the hardware unless the recipe says otherwise."""
+"""Chooses device, number format and compilation by the hardware, unless the recipe says otherwise."""
 
 import shutil
 from contextlib import AbstractContextManager, nullcontext
@@ -9,8 +9,10 @@ import torch
 from lmkit.base.errors import UserError
 from lmkit.recipe.pretraining import TrainConfig
 
-COMPILE_REPAYS_AFTER = 600.0  # seconds of training on a CPU; starting the compiler costs about a minute there
-BF16_REPAYS_FROM = 384  # hidden_size: there 1.7 times as fast, where a CPU can; at 128 it gained nothing sure
+COMPILE_REPAYS_AFTER = 600.0  # seconds of training on a CPU, where starting the compiler takes about a minute
+# The hidden_size from which bf16 is suggested on a CPU that has instructions for it. At this size it is 1.7 times as
+# fast as fp32; at 128 there was no clear gain.
+BF16_REPAYS_FROM = 384
 
 
 def choose_device(name: str) -> torch.device:
@@ -26,7 +28,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def torch_environment() -> dict[str, Any]:
-    """What a run keeps of how torch sees this machine."""
+    """Returns what a run records of this machine as torch sees it: threads, GPUs and the version of CUDA."""
     return {
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
@@ -35,7 +37,9 @@ def torch_environment() -> dict[str, Any]:
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """fp32, bf16 or fp16. Weights and moments are float32 in every case."""
+    """Returns fp32, bf16 or fp16. Weights and moments are float32 in every case.
+
+    Raises UserError for fp16 on a CPU."""
     if name != "auto":
         if name == "fp16" and device.type == "cpu":
             raise UserError(
@@ -48,9 +52,9 @@ def choose_precision(name: str, device: torch.device) -> str:
 
 
 def multiplies_bf16(device: torch.device) -> bool:
-    """Whether this is a CPU whose matrix products are faster in bf16 than in fp32."""
-    able = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return any(able.get(name) for name in ("avx512_bf16", "amx_bf16"))
+    """Says whether the device is a CPU whose matrix products are faster in bf16 than in fp32."""
+    capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
@@ -60,18 +64,19 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
 
 
 def keeping_casts(precision: str, device: torch.device) -> AbstractContextManager:
-    """Around several passes with the same weights: autocast casts each of them once, not once a pass."""
+    """Returns a context for several passes with the same weights, in which autocast casts each weight only once."""
     return nullcontext() if precision == "fp32" else torch.autocast(device.type, enabled=False)
 
 
 def choose_compile(
     train: TrainConfig, device: torch.device, expected_seconds: float, causal: bool, ragged: bool = False
 ) -> bool:
-    """Whether blocks are compiled. Rows of any length (`ragged`) would be compiled for again and again. On a CPU it
-    makes encoders slower: torch's LayerNorm, GELU and attention over whole rows are as fast as what is generated
-    (docs/decisions.md).
+    """Says whether blocks are compiled.
 
-    Raises UserError when compilation is demanded and no C++ compiler is there."""
+    Rows of any length (`ragged`) would need a compilation for each length. On a CPU compilation makes encoders slower:
+    torch's own LayerNorm, GELU and attention over whole rows are as fast as generated code (docs/decisions.md).
+    causal: the rows are those of a causal model. Raises UserError where the recipe demands compilation and there is no
+    C++ compiler."""
     has_compiler = device.type != "cpu" or any(shutil.which(c) for c in ("g++", "clang++", "c++"))
     if train.compile == "on" and not has_compiler:
         raise UserError("train.compile is on, but there is no C++ compiler\n  → install g++, or train.compile=off")

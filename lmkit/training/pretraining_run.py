@@ -1,4 +1,4 @@
-"""`lmkit pretrain`: a resolved recipe becomes objects, the objects meet the loop."""
+"""`lmkit pretrain`: builds a job from a resolved recipe, trains it, and tells the result."""
 
 import shlex
 import time
@@ -23,7 +23,7 @@ from lmkit.training.step import probe_speed
 
 
 def start(recipe_path: Path, overrides: tuple[str, ...], out: Path | None) -> int:
-    """Train from the beginning. Returns the exit code."""
+    """Trains from the beginning. Returns the exit code."""
     recipe = recipe_file.load_recipe(Recipe, recipe_path, overrides, expand_pretraining)
     world = meet(recipe)
     path = world.agree(fresh_path(out, recipe_path.stem, "pretrain"))
@@ -34,17 +34,18 @@ def start(recipe_path: Path, overrides: tuple[str, ...], out: Path | None) -> in
 
 
 def resume(path: Path, given: Recipe | None = None, accept_changes: bool = False) -> int:
-    """Go on with a run where its newest whole checkpoint stands. Returns the exit code.
+    """Goes on with a run from its newest whole checkpoint. Returns the exit code.
 
-    given: a recipe to go on by, which must be the run's own but for what `accept_changes`. Raises UserError."""
+    given: a recipe to use instead of the run's own; without `accept_changes` only harmless keys may differ. Raises
+    UserError where other keys differ, and for a run of fine-tuning."""
     tree, lines = recipe_file.read_tree(find_run(path) / "recipe.yaml")
     if is_finetuning(tree):
         raise UserError(f"{path} is a run of fine-tuning\n  → {going_on(path, 'finetune')}")
     recipe = recipe_file.build_recipe(Recipe, tree, lines, expand_pretraining, str(path / "recipe.yaml"))
-    if given is not None:  # what it leaves open stays as it was chosen
-        left = {"micro_batch": 0, "compile": "auto"}
-        same = {k: getattr(recipe.train, k) for k, v in left.items() if getattr(given.train, k) == v}
-        given = given.model_copy(update={"train": given.train.model_copy(update=same)})
+    if given is not None:  # keys that it leaves open stay as they were chosen when the run began
+        open_values = {"micro_batch": 0, "compile": "auto"}
+        chosen = {k: getattr(recipe.train, k) for k, v in open_values.items() if getattr(given.train, k) == v}
+        given = given.model_copy(update={"train": given.train.model_copy(update=chosen)})
 
     def prepare(world: World, run: Run) -> Prepared:
         prepared = _prepare(given or recipe, world, run)
@@ -66,7 +67,7 @@ def _prepare(recipe: Recipe, world: World, run: Run) -> Prepared:
 
 
 def dry_run(recipe_path: Path, overrides: tuple[str, ...]) -> None:
-    """Print what would happen; writes tokens (they are cached) and nothing else."""
+    """Prints what would happen. It writes tokens into their cache, and nothing else."""
     recipe, store = _settle(recipe_file.load_recipe(Recipe, recipe_path, overrides, expand_pretraining))
     job = build_job(recipe, store)
     print(recipe_file.dump(job.recipe))
@@ -74,8 +75,8 @@ def dry_run(recipe_path: Path, overrides: tuple[str, ...]) -> None:
     speed = probe_speed(job, 5.0, time.perf_counter)
     job_steps, train = job.horizon.steps, job.recipe.train
     if job_steps is not None:
-        took = job_steps * train.batch / speed
-        note(f"time     {speed:,.0f} tokens/s measured on a micro-batch → {show_seconds(took)} for {job_steps:,} steps")
+        secs = job_steps * train.batch / speed
+        note(f"time     {speed:,.0f} tokens/s measured on a micro-batch → {show_seconds(secs)} for {job_steps:,} steps")
     else:
         assert job.horizon.seconds is not None
         steps = job.horizon.seconds * speed / train.batch
@@ -84,7 +85,7 @@ def dry_run(recipe_path: Path, overrides: tuple[str, ...]) -> None:
 
 
 def _tell(job: Job, run: Run, seconds: float) -> None:
-    """Of training that has ended: what came out, and what to do with it."""
+    """Prints the result of training that has ended, and what to do next. seconds: how long training took."""
     keep_average(job, run)
     state = job.state
     run.status("done", **job.progress)
@@ -108,7 +109,7 @@ def _figure(best: dict[str, float]) -> str:
 
 
 def _prompt(job: Job) -> str:
-    """Something to try the model with."""
+    """Returns a prompt to try the model with."""
     gap = {"masked_lm": job.tokenizer.special.mask, "span_corruption": "<extra_id_0>"}
     blank = gap.get(job.recipe.task.name)
     return f"'Once upon a {blank}.'" if blank else "'Once upon a time'"
@@ -118,7 +119,8 @@ def _prompt(job: Job) -> str:
 
 
 def _settle(recipe: Recipe, world: World = ALONE) -> tuple[Recipe, TokenStore]:
-    """Tokens on disk, and the sizes that follow from them."""
+    """Tokenizes the data, if that is not done yet, and returns the recipe with the size of the vocabulary, and the
+    tokens."""
     with world.first_alone():
         store = open_tokens(recipe.data, recipe.tokenizer, recipe.model.family, verify=world.first)
     model = fit_vocabulary(recipe.model, store.tokenizer)

@@ -1,4 +1,4 @@
-"""The clock of a run: how far it is, what is due, and how a time budget is shared out between steps and all else."""
+"""The clock of a run: its progress, what is due, and how a time budget is divided between steps and everything else."""
 
 import math
 import time
@@ -10,35 +10,37 @@ from lmkit.base.units import split_quantity
 from lmkit.training.job import Job
 from lmkit.training.schedules import WARMUP_AT_MOST
 
-clock = time.monotonic  # never the time of day, which may jump; tests set it
-# Of a time budget, at most: an evaluation comes where all that is beside the steps stays under the first share, with
-# the checkpoint of a better model that may follow; other checkpoints where all of them stay under the second.
+clock = time.monotonic  # not the time of day, which may jump; tests replace it
+# Shares of a time budget. An evaluation takes place if everything besides steps stays below the first share, counting
+# the checkpoint of a better model that may follow it. Other checkpoints are written if all stay below the second share.
 EVALUATING, SAVING = 0.12, 0.03
-MARGIN = 1.3  # times as long as before the last evaluation and save may take
-LATE, LATE_SHARE = 5.0, 0.03  # seconds, or share of the budget, that a run may end late: the larger of both
-LANDED = 0.02  # what is left of the horizon when the decay counts as complete
-FORWARD = 1 / 3  # of the time of a step, without its backward pass
+MARGIN = 1.3  # the last evaluation and save may take this many times as long as earlier ones
+LATE, LATE_SHARE = 5.0, 0.03  # a run may end late by so many seconds, or by this share of the budget, if that is more
+LANDED = 0.02  # the share of the horizon that may be left when the decay counts as complete
+FORWARD = 1 / 3  # the share of a step's time that its forward pass takes
 
 
 class Rhythm:
-    """Several processes go by the clock of the first."""
+    """Measures the progress of a run, and says what is due. All processes use the clock of rank 0."""
 
     def __init__(self, job: Job):
         self.job, self.state, self.world = job, job.state, job.world
         self.seconds = job.horizon.seconds
         self.started = clock() - self.state.elapsed
-        self.last = self.state.elapsed  # when the last step had been taken, but for what was done beside it since
-        self.step_seconds = self.save_seconds = 0.0  # of the last one; of a save what training waits for
-        self.fastest = math.inf  # of all steps but the first, which also compiles
-        self.thinned = set[str]()  # what is, which is said once
+        self.last = self.state.elapsed  # the time of the last step's end, plus the time of evaluations and saves since
+        self.step_seconds = self.save_seconds = 0.0  # of the last step, and of the last save: how long training waited
+        self.fastest = math.inf  # seconds of the fastest step, without the first, which also compiles
+        self.thinned = set[str]()  # the things of which some are left out, each of which is told once
         self.before = self.now = self._agreed(self._progress())
 
     def look(self) -> None:
-        """Bring `elapsed` up to date."""
+        """Brings `elapsed` up to date."""
         self.state.elapsed = clock() - self.started
 
     def tick(self) -> float:
-        """A step was taken. Progress is read once, so that all that is due is judged alike."""
+        """Notes that a step was taken, and returns the progress of the run, from 0 to 1.
+
+        The progress is read only here, so that everything that may be due is judged by the same number."""
         self.look()
         if self.step_seconds:
             self.fastest = min(self.fastest, self.state.elapsed - self.last)
@@ -48,51 +50,55 @@ class Rhythm:
         return self.now
 
     def _agreed(self, progress: float) -> float:
-        return progress if self.seconds is None else self.world.agree(progress)  # steps are the same to all
+        return progress if self.seconds is None else self.world.agree(progress)  # all processes count the same steps
 
     def _progress(self) -> float:
-        """Share of the horizon done. Of a time budget it is the share of the time for steps, which is what evaluations
-        and checkpoints leave, now and at the end."""
+        """Returns the share of the horizon that is done.
+
+        With a time budget it is the share of the time for steps: the budget without evaluations and checkpoints, those
+        at the end included."""
         if self.job.horizon.steps is not None:
             return min(1.0, self.state.step / self.job.horizon.steps)
-        left = self._end() - self.state.elapsed
+        remaining = self._end() - self.state.elapsed
         trained = self.state.elapsed - self.state.beside
-        return trained / (trained + left) if left > 0 else 1.0
+        return trained / (trained + remaining) if remaining > 0 else 1.0
 
     def _end(self) -> float:
-        """When the last step of a time budget has to be done, in seconds from the start."""
+        """Returns when the last step of a time budget must be done, in seconds from the start."""
         assert self.seconds is not None
         evaluation = self.state.eval_seconds or self._expected_evaluation()
-        scorings = 1 + self.job.closing + (self.job.recipe.checkpoint.average > 1)  # of an average of checkpoints, too
+        scorings = 1 + self.job.closing + (self.job.recipe.checkpoint.average > 1)  # an average is evaluated too
         self.state.reserve = MARGIN * (scorings * evaluation + self.state.save_seconds)
         return self.seconds - min(self.state.reserve, 0.5 * self.seconds)
 
     def _expected_evaluation(self) -> float:
-        """Seconds, by the rows it reads, before there was one."""
+        """Returns how many seconds the first evaluation will take, estimated from the number of rows that it reads."""
         step = 0.0 if math.isinf(self.fastest) else self.fastest
         return FORWARD * step * self.job.scored_rows / self.job.batch_rows
 
     def _landing(self, progress: float) -> float:
-        """At most half of what was left, where a slower machine made one step of many: so the rate falls to its end in
-        a few steps more, as long as these end in time."""
+        """Returns the progress, but lets it grow by at most half of what was left, if there is time for more steps.
+
+        When the machine becomes slow, one step can take the time of many. The learning rate then still falls to its end
+        in a few more steps."""
         half = (1 + self.now) / 2
         if self.seconds is None or progress <= half or 1 - half <= LANDED:
             return progress
-        late = self.state.elapsed + self.step_seconds - self._end()  # by the next step
+        late = self.state.elapsed + self.step_seconds - self._end()  # seconds by which the next step would be late
         return half if late <= max(LATE, LATE_SHARE * self.seconds) else progress
 
     @contextmanager
     def beside(self) -> Iterator[None]:
-        """What is done inside is no training: it moves neither the rate nor the decay."""
+        """Does not count the time of a `with` block as training, so that it does not move the learning rate."""
         began = clock()
         yield
-        took = clock() - began
-        self.state.beside += took
-        self.last += took
+        duration = clock() - began
+        self.state.beside += duration
+        self.last += duration
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """The same, of a checkpoint."""
+        """Does the same for the time of saving a checkpoint, and records it."""
         began = clock()
         with self.beside():
             yield
@@ -100,7 +106,7 @@ class Rhythm:
         self.state.saving += self.save_seconds
 
     def due(self, every: str) -> bool:
-        """Whether the step just taken passed a multiple of `every`."""
+        """Says whether the step just taken reached or passed a multiple of `every`, as `100 steps` or `5%`."""
         number, unit = split_quantity(every)
         if not number:
             return False
@@ -117,8 +123,10 @@ class Rhythm:
         return self._due_in_time("checkpoints", every, self.save_seconds, self.state.saving, SAVING)
 
     def _due_in_time(self, what: str, every: str, seconds: float, spent: float, share: float) -> bool:
-        """Whether it is due, and fits a time budget: beside the seconds spent it takes no more than this share of what
-        has passed, and there is time for it before the end. That some are left out is said once."""
+        """Says whether something that happens `every` so often is due, and fits a time budget.
+
+        It fits if the seconds spent on it so far, plus `seconds` for one more, are at most this share of the time that
+        has passed, and there is time for it before the end. That some are left out is told once."""
         if not self.due(every) or self.seconds is None:
             return self.due(every)
         affordable = spent + seconds <= share * self.seconds * self.now

@@ -1,4 +1,4 @@
-"""Every run, from its directory to its end: opened, begun or gone on with, trained, told. The same for all recipes."""
+"""What all runs have in common: opens the run directory, begins or resumes the run, trains, and tells the result."""
 
 import os
 import shutil
@@ -34,10 +34,10 @@ HARMLESS = ("evaluate.sample", "evaluate.sample_tokens", "checkpoint.keep", "che
 
 @dataclass
 class Prepared:
-    """A job, and what its run must know of it."""
+    """A job, and what `execute` needs to know about it."""
 
     job: Job
-    facts: dict[str, str]  # fingerprints of what it reads
+    facts: dict[str, str]  # fingerprints of the data and models that it reads
     files: Callable[[], list[Entry]]  # lists them with checksums, for `lmkit runs reproduce`
     introduce: Callable[[], None]  # tells what was inferred, before the first step
     conclude: Callable[[float], None]  # tells scores and what to do next, given the seconds that training took
@@ -49,9 +49,9 @@ def execute(
 ) -> int:  # fmt: skip
     """Trains in the run directory `path`, with the processes that `meet` brought together. Returns the exit code.
 
-    verb: the command that resumes it. prepare: makes the job, once the directory is ours. latest: what `runs/latest` is
-    to name once the run has begun. Raises what `prepare`, `take_up` and `loop.train` raise."""
-    run = open_run(path, world)  # first: nothing is computed for a place that cannot be written to
+    verb: the command that resumes the run. prepare: makes the job, once the directory is locked. latest: the path that
+    the link `runs/latest` gets once the run has begun. Raises what `prepare`, `take_up` and `loop.train` raise."""
+    run = open_run(path, world)  # comes first, so that nothing is computed for a place that cannot be written to
     run.named_latest = latest
     try:
         prepared = prepare(world, run)
@@ -71,13 +71,13 @@ def execute(
 
 
 def meet(recipe: Recipe | FinetuneRecipe) -> World:
-    """The processes of this run."""
+    """Returns the processes of this run, once they have met. Raises UserError as `join` does."""
     device: torch.device = choose_device(recipe.train.device)
     return join(recipe.parallel, device)
 
 
 def open_run(path: Path, world: World) -> Run:
-    """The first process's to write, the others' to read. Raises RunInUse, StorageError."""
+    """Opens the run directory: rank 0 may write to it, the others only read. Raises RunInUse and StorageError."""
     with world.first_alone():
         run = Run(path) if world.first else Follower(path)
     if run.killed:
@@ -86,8 +86,10 @@ def open_run(path: Path, world: World) -> Run:
 
 
 def begin(job: Job, run: Run, facts: dict[str, str], files: Callable[[], list[Entry]]) -> None:
-    """A new run. facts: fingerprints of what it reads; files: lists them with checksums, for `lmkit runs reproduce`.
-    Raises UserError where processes were given different things."""
+    """Begins a new run: writes its recipe and what it was made of.
+
+    facts: fingerprints of what it reads; files: lists these files with checksums, for `lmkit runs reproduce`. Raises
+    UserError where processes have different recipes or facts."""
     job.world.check_same(recipe=recipe_file.dump(job.recipe), **facts)
     if job.world.first:
         made_of = {"tokenizer": job.tokenizer.fingerprint} | facts
@@ -99,8 +101,9 @@ def begin(job: Job, run: Run, facts: dict[str, str], files: Callable[[], list[En
 
 
 def _check_room(job: Job, run: Run) -> None:
-    """Says so where the disk cannot hold the checkpoints of this run: a full disk is told when it is met, and costs
-    checkpoints then."""
+    """Tells the user where the disk cannot hold the checkpoints of this run.
+
+    Without this, a full disk would be noticed only when a checkpoint fails."""
     at_once = job.recipe.checkpoint.keep + 2  # the best one, and one that is being written
     needed, free = at_once * checkpoint_bytes(job), shutil.disk_usage(run.path).free
     if needed > free:
@@ -111,8 +114,10 @@ def _check_room(job: Job, run: Run) -> None:
 
 
 def take_up(job: Job, run: Run, facts: dict[str, str], accept_changes: bool = False) -> None:
-    """A run where its newest whole checkpoint stands. Raises ModelError where what it reads is not what it was, or no
-    checkpoint is whole; UserError where its recipe is not the one it was trained by, unless that is accepted."""
+    """Resumes a run from its newest whole checkpoint, or from step 0 where it has none yet.
+
+    Raises ModelError where what the run reads has changed, or no checkpoint is whole. Raises UserError where its recipe
+    has changed, unless that is accepted."""
     world = job.world
     world.check_same(recipe=recipe_file.dump(job.recipe), **facts)
     before = read_environment(run.path)
@@ -130,14 +135,14 @@ def take_up(job: Job, run: Run, facts: dict[str, str], accept_changes: bool = Fa
         if not (loop.is_over(job) and read_status(run.path).get("state") == "done"):
             _point_again(job, run, newest)
     if job.state.micro_batch and job.state.micro_batch[0] == job.recipe.train.micro_batch:
-        job.use_micro_batch(job.state.micro_batch[1])  # memory was not enough for the recipe's
+        job.use_micro_batch(job.state.micro_batch[1])  # memory was not enough for the recipe's micro-batch
     run.truncate_logs(job.state.step, note)
     run.event("resume", step=job.state.step, **({"killed": run.killed} if run.killed else {}))
     note(f"resuming {run.path} at step {job.state.step}")
 
 
 def _point_again(job: Job, run: Run, newest: Path) -> None:
-    """The links of the run, as they stood when the checkpoint it goes on from was written."""
+    """Sets the links of the run as they were when the checkpoint from which it goes on was written."""
     state, world = job.state, job.world
     best = None if state.best is None else int(state.best["step"])
     if best is not None and best != state.step and world.agree(world.first and run.drop_damaged(best, note)):
@@ -146,8 +151,10 @@ def _point_again(job: Job, run: Run, newest: Path) -> None:
 
 
 def _check_recipe(job: Job, run: Run, newest: Path | None, accept: bool) -> None:
-    """Compare with the recipe that lies in the newest checkpoint, which a person does not edit; checkpoints of older
-    versions have none. Raises UserError as `take_up` does."""
+    """Compares the recipe with the one in the newest checkpoint, and tells the differences.
+
+    That copy is used because people do not edit it; checkpoints of older versions have none, and then the run's own
+    recipe.yaml is used. Raises UserError where more than harmless keys differ, unless `accept` is set."""
     file = newest / checkpoints.RECIPE if newest else None
     before = recipe_file.load_recipe(type(job.recipe), file if file and file.is_file() else run.path / "recipe.yaml")
     changes = recipe_file.differences(recipe_file.as_tree(before), recipe_file.as_tree(job.recipe))
@@ -163,13 +170,15 @@ def _check_recipe(job: Job, run: Run, newest: Path | None, accept: bool) -> None
     note(lines)
     run.event("recipe changed", step=int(newest.name.partition("-")[2]) if newest else 0, changes=changes)
     if newest and file and file.is_file() and job.world.first:
-        # from the first checkpoint on, so that a kill before the next one asks no more
+        # The change is accepted from this checkpoint on, so a resume before the next one does not ask again.
         replace_listed(newest, checkpoints.RECIPE, recipe_file.dump(job.recipe))
 
 
 def run_to_end(job: Job, run: Run, verb: str) -> int | None:
-    """Train. Returns an exit code where there is nothing left to do, None where training ended and its end is to be
-    told, by now or before a kill kept it from being told. verb: the command that resumes it."""
+    """Trains. Returns an exit code where nothing is left to do, and None where `finish` must follow.
+
+    `finish` must follow where training has ended now, or had ended before the process was killed in `finish`. verb: the
+    command that resumes the run."""
     if job.state.step and loop.is_over(job):
         if read_status(run.path).get("state") != "done":
             return None
@@ -178,24 +187,25 @@ def run_to_end(job: Job, run: Run, verb: str) -> int | None:
     run.status("running", step=job.state.step)
     with _failures_told(job, run, verb), StopFlag() as stop:
         sys.audit("lmkit.train")
-        ended = _train(job, run, stop)
-        if ended != "done":
-            run.status("stopped", reason=ended, **job.progress)
-    if ended == "done":
+        outcome = _train(job, run, stop)
+        if outcome != "done":
+            run.status("stopped", reason=outcome, **job.progress)
+    if outcome == "done":
         return None
-    print(f"stopped by {ended} at step {job.state.step}, saved\n  → {going_on(run.path, verb)}")
+    print(f"stopped by {outcome} at step {job.state.step}, saved\n  → {going_on(run.path, verb)}")
     return STOPPED_RESUMABLE
 
 
 def finish(job: Job, run: Run, verb: str, rest: Callable[[], None]) -> int:
-    """What follows the last step: an average, scores, and what is told of them. Returns the exit code. A signal or a
-    full disk ends it; a resume does it again."""
+    """Does what follows the last step: an average, scores, and telling them. Returns the exit code.
+
+    A signal or a full disk ends it; a resume does it again. rest: does the work, and tells it."""
     try:
         with _failures_told(job, run, verb), leaving_at_once():
             try:
                 rest()
-            except BrokenPipeError:  # nobody reads what it says; what it does is done all the same
-                sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+            except BrokenPipeError:  # nobody reads the output, but the work must be done all the same
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - stays open as long as the process lives
                 rest()
     except Asked as e:
         run.status("stopped", reason=str(e), **job.progress)
@@ -206,12 +216,12 @@ def finish(job: Job, run: Run, verb: str, rest: Callable[[], None]) -> int:
 
 @contextmanager
 def _failures_told(job: Job, run: Run, verb: str) -> Iterator[None]:
-    """Errors stand in the run's status; a disk's come with what to do. Raises StorageError for these."""
+    """Writes errors of a `with` block into the run's status. Raises StorageError, with advice, for errors of a disk."""
     try:
         yield
     except BaseException as e:
         state = "diverged" if isinstance(e, Diverged) else "failed" if isinstance(e, Exception) else "interrupted"
-        with suppress(StorageError):  # which may be what went wrong
+        with suppress(StorageError):  # the disk itself may be what failed
             run.status(state, step=job.state.step, reason=str(e)[:500])
         if not isinstance(e, OSError) or isinstance(e, BrokenPipeError):
             raise
@@ -223,7 +233,7 @@ def _failures_told(job: Job, run: Run, verb: str) -> Iterator[None]:
 
 
 def _train(job: Job, run: Run, stop: StopFlag) -> str:
-    """`loop.train`, again after every rollback."""
+    """Returns what `loop.train` returns, and calls it again after every rollback."""
     while True:
         try:
             return loop.train(job, run, stop)
@@ -232,8 +242,9 @@ def _train(job: Job, run: Run, stop: StopFlag) -> str:
 
 
 def _go_back(job: Job, run: Run, bad: Rollback) -> None:
-    """To the newest checkpoint, from which the bad batches will be passed over, but for those it was taken after.
-    Raises Diverged where there is none yet."""
+    """Goes back to the newest checkpoint, and marks the bad batches after it to be left out.
+
+    Raises Diverged where there is no checkpoint yet."""
     passed_over, rollbacks = job.state.passed_over, job.state.rollbacks + 1
     micro_batch, clock = job.state.micro_batch, job.state
     folder = job.world.agree(run.newest_whole(note) if job.world.first else None)
@@ -241,8 +252,8 @@ def _go_back(job: Job, run: Run, bad: Rollback) -> None:
         give_up(job, run, f"step {bad.step} is bad, and there is no checkpoint yet to go back to")
     job.state = checkpoints.read(folder, job.model, job.optimizers, job.average)
     job.state.passed_over, job.state.rollbacks = passed_over, rollbacks
-    job.state.micro_batch = micro_batch  # memory is no larger than it was
-    for name in BY_THE_CLOCK:  # nor did time go back
+    job.state.micro_batch = micro_batch  # memory is as small as before
+    for name in BY_THE_CLOCK:  # the time that has passed stays passed
         setattr(job.state, name, getattr(clock, name))
     ahead = [b for b in bad.batches if b >= job.batch_of(job.state.step)]
     job.state.passed_over = sorted({*passed_over, *ahead})
@@ -252,7 +263,8 @@ def _go_back(job: Job, run: Run, bad: Rollback) -> None:
 
 
 def keep_average(job: Job, run: Run) -> None:
-    """The mean of the last checkpoints, where the recipe asks for one, kept if it scores better than the best."""
+    """Averages the last checkpoints, where the recipe asks for it, and saves the mean if it scores better than the best
+    of them."""
     if job.recipe.checkpoint.average < 2:
         return
     if not len(job.work.held_out):

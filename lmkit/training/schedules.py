@@ -1,4 +1,4 @@
-"""Learning rate as a multiple of its peak, and the horizon of a run in steps, tokens, epochs or time."""
+"""The learning rate as a multiple of its peak, and the horizon of a run in steps, tokens, epochs or time."""
 
 import math
 from dataclasses import dataclass
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from lmkit.base.units import count, seconds, split_quantity
 from lmkit.recipe.pretraining import ScheduleConfig
 
-WARMUP_AT_MOST = 0.2  # of the horizon, for a warm-up in steps
+WARMUP_AT_MOST = 0.2  # the largest share of the horizon that a warm-up in steps may take
 
 
 def multiplier(c: ScheduleConfig, step: int, progress: float) -> float:
-    """Learning rate / peak for the step about to be taken.
+    """Returns the learning rate, divided by its peak, for the step about to be taken.
 
     step: steps already done. progress: share of the horizon already done, in [0, 1). `wsd` is warm-up, stable, linear
     decay (Hu et al. 2024); `inverse_sqrt` is Vaswani et al. 2017, 5.3, scaled to peak at the end of the warm-up. A
-    warm-up of more steps than a fifth of the horizon has ends there.
+    warm-up in steps ends after a fifth of the horizon at the latest.
     """
     number, unit = split_quantity(c.warmup)
     share = unit == "%"
@@ -23,16 +23,16 @@ def multiplier(c: ScheduleConfig, step: int, progress: float) -> float:
     if warmed < 1:
         return warmed
     start = number / 100 if share else 0.0
-    left = min(1.0, (1 - progress) / (1 - start))  # of what follows a warm-up given as a share
+    remaining = min(1.0, (1 - progress) / (1 - start))  # share that is left of the time after the warm-up
     match c.name:
         case "constant":
             return 1.0
         case "inverse_sqrt":
             return warmed**-0.5
         case "linear":
-            shape = left
+            shape = remaining
         case "cosine":
-            shape = 0.5 * (1 + math.cos(math.pi * (1 - left)))
+            shape = 0.5 * (1 + math.cos(math.pi * (1 - remaining)))
         case "wsd":
             shape = min(1.0, (1 - progress) / c.decay) if c.decay else 1.0
     return c.floor + (1 - c.floor) * shape
@@ -40,14 +40,16 @@ def multiplier(c: ScheduleConfig, step: int, progress: float) -> float:
 
 @dataclass(frozen=True)
 class Horizon:
-    """When a run ends: after `steps`, or after `seconds` of training."""
+    """The end of a run: after `steps`, or after `seconds` of training."""
 
     steps: int | None
     seconds: float | None = None
 
 
 def horizon(budget: str, batch_tokens: int, batch_rows: int, num_rows: int) -> Horizon:
-    """`2000 steps`, `10M tokens`, `2 epochs` or `3 min`. A step takes `batch_rows` of the `num_rows` of an epoch."""
+    """Returns the horizon of a budget as `2000 steps`, `10M tokens`, `2 epochs` or `3 min`.
+
+    A step takes `batch_rows` of the `num_rows` of an epoch."""
     number, unit = split_quantity(budget)
     match unit:
         case "" | "step":

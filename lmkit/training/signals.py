@@ -1,4 +1,6 @@
-"""Asked to stop: finish the step, save, leave. A second Ctrl-C: stop at once. After the last step: leave at once."""
+"""Handles signals that ask a run to stop: it finishes the step, saves, and ends.
+
+A second Ctrl-C stops it at once. After the last step, every signal stops it at once."""
 
 import signal
 from collections.abc import Iterator
@@ -12,12 +14,12 @@ ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.S
 
 
 class Asked(BaseException):
-    """A signal, by its name."""
+    """A signal asked the process to stop. Its argument is the name of the signal."""
 
 
 @contextmanager
 def leaving_at_once() -> Iterator[None]:
-    """Where there is nothing to save: raises Asked in the middle of what is going on."""
+    """Lets every signal raise Asked at once, for the time of a `with` block in which there is nothing to save."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise Asked(signal.Signals(number).name)
@@ -31,7 +33,7 @@ def leaving_at_once() -> Iterator[None]:
 
 
 class StopFlag:
-    """Context manager; `asked` names the signal once one came."""
+    """A context manager that notes signals: `asked` is the name of the first one that came, or None."""
 
     def __init__(self) -> None:
         self.asked: str | None = None
@@ -47,6 +49,6 @@ class StopFlag:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.asked == "SIGINT" == signal.Signals(number).name:
             raise KeyboardInterrupt
-        if self.asked is None:  # a launcher passes on what its processes got from the terminal themselves
+        if self.asked is None:  # the same signal may come twice: from the terminal, and from a launcher
             self.asked = signal.Signals(number).name
             note(f"{self.asked}: finishing this step, then saving; a second Ctrl-C stops at once without saving")

@@ -1,4 +1,4 @@
-"""One optimizer step: a global batch, its gradient, and whether the weights may move by it."""
+"""One optimizer step: reads a global batch, computes its gradient, and changes the weights unless a number is bad."""
 
 import math
 import sys
@@ -15,33 +15,37 @@ from lmkit.training.distributed.world import World, gradient_norm, scale_gradien
 from lmkit.training.job import Job
 from lmkit.training.precision import autocast, keeping_casts
 
-GPU_OVERHEAD = 8192  # tokens' worth of time it takes to start the kernels of one micro-batch; an estimate
-BF16_OVERHEAD = 128  # the same on a CPU in bf16, where tokens are cheaper and oneDNN's kernels dearer to make
-BF16_MULTIPLE = 16  # ... one for every shape: rows whose lengths are multiples of it share them (docs/decisions.md)
+# Starting the kernels of one micro-batch takes as long as computing this many tokens. On a GPU it is an estimate; on a
+# CPU in bf16 tokens are cheaper than in fp32, and oneDNN's kernels take longer to make.
+GPU_OVERHEAD = 8192
+BF16_OVERHEAD = 128
+BF16_MULTIPLE = 16  # oneDNN makes kernels for every shape; rows of such lengths share them (docs/decisions.md)
 
 
 @dataclass(frozen=True)
 class Share:
-    """What this process reads of a global batch, and what the whole batch counts."""
+    """The part of a global batch that this process reads, and the counts of the whole batch."""
 
-    batches: list[Batch]  # rows of like length together
-    counts: dict[str, int]  # of the loss terms, over all processes once `agreed`
-    tokens: int  # as `train.batch` counts them
-    passes: int  # through the model, as many on all processes that shard it; beyond `batches` they count nothing
+    batches: list[Batch]  # micro-batches, each of rows of similar length
+    counts: dict[str, int]  # how many things each loss term sums over; after `agreed` over all processes
+    tokens: int  # tokens as `train.batch` counts them; after `agreed` of all processes
+    passes: int  # passes through the model, equal on processes that shard it; those after `batches` count nothing
 
     def agreed(self, world: World) -> "Share":
-        """With the counts of all processes."""
+        """Returns the share with the counts of all processes."""
         *counts, tokens = (int(n) for n in world.total([*self.counts.values(), self.tokens]))
         passes = world.most(self.passes) if world.sharded else self.passes
         return Share(self.batches, dict(zip(self.counts, counts, strict=True)), tokens, passes)
 
 
 def read_share(job: Job, step: int) -> Share:
-    """The micro-batches of step `step` that are this process's. Rows are dealt out in turn."""
+    """Reads the share of this process of the batch of step `step`, in micro-batches.
+
+    Rows go to the processes in turn. The counts are still those of this process alone."""
     seed, objective, rows, world = job.recipe.train.seed, job.work.objective, job.work.rows, job.world
     places = batch_rows(nth_left(step, job.state.passed_over), job.batch_rows, len(rows), seed)
-    mine = places[world.data_rank :: world.data_size]
-    examples = [objective.prepare(rows[i], rng_for(seed, epoch, i)) for epoch, i in mine]
+    own_places = places[world.data_rank :: world.data_size]
+    examples = [objective.prepare(rows[i], rng_for(seed, epoch, i)) for epoch, i in own_places]
     overhead, multiple = passes_cost(job.device, job.precision, job.model.config.context)
     length = lambda example: rounded_up(objective.length(example), multiple)
     groups = by_length(examples, length, job.recipe.train.micro_batch, overhead)
@@ -51,7 +55,7 @@ def read_share(job: Job, step: int) -> Share:
 
 
 def passes_cost(device: torch.device, precision: str, context: int) -> tuple[int, int]:
-    """What a pass costs whatever is in it, in tokens, and of how many tokens the lengths of its rows are multiples."""
+    """Returns the fixed cost of a pass, in tokens, and the number of which the lengths of its rows are multiples."""
     if device.type != "cpu":
         return GPU_OVERHEAD, 1
     if precision == "fp32":
@@ -60,23 +64,25 @@ def passes_cost(device: torch.device, precision: str, context: int) -> tuple[int
 
 
 class TooMuchAtOnce(Exception):
-    """Memory was not enough for forward and backward of a micro-batch; weights and moments are as they were."""
+    """Memory was not enough for forward and backward of a micro-batch. Weights and moments are unchanged."""
 
 
 def train_step(
     job: Job, rate: float, share: Share, scaler: torch.amp.GradScaler, asked: bool = False
 ) -> tuple[dict[str, Any], bool]:
-    """Returns the step's metrics, and whether any process was `asked` to stop. `skipped`, where loss or gradient was
-    not finite, or a spike that is to be skipped: then nothing moved. Raises TooMuchAtOnce."""
+    """Takes an optimizer step. Returns the step's metrics, and whether any process was `asked` to stop.
+
+    The metrics hold `skipped`, with the reason, where loss or gradient was not finite, or was a spike that is to be
+    skipped; then no weight has changed. rate: the learning rate as a share of its peak. Raises TooMuchAtOnce."""
     _seed(job)
-    got, asked = _gradient(job, share, scaler, asked)
+    sums, asked = _gradient(job, share, scaler, asked)
     for optimizer in job.optimizers:
         scaler.unscale_(optimizer)
     grads = [p.grad for p in job.model.parameters() if p.grad is not None]
     norm = gradient_norm(grads)
-    # one wait for the device
-    values = torch.stack([*got.values(), norm.float().to(job.device)]).tolist()  # offloaded gradients are elsewhere
-    row = _row(dict(zip(got, values, strict=False)), values[-1]) | {"tokens": share.tokens}
+    # All numbers are fetched together, to wait for the device only once. Offloaded gradients are on another device.
+    values = torch.stack([*sums.values(), norm.float().to(job.device)]).tolist()
+    row = _row(dict(zip(sums, values, strict=False)), values[-1]) | {"tokens": share.tokens}
     can_fall = scaler.is_enabled() and not math.isfinite(values[-1]) and scaler.get_scale() >= 1
     reason = guard.judge(job.state, values[0], values[-1], job.recipe.train.spikes, can_fall)
     if reason not in guard.KEPT_STILL and job.recipe.train.clip is not None:
@@ -94,7 +100,7 @@ def train_step(
 
 
 def _seed(job: Job) -> None:
-    """Dropout follows from (seed, step, share of the data)."""
+    """Seeds torch's generators, so that dropout follows from (seed, step, share of the data)."""
     seed = job.recipe.train.seed * 1_000_003 + job.state.step + job.world.data_rank * 7_368_787
     torch.default_generator.manual_seed(seed)
     if job.device.type == "cuda":
@@ -104,8 +110,10 @@ def _seed(job: Job) -> None:
 
 
 def _gradient(job: Job, share: Share, scaler: torch.amp.GradScaler, asked: bool) -> tuple[dict[str, Tensor], bool]:
-    """Sums over the whole batch, `loss` first, () each, and whether any process was asked to stop. The gradient is left
-    on the parameters, of the mean over the batch. Raises TooMuchAtOnce."""
+    """Computes the gradient of the mean loss over the whole batch, and leaves it on the parameters.
+
+    Returns the metrics of the whole batch, `loss` first, each of shape (), and whether any process was asked to stop.
+    Raises TooMuchAtOnce."""
     sums: dict[str, Tensor] = {}
     objective, world = job.work.objective, job.world
     try:
@@ -117,10 +125,10 @@ def _gradient(job: Job, share: Share, scaler: torch.amp.GradScaler, asked: bool)
                 with job.parallel.accumulating(last=i == share.passes - 1):
                     with autocast(job.precision, job.device):
                         loss = job.parallel.loss(objective, batch.to(job.device))
-                    # one division by the count of the whole batch: the size of micro-batches cannot change the gradient
+                    # Dividing by the count of the whole batch makes the gradient independent of the micro-batches.
                     mean = lambda term, k, weight=weight: term * (weight / max(share.counts[k], 1))
                     total = torch.stack([mean(term, k) for k, term in loss.sums.items()]).sum()
-                    # several processes: what they add up is divided by how many they are
+                    # DDP and FSDP divide the sum of the gradients by the number of processes.
                     scaler.scale(total * world.data_size).backward()
                 shown = {f"{k} loss": mean(v, k) for k, v in loss.nats.items()}
                 shown |= {f"{k} accuracy": mean(v, k) for k, v in loss.hits.items()}
@@ -134,32 +142,35 @@ def _gradient(job: Job, share: Share, scaler: torch.amp.GradScaler, asked: bool)
     if world.size == 1:
         return sums, asked
     added = world.total_tensor(torch.stack([*sums.values(), sums["loss"].new_tensor(float(asked))]))
-    heard = world.most(int(asked)) if world.shares_matrices else added[-1].item()  # which leaves some processes out
-    return dict(zip(sums, added.unbind(), strict=False)), bool(heard)
+    # With shared matrices the sum leaves some processes out.
+    any_asked = world.most(int(asked)) if world.shares_matrices else added[-1].item()
+    return dict(zip(sums, added.unbind(), strict=False)), bool(any_asked)
 
 
 def out_of_memory(e: BaseException) -> bool:
-    """Whether this is how torch or Python say that memory is not enough."""
-    said = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(e, torch.OutOfMemoryError | MemoryError) or any(s in str(e) for s in said)
+    """Says whether torch or Python raised this error because memory is not enough."""
+    messages = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(e, torch.OutOfMemoryError | MemoryError) or any(s in str(e) for s in messages)
 
 
-def _row(got: dict[str, float], norm: float) -> dict[str, Any]:
-    """A row of metrics.jsonl. got: the loss, and `TERM loss` and `TERM accuracy` for each of its terms."""
-    main = next(k for k in got if " " in k).partition(" ")[0]  # a task's first term: words, or what it labels
-    row = {"loss": got["loss"]}
-    if f"{main} accuracy" in got:
-        row["accuracy"] = got[f"{main} accuracy"]
+def _row(values: dict[str, float], norm: float) -> dict[str, Any]:
+    """Returns a row of metrics.jsonl. got: the loss, and `TERM loss` and `TERM accuracy` for each of its terms."""
+    main = next(k for k in values if " " in k).partition(" ")[0]  # the first term of the task: words, or labels
+    row = {"loss": values["loss"]}
+    if f"{main} accuracy" in values:
+        row["accuracy"] = values[f"{main} accuracy"]
     row["grad_norm"] = norm
-    if not math.isclose(got[f"{main} loss"], got["loss"], rel_tol=1e-5):  # but for rounding: other terms, or smoothed
-        # labels: what one word costs, for itself
-        row[f"{main}_loss"] = got[f"{main} loss"]
-    row |= {k.replace(" ", "_"): v for k, v in got.items() if " " in k and not k.startswith(f"{main} ")}
+    # With several terms, or smoothed labels, the loss of the main term differs by more than rounding.
+    if not math.isclose(values[f"{main} loss"], values["loss"], rel_tol=1e-5):
+        row[f"{main}_loss"] = values[f"{main} loss"]
+    row |= {k.replace(" ", "_"): v for k, v in values.items() if " " in k and not k.startswith(f"{main} ")}
     return {k: v if math.isfinite(v) else None for k, v in row.items()}  # JSON has no NaN
 
 
 def probe_speed(job: Job, seconds: float, clock: Any) -> float:
-    """Tokens a second of forward and backward, after one to warm up. Gradients are dropped; nothing moves."""
+    """Returns the speed of forward and backward in tokens per second, measured after one pass to warm up.
+
+    Gradients are dropped, and no weight changes. clock: returns the time in seconds; seconds: how long to measure."""
     batch = read_share(job, 0).batches[0].to(job.device)
     job.model.train()
     best, deadline = math.inf, clock() + seconds

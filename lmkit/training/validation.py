@@ -11,25 +11,26 @@ from lmkit.training.distributed.world import Parallel
 
 @torch.no_grad()
 def validate(parallel: Parallel, work: Work, limit: int, micro_tokens: int, device: torch.device) -> dict[str, float]:
-    """Mean loss (nats a token), perplexity and accuracy over the first `limit` rows, the same noise every time; of
-    pairs of texts too where there are any. Bits per byte where every token is predicted.
+    """Returns mean loss (nats per token), perplexity and accuracy over the first `limit` held-out rows.
 
-    Bits per byte does not depend on the tokenizer: nats a token, times tokens a byte of the held-out text, over ln 2.
+    The noise is the same every time. Loss and accuracy of pairs of texts are included where the task has pairs, and
+    bits per byte where every token is predicted. Bits per byte does not depend on the tokenizer: it is nats per token,
+    times tokens per byte of the held-out text, divided by ln 2.
     """
     task, world = work.scored, parallel.world
     examples = [task.prepare(work.held_out[i], rng_for(0, 0, i)) for i in range(limit)]
     groups = list(by_length(examples, task.length, micro_tokens))
-    sums: dict[str, list[float]] = {}  # of each term: how many, nats, hits
+    sums: dict[str, list[float]] = {}  # for each loss term: [count, nats, hits]
     with parallel.model.evaluating():
         for start in range(0, len(groups), world.data_size):
-            # all processes go through the model together, for some hold its weights together; the last may repeat a
-            # group, which then does not count
-            mine = start + world.data_rank
-            batch = task.collate(groups[min(mine, len(groups) - 1)]).to(device)
+            # All processes must run the model equally often, since they may share its weights. Where no group is left,
+            # a process repeats the last one, which then does not count.
+            index = start + world.data_rank
+            batch = task.collate(groups[min(index, len(groups) - 1)]).to(device)
             loss = parallel.loss(task, batch)
             for key, n in batch.counts.items():
                 term = sums.setdefault(key, [0.0, 0.0, 0.0])
-                if mine < len(groups):
+                if index < len(groups):
                     for i, value in enumerate((n, float(loss.nats[key]), float(loss.hits[key]))):
                         term[i] += value
     added = iter(world.total([value for term in sums.values() for value in term]))

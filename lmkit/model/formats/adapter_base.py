@@ -1,4 +1,4 @@
-"""Which weights an adapter belongs to: on any others it would answer something else, in silence."""
+"""Which weights an adapter belongs to. On other weights it would give other answers, and nobody would notice."""
 
 from pathlib import Path
 
@@ -6,18 +6,19 @@ from lmkit.base.errors import ModelError
 from lmkit.base.files import sha256
 from lmkit.text.tokenizer import read_object
 
-FILE = "adapter_base.json"  # in an adapter's folder, which PEFT passes over
+FILE = "adapter_base.json"  # a file in an adapter's folder, which PEFT ignores
 
 
 def weight_checksums(base: Path) -> dict[str, str]:
-    """sha256 of each file of weights in a model's folder, by its name."""
+    """Returns the sha256 of each file of weights in a model's folder, by the file's name."""
     files = sorted(p for kind in ("*.safetensors", "*.bin") for p in base.glob(kind))
     return {file.name: sha256(file) for file in files}
 
 
 def check_base(folder: Path, base: Path) -> None:
-    """Raises ModelError where the base is not the one that the adapter in `folder` was trained on. Folders by PEFT do
-    not say which that was."""
+    """Raises ModelError where `base` does not hold the weights that the adapter in `folder` was trained on.
+
+    Folders that PEFT wrote do not say which weights these were, and are not checked."""
     trained_on = read_object(folder / FILE)
     if trained_on and trained_on != weight_checksums(base):
         raise ModelError(

@@ -1,4 +1,6 @@
-"""transformers' config.json and the axes, both ways. What differs by name alone stands in `architecture.families`."""
+"""Turns transformers' config.json into our `ModelConfig` and back.
+
+Keys that differ only in their name are listed in `architecture.families`."""
 
 from typing import Any
 
@@ -13,12 +15,14 @@ ACTIVATIONS = {
     "silu": "silu", "swish": "silu",
 }  # fmt: skip
 TO_HF_ACTIVATION = {"gelu_tanh": "gelu_new"}
-SIZES = ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "context")  # must be there
-MOST = 2**31  # of any size
+SIZES = ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "context")  # required keys
+MOST = 2**31  # the largest value that any size may have
 
 
 def config_from_hf(h: dict[str, Any], head: str = "lm") -> ModelConfig:
-    """`h` is config.json. Raises ModelError for an unknown model_type or a setting that would change the result."""
+    """Returns the `ModelConfig` that `h`, the content of config.json, describes.
+
+    Raises ModelError for an unknown model_type, and for a setting that is not supported and would change the result."""
     name = h.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES or FAMILIES[name].model_type:
         known = [n for n, f in FAMILIES.items() if not f.model_type]
@@ -32,7 +36,7 @@ def config_from_hf(h: dict[str, Any], head: str = "lm") -> ModelConfig:
             f"  {'.'.join(map(str, x['loc'])) or 'config'}: {x['msg']} (got {x.get('input')!r})" for x in e.errors()
         ]
         raise ModelError(f"config.json ({name}) describes an impossible model:\n" + "\n".join(lines)) from None
-    except (TypeError, ValueError, AttributeError, ArithmeticError) as e:  # the file is anyone's
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as e:  # the file may come from anybody
         raise ModelError(f"config.json ({name}): a value is of the wrong kind: {e}") from None
 
 
@@ -49,7 +53,7 @@ def _read(h: dict[str, Any], name: str, head: str) -> ModelConfig:
                     f"config.json: {key}: {h[key]!r} is no size\n  allowed: whole numbers from 1 to {MOST:,}"
                 )
             axes[axis] = _activation(h[key]) if axis == "activation" else h[key]
-        elif axis in SIZES and key != "n_inner":  # GPT-2's may be null
+        elif axis in SIZES and key != "n_inner":  # GPT-2's n_inner may be null
             raise KeyError(key)
     if "activation" in family.coded:
         axes |= _t5_axes(h)
@@ -90,7 +94,7 @@ def _activation(name: Any) -> str:
 
 def _t5_axes(h: dict[str, Any]) -> dict[str, Any]:
     gated, _, act = h.get("feed_forward_proj", "relu").rpartition("-")
-    # v1.1 is told from v1.0 by an untied head; transformers 5 writes the scale's key of its own instead
+    # T5 v1.1 differs from v1.0 by its untied head; transformers 5 writes scale_decoder_outputs instead.
     scaled = h.get("tie_word_embeddings") is not False and h.get("scale_decoder_outputs") is not False
     rate = h.get("dropout_rate", 0.1)
     return {
@@ -151,7 +155,7 @@ def _rope_axes(h: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def config_to_hf(c: ModelConfig, special: dict[str, Any], dtype: str = "float32") -> dict[str, Any]:
-    """config.json. `special`: bos_token_id, eos_token_id, pad_token_id."""
+    """Returns the content of config.json. special: bos_token_id, eos_token_id, pad_token_id and the like."""
     family = c.table
     out: dict[str, Any] = {
         "architectures": [c.spec.cls], "model_type": family.model_type or c.family, "dtype": dtype, **special,
@@ -195,7 +199,7 @@ def _decoder_keys(c: ModelConfig, out: dict[str, Any]) -> dict[str, Any]:
     start = out.get("decoder_start_token_id")
     start = out.get(f"{c.table.start}_token_id") if start is None else start
     keys = {"is_encoder_decoder": True, "decoder_start_token_id": start}
-    if "decoder_num_heads" in c.table.keys:  # BART's sizes of its own
+    if "decoder_num_heads" in c.table.keys:  # BART's decoder has sizes of its own
         own = c.decoder
         keys |= {"decoder_attention_heads": own.num_heads, "decoder_ffn_dim": own.intermediate_size}
         keys["forced_eos_token_id"] = out.get("eos_token_id")

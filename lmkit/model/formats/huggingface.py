@@ -1,4 +1,4 @@
-"""Hugging Face folders in and out. The names stand in `lmkit.architecture.families`, read in both directions."""
+"""Reads and writes Hugging Face folders. The names of tensors are in `lmkit.architecture.families`, for both."""
 
 import json
 import re
@@ -24,18 +24,18 @@ from lmkit.model.transformer import Transformer
 
 WEIGHTS = "model.safetensors"
 MOST_LAYERS, MOST_CONTEXT = 10_000, 2**22
-# Left by older versions beside the weights: masks, tables and counters that every loader makes anew, and a bias that
-# T5's cross-attention never used.
+# Older versions of transformers saved more than weights: masks, tables and counters that every loader makes anew, and a
+# bias that T5's cross-attention never used.
 IGNORED = re.compile(
     r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq|position_ids|coder\.version"
     r"|EncDecAttention\.relative_attention_bias\.weight)$"
 )
 TRANSPOSED = re.compile(r"\.c_(attn|proj|fc)\.weight$")  # GPT-2's Conv1D stores (in, out)
-LEGACY = {".gamma": ".weight", ".beta": ".bias"}  # LayerNorm's, from TensorFlow
+LEGACY = {".gamma": ".weight", ".beta": ".bias"}  # names of LayerNorm's parameters in files that come from TensorFlow
 
 
 def _tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
-    """Parameters, and the one buffer that is saved: BART's bias."""
+    """Yields the name and tensor of each parameter, and of the one buffer that is saved: BART's bias."""
     saved = model.state_dict().keys()
     return chain(model.named_parameters(), ((n, b) for n, b in model.named_buffers() if n in saved))
 
@@ -46,7 +46,7 @@ def _theirs(names: dict[str, tuple[str, ...]], name: str) -> list[str]:
 
 
 def to_hf(model: Transformer) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor under its Hugging Face name; a tied head is left out, as transformers does."""
+    """Yields every tensor under its Hugging Face name. A tied head is left out, as transformers does."""
     c, names = model.config, tensor_names(model.config)
     for name, p in _tensors(model):
         theirs = _theirs(names, name)
@@ -54,18 +54,20 @@ def to_hf(model: Transformer) -> Iterator[tuple[str, Tensor]]:
         parts = full.split(model.row_blocks(name)) if len(theirs) > 1 else (full,)
         for other, part in zip(theirs, parts, strict=True):
             part = part.t() if c.family == "gpt2" and TRANSPOSED.search(other) else part
-            yield other, part.clone(memory_format=torch.contiguous_format)  # a view would drag its whole storage along
+            yield other, part.clone(memory_format=torch.contiguous_format)  # a view would keep its whole storage
 
 
 def _bare(family: Family, name: str, prefix: str | None) -> str:
-    """Without the prefix of the body, which files have or not."""
+    """Returns the name without the prefix of the model's body, which only some files have."""
     name = next((name[: -len(old)] + new for old, new in LEGACY.items() if name.endswith(old)), name)
     return name.removeprefix(prefix or family.prefix).removeprefix(family.prefix)
 
 
 @torch.no_grad()
 def from_hf(model: Transformer, tensors: dict[str, Tensor], where: str) -> None:
-    """Fill `model` in place. Raises ModelError that lists every missing, left-over and misshapen tensor."""
+    """Fills `model` in place. Raises a ModelError that lists missing and left-over tensors, and those that do not fit.
+
+    where: the folder or file that the tensors come from, for messages."""
     c, names, family = model.config, tensor_names(model.config), model.config.table
     bare = lambda name: _bare(family, name, c.spec.prefix)
     theirs = {bare(k): v for k, v in tensors.items() if not IGNORED.search(k)}
@@ -79,45 +81,47 @@ def from_hf(model: Transformer, tensors: dict[str, Tensor], where: str) -> None:
     for name, p in _tensors(model):
         missing = [w for w in wanted[name] if w not in theirs]
         if missing and not isinstance(p, torch.nn.Parameter):
-            continue  # BART's bias is zeros where a file leaves it out
+            continue  # a file may leave out BART's bias, which then stays zero
         if missing:
             problems += [f"missing {w}" for w in missing]
             continue
         parts = [theirs[w].t() if c.family == "gpt2" and TRANSPOSED.search(w) else theirs[w] for w in wanted[name]]
-        got = (sum(t.shape[0] for t in parts), *parts[0].shape[1:]) if parts[0].dim() else ()
-        if got != tuple(p.shape):
-            problems.append(f"{' + '.join(wanted[name])}: shape {got}, the model has {tuple(p.shape)}")
+        shape = (sum(t.shape[0] for t in parts), *parts[0].shape[1:]) if parts[0].dim() else ()
+        if shape != tuple(p.shape):
+            problems.append(f"{' + '.join(wanted[name])}: shape {shape}, the model has {tuple(p.shape)}")
             continue
         if wrong := [f"{w}: {no}" for w, part in zip(wanted[name], parts, strict=True) if (no := _unfit(part))]:
             problems += wrong
             continue
         fill(p, torch.cat(parts) if len(parts) > 1 else parts[0], model.moved_rows.get(name))
-    left = sorted(set(theirs) - {w for group in wanted.values() for w in group})
+    left_over = sorted(set(theirs) - {w for group in wanted.values() for w in group})
     pooler = tuple(bare(module) + "." for module in family.heads["none"].modules.values())
-    if unused := [k for k in left if pooler and k.startswith(pooler)]:
+    if unused := [k for k in left_over if pooler and k.startswith(pooler)]:
         note(f"{where}: {len(unused)} tensors of a pooler that this model's head does not use are left out")
-    problems += [f"left over {k}" for k in left if k not in unused]
+    problems += [f"left over {k}" for k in left_over if k not in unused]
     if problems:
         more = [f"... {len(problems) - 20} more ..."] if len(problems) > 20 else []
-        shown = [*problems[:10], *more, *problems[max(10, len(problems) - 10) :]]  # what is missing, what is left over
+        shown = [*problems[:10], *more, *problems[max(10, len(problems) - 10) :]]  # some missing, some left over
         raise ModelError(f"{where}: the tensors do not fit a {c.family} model:\n  " + "\n  ".join(shown))
 
 
 def _unfit(weights: Tensor) -> str:
-    """Why these numbers are no weights; "" if they are."""
+    """Returns the reason why these numbers cannot be weights, or "" if they can."""
     if not weights.is_floating_point():
         return f"{weights.dtype}, the model has floating-point numbers"
     return "" if all(bound.isfinite() for bound in weights.aminmax()) else "holds numbers that are not finite (NaN)"
 
 
 def _merge_copies(c: ModelConfig, theirs: dict[str, Tensor], wanted: set[str]) -> list[str]:
-    """Tied tensors may be saved under either name, or both. Returns those of one tie that differ."""
+    """Leaves one copy of tied tensors in `theirs`; files may save them under either name, or under both.
+
+    Returns a message for each two tensors that should be one and differ."""
     problems, family = [], c.table
     for copy, original in family.copies.items():
         copy, original = (_bare(family, name, c.spec.prefix) for name in (copy, original))
         if copy in wanted:  # not tied
             if copy not in theirs and original in theirs and "tied" in family.coded:
-                theirs[copy] = theirs[original]  # T5 v1.1 whose two tables were equal
+                theirs[copy] = theirs[original]  # a file of T5 v1.1 may hold one table where both are equal
             continue
         value = theirs.pop(copy, None)
         if value is not None and original in wanted and not torch.equal(theirs.setdefault(original, value), value):
@@ -126,7 +130,9 @@ def _merge_copies(c: ModelConfig, theirs: dict[str, Tensor], wanted: set[str]) -
 
 
 def head_of(h: dict[str, Any], tensors: set[str]) -> str:
-    """Which head a folder has: by the class it names, else by its tensors. Raises ModelError for an unknown class."""
+    """Returns the kind of head in a folder: that of the class in config.json `h`, or else what its tensors show.
+
+    tensors: the names of the folder's tensors. Raises ModelError for an unknown class."""
     family = FAMILIES.get(str(h.get("model_type")))
     if family is None:
         return "lm"  # `config_from_hf` says what is wrong
@@ -153,13 +159,16 @@ def head_of(h: dict[str, Any], tensors: set[str]) -> str:
 
 
 def save_folder(model: Transformer, folder: Path, special: dict[str, Any], dtype: torch.dtype | None = None) -> None:
-    """config.json, generation_config.json and safetensors (sharded above 5 GB), as transformers loads them."""
+    """Writes config.json, generation_config.json and safetensors (sharded above 5 GB), as transformers loads them.
+
+    special: ids of control tokens for config.json, by key; dtype: the number format of the file, by default the
+    model's."""
     tensors = {k: v.to(dtype) if dtype else v for k, v in to_hf(model)}
     write_folder(model.config, tensors, folder, special)
 
 
 def write_folder(c: ModelConfig, tensors: dict[str, Tensor], folder: Path, special: dict[str, Any]) -> None:
-    """The same of tensors that are at hand under their Hugging Face names."""
+    """Writes the files of `save_folder` for tensors that already have their Hugging Face names."""
     from huggingface_hub import save_torch_state_dict
 
     kind = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
@@ -167,7 +176,7 @@ def write_folder(c: ModelConfig, tensors: dict[str, Tensor], folder: Path, speci
     write_json(folder / "config.json", config)
     if c.stacks != "encoder":
         ids = {k: v for k, v in config.items() if k.endswith("_token_id") and v is not None}
-        if special.get("suppress_tokens"):  # ids that stand for no token
+        if special.get("suppress_tokens"):  # ids of rows that belong to no token
             ids["suppress_tokens"] = special["suppress_tokens"]
         write_json(folder / "generation_config.json", {"_from_model_config": True, **ids})
     save_torch_state_dict(tensors, folder, metadata={"format": "pt"})
@@ -190,7 +199,9 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def load_folder(folder: Path, allow_pickle: bool = False) -> Transformer:
-    """The model in a Hugging Face folder, in float32. Pickled weights are refused unless the user says so."""
+    """Returns the model in a Hugging Face folder, in float32, in eval mode.
+
+    Raises ModelError where the folder cannot be read, and for pickled weights without `allow_pickle`."""
     check_whole(folder)
     h, tensors = read_config(folder), read_tensors(folder, allow_pickle)
     config = config_from_hf(h, head_of(h, set(tensors)))
@@ -203,21 +214,24 @@ def load_folder(folder: Path, allow_pickle: bool = False) -> Transformer:
 
 
 def check_whole(folder: Path) -> None:
-    """Raises ModelError for a checkpoint whose files for use are not what was written. In a run each has a manifest."""
+    """Raises ModelError for a checkpoint whose files of the model have changed since they were written.
+
+    Every checkpoint in a run has a manifest to check against; other folders are checked only if they have one."""
     real = folder.resolve()
     in_run = real.parent.name == "checkpoints" and OWN.fullmatch(real.name) is not None
     if (in_run or (folder / MANIFEST).exists()) and (problem := damage(folder, to_use=True)):
-        beside = real.parent
-        beside = beside / "checkpoints" if (beside / "checkpoints").is_dir() else beside  # of a run's average
-        whole_ones = sorted(p.name for p in beside.glob("step-*") if p.is_dir() and not damage(p))
+        siblings = real.parent
+        siblings = siblings / "checkpoints" if (siblings / "checkpoints").is_dir() else siblings  # of a run's average
+        whole_ones = sorted(p.name for p in siblings.glob("step-*") if p.is_dir() and not damage(p))
         raise ModelError(
-            f"{folder} is damaged: {problem}\n  → whole are: {', '.join(whole_ones) or 'none'}, in {beside}"
+            f"{folder} is damaged: {problem}\n  → whole are: {', '.join(whole_ones) or 'none'}, in {siblings}"
             "\n  → a copy that was changed on purpose is read without its folder `training`"
         )
 
 
 def check_sizes(c: ModelConfig, tensors: dict[str, Tensor], where: str) -> None:
-    """What config.json claims is not allocated before the weights bear it out. Raises ModelError."""
+    """Raises ModelError where config.json describes a much larger model than the weights are, before memory for it is
+    allocated."""
     own = c.layer_groups * c.group_layers or c.num_layers
     if max(own, c.num_decoder_layers) > len(tensors) or c.num_layers > MOST_LAYERS:
         raise ModelError(f"{where}: config.json says {c.num_layers:,} layers, the weights are {len(tensors):,} tensors")
@@ -228,9 +242,9 @@ def check_sizes(c: ModelConfig, tensors: dict[str, Tensor], where: str) -> None:
             claimed = sum(p.numel() for p in Transformer(c).parameters())
     except (RuntimeError, TypeError, OverflowError) as e:
         raise ModelError(f"{where}: config.json describes an impossible model: {e}") from None
-    held = sum(t.numel() for t in tensors.values())
-    if claimed > 2 * held:  # T5 v1.1 may leave out one of two tables
-        raise ModelError(f"{where}: config.json describes {claimed:,} parameters, the weights are {held:,} numbers")
+    present = sum(t.numel() for t in tensors.values())
+    if claimed > 2 * present:  # T5 v1.1 may leave out one of two tables
+        raise ModelError(f"{where}: config.json describes {claimed:,} parameters, the weights are {present:,} numbers")
 
 
 def read_tensors(folder: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
@@ -263,43 +277,45 @@ def read_tensors(folder: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
 
 
 def _pickled(folder: Path, allowed: bool) -> dict[str, Tensor]:
-    found = sorted(folder.glob("pytorch_model*.bin"))
-    if not found:
+    files = sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
         raise ModelError(f"{folder}: no {WEIGHTS}")
     if not allowed:
         raise ModelError(
-            f"{found[0]}: pickled weights can run code when opened\n"
+            f"{files[0]}: pickled weights can run code when opened\n"
             "  → get the safetensors version; or, in Python, lmkit.load(FOLDER, allow_pickle=True).save(NEW)\n"
             "    (weights only, nothing else is unpickled); `lmkit generate` and `eval` also take --allow-pickle"
         )
     tensors: dict[str, Tensor] = {}
-    for path in found:
+    for path in files:
         try:
             tensors |= torch.load(path, map_location="cpu", weights_only=True)
         except Exception as e:  # torch raises many types for a hostile or damaged pickle
             raise ModelError(f"{path}: refused: {(str(e) or type(e).__name__).splitlines()[0]}") from None
-    if odd := [k for k, v in tensors.items() if not isinstance(k, str) or not isinstance(v, Tensor)]:
-        raise ModelError(f"{found[0]}: {odd[0]!r} is no tensor: this is no file of weights alone")
+    if not_tensors := [k for k, v in tensors.items() if not isinstance(k, str) or not isinstance(v, Tensor)]:
+        raise ModelError(f"{files[0]}: {not_tensors[0]!r} is no tensor: this is no file of weights alone")
     return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
 
 @torch.no_grad()
 def adopt(model: Transformer, source: Transformer, new: tuple[str, ...] = ()) -> list[str]:
-    """Give `model`, of the same family with another head, the weights of `source` that transformers would give it, but
-    those whose names begin with one of `new`. Returns the names of the parameters that stay as they were."""
+    """Copies the weights of `source` that transformers would copy into `model`, of the same family with another head.
+
+    Parameters whose names begin with one of `new` get none. Returns the names of the parameters that stay as they
+    were."""
     family, c = model.config.table, source.config
     prefix = lambda config: None if config.head == "none" else config.spec.prefix
-    held = {_bare(family, name, prefix(c)): tensor for name, tensor in to_hf(source)}
-    names, untouched_names = tensor_names(model.config), list[str]()
+    bare = {_bare(family, name, prefix(c)): tensor for name, tensor in to_hf(source)}
+    names, untouched = tensor_names(model.config), list[str]()
     for name, p in _tensors(model):
         theirs = [_bare(family, full, prefix(model.config)) for full in _theirs(names, name)]
-        parts = [held[t].t() if c.family == "gpt2" and TRANSPOSED.search(t) else held[t] for t in theirs if t in held]
+        parts = [bare[t].t() if c.family == "gpt2" and TRANSPOSED.search(t) else bare[t] for t in theirs if t in bare]
         if (
             name.startswith(new)
             or len(parts) < len(theirs)
             or (sum(t.shape[0] for t in parts), *parts[0].shape[1:]) != tuple(p.shape)
         ):
-            untouched_names.append(name)
+            untouched.append(name)
         else:
             p.copy_(torch.cat(parts))
-    return untouched_names
+    return untouched

@@ -1,4 +1,4 @@
-"""Adapters as PEFT keeps them: a folder with adapter_config.json and adapter_model.safetensors."""
+"""Reads and writes adapters in PEFT's format: a folder with adapter_config.json and adapter_model.safetensors."""
 
 import json
 import math
@@ -27,15 +27,16 @@ from lmkit.recipe.tasks import LoraConfig
 from lmkit.text.tokenizer import read_object
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-# The config.json of the whole model. Under its usual name transformers would take the folder for one with all weights.
+# The config.json of the whole model. Under its usual name, transformers would expect all weights in the folder.
 ADAPTED_CONFIG = "adapted_config.json"
 PREFIX = "base_model.model."  # PEFT's wrappers around the model
 ADAPTED = re.compile(r"(.*)\.(lora_A|lora_B|lora_magnitude_vector)(\.weight)?")
 TASK_TYPES = {"sequence": "SEQ_CLS", "token": "TOKEN_CLS", "span": "QUESTION_ANS", "none": "FEATURE_EXTRACTION"}
 WRITING = {"decoder": "CAUSAL_LM", "encoder_decoder": "SEQ_2_SEQ_LM"}
 
-# Keys of adapter_config.json: those that are read; those that the tensors answer, or that matter only in training; and
-# those with values that change nothing. Any other key with a value would change the result: it is refused by name.
+# Keys of adapter_config.json. READ: keys that are read. SILENT: keys that the tensors answer, or that matter only in
+# training. PLAIN: keys, and those of their values that change nothing. Any other key with a value might change the
+# result, so it is refused by name.
 READ = {
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "lora_alpha", "lora_dropout", "r", "rank_pattern",
     "task_type", "use_dora", "use_rslora",
@@ -56,11 +57,10 @@ PLAIN: dict[str, tuple[Any, ...]] = {
 def adapter_writer(
     model: Transformer, config: LoraConfig, base: str, special: dict[str, int | None] | None = None
 ) -> Callable[[Path], None]:
-    """Writes the adapters and the head for labels as they are now, as PEFT loads them onto the model `base`, a run, a
-    folder or a name on the hub.
+    """Returns a function that writes the adapters and the head for labels, as they are now, into a folder.
 
-    adapted_config.json, which PEFT passes over, says which head the whole has. special: as for `save_folder`; what is
-    not given is the base's."""
+    PEFT loads that folder onto the model `base`: a run, a folder or a name on the hub. adapted_config.json, which PEFT
+    ignores, says which head the whole model has. special: as for `save_folder`; missing keys are those of the base."""
     if (Path(base) / "recipe.yaml").is_file():  # a run, which only we can load
         base = str(model_folder(base))
     names, rank_pattern, alpha_pattern = tensor_names(model.config), {}, {}
@@ -79,7 +79,7 @@ def adapter_writer(
                 alpha_pattern[theirs] = part.scale * part.rank
     adapted = {name.removesuffix(".lora_A.weight") for name in tensors if name.endswith(".lora_A.weight")}
     known, head = {n for group in names.values() for n in group}, _head_tensors(model, names)
-    said = {
+    settings = {
         "peft_type": "LORA", **_task_keys(model.config), "base_model_name_or_path": base, "r": config.rank,
         "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
         "lora_dropout": config.dropout, "target_modules": _short(adapted, known),
@@ -90,7 +90,7 @@ def adapter_writer(
     own = {PREFIX + k: v.detach().float().cpu().clone().contiguous() for k, v in (tensors | head).items()}
 
     def write(folder: Path) -> None:
-        write_json(folder / ADAPTER_CONFIG, said)
+        write_json(folder / ADAPTER_CONFIG, settings)
         write_json(folder / ADAPTED_CONFIG, config_to_hf(model.config, special or {}))
         save_file(own, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
@@ -98,7 +98,8 @@ def adapter_writer(
 
 
 def _task_keys(c: ModelConfig) -> dict[str, Any]:
-    """PEFT has no task for masked words: it then keeps the class the adapter is for."""
+    """Returns the keys that say what the adapter is for: a task of PEFT, or the model's class where PEFT has no such
+    task, as for masked words."""
     task = WRITING.get(c.stacks) if c.head in ("lm", "pairs") else TASK_TYPES[c.head]
     kind = c.table.model_type or c.family
     library = {"base_model_class": c.spec.cls, "parent_library": f"transformers.models.{kind}.modeling_{kind}"}
@@ -106,33 +107,36 @@ def _task_keys(c: ModelConfig) -> dict[str, Any]:
 
 
 def _head_tensors(model: Transformer, names: dict[str, tuple[str, ...]]) -> dict[str, Tensor]:
-    """Those of a head for labels, which trains whole, under transformers' names."""
+    """Returns the tensors of a head for labels under transformers' names; such a head is trained without an adapter."""
     if not isinstance(model.head, TaskHead):
         return {}
     out: dict[str, Tensor] = {}
     for name, p in model.head.named_parameters(prefix="head"):
         ours, leaf = name.rsplit(".", 1)
-        if ours in names:  # not what an adapter inside the head holds
+        if ours in names:  # leaves out the parameters of an adapter inside the head
             out[f"{names[ours][0]}.{leaf}"] = p
     return out
 
 
 def _whole_modules(head: dict[str, Tensor], names: dict[str, tuple[str, ...]]) -> list[str]:
-    """PEFT's modules_to_save. It saves some heads as one module, whatever it is told (`classifier` with all that is
-    below): the outermost module that holds nothing of the body."""
+    """Returns PEFT's modules_to_save: for each tensor of the head, the outermost module that holds nothing of the body.
+
+    PEFT saves some heads as one module, even if smaller ones are named (`classifier` with all modules in it)."""
     body = {n.split(".")[0] for ours, group in names.items() if not ours.startswith(("head", "pairs")) for n in group}
     modules = [name.rsplit(".", 1)[0] for name in head]
     return sorted({m if m.split(".")[0] in body else m.split(".")[0] for m in modules})
 
 
 def _short(adapted: set[str], known: set[str]) -> list[str]:
-    """PEFT's target_modules: what follows the number of a block where that means these modules and no others; the
-    modules that PEFT would reach beyond `known` have other endings."""
-    out = set()
+    """Returns PEFT's target_modules: of each adapted module the name after the block's number, or the whole name.
+
+    The short name serves where it means no module that is not adapted. Modules of transformers that are not in `known`
+    have other endings, so PEFT cannot adapt them by mistake."""
+    targets = set()
     for name in adapted:
         short = re.sub(r"^.*\.\d+\.", "", name)
-        out.add(short if {n for n in known if n.endswith(f".{short}")} <= adapted else name)
-    return sorted(out)
+        targets.add(short if {n for n in known if n.endswith(f".{short}")} <= adapted else name)
+    return sorted(targets)
 
 
 # ---------------------------------------------------------------- in
@@ -140,14 +144,14 @@ def _short(adapted: set[str], known: set[str]) -> list[str]:
 
 @torch.no_grad()
 def load_adapter(model: Transformer, folder: Path) -> None:
-    """Put the adapters of a folder, ours or PEFT's own, on a model without any, and freeze as `add_lora` does.
+    """Puts the adapters of a folder, written by us or by PEFT, on a model without any, and freezes as `add_lora` does.
 
-    Raises ModelError for what would compute something else than PEFT does, and for tensors that do not fit; the model
-    is then as it was."""
-    said, tensors = read_adapter(folder)
+    Raises ModelError for settings with which the model would compute something else than with PEFT, and for tensors
+    that do not fit; the model then stays as it was."""
+    settings, tensors = read_adapter(folder)
     names, layers = tensor_names(model.config), linears(model)
     where = {theirs: (ours, i) for ours in layers for i, theirs in enumerate(names.get(ours, ()))}
-    found: dict[str, dict[int, dict[str, Tensor]]] = {}
+    by_layer: dict[str, dict[int, dict[str, Tensor]]] = {}
     whole: dict[str, Tensor] = {}
     problems: list[str] = []
     for name, tensor in tensors.items():
@@ -155,12 +159,12 @@ def load_adapter(model: Transformer, folder: Path) -> None:
             whole[name] = tensor
         elif match[1] in where:
             ours, i = where[match[1]]
-            found.setdefault(ours, {}).setdefault(i, {})[match[2]] = tensor
+            by_layer.setdefault(ours, {}).setdefault(i, {})[match[2]] = tensor
         else:
             problems.append(f"{name}: the model has no such matrix")
     parts = {
-        ours: _parts(layers[ours], part_heights(model, ours), names[ours], given, said, problems)
-        for ours, given in found.items()
+        ours: _parts(layers[ours], part_heights(model, ours), names[ours], given, settings, problems)
+        for ours, given in by_layer.items()
     }
     copies = _whole_tensors(model, names, whole, problems)
     if problems or not parts:
@@ -169,8 +173,10 @@ def load_adapter(model: Transformer, folder: Path) -> None:
         raise ModelError(f"{folder}: the adapter does not fit a {model.config.spec.cls}:\n  {listed}")
     for p, value in copies:
         p.copy_(value)
-    for ours, given in found.items():
-        lora = LoraLinear(layers[ours], parts[ours], float(said.get("lora_dropout", 0.0)), bool(said.get("use_dora")))
+    for ours, given in by_layer.items():
+        lora = LoraLinear(
+            layers[ours], parts[ours], float(settings.get("lora_dropout", 0.0)), bool(settings.get("use_dora"))
+        )
         _fill(lora, given)
         place(model, ours, lora.train(model.training))
     freeze_base(model)
@@ -178,23 +184,23 @@ def load_adapter(model: Transformer, folder: Path) -> None:
 
 def _parts(
     base: nn.Linear, heights: list[int], theirs: tuple[str, ...], given: dict[int, dict[str, Tensor]],
-    said: dict[str, Any], problems: list[str],
+    settings: dict[str, Any], problems: list[str],
 ) -> list[Part]:  # fmt: skip
-    """Of a layer, as the config says them. Tensors that do not fit are added to `problems`."""
+    """Returns the parts of a layer as the settings describe them. Tensors that do not fit are added to `problems`."""
     parts = []
     for i, (name, rows) in enumerate(zip(theirs, heights, strict=True)):
         if i not in given:
             parts.append(Part(rows, 0, 0.0))
             continue
-        rank = max(1, int(_by_pattern(said, "rank_pattern", name, said.get("r", 8))))
-        alpha = float(_by_pattern(said, "alpha_pattern", name, said.get("lora_alpha", 8)))
+        rank = max(1, int(_by_pattern(settings, "rank_pattern", name, settings.get("r", 8))))
+        alpha = float(_by_pattern(settings, "alpha_pattern", name, settings.get("lora_alpha", 8)))
         # rsLoRA (Kalajdzievski 2023) divides by the root of the rank
-        parts.append(Part(rows, rank, alpha / (rank**0.5 if said.get("use_rslora") else rank)))
+        parts.append(Part(rows, rank, alpha / (rank**0.5 if settings.get("use_rslora") else rank)))
         wanted: dict[str, tuple[int, ...]] = {"lora_A": (rank, base.in_features), "lora_B": (rows, rank)}
-        wanted |= {"lora_magnitude_vector": (rows,)} if said.get("use_dora") else {}
-        got = {key: tuple(tensor.shape) for key, tensor in given[i].items()}
-        for key in sorted(key for key in wanted | got if wanted.get(key) != got.get(key)):
-            problems.append(f"{name}.{key}: shape {got.get(key, 'missing')}, expected {wanted.get(key, 'none')}")
+        wanted |= {"lora_magnitude_vector": (rows,)} if settings.get("use_dora") else {}
+        shapes = {key: tuple(tensor.shape) for key, tensor in given[i].items()}
+        for key in sorted(key for key in wanted | shapes if wanted.get(key) != shapes.get(key)):
+            problems.append(f"{name}.{key}: shape {shapes.get(key, 'missing')}, expected {wanted.get(key, 'none')}")
     return parts
 
 
@@ -207,42 +213,47 @@ def _fill(lora: LoraLinear, given: dict[int, dict[str, Tensor]]) -> None:
             lora.magnitude[i].copy_(tensors["lora_magnitude_vector"])
 
 
-def _by_pattern(said: dict[str, Any], key: str, name: str, default: Any) -> Any:
-    """PEFT's rank_pattern and alpha_pattern: regular expressions over the ends of names; the first that matches."""
-    patterns = said.get(key) or {}
+def _by_pattern(settings: dict[str, Any], key: str, name: str, default: Any) -> Any:
+    """Returns the value of a module in PEFT's rank_pattern or alpha_pattern, or the default.
+
+    Their keys are regular expressions for the ends of names, of which the first that matches counts."""
+    patterns = settings.get(key) or {}
     return next((value for p, value in patterns.items() if re.match(rf"(.*\.)?({p})$", name)), default)
 
 
 def _whole_tensors(
     model: Transformer, names: dict[str, tuple[str, ...]], whole: dict[str, Tensor], problems: list[str]
 ) -> list[tuple[nn.Parameter, Tensor]]:
-    """Our parameters that the adapter holds whole (PEFT's modules_to_save), and their values."""
-    mine: dict[str, nn.Parameter] = {}
+    """Returns our parameters that the adapter replaces as a whole (PEFT's modules_to_save), with their values.
+
+    Tensors that do not fit are added to `problems`."""
+    own: dict[str, nn.Parameter] = {}
     for name, p in model.named_parameters():
         ours, leaf = name.rsplit(".", 1)
         theirs = f"{names[ours][0]}.{leaf}"
         if len(names[ours]) == 1 and not (model.config.family == "gpt2" and TRANSPOSED.search(theirs)):
-            mine[theirs] = p
-    out = []
+            own[theirs] = p
+    copies = []
     for name, value in whole.items():
-        if name not in mine:
+        if name not in own:
             problems.append(f"{name}: the model has no such tensor of its own")
             continue
-        p = mine[name]
+        p = own[name]
         if p.shape != value.shape:
             problems.append(f"{name}: shape {tuple(value.shape)}, the model has {tuple(p.shape)}")
         elif model.config.tied and p is model.embedding.weight and not torch.equal(p.cpu(), value):
             problems.append(f"{name}: trained apart from the head that shares it; one tensor cannot be both")
         else:
-            out.append((p, value))
-    return out
+            copies.append((p, value))
+    return copies
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """adapter_config.json, and the tensors in float32 under transformers' names. Raises ModelError for what is damaged,
-    pickled, or set to something that is not supported."""
-    path, said = folder / ADAPTER_CONFIG, _read_settings(folder)
-    for key, value in said.items():
+    """Returns the content of adapter_config.json, and the tensors in float32 under transformers' names.
+
+    Raises ModelError for damaged or pickled files, and for settings that are not supported."""
+    path, settings = folder / ADAPTER_CONFIG, _read_settings(folder)
+    for key, value in settings.items():
         if key in PLAIN and value not in PLAIN[key]:
             allowed = ", ".join(json.dumps(v) for v in PLAIN[key])
             raise ModelError(f"{path}: {key}: {value!r} is not supported\n  allowed: {allowed}")
@@ -257,7 +268,7 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         tensors = load_file(weights)
     except (SafetensorError, OSError, ValueError) as e:
         raise ModelError(f"{weights}: damaged or not safetensors: {e}") from None
-    return said, {name.removeprefix(PREFIX): tensor.float() for name, tensor in tensors.items()}
+    return settings, {name.removeprefix(PREFIX): tensor.float() for name, tensor in tensors.items()}
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
@@ -272,35 +283,36 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 
 
 def config_and_head(folder: Path) -> tuple[dict[str, Any], str]:
-    """config.json of the model in a folder, or of the one that an adapter's folder stands for, and its head. Raises
-    ModelError."""
+    """Returns the content of config.json and the kind of head: of the model in a folder, or of an adapter and its base.
+
+    Raises ModelError where they cannot be read."""
     if not (folder / ADAPTER_CONFIG).exists():
         return (h := read_config(folder)), head_of(h, set())
-    said = _read_settings(folder)
-    base = _base_folder(folder, said)
+    settings = _read_settings(folder)
+    base = _base_folder(folder, settings)
     h = adapted_config(folder, base)
-    return h, _head(h, head_of(read_config(base), set()), said, folder)
+    return h, _head(h, head_of(read_config(base), set()), settings, folder)
 
 
 def adapted_config(folder: Path, base: Path) -> dict[str, Any]:
-    """config.json of the base, and what the adapter's own, if it has one, says otherwise."""
-    own = read_object(folder / ADAPTED_CONFIG) or read_object(folder / "config.json")  # as older versions named it
+    """Returns the base's config.json, changed by the keys of the adapter's own config.json where it has one."""
+    own = read_object(folder / ADAPTED_CONFIG) or read_object(folder / "config.json")  # the name in older versions
     return read_config(base) | {key: value for key, value in own.items() if value is not None}
 
 
 def load_adapted(folder: Path, allow_pickle: bool = False) -> tuple[Transformer, Path]:
-    """The model an adapter's folder stands for, merged, in float32, and the folder of the base model it names.
+    """Returns the base model with the adapter merged, in float32, and the base model's folder.
 
-    The base may have another head than the adapter was trained with: a new one is then all in the adapter. Raises
-    ModelError where the base is not here, and for what does not fit."""
-    said, tensors = read_adapter(folder)
-    base = _base_folder(folder, said)
+    The base may have another head than the adapter was trained with; the adapter then holds all of the new head. Raises
+    ModelError where the base is not on this machine, and where the two do not fit."""
+    settings, tensors = read_adapter(folder)
+    base = _base_folder(folder, settings)
     check_base(folder, base)
     h, weights = adapted_config(folder, base), read_tensors(base, allow_pickle)
     had = head_of(read_config(base), set(weights))
     whole = {name: value for name, value in tensors.items() if not ADAPTED.fullmatch(name)}
-    config = _config(h, had, said, whole, folder)
-    config, apart = _untied(config, said, weights, whole, folder)
+    config = _config(h, had, settings, whole, folder)
+    config, apart = _untied(config, settings, weights, whole, folder)
     model = Transformer(config)
     from_hf(model, _without_head(weights, config, had) | whole | apart, f"{folder} on {base}")
     load_adapter(model, folder)
@@ -308,9 +320,12 @@ def load_adapted(folder: Path, allow_pickle: bool = False) -> tuple[Transformer,
     return model.eval(), base
 
 
-def _base_folder(folder: Path, said: dict[str, Any]) -> Path:
-    """A path in adapter_config.json counts from the adapter's folder, or from here, as PEFT reads it."""
-    name = said.get("base_model_name_or_path")
+def _base_folder(folder: Path, settings: dict[str, Any]) -> Path:
+    """Returns the folder of the base model.
+
+    A path in adapter_config.json counts from the adapter's folder, or else, as in PEFT, from the working directory.
+    Raises ModelError where there is no such folder, and where it holds an adapter itself."""
+    name = settings.get("base_model_name_or_path")
     path = folder / ADAPTER_CONFIG
     if not name:
         raise ModelError(f"{path}: base_model_name_or_path is missing\n  → write the base model's folder there")
@@ -330,21 +345,25 @@ def _base_folder(folder: Path, said: dict[str, Any]) -> Path:
     )
 
 
-def _config(h: dict[str, Any], had: str, said: dict[str, Any], whole: dict[str, Tensor], folder: Path) -> ModelConfig:
-    """The base's axes with the head the adapter was trained with, and as many labels as that has."""
-    head = _head(h, had, said, folder)
+def _config(
+    h: dict[str, Any], had: str, settings: dict[str, Any], whole: dict[str, Tensor], folder: Path
+) -> ModelConfig:
+    """Returns the base's axes, with the head that the adapter was trained with and as many labels as that head has."""
+    head = _head(h, had, settings, folder)
     output = whole.get(f"{config_from_hf(h, had).table.heads[head].modules.get('output')}.weight")
     if head in ("sequence", "token") and output is not None and len(h.get("id2label") or (0, 1)) != len(output):
         h = h | {"id2label": {str(i): f"LABEL_{i}" for i in range(len(output))}}
     return config_from_hf(h, head)
 
 
-def _head(h: dict[str, Any], had: str, said: dict[str, Any], folder: Path) -> str:
-    """Which head the adapter was trained with, on a base that `had` another one or the same. Raises ModelError."""
+def _head(h: dict[str, Any], had: str, settings: dict[str, Any], folder: Path) -> str:
+    """Returns the kind of head that the adapter was trained with; `had` is the kind that the base has.
+
+    Raises ModelError for a head that the family does not have."""
     heads = config_from_hf(h, had).table.heads
     kinds = {task: kind for kind, task in TASK_TYPES.items()} | dict.fromkeys(WRITING.values(), "lm")
     kinds |= {spec.cls: kind for kind, spec in heads.items()}
-    task = str(said.get("task_type") or (said.get("auto_mapping") or {}).get("base_model_class"))
+    task = str(settings.get("task_type") or (settings.get("auto_mapping") or {}).get("base_model_class"))
     head = had if (had == "pairs" and kinds.get(task) == "lm") else kinds.get(task, had)
     if head not in heads:
         raise ModelError(f"{folder / ADAPTER_CONFIG}: task_type {task} does not exist in {h['model_type']}")
@@ -352,12 +371,13 @@ def _head(h: dict[str, Any], had: str, said: dict[str, Any], folder: Path) -> st
 
 
 def _untied(
-    c: ModelConfig, said: dict[str, Any], weights: dict[str, Tensor], whole: dict[str, Tensor], folder: Path
+    c: ModelConfig, settings: dict[str, Any], weights: dict[str, Tensor], whole: dict[str, Tensor], folder: Path
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """The model with a head of its own, and the weights of both, where the base shares one matrix with the embedding
-    and PEFT trained a copy of one of them: the other stays as it was.
+    """Unties head and embedding where PEFT trained a copy of one of them, so that the other stays as it was.
 
-    Raises ModelError for such an adapter of a model that is no decoder alone, and for copies that PEFT ties."""
+    Returns the axes of the model with a head of its own, and the weights of both matrices; where nothing is to untie,
+    the axes as they are and no weights. Raises ModelError for such an adapter of a model that is not a plain decoder,
+    and for copies that PEFT ties."""
     if not (c.tied and c.head in ("lm", "pairs")):
         return c, {}
     apart = c.model_copy(update={"tied": False})
@@ -365,8 +385,8 @@ def _untied(
     trained = {name: whole[name] for name in (embedding, head) if name in whole}
     if not trained:
         return c, {}
-    if c.stacks != "decoder" or said.get("ensure_weight_tying"):
-        how = "with ensure_weight_tying" if said.get("ensure_weight_tying") else f"in a {c.family}"
+    if c.stacks != "decoder" or settings.get("ensure_weight_tying"):
+        how = "with ensure_weight_tying" if settings.get("ensure_weight_tying") else f"in a {c.family}"
         raise ModelError(
             f"{folder / ADAPTER_CONFIG}: modules_to_save: a matrix that embedding and head share ({', '.join(trained)})"
             f" is not supported {how}\n  → leave it out of modules_to_save"
@@ -376,12 +396,12 @@ def _untied(
 
 
 def _without_head(weights: dict[str, Tensor], c: ModelConfig, had: str) -> dict[str, Tensor]:
-    """A base's tensors without those of a head that the model, `c`, does not have."""
+    """Returns the base's tensors without those of the base's head that the model `c` does not have."""
     heads = c.table.heads
     modules = lambda kind: {m for k in {kind, "lm" if kind == "pairs" else kind} for m in heads[k].modules.values()}
-    gone = tuple(f"{module}." for module in modules(had) - modules(c.head) if module)
+    dropped = tuple(f"{module}." for module in modules(had) - modules(c.head) if module)
     if had == "lm" != c.head:
-        gone += ("final_logits_bias",)  # BART's, of no module
+        dropped += ("final_logits_bias",)  # BART's bias belongs to no module
     if c.spec.encoder_only:
-        gone += ("decoder.",)
-    return {name: value for name, value in weights.items() if not (gone and name.startswith(gone))}
+        dropped += ("decoder.",)
+    return {name: value for name, value in weights.items() if not (dropped and name.startswith(dropped))}

@@ -1,4 +1,4 @@
-"""`--processes N`: torch's elastic launcher starts this command N times on this machine, and watches."""
+"""`--processes N`: starts this command N times on this machine with torch's elastic launcher, which watches it."""
 
 import ctypes
 import logging
@@ -14,26 +14,31 @@ from lmkit.base.errors import STOPPED_RESUMABLE, ProcessFailed, UserError
 from lmkit.base.runs import LINK, fresh_path, going_on, read_status
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
-LAUNCHED = "LMKIT_LAUNCHED"  # set for the processes that `start_processes` starts: its own number
-MOST_A_CORE = 8  # processes; more only wait for each other, and each holds a model
-GIVEN_THREADS = os.environ.get("OMP_NUM_THREADS")  # by a person, or by the launcher of this process
-# How often GNU's OpenMP looks again before a waiting thread sleeps, instead of 300,000 times: beside busy processes it
-# would only burn the time of the thread it waits for (docs/benchmarks.md has the measurements).
+LAUNCHED = "LMKIT_LAUNCHED"  # set in the processes that `start_processes` starts: its process number
+MOST_A_CORE = 8  # processes per core; more would only wait for each other, and each holds a model
+GIVEN_THREADS = os.environ.get("OMP_NUM_THREADS")  # set by a person, or by the launcher of this process
+# How often GNU's OpenMP checks again before a waiting thread sleeps, instead of 300,000 times. With busy processes
+# around it, the thread would only take time from the thread it waits for (docs/benchmarks.md has the measurements).
 SPINS = 6000
-GRACE = 600  # seconds to finish a step and save, once asked to stop
+GRACE = 600  # seconds that a process has to finish a step and save, once it is asked to stop
 
 
 def die_with_launcher() -> None:
-    """Makes the death of the process that started this one, however it comes, a request to stop."""
+    """Makes this process, which `start_processes` has started, receive a request to stop when the process of
+    `start_processes` dies.
+
+    It works on Linux. Raises ProcessFailed where that process has died already."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-    if os.getppid() != int(os.environ[LAUNCHED]):  # it has died already
+    if os.getppid() != int(os.environ[LAUNCHED]):  # a process whose parent dies gets another parent
         raise ProcessFailed("the process that started this one has ended")
 
 
 def share_cores(processes: int) -> None:
-    """Before torch starts: as many threads for each process as its container and its siblings leave it, which wait in
-    a way that costs their neighbours little. What the environment says of either stands."""
+    """Sets, before torch starts, how many threads each process has, and that waiting threads use little time.
+
+    The cores that the container allows are divided by the number of processes. Settings that the environment already
+    has stay as they are."""
     if GIVEN_THREADS is None and (processes > 1 or usable_cores() < (os.cpu_count() or 1)):
         os.environ["OMP_NUM_THREADS"] = str(max(1, usable_cores() // processes))
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -41,15 +46,16 @@ def share_cores(processes: int) -> None:
 
 
 def here(processes: int | None) -> bool:
-    """Whether this process is to start the others. Raises UserError where torchrun has started it already."""
+    """Says whether this process is to start the others. Raises UserError where torchrun has started it already."""
     if processes is not None and "RANK" in os.environ:
         raise UserError("--processes starts processes, and torchrun has started them\n  → leave out one of the two")
     return processes is not None and processes > 1
 
 
 def check(processes: int | None, max_restarts: int, rows: float | None) -> None:
-    """Called before anything is started. rows: of a batch, where it is known. Raises UserError for more processes than
-    can work, and for restarts without processes to watch."""
+    """Raises UserError for more processes than can work, and for restarts without processes to watch.
+
+    It is called before anything is started. rows: the rows of a batch, where they are known."""
     if processes is None:
         if max_restarts and "RANK" not in os.environ:
             raise UserError("--max-restarts starts the processes of --processes again\n  → add --processes 2, or more")
@@ -64,7 +70,7 @@ def check(processes: int | None, max_restarts: int, rows: float | None) -> None:
 def command(
     verb: str, processes: int | None, max_restarts: int, out: Path | None, resume: Path | None, name: str | None
 ) -> int:
-    """This very command in `processes` processes that agree on the run directory. Returns the exit code."""
+    """Runs the command line of this process in `processes` processes, with one run directory. Returns the exit code."""
     assert processes is not None
     path = resume or fresh_path(out, name or "run", verb)
     arguments = [*_without(sys.argv[1:], "--processes", "--max-restarts")]
@@ -73,28 +79,28 @@ def command(
 
 
 def _without(arguments: list[str], *options: str) -> list[str]:
-    """The command line without these options and their values."""
-    kept, skip = list[str](), False
+    """Returns the command line without these options and their values."""
+    others, skip = list[str](), False
     for argument in arguments:
         if not skip and not argument.startswith(tuple(f"{o}=" for o in options)) and argument not in options:
-            kept.append(argument)
+            others.append(argument)
         skip = argument in options
-    return kept
+    return others
 
 
 def start_processes(arguments: list[str], processes: int, max_restarts: int, path: Path, verb: str, link: bool) -> int:
-    """Returns the exit code. arguments: of `lmkit` for each process, which name the run directory `path`.
+    """Runs `lmkit` with these arguments, which name the run directory `path`, in each process. Returns the exit code.
 
     A process that fails ends the others, and with `max_restarts` all start again from the last checkpoint. Raises
-    ProcessFailed, which names it, where that does not help."""
+    ProcessFailed, which names the process, where that does not help."""
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # it is said below, once
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # failures are told below, once
     share_cores(processes)
     os.environ |= {LINK: "1"} if link else {}
-    # torch 2.11 has no such setting, and always waits 30 s
+    # torch 2.11 does not have this setting, and always waits 30 s.
     patience: dict[str, Any] = {"shutdown_timeout": GRACE} if hasattr(LaunchConfig, "shutdown_timeout") else {}
     launch = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
@@ -110,7 +116,7 @@ def start_processes(arguments: list[str], processes: int, max_restarts: int, pat
             raise ProcessFailed(f"stopped by {e.sigval.name} before a checkpoint could be written") from None
     except ChildFailedError as e:
         rank, failure = e.get_first_failure()
-        if failure.exitcode > 0:  # it has said why
+        if failure.exitcode > 0:  # the process itself has said why
             return failure.exitcode
         more = f", also after {max_restarts} restarts" if max_restarts else ""
         raise ProcessFailed(
@@ -121,18 +127,19 @@ def start_processes(arguments: list[str], processes: int, max_restarts: int, pat
 
 
 def exit_code(code: int) -> int:
-    """Returns the exit code of this process: where `start_processes` has started it, having stopped as it was asked to
-    is no failure to start again."""
+    """Returns the exit code of a process of `start_processes`: 0 where it stopped because it was asked to.
+
+    Otherwise the launcher would take the stop for a failure, and start the process again."""
     return 0 if code == STOPPED_RESUMABLE and LAUNCHED in os.environ else code
 
 
 def restarted(out: Path | None) -> Path | None:
-    """The run that goes on, in a process that was started again; None at the first start."""
-    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    return out if again and out is not None and (out / "recipe.yaml").exists() else None
+    """Returns the run to go on with, in a process that was started again; None at the first start."""
+    is_restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    return out if is_restart and out is not None and (out / "recipe.yaml").exists() else None
 
 
 def _status(path: Path) -> dict:
-    """Of the run, or of the last one of several seeds."""
+    """Returns the content of status.json of the run, or of the newest run where there are several seeds."""
     files = [file for file in (path / "status.json", *path.glob("seed-*/status.json")) if file.exists()]
     return read_status(max(files, key=lambda f: f.stat().st_mtime_ns).parent) if files else {}

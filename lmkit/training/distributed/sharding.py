@@ -1,7 +1,7 @@
-"""Models that processes share out: how each matrix of a block is split, and how the parts are saved and read again.
+"""Models that several processes share: splits the matrices of each block, and saves and reads the parts.
 
-Processes share a matrix as Megatron-LM does (Shoeybi et al. 2019, 3): what widens is cut by rows,
-what narrows by columns, so that a block needs two sums over the processes forwards and two backwards."""
+Matrices are split as in Megatron-LM (Shoeybi et al. 2019, 3): those at the beginning of attention and of feed-forward
+by rows, those at the end by columns. So a block needs two sums over the processes forwards, and two backwards."""
 
 import json
 from pathlib import Path
@@ -27,13 +27,17 @@ PLAN: dict[str, type[ColwiseParallel | RowwiseParallel]] = {
     "cross.query": ColwiseParallel, "cross.key_value": ColwiseParallel, "cross.output": RowwiseParallel,
     "mlp.up": ColwiseParallel, "mlp.down": RowwiseParallel,
 }  # fmt: skip
-PARTIAL = ("q_norm.", "k_norm.", "relative.")  # whole on every process, which sees the gradient of its heads alone
+# Parameters that are whole on every process. Each process computes only the part of their gradient from its own heads.
+PARTIAL = ("q_norm.", "k_norm.", "relative.")
 
 
 @torch.no_grad()
 def split_matrices(model: Transformer, mesh: DeviceMesh) -> None:
-    """Cut the blocks of `model` in place. Rows are put in the order of the processes first, so that each gets whole
-    heads of queries, keys and values; `model.moved_rows` remembers where they stood. Raises UserError."""
+    """Splits the matrices in the blocks of `model` between the processes, in place.
+
+    Rows are put in the order of the processes first, so that each gets whole heads of queries, keys and values;
+    `model.moved_rows` says where they were before. Raises UserError where the number of processes does not divide the
+    model's sizes."""
     _check(model, mesh.size())
     by_name = dict(model.named_parameters())
     for name, p in by_name.items():
@@ -47,15 +51,17 @@ def split_matrices(model: Transformer, mesh: DeviceMesh) -> None:
     for stack in model.stacks:
         for block in stack.blocks:
             assert isinstance(block, Block)
-            there = {n for n, _ in block.named_modules()}
-            parallelize_module(block, mesh, {n: style() for n, style in PLAN.items() if n in there})
+            layer_names = {n for n, _ in block.named_modules()}
+            parallelize_module(block, mesh, {n: style() for n, style in PLAN.items() if n in layer_names})
             block.attention.keep_heads(mesh.get_local_rank(), mesh.size())
-            if "cross" in there:
+            if "cross" in layer_names:
                 block.cross.num_heads //= mesh.size()
 
 
 def _dealt(heights: list[int], n: int) -> torch.Tensor:
-    """Rows of matrices stacked on each other, in the order: a share of each for process 0, one for process 1, ..."""
+    """Returns the rows of matrices stacked on each other in the order of `n` processes.
+
+    First come a share of each matrix for process 0, then one of each for process 1, and so on."""
     starts = [sum(heights[:i]) for i in range(len(heights))]
     shares = [
         torch.arange(s + r * h // n, s + (r + 1) * h // n)
@@ -79,16 +85,18 @@ def shared(model: Transformer) -> bool:
 
 
 def save(folder: Path, tensors: dict[str, Tensor], group: Any) -> None:
-    """All processes must call together, on a file system they share. group: theirs. Raises StorageError on all."""
-    # in one order, whatever a resume did to that of the moments; DCP's format has no scalars
-    lined = {k: v if v.dim() else v.reshape(1) for k, v in sorted(tensors.items())}
+    """Writes the parts of all processes, which must call together and share the file system.
+
+    group: the group of these processes. Raises StorageError on all of them where one cannot write."""
+    # Sorted, since a resume may change the order of the moments. torch's format for checkpoints has no scalars.
+    tensors_to_write = {k: v if v.dim() else v.reshape(1) for k, v in sorted(tensors.items())}
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
-        dcp.save(lined, storage_writer=writer, process_group=group)
+        dcp.save(tensors_to_write, storage_writer=writer, process_group=group)
         if dist.get_rank(group) == 0:  # all are written by now
             for file in folder.glob("*.safetensors"):
                 _order_header(file)
-    except CheckpointException as e:  # which is no Exception to Python
+    except CheckpointException as e:  # in Python's classes, it is no Exception
         errors = [error for error, _ in e.failures.values()]
         problem = next(filter(None, map(disk_error, errors)), None)
         if problem is None:
@@ -97,7 +105,9 @@ def save(folder: Path, tensors: dict[str, Tensor], group: Any) -> None:
 
 
 def _order_header(file: Path) -> None:
-    """safetensors writes the metadata of a header in an order of chance, and equal states are to be equal bytes."""
+    """Sorts the metadata in the header of a safetensors file, so that equal states are equal bytes.
+
+    safetensors writes it in a random order."""
     with file.open("r+b") as f:
         size = int.from_bytes(f.read(8), "little")
         header = json.loads(f.read(size))
@@ -107,7 +117,9 @@ def _order_header(file: Path) -> None:
 
 
 def load(folder: Path, named: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Moments (`parameter::key`), shared out like their parameters. Raises KeyError for those of no parameter."""
+    """Returns the moments, by names such as `parameter::key`, shared between processes as their parameters are.
+
+    Raises KeyError for moments of an unknown parameter."""
     reader = HuggingFaceStorageReader(str(folder))
     tensors: dict[str, Tensor] = {}
     for key, facts in reader.read_metadata().state_dict_metadata.items():

@@ -1,4 +1,4 @@
-"""Notices that a process has died or hangs while the others wait for it, names it, and ends this one."""
+"""Notices that another process has died or hangs while this one waits for it, names it, and ends this one."""
 
 import faulthandler
 import json
@@ -15,12 +15,12 @@ from typing import Any, Self
 from lmkit.base.errors import ProcessFailed
 
 BEAT = 1.0  # seconds between signs of life
-SILENT = 10.0  # seconds without one, by which a process is taken for dead or stopped, or half of `patience`
+SILENT = 10.0  # seconds without one after which a process counts as dead or stopped; at most half of `patience`
 
 
 class Watchdog:
-    """Tells the other processes, through torchrun's store, where this one is, and hears of them. With one process
-    it does nothing.
+    """Tells the other processes, through torchrun's store, what this one is doing, and reads the same of them. With one
+    process it does nothing.
 
     patience: seconds without a step, outside evaluations and saves of any process, or without a sign of life from
     another process, after which the run ends."""
@@ -30,8 +30,8 @@ class Watchdog:
         self.step, self.phase = 0, "step"
         self.stopping = threading.Event()
         self.threads: list[threading.Thread] = []
-        self.others: dict[int, tuple[int, str]] = {}  # rank -> step and phase, by its last sign of life
-        self.heard: dict[int, float] = {}  # rank -> when that came
+        self.others: dict[int, tuple[int, str]] = {}  # rank -> step and phase in its last sign of life
+        self.heard: dict[int, float] = {}  # rank -> the time when that sign came
 
     def __enter__(self) -> Self:
         if self.world.size > 1:
@@ -50,12 +50,12 @@ class Watchdog:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """For the others."""
+        """Marks the time of a `with` block as waiting for the other processes."""
         yield from self._during("waiting")
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """On something that takes as long as it takes: an evaluation, a checkpoint."""
+        """Marks the time of a `with` block as work without a time limit: an evaluation or a checkpoint."""
         yield from self._during("at work")
 
     def _during(self, phase: str) -> Iterator[None]:
@@ -64,7 +64,9 @@ class Watchdog:
         self.phase = before
 
     def _exchange(self) -> None:
-        """Signs of life. Where the store's machine is out of reach this waits for it, so another thread watches."""
+        """Sends signs of life, and reads those of the others, until the watchdog stops.
+
+        It waits where the store's machine cannot be reached, so another thread watches."""
         beats, last = 0, dict[int, int]()
         while not self.stopping.wait(BEAT):
             beats += 1
@@ -76,7 +78,7 @@ class Watchdog:
                         self.others[rank] = (step, phase)
                         if last.get(rank) != beat:
                             last[rank], self.heard[rank] = beat, time.monotonic()
-            except RuntimeError:  # torch's DistError: the store is gone, and every sign of life with it
+            except RuntimeError:  # torch's DistError: the store is gone, so no sign of life can be read
                 return
 
     def _watch(self) -> None:
@@ -101,9 +103,11 @@ class Watchdog:
         return f"  process {rank}: {phase}, after step {step}" + f", no sign of life for {silence[rank]:.0f} s" * lost
 
     def _end(self, why: str, silence: dict[int, float], lost: list[int]) -> None:
-        """lost: those of which nothing was heard lately; all, where the store is out of reach."""
+        """Tells why the run ends, writes the stack of this process into the run directory, and ends the process.
+
+        lost: the processes without a recent sign of life; all of them, where the store cannot be reached."""
         heard = {rank: place for rank, place in self.others.items() if rank not in lost}
-        if self.world.rank <= min(heard, default=self.world.rank):  # the first of those that live
+        if self.world.rank <= min(heard, default=self.world.rank):  # only the first living process prints
             lines = [why, *(self._place(rank, silence, rank in lost) for rank in range(self.world.size))]
             lines.append(f"  → what each was doing stands in {self.run / 'stacks'}; go on with --resume {self.run}")
             print("lmkit: " + "\n".join(lines), file=sys.stderr, flush=True)
@@ -111,5 +115,5 @@ class Watchdog:
         folder.mkdir(exist_ok=True)
         with (folder / f"process-{self.world.rank}.txt").open("w") as f:
             faulthandler.dump_traceback(f, all_threads=True)
-        time.sleep(BEAT)  # for the others to write theirs before they are stopped
+        time.sleep(BEAT)  # gives the others time to write their stacks before they are stopped
         os._exit(ProcessFailed.exit_code)

@@ -1,7 +1,7 @@
 """Several processes on one run: the only place that knows ranks exist.
 
-torchrun starts the processes (`lmkit pretrain --processes N` calls it). Each reads its share of every batch; what they
-compute is added up, so that loss, gradient and the order of the data are those of one process.
+torchrun starts the processes (`lmkit pretrain --processes N` calls it). Each reads its share of every batch, and their
+results are added up, so that loss, gradient and the order of the data are the same as with one process.
 """
 
 import atexit
@@ -29,20 +29,20 @@ from lmkit.recipe.pretraining import ParallelConfig
 from lmkit.training.distributed.sharding import PARTIAL, split_matrices
 
 T = TypeVar("T")
-LONGEST_WAIT = timedelta(days=2)  # for rank 0 to tokenize or evaluate; a hang is noticed by the watchdog
+LONGEST_WAIT = timedelta(days=2)  # rank 0 may tokenize or evaluate for so long; the watchdog notices a hang
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run, and this one's place among them. By default there is no other."""
+    """The processes of a run, and the place of this one among them. By default it is the only one."""
 
     rank: int = 0
     size: int = 1
-    data_rank: int = 0  # which share of each batch it reads; processes that share its matrices read the same
-    data_size: int = 1
-    mesh: DeviceMesh | None = None  # (replicate, shard, tensor)
-    store: Any = None  # torchrun's, for signs of life
-    saving: Any = None  # a group of its own: checkpoints may be written while training communicates
+    data_rank: int = 0  # the share of each batch that it reads; processes that share matrices read the same share
+    data_size: int = 1  # the number of shares
+    mesh: DeviceMesh | None = None  # (replicate, shard, tensor); None where each process holds the whole model
+    store: Any = None  # torchrun's store, for signs of life
+    saving: Any = None  # a separate group of processes, so that checkpoints are written while training communicates
 
     @property
     def first(self) -> bool:
@@ -67,7 +67,7 @@ class World:
 
     def _add_up(self, values: Tensor) -> Tensor:
         if self.mesh is not None and self.mesh.get_local_rank("tensor"):
-            values = torch.zeros_like(values)  # the first of those that share matrices speaks for them
+            values = torch.zeros_like(values)  # processes that share matrices read the same data: only one counts
         dist.all_reduce(values)
         return values
 
@@ -117,25 +117,28 @@ class World:
         dist.barrier(self.saving)
 
     def spread(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """`function` of x (n, ...), a row at a time as it were: each process does its share of the rows."""
+        """Returns `function` of x (n, ...), for which each process computes its share of the rows.
+
+        The function must treat each row by itself."""
         if self.size == 1:
             return function(x)
         share = -(-len(x) // self.size)
-        mine, out = x.new_zeros(share, *x.shape[1:]), x.new_empty(share * self.size, *x.shape[1:])
+        own, result = x.new_zeros(share, *x.shape[1:]), x.new_empty(share * self.size, *x.shape[1:])
         rows = x[self.rank * share : (self.rank + 1) * share]
         if len(rows):
-            mine[: len(rows)] = function(rows)
-        dist.all_gather(list(out.chunk(self.size)), mine)
-        return out[: len(x)]
+            own[: len(rows)] = function(rows)
+        dist.all_gather(list(result.chunk(self.size)), own)
+        return result[: len(x)]
 
 
 ALONE = World()
-_STORE: Any = None  # of the process group: torch gives it to whoever makes the group, once
+_STORE: Any = None  # the store of the process group, which torch returns only once, when the group is made
 
 
 def join(c: ParallelConfig, device: torch.device) -> World:
-    """Meet the other processes that torchrun started, if there are any. Raises UserError for a layout that their number
-    does not allow."""
+    """Meets the other processes that torchrun started, if there are any, and returns the world of all of them.
+
+    Raises UserError for a layout that their number does not allow."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         if c.tensor > 1 or c.shards > 1:
@@ -164,7 +167,9 @@ def join(c: ParallelConfig, device: torch.device) -> World:
 
 
 def _meet() -> tuple[Any, int, int]:
-    """(store, rank, number of processes). Raises UserError, ProcessFailed."""
+    """Meets the other processes. Returns the store, the rank of this one, and the number of processes.
+
+    Raises UserError where environment variables are incomplete, and ProcessFailed where the processes do not meet."""
     how = "  → start them by --processes N or torchrun; for one process, unset WORLD_SIZE and RANK"
     try:
         store, rank, size = next(iter(rendezvous("env://")))
@@ -173,13 +178,15 @@ def _meet() -> tuple[Any, int, int]:
     except RuntimeError as e:  # torch's DistError
         place = ":".join(os.environ.get(f"MASTER_{k}", "") for k in ("ADDR", "PORT"))
         raise ProcessFailed(f"the processes do not meet at {place}: {str(e).splitlines()[0]}\n{how}") from None
-    # a restart has the launcher's store of before, with addresses of processes that are gone
+    # After a restart, the launcher's store still holds addresses of processes that have ended.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dist.PrefixStore(f"attempt {attempt}", store), rank, size
 
 
 def layout(c: ParallelConfig, size: int) -> tuple[int, int, int]:
-    """(copies of the model, shards of each, processes that share each matrix). Raises UserError."""
+    """Returns (copies of the model, shards of each copy, processes that share each matrix).
+
+    Raises UserError for a layout that the number of processes does not allow."""
     if size % c.tensor:
         raise UserError(f"parallel.tensor {c.tensor} does not divide the {size} processes")
     data = size // c.tensor
@@ -190,7 +197,7 @@ def layout(c: ParallelConfig, size: int) -> tuple[int, int, int]:
 
 
 class Scored(nn.Module):
-    """Model and task as one forward: what DDP and FSDP2 wrap."""
+    """A module whose forward is the loss of model and objective, as DDP and FSDP2 need it."""
 
     def __init__(self, model: Transformer):
         super().__init__()
@@ -204,7 +211,7 @@ class Scored(nn.Module):
 
 
 class Parallel:
-    """A model on all its processes. With one it is the model itself."""
+    """A model that several processes train together. With one process it is the model itself."""
 
     def __init__(self, model: Transformer, world: World, c: ParallelConfig, precision: str):
         """Shards or copies `model` in place; every process holds the same weights."""
@@ -217,7 +224,8 @@ class Parallel:
             self.module = scored
         elif world.size > 1:
             self.module = DistributedDataParallel(scored)
-            self.module.broadcast_buffers = False  # all hold the same; its argument has other names in other torches
+            # Buffers are equal on all processes. Versions of torch differ in the name of the argument for this.
+            self.module.broadcast_buffers = False
         else:
             self.module = scored
             model.embedding.sparse = model.embedding.weight.device.type == "cpu"
@@ -227,7 +235,7 @@ class Parallel:
 
     @contextmanager
     def accumulating(self, last: bool) -> Iterator[None]:
-        """Gradients of all but the last micro-batch stay at home."""
+        """Lets processes add up their gradients only for the last micro-batch of a step, to save communication."""
         if isinstance(self.module, DistributedDataParallel) and not last:
             with self.module.no_sync():
                 yield
@@ -237,20 +245,22 @@ class Parallel:
         yield
 
     def start_gradient(self) -> None:
-        """A pass moves few rows of the token embedding, yet makes a gradient of all of them: on a CPU up to a third of
-        a short step. There each pass adds its rows to one gradient that stays in place."""
+        """Prepares the gradient of the token embedding before the first pass of a step.
+
+        A pass reads few rows of the embedding, but its gradient has all rows, and making it takes up to a third of a
+        short step on a CPU. So on a CPU each pass adds its rows to one gradient, which stays allocated."""
         weight = self.model.embedding.weight
         if self.model.embedding.sparse and weight.requires_grad:
             weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad.zero_()
 
     def clear_gradient(self) -> None:
-        """After a step. What stays in place is cleared by the next `start_gradient`."""
+        """Drops gradients after a step, except the one that `start_gradient` keeps and clears."""
         for p in self.model.parameters():
             if p is not self.model.embedding.weight or not self.model.embedding.sparse:
                 p.grad = None
 
     def finish_gradient(self) -> None:
-        """Add up what every process that shares matrices saw of a few parameters that they do not share."""
+        """Adds up the gradients of the few parameters that are whole on each of the processes that share matrices."""
         if self.world.mesh is None or not self.world.shares_matrices:
             return
         group = self.world.mesh.get_group("tensor")
@@ -259,15 +269,15 @@ class Parallel:
                 dist.all_reduce(local(p.grad), group=group)
 
     def by_first(self, compute: Callable[[], T]) -> T:
-        """What rank 0 makes of the whole model, told to all."""
-        everyone = self.world.sharded  # FSDP2 counts forward passes, and they must be as many on all processes
+        """Returns to all processes what `compute` returns on rank 0, which has the whole model meanwhile."""
+        everyone = self.world.sharded  # FSDP2 counts forward passes, whose number must be equal on all processes
         with self.whole():
             value = compute() if self.world.first or everyone else None
         return self.world.agree(value)  # type: ignore[return-value]
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """All weights on every process, so that each can use the model by itself."""
+        """Gathers all weights on every process for the time of a `with` block, so that each can use the model alone."""
         shards = [m for m in self.module.modules() if isinstance(m, FSDPModule)]
         for m in shards:
             m.set_reshard_after_forward(False, recurse=False)
@@ -281,30 +291,34 @@ class Parallel:
 
 
 def _meshes(grads: list[Tensor]) -> list[list[Tensor]]:
-    """Those on one mesh together: torch computes with no others at once."""
-    apart: dict[Any, list[Tensor]] = {}
+    """Returns the gradients grouped by their mesh, since torch computes only with tensors of one mesh together."""
+    groups: dict[Any, list[Tensor]] = {}
     for g in grads:
-        apart.setdefault(getattr(g, "device_mesh", None), []).append(g)
-    return list(apart.values())
+        groups.setdefault(getattr(g, "device_mesh", None), []).append(g)
+    return list(groups.values())
 
 
 def gradient_norm(grads: list[Tensor]) -> Tensor:
-    """() float32, over all shards."""
+    """Returns the norm of all gradients, () float32, over all shards."""
     norms = [whole(torch.nn.utils.get_total_norm(group, foreach=True)) for group in _meshes(grads)]
     return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
 
 
 def scale_gradients(grads: list[Tensor], longest: float, norm: Tensor) -> None:
-    """In place, to `longest` where their norm is more; by torch's rule, longest / (norm + 1e-6)."""
+    """Scales the gradients in place so that their norm is at most `longest`.
+
+    As in torch, they are multiplied with longest / (norm + 1e-6) where that is below 1."""
     torch._foreach_mul_([local(g) for g in grads], (longest / (norm + 1e-6)).clamp(max=1.0))
 
 
 def _shard(scored: Scored, mesh: DeviceMesh, c: ParallelConfig, precision: str) -> None:
-    """FSDP2: each block's weights come together when it runs. One replica of each shard is plain copying."""
-    reduced = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    """Shards the model with FSDP2: the weights of a block are gathered when it runs.
+
+    With one shard per copy of the model, this is plain data parallelism."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     options: dict[str, Any] = {
         "mesh": mesh["replicate", "shard"],
-        "mp_policy": MixedPrecisionPolicy(param_dtype=reduced, reduce_dtype=torch.float32 if reduced else None),
+        "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None),
         "reshard_after_forward": True,
     }
     if c.offload:

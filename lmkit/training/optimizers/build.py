@@ -1,4 +1,4 @@
-"""A recipe's `optimizer:` section -> torch optimizers over every parameter, each exactly once."""
+"""Builds torch optimizers from a recipe's `optimizer:` section; each parameter is in exactly one of them."""
 
 import re
 from collections.abc import Iterable
@@ -18,9 +18,11 @@ from lmkit.training.optimizers.scaled_adamw import ScaledAdamW
 
 
 def build_optimizers(model: Transformer, c: OptimizerConfig, spread: Spread = alone) -> list[Optimizer]:
-    """Muon takes the matrices inside blocks and AdamW the rest; any other optimizer takes everything that is not
-    frozen. Decay applies to matrices only. Each group carries `peak_lr`, which the schedule multiplies. spread: how
-    several processes share Muon's work."""
+    """Returns the optimizers of all parameters that are not frozen.
+
+    Muon gets the matrices inside blocks, and AdamW the rest; any other optimizer gets everything. Weight decay applies
+    to matrices only. Each group has `peak_lr`, which the schedule multiplies. spread: how several processes share
+    Muon's work. Raises UserError for a rule of `optimizer.groups` that matches no parameter."""
     named: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
     for rule in c.groups:
         if not any(re.search(rule.match, n) for n in named):
@@ -48,7 +50,9 @@ def build_optimizers(model: Transformer, c: OptimizerConfig, spread: Spread = al
 def _groups(
     named: dict[str, Tensor], wanted: Iterable[tuple[str, float | None, float]], c: OptimizerConfig
 ) -> list[dict]:
-    """Parameters of equal (learning rate, weight decay) together, after the recipe's own `groups` rules."""
+    """Returns groups of parameters with the same learning rate and weight decay, after the recipe's rules in `groups`.
+
+    wanted: name, learning rate and weight decay of each parameter, before these rules."""
     together: dict[tuple[float, float, Any], list[Tensor]] = {}
     for name, lr, decay in sorted(wanted):
         assert lr is not None, "the learning rates are filled in when the recipe is resolved"
@@ -56,7 +60,7 @@ def _groups(
             if re.search(rule.match, name):
                 lr = lr * rule.lr_scale
                 decay = decay if rule.weight_decay is None else rule.weight_decay
-        mesh = getattr(named[name], "device_mesh", None)  # torch's fused steps take tensors of one mesh
+        mesh = getattr(named[name], "device_mesh", None)  # torch's fused steps need tensors of one mesh
         together.setdefault((lr, decay, mesh), []).append(named[name])
     return [{"params": p, "lr": lr, "peak_lr": lr, "weight_decay": decay} for (lr, decay, _), p in together.items()]
 
@@ -89,7 +93,7 @@ def _fusible(groups: list[dict]) -> bool:
 
 
 def state_tensors(optimizers: list[Optimizer], names: dict[Tensor, str]) -> dict[str, Tensor]:
-    """`parameter::key` -> tensor, for safetensors."""
+    """Returns the tensors of the optimizers' state for safetensors, by names such as `parameter::key`."""
     return {
         f"{names[p]}::{key}": value
         for o in optimizers
@@ -102,15 +106,16 @@ def state_tensors(optimizers: list[Optimizer], names: dict[Tensor, str]) -> dict
 def load_state_tensors(
     optimizers: list[Optimizer], named: dict[str, Tensor], tensors: dict[str, Tensor], moved: dict[str, Tensor]
 ) -> None:
-    """The inverse of `state_tensors`, onto the parameters' devices and shards. moved: as `Transformer.moved_rows`.
-    Raises KeyError for tensors of no parameter."""
+    """Puts what `state_tensors` returned back into the optimizers, on the parameters' devices and shards.
+
+    moved: as `Transformer.moved_rows`. Raises KeyError for tensors of an unknown parameter."""
     owner = {id(p): o for o in optimizers for g in o.param_groups for p in g["params"]}
     for full, value in tensors.items():
         name, key = full.split("::")
         p = named[name]
         optimizer = owner[id(p)]
         state: dict[str, Any] = optimizer.state[p]
-        if key == "step":  # beside the parameters for fused optimizers, on the CPU for others
+        if key == "step":  # fused optimizers need it on the parameters' device, others on the CPU
             state[key] = value.reshape(()).to(p.device if optimizer.param_groups[0].get("fused") else "cpu")
         elif isinstance(value, DTensor) or value.shape != p.shape:
             state[key] = value.to(p.device)

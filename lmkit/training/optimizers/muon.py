@@ -1,7 +1,7 @@
 """Muon (Jordan et al. 2024): momentum whose update is orthogonalised, for the matrices inside the blocks.
 
-torch.optim.Muon runs its Newton-Schulz iterations in bfloat16, one matrix at a time: 28 to 50 times slower on a CPU
-without bf16. Here equal shapes are batched, in float32 on a CPU and bf16 on a GPU.
+torch.optim.Muon runs its Newton-Schulz iterations in bfloat16, one matrix at a time, which is 28 to 50 times slower on
+a CPU without bf16. Here matrices of equal shape are batched, in float32 on a CPU and in bf16 on a GPU.
 """
 
 from collections import defaultdict
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from lmkit.model.sharding import fill, like, local, whole
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # the quintic of Jordan et al.: steep at 0, singular values end in 0.7..1.2
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al.'s polynomial: steep at 0, singular values end in 0.7..1.2
 ITERATIONS = 5
 
 
 def orthogonalize(m: Tensor) -> Tensor:
-    """(n, rows, columns) -> the same, singular values near 1, by Newton-Schulz iterations."""
+    """Returns the matrices m (n, rows, columns) with singular values near 1, by Newton-Schulz iterations."""
     dtype = torch.bfloat16 if m.is_cuda else torch.float32
     wide = m.size(1) <= m.size(2)
     x = (m if wide else m.mT).to(dtype)
@@ -30,20 +30,21 @@ def orthogonalize(m: Tensor) -> Tensor:
     return (x if wide else x.mT).to(m.dtype)
 
 
-Spread = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
+Spread = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]  # applies a function to rows, on one process or several
 
 
 def alone(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`function` of x (n, ...), by this process."""
+    """Returns `function` of x (n, ...), computed by this process alone."""
     return function(x)
 
 
 class Muon(torch.optim.Optimizer):
-    """params: matrices. row_blocks: parameter -> heights of the matrices stacked in it (fused projections), which are
-    orthogonalised one by one. The step is lr * sqrt(max(1, rows / columns)); weight decay is decoupled.
+    """Muon for matrices. The step is lr * sqrt(max(1, rows / columns)); weight decay is decoupled.
 
-    Matrices of which each process holds a part are brought together for it, and `spread` has every process
-    orthogonalise a share of them. moved_rows: parameter -> where its rows stood before tensor parallelism."""
+    params: matrices. row_blocks: for each parameter, the number of rows of each matrix that is stacked in it (fused
+    projections); these are orthogonalised one by one. Where each process holds a part of a matrix, the parts are
+    gathered first, and with `spread` each process orthogonalises a share of the matrices. moved_rows: for each
+    parameter, where its rows were before tensor parallelism moved them."""
 
     def __init__(
         self, params: Any, lr: float, momentum: float = 0.95, weight_decay: float = 0.0,
@@ -71,7 +72,9 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_add_(weights, updates, alpha=-group["lr"])
 
     def _orthogonalize_all(self, params: list[Tensor], updates: list[Tensor]) -> None:
-        """In place, all matrices of one shape as one batch. updates: what this process holds of them."""
+        """Orthogonalises the updates in place, all matrices of one shape as one batch.
+
+        updates: the parts that this process holds."""
         shared = [like(p, u) for p, u in zip(params, updates, strict=True)]
         wholes = [whole(u, self.moved_rows.get(p)) for p, u in zip(params, shared, strict=True)]
         by_shape: dict[tuple[int, int], list[Tensor]] = defaultdict(list)

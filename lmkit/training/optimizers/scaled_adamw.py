@@ -1,4 +1,4 @@
-"""AdamW whose step is in units of each tensor's own size, as Adafactor's is: what makes AdamW train T5 (nanoT5)."""
+"""AdamW whose step is in units of each tensor's own size, as in Adafactor; with it, AdamW can train T5 (nanoT5)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,11 +7,11 @@ import torch
 
 from lmkit.model.sharding import local, whole
 
-SMALLEST = 1e-3  # a tensor of zeros must be able to leave zero (Shazeer & Stern 2018, algorithm 4)
+SMALLEST = 1e-3  # the smallest size, so that a tensor of zeros can change (Shazeer & Stern 2018, algorithm 4)
 
 
 class ScaledAdamW(torch.optim.Optimizer):
-    """Step: lr * max(1e-3, RMS(parameter)) * Adam's; weight decay is decoupled and scaled alike."""
+    """AdamW with the step lr * max(1e-3, RMS(parameter)) * Adam's step; weight decay is decoupled, and scaled too."""
 
     def __init__(
         self, params: Any, lr: float, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
@@ -38,8 +38,8 @@ class ScaledAdamW(torch.optim.Optimizer):
             for p, state, m, root in zip(params, states, first, roots, strict=True):
                 state["step"] += 1
                 n = float(state["step"])
-                size = whole(p.norm()) / p.numel() ** 0.5  # stays on the device: no wait
-                mine = local(p)
+                size = whole(p.norm()) / p.numel() ** 0.5  # stays on the device, so the CPU need not wait
+                weight = local(p)
                 root.div_((1 - beta2**n) ** 0.5).add_(group["eps"])
-                update = (m / (1 - beta1**n)).div_(root).add_(mine, alpha=group["weight_decay"])
-                mine.sub_(update * (group["lr"] * size.clamp(min=SMALLEST)))
+                update = (m / (1 - beta1**n)).div_(root).add_(weight, alpha=group["weight_decay"])
+                weight.sub_(update * (group["lr"] * size.clamp(min=SMALLEST)))
