@@ -25,7 +25,7 @@ from lmkit.data.tables.splitting import split
 from lmkit.data.tables.table import Table
 from lmkit.kb.knowledge_base import KnowledgeBase, build_knowledge_base
 from lmkit.recipe.tasks import AnswerConfig
-from lmkit.tasks.answer_fitting import compare, fit
+from lmkit.tasks.answer_fitting import compare_answers, fit
 from lmkit.tasks.task import score_table
 
 Triple = tuple[str, str, str]
@@ -223,7 +223,7 @@ def main() -> None:
             sides = {"the same wordings": (like, same), "other subjects, other wordings": (dev, test)}
             for title, (known, new) in (sides | {"the same, test and fit exchanged": (test, dev)}).items():
                 task = fit(kb, known, AnswerConfig(name="answer", precision=args.precision), None, None)
-                columns, curve = compare(task, new, None)
+                columns, curve = compare_answers(task, new, None)
                 print(score_table(title, columns, len(new.rows)), curve, sep="\n")
         write(work / "invented.csv", invented(args.rows))
         print("invented:", built(work / "large.sqlite", [work / "invented.csv"]))

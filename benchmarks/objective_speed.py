@@ -26,7 +26,7 @@ def lmkit_job(args: argparse.Namespace) -> Any:
     from lmkit.recipe.defaults import expand_pretraining
     from lmkit.recipe.pretraining import Recipe
     from lmkit.recipe.recipe_file import build_recipe
-    from lmkit.training.job import build_job
+    from lmkit.training.job import build_pretraining
     from lmkit.training.pretraining_run import _settle
 
     family = "bert" if args.objective == "masked_lm" else "t5"
@@ -43,7 +43,7 @@ def lmkit_job(args: argparse.Namespace) -> Any:
         "train": {"budget": "1 h", "batch": TOKENS, "micro_batch": TOKENS, "compile": args.compile},
     }  # fmt: skip
     recipe, store = _settle(build_recipe(Recipe, tree, {}, expand_pretraining))
-    return build_job(recipe, store)
+    return build_pretraining(recipe, store)
 
 
 def lmkit_step(args: argparse.Namespace) -> Callable[[], float]:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from lmkit.evaluation.answers import score
+from lmkit.evaluation.answers import score_answers
 
 OTHERS = ["", "the", "a an the", "Über—x", "U.S.", "...", "  "]
 
@@ -28,7 +28,7 @@ def official(script: str, data: str, predictions: dict[str, str]) -> dict[str, f
 
 
 def ours(golds: dict[str, list[str]], predictions: dict[str, str]) -> dict[str, float]:
-    found = score([golds[i] for i in predictions], list(predictions.values()), False)
+    found = score_answers([golds[i] for i in predictions], list(predictions.values()), False)
     names = {"exact_match": "exact", "f1": "f1", "has_answer_exact_match": "HasAns_exact",
              "has_answer_f1": "HasAns_f1", "no_answer_accuracy": "NoAns_exact"}  # fmt: skip
     return {names[k]: 100 * estimate.value for k, estimate in found.items()}

@@ -16,7 +16,7 @@ from lmkit.base.files import disk_error, write_atomic, write_json
 from lmkit.base.runs import ADAPTER_CONFIG, model_folder, reading
 from lmkit.generation.batches import Completion, Opening
 from lmkit.generation.engine import complete
-from lmkit.generation.filling import Filled, fill
+from lmkit.generation.filling import Filled, fill_masks
 from lmkit.generation.prompts import end_ids
 from lmkit.generation.rules import GENERATION_CONFIG, GENERATION_KEYS, Rules, not_followed, rules_of
 from lmkit.generation.sampling import SamplingConfig
@@ -192,7 +192,7 @@ class Pretrained:
         Write the tokenizer's mask ([MASK], <mask>) where a word is missing. Raises UserError for a text without one or
         longer than the context, and for a model that fills no masks."""
         self.check_use("fill")
-        return list(fill(self.model, self.needs_tokenizer(), texts, top_k))
+        return list(fill_masks(self.model, self.needs_tokenizer(), texts, top_k))
 
     def check_use(self, use: Literal["generate", "fill"]) -> None:
         """Raises UserError for a model that cannot do this: says what it is, and what it can."""

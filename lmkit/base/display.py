@@ -20,7 +20,7 @@ from lmkit.base.units import show_seconds
 HUSHED = int(os.environ.get("RANK", "0")) > 0  # of several processes, only the first one writes
 UNKNOWN = None if os.environ.get("TERM") else False  # False: a terminal without TERM gets plain lines
 console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=HUSHED, force_terminal=UNKNOWN)
-Piece = tuple[str, bool]  # a part of a text, and whether it is marked
+MarkedText = tuple[str, bool]  # a part of a text, and whether it is marked
 PLAIN_INTERVAL = float(os.environ.get("LMKIT_LOG_SECONDS", "10"))
 
 
@@ -32,7 +32,7 @@ def note(text: str) -> None:
         say(text)
 
 
-def note_marked(title: str, pieces: Sequence[Piece]) -> None:
+def note_marked(title: str, pieces: Sequence[MarkedText]) -> None:
     """Writes a line in which parts are marked: in colour on a terminal that has colours, else with »«."""
     if console.is_terminal and not console.no_color:
         console.print(Text.assemble(title, *((text.translate(CONTROL), "bold green" * on) for text, on in pieces)))

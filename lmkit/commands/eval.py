@@ -5,13 +5,13 @@ from typing import Annotated
 import typer
 
 from lmkit.commands.app import app
-from lmkit.commands.options import Column, Data, Json, Label, Pair, Pickle, Separator, Target, TaskName
+from lmkit.commands.options import Column, Data, Json, Label, PairColumn, Pickle, Separator, Target, TaskName
 
 
 @app.command(
     name="eval", epilog="Example: lmkit eval runs/demo --data recipes/corpus/austen-emma.txt --separator $'\\f'"
 )
-def evaluate(
+def evaluate_command(
     models: Annotated[
         list[str], typer.Argument(metavar="MODEL [OTHER]", help="Runs or Hugging Face folders; two are compared.")
     ],
@@ -25,7 +25,7 @@ def evaluate(
         typer.Option("--pll-tokens", min=0, help="Encoders: most tokens of the pseudo-perplexity. Default: 2000."),
     ] = None,
     text: Column = None,
-    pair: Pair = None,
+    pair: PairColumn = None,
     label: Label = None,
     target: Target = None,
     separator: Separator = None,

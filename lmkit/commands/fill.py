@@ -21,4 +21,4 @@ def fill(
     prompts = read_prompts(prompt, file)
     from lmkit.ops import writing
 
-    writing.fill_masks(model, prompts, top_k, as_json, allow_pickle)
+    writing.write_filled(model, prompts, top_k, as_json, allow_pickle)

@@ -25,7 +25,7 @@ Pickle = Annotated[
 ]
 Text = Annotated[str, typer.Option("--text", help="Column or key of the text in .jsonl, .csv and .parquet.")]
 Column = Annotated[str | None, typer.Option("--text", help="Column or key of the text; of pairs the sources.")]
-Pair = Annotated[str | None, typer.Option("--pair", help="Column of the second text of a pair.")]
+PairColumn = Annotated[str | None, typer.Option("--pair", help="Column of the second text of a pair.")]
 Label = Annotated[str | None, typer.Option("--label", help="Column or key of the label.")]
 Data = Annotated[list[str], typer.Option("--data", "-d", help="Files, folders or globs. Repeatable.")]
 TaskName = Annotated[str | None, typer.Option("--task", help="translate or summarize, for models without a run.")]

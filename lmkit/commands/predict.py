@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lmkit.commands.app import app
-from lmkit.commands.options import Column, Data, Model, Pair, TaskName
+from lmkit.commands.options import Column, Data, Model, PairColumn, TaskName
 
 
 @app.command(epilog="Example: lmkit predict runs/classify-reviews --data new.csv --out predictions.jsonl")
@@ -16,7 +16,7 @@ def predict(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File of JSON lines; else standard output.")] = None,
     task: TaskName = None,
     text: Column = None,
-    pair: Pair = None,
+    pair: PairColumn = None,
 ) -> None:
     """What a fine-tuned model says of each row, as JSON lines."""
     from lmkit.ops import predictions

@@ -47,7 +47,9 @@ def best_of(golds: Sequence[str], predicted: str) -> tuple[float, float]:
     return max(exact_match(gold, predicted) for gold in golds), max(f1(gold, predicted) for gold in golds)
 
 
-def score(golds: Sequence[Sequence[str]], predicted: Sequence[str], intervals: bool = True) -> dict[str, Estimate]:
+def score_answers(
+    golds: Sequence[Sequence[str]], predicted: Sequence[str], intervals: bool = True
+) -> dict[str, Estimate]:
     """Returns exact_match and f1 of SQuAD 2.0, from 0 to 1.
 
     golds: (N,) lists of accepted answers, [] or [""] where there is none; predicted: (N,), "" for no answer. Where some

@@ -9,7 +9,7 @@ import numpy as np
 
 from lmkit.evaluation.writing import WORD
 
-Kind = Literal["single", "multi", "regression"]
+BaselineKind = Literal["single", "multi", "regression"]
 STRENGTHS = (1.0, 4.0, 16.0)  # values to choose from for the inverse of the regularisation
 HELD_OUT = 0.1  # the share of the training rows that is held out to choose it
 FEW = 100  # with fewer rows, none is held out
@@ -18,7 +18,7 @@ MOST_WEIGHTS = 10_000_000  # features times classes; if there are more, only the
 MANY = 1000  # from this number of rows on, words that occur in only one text are left out
 
 
-def majority(kind: Kind, labels: np.ndarray, test_rows: int, classes: int) -> np.ndarray:
+def majority(kind: BaselineKind, labels: np.ndarray, test_rows: int, classes: int) -> np.ndarray:
     """Returns the same guess for all rows: the shares of the training labels, (M, C); their mean, (M,), for
     `regression`."""
     shares = np.bincount(labels, minlength=classes) / len(labels) if kind == "single" else np.mean(labels, axis=0)
@@ -26,7 +26,7 @@ def majority(kind: Kind, labels: np.ndarray, test_rows: int, classes: int) -> np
 
 
 def tfidf(
-    kind: Kind,
+    kind: BaselineKind,
     train_texts: Sequence[str],
     labels: np.ndarray,
     test_texts: Sequence[str],
@@ -66,14 +66,14 @@ def _features(train: Sequence[str], test: Sequence[str], most: int) -> tuple[Any
     return vectoriser.fit_transform(train), vectoriser.transform(test)
 
 
-def _strength(kind: Kind, x: Any, y: np.ndarray, classes: int) -> float:
+def _strength(kind: BaselineKind, x: Any, y: np.ndarray, classes: int) -> float:
     order = np.random.default_rng(0).permutation(len(y))
     dev, rest = np.split(order, [round(HELD_OUT * len(y))])
     losses = [_loss(kind, y[dev], _fitted(kind, x[rest], y[rest], x[dev], classes, s)) for s in STRENGTHS]
     return STRENGTHS[int(np.argmin(losses))]
 
 
-def _loss(kind: Kind, y: np.ndarray, guess: np.ndarray) -> float:
+def _loss(kind: BaselineKind, y: np.ndarray, guess: np.ndarray) -> float:
     """Returns the mean loss: nats per label, or squared error for `regression`."""
     if kind == "regression":
         return float(np.mean((y - guess) ** 2))
@@ -81,7 +81,7 @@ def _loss(kind: Kind, y: np.ndarray, guess: np.ndarray) -> float:
     return float(-np.log(np.maximum(right, 1e-9)).mean())
 
 
-def _fitted(kind: Kind, x: Any, y: np.ndarray, test: Any, classes: int, strength: float) -> np.ndarray:
+def _fitted(kind: BaselineKind, x: Any, y: np.ndarray, test: Any, classes: int, strength: float) -> np.ndarray:
     """Returns what a model trained on rows x (N, F) with labels y predicts for `test` (M, F)."""
     if kind == "regression":
         from sklearn.linear_model import Ridge

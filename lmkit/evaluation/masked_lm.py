@@ -14,7 +14,7 @@ import torch
 
 from lmkit.base.errors import DataError, UserError
 from lmkit.base.order import by_length, rng_for
-from lmkit.evaluation.scoring import BATCH_TOKENS, Tally, check_embedded, check_finite, label_scores, score_rows
+from lmkit.evaluation.scoring import BATCH_TOKENS, Tally, check_embedded, check_losses, label_scores, score_rows
 from lmkit.model.loss import IGNORE
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.build import vocabulary
@@ -38,7 +38,7 @@ def noise(c: MaskedLMConfig) -> dict[str, Any]:
     return {"name": c.name, "rate": c.eval_rate} | c.model_dump(include={"most", "split", "whole_word", "max_ngram"})
 
 
-def evaluate(
+def evaluate_masked_lm(
     model: Transformer, tokenizer: Tokenizer, texts: Iterable[str], config: MaskedLMConfig | None = None,
     pll_tokens: int = 0, seed: int = 0, batch_tokens: int = BATCH_TOKENS,
 ) -> MaskedScores:  # fmt: skip
@@ -79,7 +79,7 @@ def evaluate(
     score_rows(model, task, rows(), scores, batch_tokens)
     if not any(scores.tokens):
         raise DataError("there is no text to score")
-    check_finite(scores.nats)
+    check_losses(scores.nats)
     return scores
 
 
@@ -93,7 +93,7 @@ def pseudo_log_likelihood(
     words, in eval mode. A text longer than the context is cut into windows that do not see each other. Raises UserError
     for a tokenizer that does not show where words begin, and ModelError for one without a mask and for
     log-probabilities that are not finite."""
-    v, room = words(model, tokenizer), model.config.context - 2
+    v, room = maskable_words(model, tokenizer), model.config.context - 2
     texts_ids = [np.array(ids, np.int64) for ids in tokenizer.encode_batch(texts)]
     origins = [(n, begin) for n, ids in enumerate(texts_ids) for begin in range(0, len(ids), room)]
     windows = [texts_ids[n][begin : begin + room] for n, begin in origins]
@@ -101,11 +101,11 @@ def pseudo_log_likelihood(
     for window, place, value in token_log_probs(model, v, windows, batch_tokens):
         text, begin = origins[window]
         out[text][begin + place] = value
-    check_finite([sum(values) for values in out])
+    check_losses([sum(values) for values in out])
     return out
 
 
-def words(model: Transformer, tokenizer: Tokenizer) -> MaskableVocabulary:
+def maskable_words(model: Transformer, tokenizer: Tokenizer) -> MaskableVocabulary:
     """Returns what masking of whole words needs to know of the tokenizer.
 
     Raises UserError and ModelError as `pseudo_log_likelihood` does."""
@@ -193,11 +193,11 @@ def score_sample(
     tally, numbers, windows = Tally(), dict[int, int](), sample.windows
     for document in dict.fromkeys(document for document, _ in windows):
         numbers[document] = tally.open()
-    scored = token_log_probs(model, words(model, tokenizer), [ids for _, ids in windows], batch_tokens)
+    scored = token_log_probs(model, maskable_words(model, tokenizer), [ids for _, ids in windows], batch_tokens)
     for done, (window, _, value) in enumerate(scored, 1):
         number = numbers[windows[window][0]]
         tally.nats[number] -= value
         tally.tokens[number] += 1
         told(done)
-    check_finite(tally.nats)
+    check_losses(tally.nats)
     return tally

@@ -15,7 +15,7 @@ import torch
 from lmkit.base.errors import DataError, UserError
 from lmkit.base.order import by_length
 from lmkit.evaluation.intervals import Estimate, ratio
-from lmkit.evaluation.scoring import BATCH_TOKENS, BATCHES, Tally, check_finite, label_scores
+from lmkit.evaluation.scoring import BATCH_TOKENS, BATCHES, Tally, check_losses, label_scores
 from lmkit.model.loss import IGNORE
 from lmkit.model.transformer import Transformer
 from lmkit.text.tokenizer import Tokenizer
@@ -70,7 +70,7 @@ def window_scores(model: Transformer, group: list[Window]) -> list[tuple[np.ndar
     return label_scores(model, model(tokens[:, :-1]), labels)
 
 
-def evaluate(
+def evaluate_perplexity(
     model: Transformer, tokenizer: Tokenizer, texts: Iterable[str], stride: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
 ) -> Scores:  # fmt: skip
@@ -104,7 +104,7 @@ def evaluate(
     _score(model, waiting, batch_tokens, scores)
     if not scores.nats:
         raise DataError("there is no text to score")
-    check_finite(scores.nats)
+    check_losses(scores.nats)
     return scores
 
 

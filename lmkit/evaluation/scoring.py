@@ -108,7 +108,7 @@ def score_rows(model: Transformer, objective: Objective, rows: Iterable[dict], t
                 tally.add(row["documents"][0], nats, hits, row.get("spans"))
 
 
-def check_finite(nats: Sequence[float]) -> None:
+def check_losses(nats: Sequence[float]) -> None:
     """Raises ModelError where the sum of the losses is not finite."""
     if not math.isfinite(sum(nats)):
         raise ModelError("the loss is not finite\n  → the model's weights are damaged, or its training diverged")

@@ -11,7 +11,7 @@ import numpy as np
 
 from lmkit.base.errors import DataError
 from lmkit.base.order import rng_for
-from lmkit.evaluation.scoring import BATCH_TOKENS, Tally, check_embedded, check_finite, score_rows
+from lmkit.evaluation.scoring import BATCH_TOKENS, Tally, check_embedded, check_losses, score_rows
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.build import denoising, frame, raw_tokens, span_corruption
 from lmkit.objectives.seq2seq import Denoising, Seq2Seq, SpanCorruption, parallel
@@ -105,7 +105,7 @@ def evaluate_noise(
 def _score(model: Transformer, rows: Iterator[dict], start: int, scores: WrittenScores, batch_tokens: int) -> None:
     # No real token sees padding, so it may be any id that has an embedding.
     score_rows(model, Seq2Seq(parallel, start, pad=0), rows, scores, batch_tokens)
-    check_finite(scores.nats)
+    check_losses(scores.nats)
 
 
 def _spans(

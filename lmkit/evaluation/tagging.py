@@ -62,7 +62,7 @@ def entities(tags: Sequence[str], bioes: bool = False) -> set[Entity]:
     return complete
 
 
-def score(
+def score_tags(
     gold: Sequence[Sequence[str]],
     predicted: Sequence[Sequence[str]],
     intervals: bool = True,

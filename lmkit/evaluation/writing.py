@@ -15,7 +15,7 @@ CJK = "぀-ヿ㐀-鿿豈-﫿"
 WORD = re.compile(rf"[{CJK}]|[^\W_{CJK}]+")
 
 
-def score(
+def score_texts(
     hypotheses: Sequence[str], references: Sequence[str], tokenize: str = "13a", intervals: bool = True
 ) -> tuple[dict[str, Estimate], dict[str, str]]:
     """Returns bleu and chrf of the corpus, from 0 to 100, and the signature of each.
@@ -75,7 +75,7 @@ def sentence_chrf(hypothesis: str, reference: str) -> float:
     return float(_chrf().sentence_score(hypothesis, [reference]).score)
 
 
-def words(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
     """Returns the words in lower case, as rouge_score 0.1.2 finds them without stemming, but in all scripts."""
     return WORD.findall(text.lower())
 
@@ -87,7 +87,7 @@ def rouge(hypotheses: Sequence[str], references: Sequence[str], intervals: bool 
     text."""
     columns: dict[str, list[float]] = {"rouge1": [], "rouge2": [], "rougeL": []}
     for hypothesis, reference in zip(hypotheses, references, strict=True):
-        written, wanted = words(hypothesis), words(reference)
+        written, wanted = words_of(hypothesis), words_of(reference)
         for n in (1, 2):
             grams = [Counter(zip(*(x[i:] for i in range(n)), strict=False)) for x in (written, wanted)]
             columns[f"rouge{n}"].append(_f1((grams[0] & grams[1]).total(), grams[0].total(), grams[1].total()))

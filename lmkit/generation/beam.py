@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lmkit.generation.batches import Completion, Opening, decoding_batch, room_after
 from lmkit.generation.engine import MAX_ROWS, MAX_TOKENS
-from lmkit.generation.sampling import SamplingConfig, check_finite
+from lmkit.generation.sampling import SamplingConfig, check_logits
 from lmkit.model.transformer import Transformer
 from lmkit.recipe.tasks import LengthPenalty
 
@@ -77,7 +77,7 @@ def _search(
         logprobs = logits.float().log_softmax(-1)
         written = ids.tolist() if config.rules else []
         totals, parents, tokens = _candidates(sums, batch.scores(logprobs, written), len(rows), most)  # (n, C)
-        check_finite(totals)
+        check_logits(totals)
         ids = torch.cat((ids[parents], tokens[..., None]), -1)  # (n, C, length)
         token_logprobs = torch.cat((token_logprobs[parents], logprobs[parents, tokens][..., None]), -1)
         stops = torch.isin(tokens, ends) | (limits == length)[:, None]

@@ -14,7 +14,7 @@ import torch
 from lmkit.base.order import rng_for
 from lmkit.generation.batches import Completion, DecodingBatch, Opening, decoding_batch, room_after
 from lmkit.generation.prompts import end_ids, prompt_ids, source_ids
-from lmkit.generation.sampling import SamplingConfig, check_finite, choose
+from lmkit.generation.sampling import SamplingConfig, check_logits, choose_tokens
 from lmkit.generation.stream import TextStream
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.build import starts
@@ -113,9 +113,9 @@ class Engine:
             else:
                 return []
         scores = self._batch.scores(logits, [row.completion.ids for row in self._rows])
-        chosen = choose(scores, self._rows[0].request.config, [row.rng for row in self._rows])  # (B,)
+        chosen = choose_tokens(scores, self._rows[0].request.config, [row.rng for row in self._rows])  # (B,)
         logprobs = logits.log_softmax(-1).cpu().gather(1, chosen[:, None]).squeeze(1)
-        check_finite(logprobs)
+        check_logits(logprobs)
         new = zip(self._rows, chosen.tolist(), logprobs.tolist(), strict=True)
         events = [self._append(row, token, logprob) for row, token, logprob in new]
         self._let_go()

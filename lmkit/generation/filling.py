@@ -11,7 +11,7 @@ import torch
 from lmkit.base.errors import UserError
 from lmkit.base.order import by_length
 from lmkit.generation.prompts import masked_ids
-from lmkit.generation.sampling import check_finite
+from lmkit.generation.sampling import check_logits
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.build import need
 from lmkit.objectives.collating import kept, padded
@@ -38,7 +38,7 @@ class Filled:
     text: str  # the whole text with the likeliest token in the place of every mask
 
 
-def fill(model: Transformer, tokenizer: Tokenizer, texts: Iterable[str], top_k: int = 5) -> Iterator[Filled]:
+def fill_masks(model: Transformer, tokenizer: Tokenizer, texts: Iterable[str], top_k: int = 5) -> Iterator[Filled]:
     """Yields the `top_k` likeliest tokens for each mask, text by text; it reads texts as it needs them.
 
     All masks of a text are predicted at once, so the prediction for one does not depend on the words for the others.
@@ -59,7 +59,7 @@ def fill(model: Transformer, tokenizer: Tokenizer, texts: Iterable[str], top_k: 
 
 
 def _framed(model: Transformer, tokenizer: Tokenizer, number: int, text: str) -> np.ndarray:
-    """Returns the ids of a text with its control tokens, (T,) int64. Raises UserError as `fill` does."""
+    """Returns the ids of a text with its control tokens, (T,) int64. Raises UserError as `fill_masks` does."""
     ids, context = np.array(masked_ids(tokenizer, text)), model.config.context
     if tokenizer.mask_id not in ids:
         shown = text if len(text) <= 40 else f"{text[:40]}…"
@@ -79,7 +79,7 @@ def _framed(model: Transformer, tokenizer: Tokenizer, number: int, text: str) ->
 def _predict(
     model: Transformer, tokenizer: Tokenizer, group: list[tuple[int, str, np.ndarray]], top_k: int
 ) -> dict[int, list[Filled]]:
-    """Returns what `fill` yields for the texts of a group, by the number of the text.
+    """Returns what `fill_masks` yields for the texts of a group, by the number of the text.
 
     group: number, text and ids of each text; the masks in the ids are overwritten."""
     device, rows = model.embedding.weight.device, [ids for _, _, ids in group]
@@ -88,7 +88,7 @@ def _predict(
     states = model(tokens, None if keep is None else keep.to(device))[tokens == tokenizer.mask_id]  # (masks, D)
     best = [model.head(part).softmax(-1).topk(min(top_k, model.config.vocab_size)) for part in states.split(MASKS)]
     probabilities = torch.cat([f.values for f in best]).cpu()  # (masks, top_k)
-    check_finite(probabilities)
+    check_logits(probabilities)
     words = iter(zip(torch.cat([f.indices for f in best]).tolist(), probabilities.tolist(), strict=True))
     out = dict[int, list[Filled]]()
     for number, text, ids in group:
@@ -128,4 +128,4 @@ def sample_fill(model: Transformer, tokenizer: Tokenizer, text: str) -> str:
     text longer than the context."""
     if tokenizer.special.mask is None or tokenizer.special.mask not in text:
         return ""
-    return next(fill(model, tokenizer, [text], 1)).text
+    return next(fill_masks(model, tokenizer, [text], 1)).text

@@ -70,7 +70,7 @@ def warp(logits: Tensor, config: SamplingConfig) -> Tensor:
     return x
 
 
-def choose(logits: Tensor, config: SamplingConfig, rngs: Sequence[np.random.Generator]) -> Tensor:
+def choose_tokens(logits: Tensor, config: SamplingConfig, rngs: Sequence[np.random.Generator]) -> Tensor:
     """Returns the next token of each row, (B,) int64 on the CPU, from penalised logits (B, V).
 
     Each row draws from its own generator in `rngs`. The method is the Gumbel-max trick: probability divided by
@@ -84,7 +84,7 @@ def choose(logits: Tensor, config: SamplingConfig, rngs: Sequence[np.random.Gene
     return (probs / torch.from_numpy(noise)).argmax(-1)
 
 
-def check_finite(numbers: Tensor) -> None:
+def check_logits(numbers: Tensor) -> None:
     """Raises ModelError where one of a model's numbers is NaN."""
     if bool(numbers.isnan().any()):
         raise ModelError("the model's logits are not finite\n  → its weights are damaged, or its training diverged")

@@ -39,7 +39,7 @@ from lmkit.kb.lookup import (
     tokens,
 )
 from lmkit.kb.sources import knowledge_files
-from lmkit.kb.writing import APPLICATION, INDEXES, SCHEMA, VERSION, Added, fill
+from lmkit.kb.writing import APPLICATION, INDEXES, SCHEMA, VERSION, Added, fill_database
 
 LONGEST_NAME = 10  # words of a name that are looked up
 MOST_OBJECTS = 50  # objects in one answer; a longer list ends with an ellipsis
@@ -237,7 +237,7 @@ class KnowledgeBase:
         with told(self.path):
             self.db.execute("BEGIN IMMEDIATE")
             try:
-                added = fill(self.db, items, "kb add")
+                added = fill_database(self.db, items, "kb add")
                 self.db.execute("COMMIT")
             except BaseException:
                 if self.db.in_transaction:
@@ -263,7 +263,7 @@ def build_knowledge_base(path: Path, patterns: Sequence[str]) -> Added:
         try:  # nobody reads the file yet, and a broken build is deleted, so journal and flushing are not needed
             db.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA locking_mode=EXCLUSIVE;" + SCHEMA)
             db.execute("BEGIN")
-            added = fill(db, items, "kb build")
+            added = fill_database(db, items, "kb build")
             db.execute("COMMIT")
             if not added.rows:
                 places = added.problems.examples.items()

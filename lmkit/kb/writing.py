@@ -48,7 +48,7 @@ class Added:
     problems: Problems = field(default_factory=Problems)
 
 
-def fill(db: sqlite3.Connection, items: list[Input], title: str) -> Added:
+def fill_database(db: sqlite3.Connection, items: list[Input], title: str) -> Added:
     """Adds all rows of these files, inside the transaction that the caller began. title: that of the progress meter."""
     added = Added()
     relations: dict[str, int] = dict(db.execute("SELECT name, id FROM relations"))

@@ -26,7 +26,7 @@ def whole(t: Tensor, rows: Tensor | None = None) -> Tensor:
 
 
 @torch.no_grad()
-def fill(t: Tensor, full: Tensor, rows: Tensor | None = None) -> None:
+def fill_tensor(t: Tensor, full: Tensor, rows: Tensor | None = None) -> None:
     """Puts this process's part of `full` into `t`; it is the inverse of `whole`."""
     full = full if rows is None else full[rows.to(full.device)]
     if isinstance(t, DTensor):

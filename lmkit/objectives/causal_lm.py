@@ -8,7 +8,7 @@ import torch
 from lmkit.model.loss import IGNORE
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.batch import Batch, Loss, Objective
-from lmkit.objectives.collating import padded, within, words
+from lmkit.objectives.collating import padded, within, word_loss
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class CausalLM(Objective):
         )
 
     def loss(self, model: Transformer, batch: Batch) -> Loss:
-        return words(model.word_loss(model(batch.tokens, None, batch.segments, batch.positions), batch.labels))
+        return word_loss(model.word_loss(model(batch.tokens, None, batch.segments, batch.positions), batch.labels))
 
 
 @dataclass(frozen=True)
@@ -62,4 +62,4 @@ class PromptedLM(Objective):
         return Batch({"tokens": int((labels != IGNORE).sum())}, tokens, labels, read, documents=documents)
 
     def loss(self, model: Transformer, batch: Batch) -> Loss:
-        return words(model.word_loss(model(batch.tokens), batch.labels, self.smoothing if model.training else 0.0))
+        return word_loss(model.word_loss(model(batch.tokens), batch.labels, self.smoothing if model.training else 0.0))

@@ -9,7 +9,7 @@ from lmkit.model.loss import TokenScores
 from lmkit.objectives.batch import Loss
 
 
-def words(scores: TokenScores) -> Loss:
+def word_loss(scores: TokenScores) -> Loss:
     """Returns the loss of a task whose only term is the prediction of words."""
     return Loss({"tokens": scores.loss}, {"tokens": scores.hits}, {"tokens": scores.nats})
 

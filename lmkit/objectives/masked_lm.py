@@ -10,8 +10,8 @@ from lmkit.data.tokens.rows import SentenceChunks
 from lmkit.model.loss import IGNORE
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.batch import Batch, Loss, Objective
-from lmkit.objectives.collating import kept, padded, within, words
-from lmkit.objectives.noise.masking import choose, corrupt, num_masked
+from lmkit.objectives.collating import kept, padded, within, word_loss
+from lmkit.objectives.noise.masking import choose_masked, corrupt_tokens, num_masked
 from lmkit.recipe.objectives import MaskedLMConfig
 
 
@@ -47,10 +47,10 @@ class MaskedLM(Objective):
         tokens, v, c = row["tokens"], self.vocabulary, self.config
         starts = None if v.starts is None else v.starts[tokens]
         count = num_masked(len(tokens), self.rate, c.most)
-        positions = choose(v.maskable[tokens], count, rng, starts, c.max_ngram)
+        positions = choose_masked(v.maskable[tokens], count, rng, starts, c.max_ngram)
         labels = np.full(len(tokens), IGNORE, np.int64)
         labels[positions] = tokens[positions]
-        return row | {"labels": labels, "tokens": corrupt(tokens, positions, rng, v.mask, v.ordinary, c.split)}
+        return row | {"labels": labels, "tokens": corrupt_tokens(tokens, positions, rng, v.mask, v.ordinary, c.split)}
 
     def _pair(self, example: dict, rng: np.random.Generator) -> dict:
         """Returns the row [CLS] A [SEP] B [SEP] out of a chunk that is cut between two sentences.
@@ -95,7 +95,7 @@ class MaskedLM(Objective):
 
     def loss(self, model: Transformer, batch: Batch) -> Loss:
         states = model(batch.tokens, batch.keep, batch.segments, batch.positions, batch.types)
-        loss = words(model.word_loss(states, batch.labels))
+        loss = word_loss(model.word_loss(states, batch.labels))
         if batch.pair_labels is None:
             return loss
         assert model.pairs is not None, "the recipe's check gives pairs a head"

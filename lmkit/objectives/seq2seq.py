@@ -11,7 +11,7 @@ import torch
 from lmkit.model.loss import IGNORE
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.batch import Batch, Loss, Objective
-from lmkit.objectives.collating import kept, padded, words
+from lmkit.objectives.collating import kept, padded, word_loss
 from lmkit.objectives.noise import infilling, spans
 from lmkit.recipe.objectives import Denoiser, DenoisingConfig
 
@@ -40,7 +40,7 @@ class SpanCorruption:
             if d.prefix
             else spans.noise_mask(len(tokens), d.density, d.mean_span, rng)
         )
-        source, target = spans.corrupt(tokens, noise, self.sentinels, self.eos)
+        source, target = spans.cut_spans(tokens, noise, self.sentinels, self.eos)
         mode = self.modes[n]
         return (source if mode is None else np.insert(source, 0, mode)), target
 
@@ -67,7 +67,7 @@ class Denoising:
             if len(inner) < len(tokens) - 1:  # spans of no length add masks, rarely too many: then draw again
                 break
         if rng.random() < c.rotate:
-            inner = infilling.rotate(inner, rng)
+            inner = infilling.rotate_document(inner, rng)
         return np.concatenate([tokens[:1], inner, tokens[-1:]]), tokens
 
 
@@ -105,4 +105,4 @@ class Seq2Seq(Objective):
 
     def loss(self, model: Transformer, batch: Batch) -> Loss:
         states = model(batch.tokens, batch.keep, targets=batch.targets)
-        return words(model.word_loss(states, batch.labels, self.smoothing if model.training else 0.0))
+        return word_loss(model.word_loss(states, batch.labels, self.smoothing if model.training else 0.0))

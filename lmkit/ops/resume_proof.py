@@ -69,13 +69,13 @@ def prove_resume(name: str, overrides: tuple[str, ...], steps: int, as_json: boo
             recipe = str(straight / "recipe.yaml")  # resolved: what the machine decided is decided
             _lmkit(verb, recipe, "--out", str(interrupted), killed_in=killed_in)
             _lmkit(verb, "--resume", str(interrupted))
-            found = list(compare(straight, interrupted))
+            found = list(compare_runs(straight, interrupted))
             exact = all(c.equal for c in found)
             steady = True
             if not exact:
                 note("not equal; running straight once more, to see whether that is equal")
                 _lmkit(verb, recipe, "--out", str(again))
-                steady = all(c.equal for c in compare(straight, again))
+                steady = all(c.equal for c in compare_runs(straight, again))
         except Failed as e:
             return e.code
         from_step = next((e["step"] for e in read_jsonl(interrupted / "events.jsonl") if e["event"] == "resume"), None)
@@ -165,7 +165,7 @@ def _killed(code: int, killed_in: int | None) -> str:
 # ---------------------------------------------------------------- what came of them
 
 
-def compare(one: Path, two: Path) -> Iterator[Compared]:
+def compare_runs(one: Path, two: Path) -> Iterator[Compared]:
     """Compares the newest checkpoints and the logs of two runs."""
     folders = [(run / "latest").resolve() for run in (one, two)]
     names = sorted({str(f.relative_to(folder)) for folder in folders for f in folder.rglob("*") if f.is_file()})

@@ -104,7 +104,7 @@ def evaluate_models(
         if idle := [f"--{k.replace('_', '-')}" for k, v in options.items() if v is not None]:
             raise UserError(f"{', '.join(idle)}: {models[0]} was fine-tuned to {solved[0].name}\n  → leave it out")
         loaded = {model: load_all(model, t, allow_pickle) for model, t in zip(models, solved, strict=True)}
-        return evaluate.run(loaded, solved, data, columns, as_json)
+        return evaluate.evaluate_tables(loaded, solved, data, columns, as_json)
     if len(models) > 1:
         raise UserError("two models are compared on a task they were both fine-tuned for\n  → name one")
     if named := [role for role in ("pair", "label") if columns.get(role) is not None]:
@@ -193,7 +193,7 @@ def _noise_config(loaded: Pretrained, model: str) -> tuple[seq2seq.NoiseConfig, 
 def _decoder(loaded: Pretrained, texts: Texts, stride: int | None, batch_tokens: int) -> Report:
     tokenizer = loaded.needs_tokenizer()
     with texts.reading() as documents:
-        s = perplexity.evaluate(loaded.model, tokenizer, (d.text for d in documents), stride, batch_tokens)
+        s = perplexity.evaluate_perplexity(loaded.model, tokenizer, (d.text for d in documents), stride, batch_tokens)
     facts = {
         "documents": len(s.nats), "tokens": sum(s.tokens), "bytes": sum(s.bytes), "unknown_tokens": s.unknown,
         "dropped_bytes": s.unspelt, "context": s.context, "stride": s.stride,
@@ -213,12 +213,12 @@ def _encoder(
 ) -> Report:
     model, tokenizer = loaded.model, loaded.needs_tokenizer()
     if pll_tokens:
-        masked_lm.words(model, tokenizer)  # a tokenizer without words ends it here, before anything is read
+        masked_lm.maskable_words(model, tokenizer)  # a tokenizer without words ends it here, before anything is read
     config, source = (task, "recipe") if isinstance(task, MaskedLMConfig) else (None, "defaults")
     config = config or MaskedLMConfig(name="masked_lm")
     with texts.reading() as documents:
         read = (d.text for d in documents)
-        s = masked_lm.evaluate(model, tokenizer, read, config, pll_tokens, batch_tokens=batch_tokens)
+        s = masked_lm.evaluate_masked_lm(model, tokenizer, read, config, pll_tokens, batch_tokens=batch_tokens)
     noise, masked = masked_lm.noise(config) | {"from": source}, sum(s.tokens)
     facts = {
         "documents": s.documents, "tokens": s.text_tokens, "masked_tokens": masked, "unknown_tokens": s.unknown,

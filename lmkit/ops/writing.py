@@ -9,7 +9,7 @@ from lmkit.base.display import note, write
 from lmkit.base.errors import UserError
 from lmkit.generation.batches import Completion
 from lmkit.generation.engine import complete
-from lmkit.generation.filling import Filled, fill
+from lmkit.generation.filling import Filled, fill_masks
 from lmkit.generation.sampling import SamplingConfig
 from lmkit.pretrained import Pretrained, load, say_not_followed
 
@@ -67,7 +67,7 @@ def _write(
         note(f"{cut:,} of the texts ended early: the model's context is {context:,} tokens{included}")
 
 
-def fill_masks(model: str, prompts: list[str], top_k: int, as_json: bool, allow_pickle: bool) -> None:
+def write_filled(model: str, prompts: list[str], top_k: int, as_json: bool, allow_pickle: bool) -> None:
     """Prints what an encoder fills in, as `write_texts` does. Raises UserError for a model that fills no masks."""
     loaded = load(model, allow_pickle)
     if loaded.config.stacks != "encoder":
@@ -79,7 +79,7 @@ def _fill(loaded: Pretrained, prompts: list[str], top_k: int, as_json: bool) -> 
     """Prints the filled text, and under it for each candidate the number of its mask, its probability and the token as
     JSON writes it, with tabs between; `---` stands between texts."""
     loaded.check_use("fill")
-    filled = fill(loaded.model, loaded.needs_tokenizer(), prompts, top_k)
+    filled = fill_masks(loaded.model, loaded.needs_tokenizer(), prompts, top_k)
     for row, group in groupby(filled, key=lambda mask: mask.row):
         masks = list(group)
         if as_json:

@@ -21,7 +21,7 @@ from typing import Any
 from lmkit.architecture.model_config import ModelConfig
 from lmkit.plan.hardware import Hardware
 from lmkit.plan.memory import (
-    Memory,
+    MemoryUse,
     Mesh,
     Plan,
     activation_bytes,
@@ -168,7 +168,7 @@ class Forecast:
     layout: Mesh
     micro_batch: int  # tokens
     recompute: bool
-    memory: Memory
+    memory: MemoryUse
     other_activations: float  # bytes of activations with recomputation if it is off here, without it if it is on
     fits: bool  # whether memory is enough
     traffic: Traffic
@@ -212,7 +212,7 @@ def estimate(p: Plan, hw: Hardware, layout: Mesh, micro: int, recompute: bool) -
     )  # fmt: skip
 
 
-def best_of(p: Plan, hw: Hardware, layout: Mesh) -> Forecast:
+def best_forecast(p: Plan, hw: Hardware, layout: Mesh) -> Forecast:
     """Returns the estimate with the best micro-batch and recomputation for a layout.
 
     It is the fastest that fits memory; of those within a hundredth of it, one without recomputation and with the
@@ -245,7 +245,7 @@ def forecast_meshes(p: Plan, hw: Hardware, gpus: int) -> list[Forecast]:
     """Returns an estimate for each layout without tensor parallelism, and the best of those with it.
 
     The best is the fastest that fits, or else the one that needs the least memory."""
-    estimates = [best_of(p, hw, layout) for layout in possible_meshes(p, hw, gpus)]
+    estimates = [best_forecast(p, hw, layout) for layout in possible_meshes(p, hw, gpus)]
     split = [e for e in estimates if e.layout.tensor > 1]
     chosen = fastest(split) or min(split, key=lambda e: e.memory.total, default=None)
     return [e for e in estimates if e.layout.tensor == 1] + ([chosen] if chosen else [])

@@ -132,7 +132,7 @@ class Mesh:
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryUse:
     """Bytes on one GPU."""
 
     weights: float
@@ -149,7 +149,7 @@ class Memory:
         return state + max(self.activations + self.logits, self.update)
 
 
-def memory(p: Plan, layout: Mesh, tokens: int, recompute: bool, number: int = 2) -> Memory:
+def memory(p: Plan, layout: Mesh, tokens: int, recompute: bool, number: int = 2) -> MemoryUse:
     """Returns the memory of a forward and backward pass over `tokens` on each GPU.
 
     Weights, gradients and moments are float32, and split over shards (ZeRO stage 3) and tensor-parallel GPUs. Without
@@ -173,7 +173,7 @@ def memory(p: Plan, layout: Mesh, tokens: int, recompute: bool, number: int = 2)
     update = 10 * count.matrices / split * (p.optimizer == "muon")  # updates, and half of them stacked three times
     logits = 8 * CHUNK * c.vocab_size / layout.tensor + 4 * table  # a chunk twice, and the head's own gradient
     own = 4 * whole / layout.shards  # bytes of the weights that this GPU holds, and of their gradients
-    return Memory(own, own, moments / split, copies, activations, logits, update)
+    return MemoryUse(own, own, moments / split, copies, activations, logits, update)
 
 
 def moment_bytes(count: Parameters, optimizer: OptimizerName) -> float:

@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from lmkit.architecture.families import FAMILIES
+from lmkit.architecture.model_config import Count
 from lmkit.base import units
 
-Count = Annotated[int, BeforeValidator(units.count)]
-Share = Annotated[float, BeforeValidator(units.fraction)]
+Fraction = Annotated[float, BeforeValidator(units.fraction)]
 
 
 class Section(BaseModel):
@@ -27,8 +27,8 @@ class MaskedLMConfig(Section):
     """Predict masked tokens (BERT, Devlin et al. 2019), and whether two texts belong together."""
 
     name: Literal["masked_lm"] = Field("masked_lm", description="Predict tokens that were masked.")
-    rate: Share = Field(0.3, gt=0, lt=1, description="Share of a row's tokens to predict. BERT 15%, ModernBERT 30%.")
-    eval_rate: Share = Field(0.15, gt=0, lt=1, description="That share in evaluations: 15% compares with others.")
+    rate: Fraction = Field(0.3, gt=0, lt=1, description="Share of a row's tokens to predict. BERT 15%, ModernBERT 30%.")
+    eval_rate: Fraction = Field(0.15, gt=0, lt=1, description="That share in evaluations: 15% compares with others.")
     most: Count | None = Field(None, ge=1, description="At most this many masks a row; None: no limit.")
     split: tuple[float, float, float] = Field(
         (0.8, 0.1, 0.1), description="Shares of these that become the mask, a random token, or stay."
@@ -39,7 +39,7 @@ class MaskedLMConfig(Section):
         None,
         description="Rows are two texts, and the model says whether B follows A (BERT) or they were swapped (ALBERT).",
     )
-    short_pairs: Share = Field(0.1, ge=0, lt=1, description="Share of pairs cut to a random shorter length.")
+    short_pairs: Fraction = Field(0.1, ge=0, lt=1, description="Share of pairs cut to a random shorter length.")
 
     @model_validator(mode="after")
     def _check(self) -> "MaskedLMConfig":
@@ -51,7 +51,7 @@ class MaskedLMConfig(Section):
 class Denoiser(Section):
     """One way to corrupt spans. UL2's R: 15% in spans of 3 or 8; X: 50%, or spans of 32 and more; S: `prefix`."""
 
-    density: Share = Field(0.15, gt=0, lt=1, description="Share of tokens that are noise; of a prefix, its mean.")
+    density: Fraction = Field(0.15, gt=0, lt=1, description="Share of tokens that are noise; of a prefix, its mean.")
     mean_span: float = Field(3.0, ge=1, description="Mean length of a span of noise.")
     prefix: bool = Field(False, description="One span, the end of the text: a prefix language model.")
     mode: str | None = Field(None, description="A token of the tokenizer put first, to tell denoisers apart.")
@@ -72,18 +72,18 @@ class DenoisingConfig(Section):
     """Write a text again that was damaged (BART, Lewis et al. 2020)."""
 
     name: Literal["denoising"] = Field("denoising", description="Write a damaged text again.")
-    rate: Share = Field(0.3, ge=0, lt=1, description="Share of tokens in spans that give way to one mask each.")
+    rate: Fraction = Field(0.3, ge=0, lt=1, description="Share of tokens in spans that give way to one mask each.")
     mean_span: float = Field(3.0, ge=1, description="Mean of their Poisson lengths; one of no length inserts a mask.")
-    permute: Share = Field(1.0, ge=0, le=1, description="Share of rows whose sentences are put in random order.")
-    rotate: Share = Field(0.0, ge=0, le=1, description="Share of rows that begin at a random token.")
-    delete: Share = Field(0.0, ge=0, lt=1, description="Share of tokens removed without a trace.")
+    permute: Fraction = Field(1.0, ge=0, le=1, description="Share of rows whose sentences are put in random order.")
+    rotate: Fraction = Field(0.0, ge=0, le=1, description="Share of rows that begin at a random token.")
+    delete: Fraction = Field(0.0, ge=0, lt=1, description="Share of tokens removed without a trace.")
 
 
 class Seq2SeqConfig(Section):
     """Write the target of a source (Vaswani et al. 2017), from data with `data.target`."""
 
     name: Literal["seq2seq"] = Field("seq2seq", description="Write the target of a source text.")
-    label_smoothing: Share = Field(
+    label_smoothing: Fraction = Field(
         0.1, ge=0, lt=1, description="Share of a label given to all other words (fairseq's)."
     )
 

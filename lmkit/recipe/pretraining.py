@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from lmkit.architecture.model_config import ModelConfig
 from lmkit.base import units
-from lmkit.recipe.objectives import OBJECTIVES, CausalLMConfig, Count, ObjectiveConfig, Section, Share
+from lmkit.recipe.objectives import OBJECTIVES, CausalLMConfig, Count, Fraction, ObjectiveConfig, Section
 from lmkit.recipe.optimizers import OptimizerName
 
 Tokens = Annotated[int, BeforeValidator(lambda v: units.count(v, "token"))]
@@ -65,7 +65,7 @@ class TokenizerConfig(Section):
 
 class DataConfig(Section):
     train: str | list[str] = Field(description="Files, folders, globs, a folder made by `lmkit tokenize`, or hub:NAME.")
-    validation: Share | str | list[str] = Field(
+    validation: Fraction | str | list[str] = Field(
         0.05, description="Share of the documents held out, chosen by document hash; or files of their own."
     )
     separator: str | None = Field(
@@ -113,8 +113,8 @@ class ScheduleConfig(Section):
         "wsd", description="wsd: warm-up, stable, linear decay."
     )
     warmup: Warmup = Field("40 steps", description="Steps, or a share of the horizon, of linear warm-up.")
-    decay: Share = Field(0.6, description="wsd: the last share of the horizon, over which the rate falls linearly.")
-    floor: Share = Field(0.0, description="Learning rate at the end, as a share of its peak.")
+    decay: Fraction = Field(0.6, description="wsd: the last share of the horizon, over which the rate falls linearly.")
+    floor: Fraction = Field(0.0, description="Learning rate at the end, as a share of its peak.")
 
 
 class TrainConfig(Section):

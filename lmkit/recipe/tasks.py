@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
-from lmkit.recipe.objectives import Count, Section, Share
+from lmkit.recipe.objectives import Count, Fraction, Section
 
 
 class TaskSection(Section):
@@ -23,7 +23,7 @@ class ClassifyConfig(TaskSection):
         "auto", description="One label of several, any number of them, or a number; auto: by what the labels look like."
     )
     class_weights: bool = Field(False, description="Weigh each class by the inverse of its share of the rows.")
-    label_smoothing: Share = Field(0.0, ge=0, lt=1, description="Share of a label given to all other classes.")
+    label_smoothing: Fraction = Field(0.0, ge=0, lt=1, description="Share of a label given to all other classes.")
     cut: Literal["end", "middle"] = Field(
         "end", description="Where texts above data.max_length are cut; middle: the first quarter and the end stay."
     )
@@ -62,7 +62,7 @@ class WritingConfig(TaskSection):
 
     learns_tokens = True
 
-    label_smoothing: Share = Field(0.1, ge=0, lt=1, description="Share of a label given to all other words.")
+    label_smoothing: Fraction = Field(0.1, ge=0, lt=1, description="Share of a label given to all other words.")
     prompt: str | None = Field(
         None,
         description="What the model reads, with {source} in it. None: the source alone; for decoders '{source}\\n'.",
@@ -114,7 +114,7 @@ class AnswerConfig(TaskSection):
     name: Literal["answer"] = Field("answer", description="Answer from a knowledge base, or by the model.")
     kb: str = Field("", description="Knowledge base made by `lmkit kb build`.")
     passages: Count = Field(5, ge=1, description="Passages that are read when the answer cannot be looked up.")
-    precision: Share = Field(
+    precision: Fraction = Field(
         0.9, gt=0, le=1, description="Share of looked-up answers, and of answers read, that must be right on the data."
     )
     prompt: str = Field(
@@ -151,7 +151,7 @@ class TableConfig(Section):
     """Labelled data. Columns are found by common names; naming one here settles it."""
 
     train: str | list[str] = Field(description="Files, folders, globs, or hub:NAME.")
-    validation: Share | str | list[str] = Field(
+    validation: Fraction | str | list[str] = Field(
         0.1, description="Share of the rows held out, the same of each class; or files of their own."
     )
     text: str | None = Field(None, description="Column of the text, the question of `answer`, or the source.")
@@ -178,6 +178,6 @@ class LoraConfig(Section):
     targets: tuple[str, ...] = Field(
         ("attention|cross", "mlp"), description="Regular expressions over module names inside blocks; any match adapts."
     )
-    dropout: Share = Field(0.0, ge=0, lt=1, description="Dropout on what the adapter reads.")
+    dropout: Fraction = Field(0.0, ge=0, lt=1, description="Dropout on what the adapter reads.")
     dora: bool = Field(False, description="Also learn the length of each row of the changed matrix.")
     merge: bool = Field(True, description="Checkpoints hold the changed weights; False: the adapter, as PEFT keeps it.")

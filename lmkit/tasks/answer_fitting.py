@@ -32,7 +32,7 @@ from lmkit.recipe.task_settings import TaskSettings
 from lmkit.recipe.tasks import AnswerConfig
 from lmkit.tasks.answer import Answered, Answering, Levels, Reader, graded, reader_for, sure
 from lmkit.tasks.evaluate import read_labelled
-from lmkit.tasks.task import as_json, score_table
+from lmkit.tasks.task import score_table, scores_as_json
 
 FOLDS = 5
 HELD_OUT = 0.5  # of the questions, unless data.validation says otherwise
@@ -42,7 +42,7 @@ SHOWN = (0.1, 0.25, 0.5, 0.75, 1.0)  # coverages in the table
 Case = tuple[list[str], list[Option], list[bool]]  # words of a question, its options, which of them are right
 
 
-def start(recipe: FinetuneRecipe, path: Path, latest: Path | None) -> int:
+def fit_answering(recipe: FinetuneRecipe, path: Path, latest: Path | None) -> int:
     """Fit, write a run, and print the scores of the questions held out. Raises UserError for what has no use here."""
     config, model = recipe.task, recipe.model
     assert isinstance(config, AnswerConfig)
@@ -68,10 +68,10 @@ def start(recipe: FinetuneRecipe, path: Path, latest: Path | None) -> int:
                 columns=trained_columns(config.name, recipe.data, train.columns),
             )
             _link_model(loaded.folder, run, settings)
-            columns, curve = compare(task, held_out, loaded.model)
+            columns, curve = compare_answers(task, held_out, loaded.model)
             print(score_table(str(path), columns, len(held_out.rows)))
             print(curve)
-            named = {name: as_json(scores) for name, scores in columns.items()}
+            named = {name: scores_as_json(scores) for name, scores in columns.items()}
             write_json(path / "scores.json",
                        {"scores": named.pop("answers"), "baselines": named, "rows": len(held_out.rows)})  # fmt: skip
             run.status("done", step=0, tokens=None, best=None)
@@ -212,7 +212,9 @@ def _by_wording(cases: Sequence[Case]) -> list[int]:
     return [fold[wording] for wording in wordings]
 
 
-def compare(task: Answering, table: Table, model: Transformer | None) -> tuple[dict[str, dict[str, Estimate]], str]:
+def compare_answers(
+    task: Answering, table: Table, model: Transformer | None
+) -> tuple[dict[str, dict[str, Estimate]], str]:
     """Scores of the ladder and of each of its rungs alone, and how right lookups are at several coverages."""
     golds = [row["answers"] for row in table.rows]
     questions = [row["question"] for row in table.rows]

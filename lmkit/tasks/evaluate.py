@@ -20,7 +20,7 @@ from lmkit.pretrained import Pretrained
 from lmkit.recipe.task_settings import settings_of
 from lmkit.recipe.tasks import TableConfig, TaskConfig
 from lmkit.tasks.table import trained_task
-from lmkit.tasks.task import Task, as_json, score_table
+from lmkit.tasks.task import Task, score_table, scores_as_json
 
 
 @dataclass
@@ -67,7 +67,7 @@ def together(outputs: Sequence[list[Any]]) -> list[Any]:
     return outputs[0] if len(outputs) == 1 else list(np.mean(outputs, axis=0))
 
 
-def evaluate(model: str, loaded: Sequence[Pretrained], task: Task, table: Table) -> Evaluated:
+def evaluate_task(model: str, loaded: Sequence[Pretrained], task: Task, table: Table) -> Evaluated:
     """loaded: one, or those of several seeds."""
     examples = task.examples(table)
     if cut := len({e["row"] for e in examples if e["cut"]}):
@@ -78,7 +78,7 @@ def evaluate(model: str, loaded: Sequence[Pretrained], task: Task, table: Table)
     return Evaluated(model, task, outputs, task.scores(table, outputs, True), seeds)
 
 
-def run(
+def evaluate_tables(
     models: dict[str, list[Pretrained]], configs: Sequence[TaskConfig], sources: list[str],
     columns: dict[str, str | None], as_lines: bool,
 ) -> None:  # fmt: skip
@@ -93,7 +93,7 @@ def run(
     table = read_labelled(sources, configs[0], columns, True, next(iter(models.values()))[0].folder, tasks[0])
     for task in tasks:
         table = task.known_rows(table)
-    found = [evaluate(*model, task, table) for model, task in zip(models.items(), tasks, strict=True)]
+    found = [evaluate_task(*model, task, table) for model, task in zip(models.items(), tasks, strict=True)]
     systems = {name: scores for e in found for name, scores in e.columns().items()}
     compared = None
     if len(found) == 2:
@@ -101,7 +101,7 @@ def run(
     if as_lines:
         facts: dict[str, Any] = {"task": configs[0].name, "data": sources, "rows": len(table.rows)}
         facts["skipped"] = table.problems.counts
-        facts["models"] = {name: as_json(scores) for name, scores in systems.items()}
+        facts["models"] = {name: scores_as_json(scores) for name, scores in systems.items()}
         if compared:
             facts["comparison"] = {"difference": compared.difference._asdict(), "p": compared.p, "test": compared.test}
         print(json.dumps(facts))

@@ -169,7 +169,7 @@ class SpanFinder(Task):
         return answers.best_threshold([a.null_score - a.score for a in found], speaking, silent)[0]
 
     def scores(self, table: Table, outputs: Sequence[Answer], intervals: bool) -> dict[str, Estimate]:
-        return answers.score([_golds(row) for row in table.rows], [a.text for a in outputs], intervals)
+        return answers.score_answers([_golds(row) for row in table.rows], [a.text for a in outputs], intervals)
 
     def per_row(self, table: Table, outputs: Sequence[Answer]) -> list[float]:
         """F1."""

@@ -92,7 +92,7 @@ class Tagger(Task):
         ]
 
     def scores(self, table: Table, outputs: Sequence[list[str]], intervals: bool) -> dict[str, Estimate]:
-        return tagging.score(self._gold(table), outputs, intervals, self.labels)
+        return tagging.score_tags(self._gold(table), outputs, intervals, self.labels)
 
     def _gold(self, table: Table) -> list[list[str]]:
         """The tags of the rows, in the model's spelling where it has one."""

@@ -267,12 +267,12 @@ def confusion_table(labels: Sequence[str], gold: np.ndarray, predicted: np.ndarr
     return _drawn(grid)
 
 
-def as_json(scores: Mapping[str, Estimate]) -> dict[str, Any]:
+def scores_as_json(scores: Mapping[str, Estimate]) -> dict[str, Any]:
     return {name: e._asdict() for name, e in scores.items()}
 
 
 def seeds_line(found: Sequence[Mapping[str, Mapping[str, float]]]) -> str:
-    """Mean and spread of several runs' scores. found: of each run, its scores as `as_json` gives them."""
+    """Mean and spread of several runs' scores. found: of each run, its scores as `scores_as_json` gives them."""
     lines = [f"{len(found)} seeds: mean, standard deviation, each"]
     for name in found[0]:
         values = np.array([scores[name]["value"] for scores in found])

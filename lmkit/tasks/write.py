@@ -160,11 +160,11 @@ class Translator(Writer):
     config: TranslateConfig
 
     def scores(self, table: Table, outputs: Sequence[str], intervals: bool) -> dict[str, Estimate]:
-        return writing.score(outputs, _references(table), self.config.tokenize, intervals)[0]
+        return writing.score_texts(outputs, _references(table), self.config.tokenize, intervals)[0]
 
     def stated(self) -> list[str]:
         """Also sacrebleu's signatures."""
-        signatures = writing.score(["a"], ["a"], self.config.tokenize, False)[1]
+        signatures = writing.score_texts(["a"], ["a"], self.config.tokenize, False)[1]
         return [*(f"{name}  {signature}" for name, signature in signatures.items()), *super().stated()]
 
     def per_row(self, table: Table, outputs: Sequence[str]) -> list[float]:

@@ -20,7 +20,7 @@ from jinja2 import nodes
 from jinja2.parser import Parser
 
 from lmkit.base.errors import ModelError, UserError
-from lmkit.text.sandbox import Sandbox, limits
+from lmkit.text.sandbox import Sandbox, set_limits
 from lmkit.text.tokenizer import ROLES, Tokenizer, read_object
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class ChatTemplate:
         given = {"tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt, **self.special}
         compiled = self._compiled
         try:
-            return compiled.render(messages=[dict(m) for m in messages], **given, **limits())
+            return compiled.render(messages=[dict(m) for m in messages], **given, **set_limits())
         except Exception as e:  # a template is somebody's program, which can raise anything
             raise UserError(f"chat template {self.name}: {str(e) or type(e).__name__}") from None
 

@@ -63,7 +63,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
 
-def limits() -> dict[str, Any]:
+def set_limits() -> dict[str, Any]:
     """Returns the variables that hold the limits of one rendering."""
     return {STEPS: [MOST_STEPS]}
 

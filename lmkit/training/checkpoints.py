@@ -27,7 +27,7 @@ from lmkit.model.formats import adapter_base
 from lmkit.model.formats.huggingface import from_hf, read_tensors, to_hf, write_folder
 from lmkit.model.formats.peft import adapter_writer
 from lmkit.model.lora import adapter_tensors, load_adapter_tensors, merged
-from lmkit.model.sharding import fill, local, whole
+from lmkit.model.sharding import fill_tensor, local, whole
 from lmkit.model.transformer import Transformer
 from lmkit.recipe.tasks import LoraConfig
 from lmkit.text.tokenizer import copy_tokenizer, read_object
@@ -37,7 +37,7 @@ from lmkit.training.optimizers.build import load_state_tensors, state_tensors
 ADAPTER = "training/adapter.safetensors"
 SHARDS = "training/shards"
 RECIPE = "training/recipe.yaml"  # the recipe with which the steps up to here were trained
-Piece = Callable[[Path], None]  # writes a part of a checkpoint into its folder
+PieceWriter = Callable[[Path], None]  # writes a part of a checkpoint into its folder
 
 
 @dataclass
@@ -117,13 +117,13 @@ class Adapter:
 def snapshot(
     model: Transformer, optimizers: list[Optimizer], state: State, average: Average | None, tokenizer: Path,
     special: dict[str, Any], adapter: Adapter | None = None, copy: bool = False,
-) -> tuple[list[Piece], dict[str, Tensor]]:  # fmt: skip
+) -> tuple[list[PieceWriter], dict[str, Tensor]]:  # fmt: skip
     """Returns functions that write the parts of a checkpoint, and tensors for `sharding.save`.
 
     There are such tensors only where processes share the model; all of them must call together. copy: copies the
     tensors, so that training can go on before they are written."""
     own: Callable[[Tensor], Tensor] = lambda t: t.detach().clone() if copy else t.detach()
-    pieces: list[Piece] = []
+    pieces: list[PieceWriter] = []
     moved = model.moved_rows
     if average:
         raw = {n: whole(own(p), moved.get(n)) for n, p in model.named_parameters()}
@@ -144,11 +144,13 @@ def snapshot(
     return pieces, {}
 
 
-def model_piece(model: Transformer, tokenizer: Path, special: dict[str, Any], adapter: Adapter | None = None) -> Piece:
+def model_piece(
+    model: Transformer, tokenizer: Path, special: dict[str, Any], adapter: Adapter | None = None
+) -> PieceWriter:
     """Returns a function that writes the Hugging Face folder of model and tokenizer.
 
     For an adapter that is not to be merged, it writes PEFT's folder instead."""
-    save: Piece
+    save: PieceWriter
     if adapter and not adapter.config.merge:
         save = adapter_writer(model, adapter.config, adapter.base, special)
     else:
@@ -187,11 +189,11 @@ def read(folder: Path, model: Transformer, optimizers: list[Optimizer], average:
             weight.copy_(p)
         weights = load_file(raw)
         for n, p in model.named_parameters():
-            fill(p, weights[n], model.moved_rows.get(n))
+            fill_tensor(p, weights[n], model.moved_rows.get(n))
     named: dict[str, Tensor] = dict(model.named_parameters())
     try:
         if (folder / SHARDS).is_dir():
-            load_state_tensors(optimizers, named, sharding.load(folder / SHARDS, named), model.moved_rows)
+            load_state_tensors(optimizers, named, sharding.load_shards(folder / SHARDS, named), model.moved_rows)
         else:
             moments = load_file(folder / "training/optimizer.safetensors")
             load_state_tensors(optimizers, named, moments, model.moved_rows)

@@ -8,7 +8,7 @@ from typing import Any
 
 from lmkit.architecture.model_config import ModelConfig
 from lmkit.base import units
-from lmkit.base.display import Piece, note
+from lmkit.base.display import MarkedText, note
 from lmkit.base.errors import DataError, ModelError, UserError, did_you_mean
 from lmkit.base.files import write_json
 from lmkit.base.runs import model_folder
@@ -40,8 +40,8 @@ from lmkit.training.checkpoints import Adapter
 from lmkit.training.distributed.world import ALONE, World
 from lmkit.training.job import (
     Job,
-    assemble,
     build_job,
+    build_pretraining,
     describe_machine,
     describe_model,
     fit_vocabulary,
@@ -63,14 +63,14 @@ class Finetuning:
     lengths: list[int]  # tokens of the training rows, of chat's conversations
     settings: TaskSettings  # which every checkpoint holds
 
-    def rendered(self, number: int = 2) -> list[list[Piece]]:
+    def rendered(self, number: int = 2) -> list[list[MarkedText]]:
         """The first examples as the model reads them."""
         tokenizer, rows = self.job.tokenizer, self.job.work.rows
         shown = [rows[i] for i in range(min(number, len(rows)))]
         return [render(e, tokenizer, self.train.rows[e["row"]] if "row" in e else {}) for e in shown]
 
 
-def render(example: dict[str, Any], tokenizer: Tokenizer, row: dict[str, Any], most: int = 60) -> list[Piece]:
+def render(example: dict[str, Any], tokenizer: Tokenizer, row: dict[str, Any], most: int = 60) -> list[MarkedText]:
     """An example in pieces, each with whether it is learnt: at most `most` tokens of what is read and of what is to be
     said. row: of the table, where labels have names."""
     read = lambda ids: repr(tokenizer.decode([int(i) for i in ids], skip_special=False))[1:-1]
@@ -125,7 +125,7 @@ def build_finetuning(
     lengths = [n for e in rows for n in e.get("lengths", [task.objective.length(e)])]
     work = Work(task.objective, rows, task.objective, held, mean, "")
     recipe = with_default_lr(recipe, model.config.hidden_size)
-    job = assemble(
+    job = build_job(
         recipe, model, work, _batch_rows(recipe.train.batch, mean, len(rows), task.packed), tokenizer,
         folder / "tokenizer", static=False, world=world, ragged=not task.packed,
     )  # fmt: skip
@@ -237,7 +237,7 @@ def _batch_rows(batch: str, mean_tokens: float, rows: int, packed: bool) -> int:
     return wanted
 
 
-def describe(f: Finetuning) -> list[str]:
+def describe_finetuning(f: Finetuning) -> list[str]:
     """What was inferred, a line each."""
     job, train = f.job, f.job.recipe.train
     total = sum(p.numel() for p in job.model.parameters())
@@ -260,7 +260,7 @@ MOST_TOKENS = 1024  # of a row, unless `data.max_length` says otherwise
 
 def build_continued(recipe: FinetuneRecipe, folder: Path, world: World) -> tuple[Job, TokenStore]:
     """folder: where what checkpoints hold beside the weights is kept, in `tokenizer`. Raises ModelError for a model
-    that predicts no words, and what `build_job` raises."""
+    that predicts no words, and what `build_pretraining` raises."""
     assert isinstance(recipe.model, str), "`task: lm` from scratch is `lmkit pretrain`"
     loaded = load(recipe.model, device="cpu")
     origin, model = loaded.folder, loaded.model
@@ -282,7 +282,7 @@ def build_continued(recipe: FinetuneRecipe, folder: Path, world: World) -> tuple
         store = open_tokens(data, TokenizerConfig(path=str(loaded.tokenizer_folder)), c.family, verify=world.first)
     pretraining = _as_pretraining(recipe, ModelSection(**c.model_dump()), data)
     adapter = adapt(model, recipe, str(origin))
-    job = build_job(pretraining, store, model.train(), world)
+    job = build_pretraining(pretraining, store, model.train(), world)
     job.adapter, job.patience = adapter, recipe.train.patience
     if world.first:
         job.tokenizer_folder = folder / "tokenizer"

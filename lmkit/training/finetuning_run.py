@@ -25,11 +25,11 @@ from lmkit.recipe import recipe_file
 from lmkit.recipe.finetuning import FinetuneRecipe, expand_finetuning, is_finetuning
 from lmkit.tasks import answer_fitting
 from lmkit.tasks.table import TASKS
-from lmkit.tasks.task import as_json, score_table, seeds_line, texts, unknown_tokens
+from lmkit.tasks.task import score_table, scores_as_json, seeds_line, texts, unknown_tokens
 from lmkit.training.distributed.world import World
-from lmkit.training.finetune import Finetuning, build_continued, build_finetuning, describe
+from lmkit.training.finetune import Finetuning, build_continued, build_finetuning, describe_finetuning
 from lmkit.training.job import Job
-from lmkit.training.job import describe as describe_text
+from lmkit.training.job import describe_pretraining as describe_text
 from lmkit.training.run_shell import Prepared, execute, keep_average, meet
 
 
@@ -117,7 +117,7 @@ def _read(sources: str | list[str], recipe: FinetuneRecipe, kind: str = "") -> T
 def _run(recipe: FinetuneRecipe, path: Path, latest: Path | None = None, goes_on: bool = False) -> int:
     """latest: what `runs/latest` is to name once the run has begun; None: as it was."""
     if not recipe.task.in_steps:
-        return answer_fitting.start(recipe, path, latest)
+        return answer_fitting.fit_answering(recipe, path, latest)
     prepare = _prepare if recipe.task.name in TASKS else _continued
     return execute(meet(recipe), path, "finetune", lambda world, run: prepare(recipe, world, run), goes_on, latest)
 
@@ -142,7 +142,7 @@ def _introduce(f: Finetuning) -> None:
     lines += unknown_tokens(tokenizer, f.learnt, f.task.head == "lm")
     if dropped := tokenizer.count_unspelt(texts(f.train)):
         lines.append(f"dropped: {dropped:,} bytes of the training texts, for which the tokenizer has no token")
-    note("\n".join([*lines, *describe(f)]))
+    note("\n".join([*lines, *describe_finetuning(f)]))
     for example in f.rendered():
         note_marked("example  ", example)
 
@@ -233,5 +233,5 @@ def _scores(f: Finetuning, folder: Path, run: Run) -> None:
     if fitted:
         f.settings.write_fitted(folder, **fitted)
         note(message)
-    named = {name: as_json(scores) for name, scores in columns.items()}
+    named = {name: scores_as_json(scores) for name, scores in columns.items()}
     write_json(run.path / "scores.json", {"scores": named.pop("model"), "baselines": named, "rows": len(table.rows)})

@@ -52,7 +52,7 @@ def _far_above(values: list[float], value: float) -> bool:
     return len(values) >= ENOUGH and value > fmean(values) + SIGMAS * stdev(values)
 
 
-def count(job: Job, run: Run, row: dict[str, Any], batches: list[Batch]) -> None:
+def count_bad_step(job: Job, run: Run, row: dict[str, Any], batches: list[Batch]) -> None:
     """Records what `judge` found. row: the step's row of metrics; batches: those of this process in the step.
 
     Raises Rollback where the recipe says so, and Diverged after three steps in a row without a finite loss, or after
@@ -81,7 +81,7 @@ def count(job: Job, run: Run, row: dict[str, Any], batches: list[Batch]) -> None
     give_up(job, run, f"loss or gradient was not finite in {SKIPS_IN_A_ROW} steps in a row, up to {row['step']}")
 
 
-def check_finite(job: Job, run: Run) -> None:
+def check_weights(job: Job, run: Run) -> None:
     """Raises Diverged where a weight or a moment is not finite.
 
     An update can overflow even if loss and gradient are finite. All processes of a run must call this together."""

@@ -46,7 +46,7 @@ CPU_MICRO_TOKENS = 4096  # measured on two cores: larger is not faster, and memo
 
 @dataclass
 class Job:
-    """Everything a run needs, built by `build_job` or `training.finetune`."""
+    """Everything a run needs, built by `build_pretraining` or `training.finetune`."""
 
     recipe: Recipe | FinetuneRecipe
     model: Transformer
@@ -111,7 +111,7 @@ class Job:
         return new > best[self.metric] if self.higher else new < best[self.metric]
 
 
-def build_job(recipe: Recipe, store: TokenStore, model: Transformer | None = None, world: World = ALONE) -> Job:
+def build_pretraining(recipe: Recipe, store: TokenStore, model: Transformer | None = None, world: World = ALONE) -> Job:
     """Returns the job of a recipe for pretraining.
 
     model: one that was trained before; None for a new one. Raises DataError where the text is shorter than one batch,
@@ -124,7 +124,7 @@ def build_job(recipe: Recipe, store: TokenStore, model: Transformer | None = Non
     if model is None:
         model = Transformer(recipe.model)
         init_weights(model, train.seed)
-    job = assemble(
+    job = build_job(
         recipe,
         model,
         work,
@@ -168,7 +168,7 @@ def fit_vocabulary(model: ModelSection, tokenizer: Tokenizer) -> ModelSection:
     return model.model_copy(update=changes)
 
 
-def assemble(
+def build_job(
     recipe: Recipe | FinetuneRecipe, model: Transformer, work: Work, batch_rows: int, tokenizer: Tokenizer,
     tokenizer_folder: Path, static: bool, world: World, ragged: bool = False,
 ) -> Job:  # fmt: skip
@@ -292,7 +292,7 @@ def _expected_seconds(model: Transformer, ends: Horizon, batch: int) -> float:
     return ends.steps * batch * 6 * sum(model.num_parameters().values()) / 60e9
 
 
-def describe(job: Job, store: TokenStore) -> list[str]:
+def describe_pretraining(job: Job, store: TokenStore) -> list[str]:
     """Returns lines that show a reader everything that was inferred, with the important numbers."""
     recipe, train = job.recipe, job.recipe.train
     split, held_out = store.split("train"), store.split("validation")

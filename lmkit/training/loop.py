@@ -53,7 +53,7 @@ def train(job: Job, run: Run, stop: StopFlag) -> str:
             row, asked = _step(job, source, share, pace.now, scaler, stop.asked is not None)
             run.check()
             pace.look()  # the time of a step counts even if the step is rolled back
-            guard.count(job, run, row, share.batches)
+            guard.count_bad_step(job, run, row, share.batches)
             state.scaler = scaler.state_dict() if scaler.is_enabled() else {}
             _write(timing, {"step": state.step, "seconds": round(rhythm.clock() - began, 4)})
             finished = pace.tick() >= 1

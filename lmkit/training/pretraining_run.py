@@ -17,7 +17,7 @@ from lmkit.recipe.defaults import expand_pretraining
 from lmkit.recipe.finetuning import is_finetuning
 from lmkit.recipe.pretraining import Recipe
 from lmkit.training.distributed.world import ALONE, World
-from lmkit.training.job import Job, build_job, describe, fit_vocabulary
+from lmkit.training.job import Job, build_pretraining, describe_pretraining, fit_vocabulary
 from lmkit.training.run_shell import Prepared, execute, keep_average, meet
 from lmkit.training.step import probe_speed
 
@@ -59,19 +59,19 @@ def resume(path: Path, given: Recipe | None = None, accept_changes: bool = False
 
 def _prepare(recipe: Recipe, world: World, run: Run) -> Prepared:
     recipe, store = _settle(recipe, world)
-    job = build_job(recipe, store, world=world)
+    job = build_pretraining(recipe, store, world=world)
     return Prepared(
         job, {"data": store.fingerprint}, lambda: of_store(store, recipe.data.train),
-        lambda: note("\n".join(describe(job, store))), lambda seconds: _tell(job, run, seconds),
+        lambda: note("\n".join(describe_pretraining(job, store))), lambda seconds: _tell(job, run, seconds),
     )  # fmt: skip
 
 
 def dry_run(recipe_path: Path, overrides: tuple[str, ...]) -> None:
     """Prints what would happen. It writes tokens into their cache, and nothing else."""
     recipe, store = _settle(recipe_file.load_recipe(Recipe, recipe_path, overrides, expand_pretraining))
-    job = build_job(recipe, store)
+    job = build_pretraining(recipe, store)
     print(recipe_file.dump(job.recipe))
-    note("\n".join(describe(job, store)))
+    note("\n".join(describe_pretraining(job, store)))
     speed = probe_speed(job, 5.0, time.perf_counter)
     job_steps, train = job.horizon.steps, job.recipe.train
     if job_steps is not None:

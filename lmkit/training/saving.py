@@ -15,7 +15,7 @@ from lmkit.base.errors import OutOfMemory, StorageError, UserError
 from lmkit.base.files import write_atomic
 from lmkit.base.runs import Run
 from lmkit.training import checkpoints, guard, rhythm
-from lmkit.training.checkpoints import SHARDS, Piece
+from lmkit.training.checkpoints import SHARDS, PieceWriter
 from lmkit.training.distributed import sharding
 from lmkit.training.job import Job
 from lmkit.training.step import out_of_memory
@@ -61,7 +61,7 @@ class Saver:
         in a row, or where several processes train; OutOfMemory in the same cases where memory is not enough."""
         began, job = rhythm.clock(), self.job
         self.finish(last=False)  # the checkpoint before this one
-        guard.check_finite(job, self.run)
+        guard.check_weights(job, self.run)
         self.best = job.state.best
         try:
             pieces, shards = self._snapshot(copy=self.thread is not None)
@@ -80,7 +80,7 @@ class Saver:
         # With a thread, training waits only for a part of the time.
         job.state.save_seconds = max(job.state.save_seconds, self.took, rhythm.clock() - began)
 
-    def _snapshot(self, copy: bool) -> tuple[list[Piece], dict[str, Tensor]]:
+    def _snapshot(self, copy: bool) -> tuple[list[PieceWriter], dict[str, Tensor]]:
         job = self.job
         pieces, shards = checkpoints.snapshot(
             job.model, job.optimizers, job.state, job.average, job.tokenizer_folder, job.special, job.adapter, copy
@@ -113,7 +113,9 @@ class Saver:
         with suppress(StorageError):  # the disk may be too full for this as well
             self.run.event("not saved", reason=str(e))
 
-    def _write(self, step: int, pieces: list[Piece], shards: dict[str, Tensor], best: bool, progress: dict) -> None:
+    def _write(
+        self, step: int, pieces: list[PieceWriter], shards: dict[str, Tensor], best: bool, progress: dict
+    ) -> None:
         world, job, began = self.job.world, self.job, rhythm.clock()
 
         def write(folder: Path) -> None:
@@ -122,7 +124,7 @@ class Saver:
                 piece(folder)
             if shards:
                 world.wait_to_save()
-                sharding.save(folder / SHARDS, shards, world.saving)
+                sharding.save_shards(folder / SHARDS, shards, world.saving)
 
         if world.first:
             self.run.save(step, write, job.recipe.checkpoint.keep, best)
@@ -130,5 +132,5 @@ class Saver:
                 self.run.status("running", **progress)
         elif shards:
             world.wait_to_save()
-            sharding.save(self.run.part(step) / SHARDS, shards, world.saving)
+            sharding.save_shards(self.run.part(step) / SHARDS, shards, world.saving)
         self.took = rhythm.clock() - began

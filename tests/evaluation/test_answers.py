@@ -9,7 +9,7 @@ from lmkit.evaluation.answers import (
     coverage_curve,
     normalise,
     recall_at_k,
-    score,
+    score_answers,
     threshold_for_precision,
 )  # fmt: skip
 
@@ -42,7 +42,7 @@ def test_exact_match_and_f1(golds, predicted, want):
 
 
 def test_questions_without_answers_are_told_apart():
-    found = score([["x"], [], ["y z"], [""]], ["x", "", "y", "w"])
+    found = score_answers([["x"], [], ["y z"], [""]], ["x", "", "y", "w"])
     assert {k: e.value for k, e in found.items()} == pytest.approx(
         {
             "exact_match": 0.5, "f1": (1 + 1 + 2 / 3) / 4, "no_answer_accuracy": 0.5, "has_answer_exact_match": 0.5,
@@ -50,7 +50,7 @@ def test_questions_without_answers_are_told_apart():
         }
     )  # fmt: skip
     assert all(0 <= e.low <= e.value <= e.high <= 1 for e in found.values())
-    assert set(score([["x"], ["y"]], ["x", ""])) == {"exact_match", "f1"}
+    assert set(score_answers([["x"], ["y"]], ["x", ""])) == {"exact_match", "f1"}
 
 
 def test_best_threshold_beats_all_others():

@@ -10,9 +10,9 @@ import torch
 import lmkit
 from lmkit.base.errors import DataError, ModelError, UserError
 from lmkit.base.order import rng_for
-from lmkit.evaluation.masked_lm import evaluate, pseudo_log_likelihood
+from lmkit.evaluation.masked_lm import evaluate_masked_lm, pseudo_log_likelihood
 from lmkit.model.loss import IGNORE
-from lmkit.objectives.noise.masking import choose, corrupt
+from lmkit.objectives.noise.masking import choose_masked, corrupt_tokens
 from lmkit.ops import text_scores as command
 from lmkit.recipe.objectives import MaskedLMConfig
 from lmkit.text.pieces import ordinary_ids
@@ -37,12 +37,12 @@ def rows(t, room, rate=0.15, seed=0):
             row = np.array([t.cls_id, *ids[begin : begin + room], t.sep_id])
             rng = rng_for(seed, document, window)
             rng.random()  # the key by which windows are drawn for the pseudo-perplexity
-            places = choose(np.isin(row, ordinary), max(1, round(rate * len(row))), rng)
+            places = choose_masked(np.isin(row, ordinary), max(1, round(rate * len(row))), rng)
             labels = np.full(len(row), IGNORE)
             labels[places] = row[places]
             yield (
                 document,
-                torch.tensor(corrupt(row, places, rng, t.mask_id, ordinary))[None],
+                torch.tensor(corrupt_tokens(row, places, rng, t.mask_id, ordinary))[None],
                 torch.tensor(labels)[None],
             )
 
@@ -50,7 +50,7 @@ def rows(t, room, rate=0.15, seed=0):
 @pytest.mark.parametrize("batch_tokens", [16_384, 60])
 def test_scores_equal_transformers_on_the_same_rows(pair, batch_tokens):
     ours, theirs = pair
-    scores = evaluate(ours.model, ours.tokenizer, TEXTS, batch_tokens=batch_tokens)
+    scores = evaluate_masked_lm(ours.model, ours.tokenizer, TEXTS, batch_tokens=batch_tokens)
     nats, tokens, hits = ([0] * len(TEXTS) for _ in range(3))
     for document, seen, labels in rows(ours.tokenizer, ours.config.context - 2):
         with torch.no_grad():
@@ -70,27 +70,29 @@ def test_scores_equal_transformers_on_the_same_rows(pair, batch_tokens):
 
 def test_the_noise_is_the_same_every_time_and_follows_its_settings(pair):
     ours, _ = pair
-    score = lambda *more, **options: evaluate(ours.model, ours.tokenizer, TEXTS, *more, **options)
+    score = lambda *more, **options: evaluate_masked_lm(ours.model, ours.tokenizer, TEXTS, *more, **options)
     assert score().nats == score().nats != score(seed=1).nats
     half = MaskedLMConfig(name="masked_lm", eval_rate=0.5, rate=0.9)
     assert sum(score(half).tokens) > 2.5 * sum(score().tokens)
     whole = MaskedLMConfig(name="masked_lm", whole_word=True)
     assert score(whole).nats != score().nats
-    long_word = evaluate(ours.model, ours.tokenizer, ["unbelievable", "the dog"], whole)  # a third of a token to mask
+    long_word = evaluate_masked_lm(
+        ours.model, ours.tokenizer, ["unbelievable", "the dog"], whole
+    )  # a third of a token to mask
     assert long_word.tokens == [0, 1] and long_word.skipped == {"windows in which nothing could be masked": 1}
 
 
 def test_texts_without_a_token_to_mask_are_counted(pair):
     ours, _ = pair
-    scores = evaluate(ours.model, ours.tokenizer, ["Ä Ö", *TEXTS], pll_tokens=100)
+    scores = evaluate_masked_lm(ours.model, ours.tokenizer, ["Ä Ö", *TEXTS], pll_tokens=100)
     assert scores.skipped == {"documents without a token to mask": 1} and scores.unknown == 3
     assert scores.documents == len(TEXTS) and 0 < scores.sample.tokens <= 100
     with pytest.raises(DataError, match="no text"):
-        evaluate(ours.model, ours.tokenizer, ["Ä Ö"])
+        evaluate_masked_lm(ours.model, ours.tokenizer, ["Ä Ö"])
     weights = ours.model.embedding.weight.data.clone()
     ours.model.embedding.weight.data[7] = float("nan")
     with pytest.raises(ModelError, match="not finite"):
-        evaluate(ours.model, ours.tokenizer, TEXTS)
+        evaluate_masked_lm(ours.model, ours.tokenizer, TEXTS)
     ours.model.embedding.weight.data = weights
 
 
@@ -100,7 +102,7 @@ def test_the_command_prints_every_key(pair, tmp_path, capsys):
     data.write_text("".join(json.dumps({"text": t}) + "\n" for t in [*TEXTS, "", "Ä"]))
     command.evaluate_texts(str(ours.folder), [str(data)], None, as_json=True)
     out = capsys.readouterr()
-    got, want = json.loads(out.out), evaluate(ours.model, ours.tokenizer, TEXTS)
+    got, want = json.loads(out.out), evaluate_masked_lm(ours.model, ours.tokenizer, TEXTS)
     assert list(got) == [
         "model", "data", "documents", "tokens", "masked_tokens", "unknown_tokens", "dropped_bytes",
         "context", "noise", "pseudo_tokens",

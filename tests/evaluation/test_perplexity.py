@@ -11,7 +11,7 @@ import torch.nn.functional as F
 import lmkit
 from lmkit.base.errors import DataError, UserError
 from lmkit.evaluation.intervals import bootstrap_ratio
-from lmkit.evaluation.perplexity import evaluate, windows
+from lmkit.evaluation.perplexity import evaluate_perplexity, windows
 from lmkit.ops import text_scores as command
 from tests.generation.folders import TEXT, llama_folder
 
@@ -44,7 +44,7 @@ def nats_by_transformers(theirs, ids, stride):
 @pytest.mark.parametrize("batch_tokens", [16_384, 60])
 def test_loss_equals_transformers_on_the_same_windows(pair, stride, batch_tokens):
     ours, theirs = pair
-    scores = evaluate(ours.model, ours.tokenizer, TEXTS, stride, batch_tokens)
+    scores = evaluate_perplexity(ours.model, ours.tokenizer, TEXTS, stride, batch_tokens)
     documents = [[0, *ours.tokenizer.encode(t), 1] for t in TEXTS]
     want = [nats_by_transformers(theirs, ids, stride) for ids in documents]
     tokens = sum(len(ids) - 1 for ids in documents)
@@ -63,7 +63,7 @@ def test_one_window_equals_transformers_own_loss(pair):
     assert ids.size(1) <= CONTEXT
     with torch.no_grad():
         want = theirs(ids, labels=ids).loss.item()
-    assert abs(evaluate(ours.model, ours.tokenizer, ["The quick brown fox"]).loss.value - want) < 1e-5
+    assert abs(evaluate_perplexity(ours.model, ours.tokenizer, ["The quick brown fox"]).loss.value - want) < 1e-5
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 24, 25, 26, 60])
@@ -78,12 +78,12 @@ def test_windows_score_every_token_but_the_first_once(length, stride):
 
 def test_one_document_has_no_interval_and_none_is_an_error(pair):
     ours, _ = pair
-    assert evaluate(ours.model, ours.tokenizer, ["abc"]).loss[1:] == (None, None)
+    assert evaluate_perplexity(ours.model, ours.tokenizer, ["abc"]).loss[1:] == (None, None)
     with pytest.raises(DataError, match="no text"):
-        evaluate(ours.model, ours.tokenizer, [])
+        evaluate_perplexity(ours.model, ours.tokenizer, [])
     for stride in (0, CONTEXT + 1):
         with pytest.raises(UserError, match=f"stride {stride} .*\n.*1 to {CONTEXT}"):
-            evaluate(ours.model, ours.tokenizer, TEXTS, stride)
+            evaluate_perplexity(ours.model, ours.tokenizer, TEXTS, stride)
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
@@ -103,7 +103,7 @@ def test_the_command_reads_files_and_says_what_it_skipped(pair, tmp_path, capsys
     data = tmp_path / "texts.jsonl"
     rows = [json.dumps({"body": t}) for t in [*TEXTS, ""]]
     data.write_text("\n".join([*rows, "{broken"]) + "\n")
-    want = evaluate(ours.model, ours.tokenizer, TEXTS, 12)
+    want = evaluate_perplexity(ours.model, ours.tokenizer, TEXTS, 12)
     command.evaluate_texts(str(ours.folder), [str(data)], 12, as_json=True, text="body")
     out = capsys.readouterr()
     got = json.loads(out.out)

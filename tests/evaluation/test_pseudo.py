@@ -7,7 +7,7 @@ import transformers as hf
 
 import lmkit
 from lmkit.base.errors import ModelError, UserError
-from lmkit.evaluation.masked_lm import Sample, masked_row, pseudo_log_likelihood, score_sample, words
+from lmkit.evaluation.masked_lm import Sample, maskable_words, masked_row, pseudo_log_likelihood, score_sample
 from lmkit.text.special import Special
 from lmkit.text.tokenizer import Tokenizer
 from tests.evaluation.folders import folder, tokenizer
@@ -77,7 +77,7 @@ def test_words_of_a_byte_level_tokenizer_begin_at_spaces_and_stops():
 
 def test_a_token_is_masked_with_the_rest_of_its_word_only():
     t, model = tokenizer("bert"), ours(reference("bert"))
-    v, ids = words(model, t), np.array(t.encode("the unbelievable un."))
+    v, ids = maskable_words(model, t), np.array(t.encode("the unbelievable un."))
     shown = [" ".join(t.backend.id_to_token(i) for i in masked_row(v, ids, at)) for at in range(len(ids))]
     assert shown == [
         "[CLS] [MASK] un ##believ ##able un . [SEP]",
@@ -126,9 +126,9 @@ def test_tokenizers_without_words_or_masks_and_damaged_models_are_refused():
     backend = byte_level.tokenizer(259).backend_tokenizer  # the bytes alone
     backend.add_special_tokens(["<mask>"])
     with pytest.raises(UserError, match=r"where words begin(.|\n)*--pll-tokens 0"):
-        words(model, Tokenizer(backend, FRAMED))
+        maskable_words(model, Tokenizer(backend, FRAMED))
     with pytest.raises(ModelError, match="no mask"):
-        words(model, tokenizer("t5"))
+        maskable_words(model, tokenizer("t5"))
     model.embedding.weight.data[20] = float("nan")
     with pytest.raises(ModelError, match="not finite"):
         pseudo_log_likelihood(model, tokenizer("bert"), TEXTS[:1])

@@ -13,7 +13,7 @@ from lmkit.base.errors import DataError, UserError
 from lmkit.base.order import rng_for
 from lmkit.evaluation.seq2seq import evaluate_noise, evaluate_pairs
 from lmkit.objectives.build import denoising
-from lmkit.objectives.noise.spans import corrupt, noise_mask, raw_length
+from lmkit.objectives.noise.spans import cut_spans, noise_mask, raw_length
 from lmkit.ops import text_scores as command
 from lmkit.recipe.objectives import Denoiser, DenoisingConfig, SpanCorruptionConfig
 from tests.evaluation.folders import SENTINELS, folder, tokenizer
@@ -82,7 +82,7 @@ def test_span_corruption_equals_transformers_and_spans_are_right_as_a_whole(mode
     config = SpanCorruptionConfig(name="span_corruption", denoisers=(Denoiser(density=0.3, mean_span=1.5),))
     for document, window, ids in cut(t, raw_length(CONTEXT, 0.3, 1.5)[0]):
         noise = noise_mask(len(ids), 0.3, 1.5, rng_for(0, document, window))
-        source, target = corrupt(ids, noise, sentinels, t.eos_id)
+        source, target = cut_spans(ids, noise, sentinels, t.eos_id)
         nats, hits = by_transformers(theirs, source, target)
         want.append((document, nats, hits))
         marks = [*np.flatnonzero(np.isin(target, sentinels)), len(target) - 1]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lmkit.evaluation.tagging import entities, scheme, score
+from lmkit.evaluation.tagging import entities, scheme, score_tags
 
 IOB2 = {
     "B-P I-P O B-L": {("P", 0, 2), ("L", 3, 4)},
@@ -43,32 +43,32 @@ def test_the_scheme_is_found_from_the_tags():
 def test_scores_of_entities():
     gold = [["B-P", "I-P", "O"], ["O", "B-L", "O", "B-P"], ["O"]]
     said = [["B-P", "I-P", "O"], ["O", "B-P", "O", "B-P"], ["B-L"]]
-    found = score(gold, said)
+    found = score_tags(gold, said)
     assert {k: e.value for k, e in found.items()} == {"f1": 4 / 7, "precision": 0.5, "recall": 2 / 3, "accuracy": 6 / 8}
     assert all(0 <= e.low <= e.value <= e.high <= 1 for e in found.values())
-    assert {k: e.value for k, e in score(gold, gold).items()} == dict.fromkeys(found, 1)
+    assert {k: e.value for k, e in score_tags(gold, gold).items()} == dict.fromkeys(found, 1)
     # tags that are in the data but not in these rows decide how entities are written
-    assert score([["B-P", "I-P"]], [["B-P", "I-P"]], tags=["B-P", "I-P", "E-P"])["f1"] == (0, None, None)
-    assert score([["O"]], [["O"]], tags=["O", "B-P"]) == {
+    assert score_tags([["B-P", "I-P"]], [["B-P", "I-P"]], tags=["B-P", "I-P", "E-P"])["f1"] == (0, None, None)
+    assert score_tags([["O"]], [["O"]], tags=["O", "B-P"]) == {
         "f1": (0, None, None), "precision": (0, None, None), "recall": (0, None, None), "accuracy": (1, None, None)
     }  # fmt: skip
     with pytest.raises(ValueError, match="differ in length"):
-        score([["O", "O"]], [["O"]])
+        score_tags([["O", "O"]], [["O"]])
 
 
 def test_scores_of_words():
     gold, said = [["N", "V", "N"], ["V"]], [["N", "V", "V"], ["X"]]
-    found = score(gold, said, intervals=False)
+    found = score_tags(gold, said, intervals=False)
     assert found == {"accuracy": (0.5, None, None), "macro_f1": (pytest.approx((2 / 3 + 1 / 2 + 0) / 3), None, None)}
 
 
 def test_schemes_in_other_letters_have_the_same_entities():
     bioes, said = ["B-P", "I-P", "E-P", "O", "S-L"], ["B-P", "E-P", "O", "O", "S-L"]
-    wanted = {k: e.value for k, e in score([bioes], [said]).items()}
+    wanted = {k: e.value for k, e in score_tags([bioes], [said]).items()}
     assert wanted["f1"] == 0.5
     for letters in ("BILU", "BMES"):
         other = [
             ["O" if tag == "O" else letters["BIES".index(tag[0])] + tag[1:] for tag in row] for row in (bioes, said)
         ]
-        assert {k: e.value for k, e in score([other[0]], [other[1]]).items()} == wanted
-    assert score([["I-P", "I-P", "I-L"]], [["I-P", "I-P", "O"]])["f1"].value == pytest.approx(2 / 3)
+        assert {k: e.value for k, e in score_tags([other[0]], [other[1]]).items()} == wanted
+    assert score_tags([["I-P", "I-P", "I-L"]], [["I-P", "I-P", "O"]])["f1"].value == pytest.approx(2 / 3)

@@ -6,7 +6,7 @@ import pytest
 import sacrebleu
 
 from lmkit.base.errors import UserError
-from lmkit.evaluation.writing import longest_common_subsequence, rouge, score, words
+from lmkit.evaluation.writing import longest_common_subsequence, rouge, score_texts, words_of
 
 REFERENCES = [f"a man number {i} is riding his {thing}, slowly ." for i, thing in enumerate(["bike", "horse"] * 20)]
 HYPOTHESES = [r.replace("is riding", ["rides", "is on"][i % 2]).replace("slowly", "") for i, r in enumerate(REFERENCES)]
@@ -15,7 +15,7 @@ JAPANESE = ["猫が好きです。", "犬は走った。"], ["猫が好きだ。
 
 @pytest.mark.parametrize("tokenize", ["13a", "intl", "char", "zh", "none"])
 def test_scores_are_those_of_sacrebleu(tokenize):
-    found, signatures = score(HYPOTHESES, REFERENCES, tokenize)
+    found, signatures = score_texts(HYPOTHESES, REFERENCES, tokenize)
     assert found["bleu"].value == sacrebleu.corpus_bleu(HYPOTHESES, [REFERENCES], tokenize=tokenize).score
     assert found["chrf"].value == sacrebleu.corpus_chrf(HYPOTHESES, [REFERENCES]).score
     assert f"tok:{tokenize}|" in signatures["bleu"] and signatures["bleu"].startswith("nrefs:1|case:mixed|eff:no|")
@@ -25,22 +25,22 @@ def test_scores_are_those_of_sacrebleu(tokenize):
 def test_intervals_are_about_those_of_sacrebleu():
     metric = sacrebleu.BLEU()
     theirs = metric.corpus_score(HYPOTHESES, [REFERENCES], n_bootstrap=1000)
-    value, low, high = score(HYPOTHESES, REFERENCES)[0]["bleu"]
+    value, low, high = score_texts(HYPOTHESES, REFERENCES)[0]["bleu"]
     assert low < value < high and (high - low) / 2 == pytest.approx(theirs._ci, rel=0.15)
-    assert score(HYPOTHESES, REFERENCES, intervals=False)[0]["bleu"] == (value, None, None)
-    assert score(["", ""], ["a b", "c"])[0]["bleu"] == (0, 0, 0)
+    assert score_texts(HYPOTHESES, REFERENCES, intervals=False)[0]["bleu"] == (value, None, None)
+    assert score_texts(["", ""], ["a b", "c"])[0]["bleu"] == (0, 0, 0)
 
 
 def test_japanese_needs_a_tokenizer_and_says_which(monkeypatch):
-    assert 0 < score(*JAPANESE, tokenize="char")[0]["bleu"].value < 100
+    assert 0 < score_texts(*JAPANESE, tokenize="char")[0]["bleu"].value < 100
     monkeypatch.setattr("sacrebleu.tokenizers.tokenizer_ja_mecab.MeCab", None)
     with pytest.raises(UserError, match=r"ja-mecab needs packages .*\n.*pip install 'sacrebleu\[ja\]'"):
-        score(*JAPANESE, tokenize="ja-mecab")
+        score_texts(*JAPANESE, tokenize="ja-mecab")
 
 
 def test_words():
-    assert words("It's Größe_3.5, NAÏVE!") == ["it", "s", "größe", "3", "5", "naïve"]
-    assert words("abc日本の2人 ok") == ["abc", "日", "本", "の", "2", "人", "ok"]
+    assert words_of("It's Größe_3.5, NAÏVE!") == ["it", "s", "größe", "3", "5", "naïve"]
+    assert words_of("abc日本の2人 ok") == ["abc", "日", "本", "の", "2", "人", "ok"]
 
 
 def test_rouge_by_hand():

@@ -9,7 +9,7 @@ import transformers as hf
 import lmkit
 from lmkit.base.errors import ModelError, UserError
 from lmkit.generation import filling
-from lmkit.generation.filling import fill, sample_fill
+from lmkit.generation.filling import fill_masks, sample_fill
 from lmkit.generation.sampling import SamplingConfig
 from lmkit.ops import writing as command
 from tests.generation.folders import encoder_folder, llama_folder, seq2seq_folder
@@ -59,7 +59,7 @@ def test_batches_order_and_training_change_nothing(model, monkeypatch):
         dropout.p = 0.5
     model.model.train()
     before = torch.get_rng_state()
-    together = list(fill(model.model, model.tokenizer, iter(texts * 2)))
+    together = list(fill_masks(model.model, model.tokenizer, iter(texts * 2)))
     assert model.model.training and torch.equal(before, torch.get_rng_state())
     assert [f.row for f in together] == sorted(f.row for f in together)
     for a, b in zip(alone * 2, together, strict=True):
@@ -106,7 +106,7 @@ def test_texts_that_cannot_be_filled_are_refused(model):
         model.fill([mask], top_k=0)
     [all_of_them] = model.fill([mask], top_k=10**6)
     assert sum(c.probability for c in all_of_them.candidates) == pytest.approx(1, abs=1e-4)
-    with pytest.raises(UserError, match="MaskedLM, an encoder, which fills masks\n  → use `fill`"):
+    with pytest.raises(UserError, match="MaskedLM, an encoder, which fills masks\n  → use `fill_masks`"):
         model.generate([mask])
 
 
@@ -147,7 +147,7 @@ def test_a_tokenizer_without_a_mask_and_broken_weights_are_named(tmp_path):
     encoder_folder(tmp_path, "bert")
     model = lmkit.load(tmp_path)
     with pytest.raises(ModelError, match="the tokenizer has no mask token"):
-        list(fill(model.model, model.tokenizer.with_gaps, ["[MASK]"]))
+        list(fill_masks(model.model, model.tokenizer.with_gaps, ["[MASK]"]))
     model.model.head.dense.weight.data.fill_(float("nan"))
     with pytest.raises(ModelError, match="not finite"):
         model.fill(["[MASK]"])

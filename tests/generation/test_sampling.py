@@ -6,7 +6,7 @@ import torch
 from transformers.generation import logits_process as theirs
 
 from lmkit.base.errors import UserError
-from lmkit.generation.sampling import SamplingConfig, choose, penalise, warp
+from lmkit.generation.sampling import SamplingConfig, choose_tokens, penalise, warp
 
 LOGITS = torch.randn(7, 200, generator=torch.Generator().manual_seed(0)) * 3
 FILTERS = [
@@ -45,7 +45,7 @@ def test_repetition_penalty_equals_transformers():
 def test_draws_follow_the_distribution():
     logits, rng = torch.tensor([[0.0, 1.0, 2.0, -1e9]]), np.random.default_rng(0)
     config = SamplingConfig(temperature=2.0)
-    drawn = [choose(logits, config, [rng]).item() for _ in range(4000)]
+    drawn = [choose_tokens(logits, config, [rng]).item() for _ in range(4000)]
     share = torch.tensor(drawn).bincount(minlength=4) / len(drawn)
     torch.testing.assert_close(share, (logits[0] / 2).softmax(-1), rtol=0, atol=0.03)
     assert share[3] == 0
@@ -53,7 +53,9 @@ def test_draws_follow_the_distribution():
 
 @pytest.mark.parametrize("temperature", [1e-320, 1e-9, 1e300])
 def test_extreme_temperatures_stay_defined(temperature):
-    chosen = choose(LOGITS, SamplingConfig(temperature=temperature), [np.random.default_rng(i) for i in range(7)])
+    chosen = choose_tokens(
+        LOGITS, SamplingConfig(temperature=temperature), [np.random.default_rng(i) for i in range(7)]
+    )
     if temperature < 1:
         assert torch.equal(chosen, LOGITS.argmax(-1))
 

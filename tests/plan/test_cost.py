@@ -16,7 +16,7 @@ from lmkit.plan.cost import (
     SHAPES,
     all_reduce_bytes,
     attention_flops,
-    best_of,
+    best_forecast,
     estimate,
     fastest,
     forecast_meshes,
@@ -185,7 +185,7 @@ def test_every_gpu_gets_a_row_or_the_layout_is_left_out():
     p = Plan(tiny("gpt2"), 8 * 32, 1e6, "adamw")
     assert forecast_meshes(p, H100, 1024) == []
     assert {e.layout.data for e in forecast_meshes(p, H100, 16)} <= {1, 2, 4, 8}
-    assert best_of(p, H100, Mesh(1)).micro_batch <= 8 * 32
+    assert best_forecast(p, H100, Mesh(1)).micro_batch <= 8 * 32
 
 
 def test_json_has_a_line_for_each_layout():

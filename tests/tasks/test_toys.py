@@ -146,7 +146,7 @@ def test_cut_in_the_middle_long_texts_are_known_by_their_end(tmp_path, capsys):
     assert scores["scores"]["accuracy"]["value"] == 1.0
     model = str(tmp_path / "run")
     capsys.readouterr()
-    evaluate.run({model: [lmkit.load(model)]}, [task_of(model)], [str(path)], {}, True)
+    evaluate.evaluate_tables({model: [lmkit.load(model)]}, [task_of(model)], [str(path)], {}, True)
     assert json.loads(capsys.readouterr().out)["models"][model]["accuracy"]["value"] == 1.0
 
     pairs = tmp_path / "pairs.csv"
@@ -231,7 +231,7 @@ def test_labels_in_one_cell_are_cut_where_the_user_says_and_so_when_scored(tmp_p
     assert "micro_f1" in scores["scores"] and "3 classes:" in said
     assert "rows are longer than 64 tokens and are cut" in said
     model = str(tmp_path / "run")
-    evaluate.run({model: [lmkit.load(model)]}, [task_of(model)], [str(data)], {}, True)
+    evaluate.evaluate_tables({model: [lmkit.load(model)]}, [task_of(model)], [str(data)], {}, True)
     assert json.loads(capsys.readouterr().out)["models"][model]["micro_f1"]["value"] >= 0
 
     others = tmp_path / "others.csv"
@@ -244,7 +244,7 @@ def test_labels_in_one_cell_are_cut_where_the_user_says_and_so_when_scored(tmp_p
     assert len((tmp_path / "said.jsonl").read_text().splitlines()) == 1
     others.write_text("words,mark\na,sport\n")
     with pytest.raises(DataError, match="no column `cell`"):
-        evaluate.run({model: [lmkit.load(model)]}, [task_of(model)], [str(others)], {}, True)
+        evaluate.evaluate_tables({model: [lmkit.load(model)]}, [task_of(model)], [str(others)], {}, True)
 
 
 def test_tags(tmp_path, capsys):
@@ -341,7 +341,7 @@ def test_a_run_goes_on_bit_for_bit_and_two_models_are_compared(reviews, tmp_path
     capsys.readouterr()
     models = {str(tmp_path / name): [lmkit.load(tmp_path / name)] for name in ("whole", "other")}
     tasks = [task_of(name) for name in models]
-    evaluate.run(models, tasks, [str(reviews)], {"text": "body", "label": "stars"}, True)
+    evaluate.evaluate_tables(models, tasks, [str(reviews)], {"text": "body", "label": "stars"}, True)
     told = json.loads(capsys.readouterr().out)
     assert set(told["models"]) == set(models)
     assert 0 <= told["comparison"]["p"] <= 1

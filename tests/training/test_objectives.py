@@ -15,7 +15,7 @@ from lmkit.recipe import recipe_file
 from lmkit.recipe.defaults import expand_pretraining
 from lmkit.recipe.pretraining import Recipe
 from lmkit.training import checkpoints, pretraining_run, step
-from lmkit.training.job import build_job
+from lmkit.training.job import build_pretraining
 from lmkit.training.step import passes_cost, read_share
 
 SENTENCES = [
@@ -133,7 +133,7 @@ def made(run: str):
     path = Path(run, "recipe.yaml")
     tree, lines = recipe_file.read_tree(path)
     settled, store = pretraining_run._settle(recipe_file.build_recipe(Recipe, tree, lines, expand_pretraining))
-    job = build_job(settled, store)
+    job = build_pretraining(settled, store)
     newest = sorted(Path(run, "checkpoints").iterdir())[-1]
     job.state = checkpoints.read(newest, job.model, job.optimizers, job.average)
     return job
@@ -150,7 +150,7 @@ def test_micro_batches_change_no_gradient(folder, name, monkeypatch):
         tree["train"]["micro_batch"] = micro
         tree["model"] |= {"dropout": 0, "attention_dropout": 0, "activation_dropout": 0}
         settled, store = pretraining_run._settle(recipe_file.build_recipe(Recipe, tree, lines, expand_pretraining))
-        job = build_job(settled, store)
+        job = build_pretraining(settled, store)
         batches = read_share(job, 0).batches
         counts = {k: sum(b.counts[k] for b in batches) for k in batches[0].counts}
         job.model.eval()
@@ -180,7 +180,7 @@ def test_what_saves_time_in_a_step_changes_no_gradient(folder, name, precision, 
     tree, lines = recipe_file.read_tree(recipe(name))
     tree["train"] |= {"micro_batch": 128, "precision": precision}
     settled, store = pretraining_run._settle(recipe_file.build_recipe(Recipe, tree, lines, expand_pretraining))
-    job = build_job(settled, store)
+    job = build_pretraining(settled, store)
     off, grads = torch.amp.GradScaler(enabled=False), []
     for plain in (False, True):
         if plain:
@@ -231,7 +231,7 @@ def built(name: str, *overrides: str):
     settled, store = pretraining_run._settle(
         recipe_file.load_recipe(Recipe, recipe(name), overrides, expand_pretraining)
     )
-    return build_job(settled, store)
+    return build_pretraining(settled, store)
 
 
 def test_rows_without_padding_take_the_path_without_a_mask(folder):

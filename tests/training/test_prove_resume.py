@@ -56,7 +56,7 @@ def pair(tiny) -> tuple[Path, Path]:
 
 
 def unequal(one: Path, two: Path) -> dict[str, str]:
-    return {c.what: c.detail for c in resume_proof.compare(one, two) if not c.equal}
+    return {c.what: c.detail for c in resume_proof.compare_runs(one, two) if not c.equal}
 
 
 def test_what_is_not_equal_is_named(pair):

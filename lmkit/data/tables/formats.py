@@ -26,7 +26,7 @@ from lmkit.data.tables.texts import (
 from lmkit.recipe.pretraining import DataConfig
 from lmkit.recipe.tasks import TableConfig
 
-Record = tuple[str, dict[str, Any]]  # its place, `file:line`, and its values
+PlacedRecord = tuple[str, dict[str, Any]]  # its place, `file:line`, and its values
 
 SUFFIXES = KINDS | {".po": "po"} | dict.fromkeys((".conll", ".conllu", ".iob", ".iob2", ".bio"), "conll")
 COLUMNS = ("csv", "jsonl", "json", "parquet", "hub")  # with columns that have to be found; other formats have roles
@@ -43,7 +43,7 @@ class Source:
 @dataclass(frozen=True)
 class Records:
     format: str
-    rows: list[Record]  # values by column, or by role when there are no `columns`
+    rows: list[PlacedRecord]  # values by column, or by role when there are no `columns`
     columns: list[str] | None = None
 
 
@@ -102,7 +102,7 @@ def _format(name: str, table: TaskTable, config: TableConfig, labelled: bool, pa
     return kind if kind in (*COLUMNS, *table.formats) else ""
 
 
-def load(source: Source, task: str, config: TableConfig, labelled: bool, problems: Problems) -> Records:
+def load_source(source: Source, task: str, config: TableConfig, labelled: bool, problems: Problems) -> Records:
     """All of a source. What cannot be read is counted in `problems`; raises DataError for files that are damaged in
     ways that leave nothing to trust, and whatever `lmkit.data.records` raises."""
     item = source.item
@@ -110,7 +110,7 @@ def load(source: Source, task: str, config: TableConfig, labelled: bool, problem
         return _load_columns(source, task, problems)
     if source.format == "texts" and "conll" in TABLES[task].formats and is_conll(item):
         source = Source(item, "conll")
-    of_roles: dict[str, Callable[[], Iterable[Record]]] = {
+    of_roles: dict[str, Callable[[], Iterable[PlacedRecord]]] = {
         "lines": lambda: _lines(item, config, problems),
         "texts": lambda: guarded(item, _texts(item, TABLES[task].lines, problems), problems),
         "folder": lambda: folder_records(item.name, problems),
@@ -150,12 +150,12 @@ def _flat(record: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in record.items() if k != "translation"} | inner if isinstance(inner, dict) else record
 
 
-def _lines(item: Input, config: TableConfig, problems: Problems) -> Iterator[Record]:
+def _lines(item: Input, config: TableConfig, problems: Problems) -> Iterator[PlacedRecord]:
     pairs = read_pairs(item, DataConfig(train="", text=config.text or "", target=config.target), problems)
     return ((f"{item.name}:{pair.line}", {"source": pair.text, "target": pair.target}) for pair in pairs)
 
 
-def _texts(item: Input, role: str, problems: Problems) -> Iterator[Record]:
+def _texts(item: Input, role: str, problems: Problems) -> Iterator[PlacedRecord]:
     """A text a line, to predict from."""
     for number, line in read_lines(item, problems):
         if line is not None:

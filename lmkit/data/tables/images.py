@@ -13,7 +13,7 @@ from lmkit.base.errors import DataError
 from lmkit.data.inputs import PACKED, Input
 from lmkit.data.lines import read_bytes
 
-Record = tuple[str, dict[str, Any]]
+PlacedRecord = tuple[str, dict[str, Any]]
 IMAGES = re.compile(r"(?:^|/)(?:(?P<idx>[^/]*images[-.]idx\d-ubyte)|(?P<cifar>(?:data_batch_\d+|test_batch)\.bin))$")
 PIXELS = 32 * 32 * 3
 
@@ -61,7 +61,7 @@ def _labels_beside(item: Input) -> Input | None:
     return None
 
 
-def idx_records(item: Input, labelled: bool) -> Iterator[Record]:
+def idx_records(item: Input, labelled: bool) -> Iterator[PlacedRecord]:
     """Images of (height, width) or (height, width, channels), labels as text. Raises DataError without the labels."""
     images = _idx(item, "34")
     beside = _labels_beside(item)
@@ -78,7 +78,7 @@ def idx_records(item: Input, labelled: bool) -> Iterator[Record]:
         yield f"{item.name}:{row + 1}", {"image": image} | ({} if labels is None else {"label": str(labels[row])})
 
 
-def cifar_records(item: Input) -> Iterator[Record]:
+def cifar_records(item: Input) -> Iterator[PlacedRecord]:
     """Images of (32, 32, 3). Labels by the names in batches.meta.txt beside the file, else as numbers.
 
     Raises DataError when the file is not made of whole images."""

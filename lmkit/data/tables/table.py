@@ -13,7 +13,7 @@ from lmkit.base.errors import DataError
 from lmkit.data.documents import read_documents
 from lmkit.data.inputs import Input, Problems, list_inputs
 from lmkit.data.tables.columns import check_settings, choose_columns
-from lmkit.data.tables.formats import Source, list_sources, load
+from lmkit.data.tables.formats import Source, list_sources, load_source
 from lmkit.data.tables.rows import UNDECODABLE, Maker, Unfit, as_json, make_row
 from lmkit.data.tables.task_tables import TABLES
 from lmkit.recipe.pretraining import DataConfig
@@ -139,7 +139,7 @@ def _documents(item: Input, config: TableConfig, problems: Problems) -> Table:
 def _part(source: Source, task: str, make: Maker, config: TableConfig, labelled: bool, problems: Problems) -> Table:
     """The rows of one source."""
     name, own = source.item.name, Problems(rows=None if labelled else [])
-    records = load(source, task, config, labelled, own)
+    records = load_source(source, task, config, labelled, own)
     chosen: dict[str, str] | None = None
     if records.columns:
         chosen = choose_columns(name, records.columns, task, config, labelled, header=records.format == "csv")

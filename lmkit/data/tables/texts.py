@@ -10,7 +10,7 @@ from lmkit.base.errors import DataError
 from lmkit.data.inputs import Input, Problems
 from lmkit.data.lines import BROKEN, guarded, read_lines
 
-Record = tuple[str, dict[str, Any]]
+PlacedRecord = tuple[str, dict[str, Any]]
 UNLABELLED = "files without a label (in `unsup`)"
 TEXTS = (".txt", ".txt.gz", ".txt.zst")
 SPLITS = {"train", "test", "dev", "val", "valid", "validation"}
@@ -38,7 +38,7 @@ def _texts_in(folder: str) -> Iterator[str]:
         yield from (os.path.join(here, name) for name in sorted(files) if name.endswith(TEXTS))
 
 
-def folder_records(folder: str, problems: Problems) -> Iterator[Record]:
+def folder_records(folder: str, problems: Problems) -> Iterator[PlacedRecord]:
     """Each .txt file is a text, and the sub-folder it is in its label (IMDB, Maas et al. 2011)."""
     for label in label_folders(folder):
         for name in _texts_in(os.path.join(folder, label)):
@@ -58,7 +58,7 @@ CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "dep
 NEVER_BLANK = frozenset(("upos", "xpos", "head", "deprel"))  # `_` there: it was not annotated
 
 
-def conll_records(item: Input, labelled: bool, problems: Problems) -> Iterator[Record]:
+def conll_records(item: Input, labelled: bool, problems: Problems) -> Iterator[PlacedRecord]:
     """A word a line, its tag in the last column, a blank line after each sentence. Columns lie between tabs, in files
     that have any, else between spaces. CoNLL-U gives its columns by their names, as lists.
 
@@ -138,7 +138,7 @@ def _conllu(sentence: list[list[str]]) -> dict[str, Any]:
             for name, values in columns.items()}  # fmt: skip
 
 
-def squad_records(name: str, articles: list[dict[str, Any]], problems: Problems) -> Iterator[Record]:
+def squad_records(name: str, articles: list[dict[str, Any]], problems: Problems) -> Iterator[PlacedRecord]:
     """The questions of SQuAD 1.1 and 2.0, with answers as datasets of the hub have them. Their place is their id."""
     for number, article in enumerate(articles, 1):
         paragraphs = article["paragraphs"]
@@ -161,7 +161,7 @@ ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}  # any other character stands for it
 PO_LINE = re.compile(r'(?:(msgctxt|msgid|msgid_plural|msgstr|msgstr\[\d+\])\s*)?"((?:[^"\\]|\\.)*)"\s*')
 
 
-def po_records(item: Input, problems: Problems) -> Iterator[Record]:
+def po_records(item: Input, problems: Problems) -> Iterator[PlacedRecord]:
     """The translated messages of gettext: the first form of plurals; fuzzy, empty and obsolete ones are counted."""
     entry: dict[str, str] = {}
     start, fuzzy, field = 0, False, ""
@@ -191,7 +191,7 @@ def _unescaped(text: str) -> str:
     return re.sub(r"\\(.)", lambda match: ESCAPES.get(match[1], match[1]), text)
 
 
-def _message(item: Input, line: int, entry: dict[str, str], fuzzy: bool, problems: Problems) -> Iterator[Record]:
+def _message(item: Input, line: int, entry: dict[str, str], fuzzy: bool, problems: Problems) -> Iterator[PlacedRecord]:
     where, source = f"{item.name}:{line}", entry.get("msgid", "")
     target = entry.get("msgstr", entry.get("msgstr[0]", ""))
     if not source:  # the header

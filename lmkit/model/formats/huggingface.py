@@ -19,7 +19,7 @@ from lmkit.base.files import share, write_json
 from lmkit.base.manifest import MANIFEST, damage
 from lmkit.base.runs import OWN
 from lmkit.model.formats.config_json import config_from_hf, config_to_hf
-from lmkit.model.sharding import fill, whole
+from lmkit.model.sharding import fill_tensor, whole
 from lmkit.model.transformer import Transformer
 
 WEIGHTS = "model.safetensors"
@@ -93,7 +93,7 @@ def from_hf(model: Transformer, tensors: dict[str, Tensor], where: str) -> None:
         if wrong := [f"{w}: {no}" for w, part in zip(wanted[name], parts, strict=True) if (no := _unfit(part))]:
             problems += wrong
             continue
-        fill(p, torch.cat(parts) if len(parts) > 1 else parts[0], model.moved_rows.get(name))
+        fill_tensor(p, torch.cat(parts) if len(parts) > 1 else parts[0], model.moved_rows.get(name))
     left_over = sorted(set(theirs) - {w for group in wanted.values() for w in group})
     pooler = tuple(bare(module) + "." for module in family.heads["none"].modules.values())
     if unused := [k for k in left_over if pooler and k.startswith(pooler)]:

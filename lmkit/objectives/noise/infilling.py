@@ -75,7 +75,7 @@ def permute_sentences(tokens: np.ndarray, ends: np.ndarray, rng: np.random.Gener
     return tokens[np.argsort(rank[sentence], kind="stable")]
 
 
-def rotate(tokens: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def rotate_document(tokens: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Returns the text from a random token on, followed by the text before that token.
 
     Every token is equally likely to come first, as in the paper; in fairseq the first token stays first twice as often.

@@ -15,7 +15,7 @@ def num_masked(length: int, rate: float, most: int | None = None) -> int:
     return min(count, length if most is None else most, length)
 
 
-def choose(
+def choose_masked(
     maskable: np.ndarray,
     count: int,
     rng: np.random.Generator,
@@ -65,7 +65,7 @@ def _ngram_sizes(run: np.ndarray, max_ngram: int, rng: np.random.Generator) -> l
     return (np.searchsorted(weight, draw, side="right") + 1).tolist()
 
 
-def corrupt(
+def corrupt_tokens(
     tokens: np.ndarray,
     positions: np.ndarray,
     rng: np.random.Generator,

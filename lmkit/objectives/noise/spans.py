@@ -11,7 +11,7 @@ from lmkit.base.errors import UserError
 
 
 def corrupted_lengths(raw: int, density: float, mean_span: float) -> tuple[int, int]:
-    """Returns the lengths of the inputs and of the targets, in tokens with EOS, that `corrupt` makes of `raw` tokens.
+    """Returns the lengths of the inputs and of the targets, in tokens with EOS, that `cut_spans` makes of `raw` tokens.
 
     The noise is that of `noise_mask`, and `raw` is at least 2. Raises ValueError for a density outside (0, 1) or a mean
     span that is not positive."""
@@ -67,7 +67,9 @@ def prefix(length: int, rng: np.random.Generator, share: float = 0.25) -> np.nda
     return np.arange(length) >= length - rng.integers(shortest, longest, endpoint=True)
 
 
-def corrupt(tokens: np.ndarray, noise: np.ndarray, sentinels: np.ndarray, eos_id: int) -> tuple[np.ndarray, np.ndarray]:
+def cut_spans(
+    tokens: np.ndarray, noise: np.ndarray, sentinels: np.ndarray, eos_id: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns inputs and targets. The inputs are the text with a sentinel in the place of each span of noise, then EOS;
     the targets are each span after its sentinel, then EOS.
 
@@ -91,8 +93,8 @@ def corrupt(tokens: np.ndarray, noise: np.ndarray, sentinels: np.ndarray, eos_id
 
 
 def restore(inputs: np.ndarray, targets: np.ndarray, sentinels: np.ndarray, eos_id: int) -> np.ndarray:
-    """Returns the text from which `corrupt` made `inputs` and `targets`: every sentinel is replaced by what follows it
-    in `targets`. Both are unpadded; a last EOS is dropped where there is one.
+    """Returns the text from which `cut_spans` made `inputs` and `targets`: every sentinel is replaced by what follows
+    it in `targets`. Both are unpadded; a last EOS is dropped where there is one.
 
     A model may have written `targets`: a sentinel that they lack stands for nothing, and one that they repeat stands
     for its last span."""

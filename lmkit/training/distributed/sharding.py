@@ -84,7 +84,7 @@ def shared(model: Transformer) -> bool:
     return any(isinstance(p, DTensor) for p in model.parameters())
 
 
-def save(folder: Path, tensors: dict[str, Tensor], group: Any) -> None:
+def save_shards(folder: Path, tensors: dict[str, Tensor], group: Any) -> None:
     """Writes the parts of all processes, which must call together and share the file system.
 
     group: the group of these processes. Raises StorageError on all of them where one cannot write."""
@@ -116,7 +116,7 @@ def _order_header(file: Path) -> None:
         f.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
 
 
-def load(folder: Path, named: dict[str, Tensor]) -> dict[str, Tensor]:
+def load_shards(folder: Path, named: dict[str, Tensor]) -> dict[str, Tensor]:
     """Returns the moments, by names such as `parameter::key`, shared between processes as their parameters are.
 
     Raises KeyError for moments of an unknown parameter."""

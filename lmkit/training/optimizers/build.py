@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lmkit.base.errors import UserError
-from lmkit.model.sharding import fill
+from lmkit.model.sharding import fill_tensor
 from lmkit.model.transformer import Transformer
 from lmkit.recipe.pretraining import OptimizerConfig
 from lmkit.training.optimizers.muon import Muon, Spread, alone
@@ -121,4 +121,4 @@ def load_state_tensors(
             state[key] = value.to(p.device)
         else:
             state[key] = torch.zeros_like(p, dtype=value.dtype)
-            fill(state[key], value, moved.get(name))
+            fill_tensor(state[key], value, moved.get(name))

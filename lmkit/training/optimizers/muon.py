@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmkit.model.sharding import fill, like, local, whole
+from lmkit.model.sharding import fill_tensor, like, local, whole
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # Jordan et al.'s polynomial: steep at 0, singular values end in 0.7..1.2
 ITERATIONS = 5
@@ -86,4 +86,4 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_copy_(parts, list(scaled.unbind()))
         for p, update, full in zip(params, shared, wholes, strict=True):
             if update is not full:
-                fill(update, full, self.moved_rows.get(p))
+                fill_tensor(update, full, self.moved_rows.get(p))

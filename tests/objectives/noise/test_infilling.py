@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lmkit.base.order import rng_for
-from lmkit.objectives.noise.infilling import delete, infill, permute_sentences, rotate
+from lmkit.objectives.noise.infilling import delete, infill, permute_sentences, rotate_document
 
 MASK = 4
 
@@ -137,12 +137,12 @@ def test_a_text_that_ends_with_an_end_has_no_empty_sentence_and_one_sentence_sta
 
 def test_rotation_keeps_the_cycle_and_any_token_comes_first() -> None:
     rng = np.random.default_rng(0)
-    turned = [rotate(text(5), rng).tolist() for _ in range(2000)]
+    turned = [rotate_document(text(5), rng).tolist() for _ in range(2000)]
     cycle = text(5).tolist() * 2
     assert all(t == cycle[t[0] - 100 : t[0] - 95] for t in turned)
     firsts = Counter(t[0] for t in turned)
     assert len(firsts) == 5 and all(abs(n - 400) < 4.5 * (400 * 0.8) ** 0.5 for n in firsts.values())
-    assert rotate(text(0), rng).tolist() == []
+    assert rotate_document(text(0), rng).tolist() == []
 
 
 def test_deletion_takes_exactly_the_share_and_keeps_the_order() -> None:
@@ -160,7 +160,7 @@ def test_the_same_generator_gives_the_same_noise_and_the_text_itself_is_not_touc
     def noise(index: int) -> list[bytes]:
         rng = rng_for(0, 1, index)
         infilled = infill(tokens, 0.3, 3.0, MASK, rng, np.arange(200) % 50 != 0)
-        others = permute_sentences(tokens, ends, rng), rotate(tokens, rng), delete(tokens, 0.15, rng)
+        others = permute_sentences(tokens, ends, rng), rotate_document(tokens, rng), delete(tokens, 0.15, rng)
         return [a.tobytes() for a in (infilled, *others)]
 
     assert noise(3) == noise(3) and all(a != b for a, b in zip(noise(3), noise(4), strict=True))

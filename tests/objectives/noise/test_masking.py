@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lmkit.base.order import rng_for
-from lmkit.objectives.noise.masking import choose, corrupt, num_masked
+from lmkit.objectives.noise.masking import choose_masked, corrupt_tokens, num_masked
 
 MASK = 4
 ORDINARY = np.arange(200, 1200)
@@ -56,7 +56,7 @@ def test_the_number_of_predictions_is_berts(length: int, rate: float, most: int 
 def test_single_tokens_are_exactly_as_many_as_asked_and_never_unmaskable() -> None:
     for seed in range(100):
         maskable, _ = row(seed)
-        positions = choose(maskable, 77, np.random.default_rng(seed))
+        positions = choose_masked(maskable, 77, np.random.default_rng(seed))
         assert len(positions) == 77 and maskable[positions].all()
         assert (np.diff(positions) > 0).all() and positions.dtype == np.int64
 
@@ -64,7 +64,7 @@ def test_single_tokens_are_exactly_as_many_as_asked_and_never_unmaskable() -> No
 def test_every_maskable_token_is_as_likely_as_any_other() -> None:
     maskable = np.arange(40) % 4 != 0
     rng = np.random.default_rng(0)
-    times = sum(np.bincount(choose(maskable, 6, rng), minlength=40) for _ in range(5000))
+    times = sum(np.bincount(choose_masked(maskable, 6, rng), minlength=40) for _ in range(5000))
     assert all(within(t, 5000, 6 / 30) if m else t == 0 for t, m in zip(times, maskable, strict=True))
 
 
@@ -72,10 +72,10 @@ def test_where_fewer_tokens_are_maskable_all_of_them_are_chosen() -> None:
     maskable = np.array([False, True, True, False, True])
     none = np.zeros(5, bool)
     for kwargs in [{}, {"starts": np.ones(5, bool)}, {"max_ngram": 3}]:
-        assert len(choose(none, 3, np.random.default_rng(0), **kwargs)) == 0
-        assert len(choose(maskable, 0, np.random.default_rng(0), **kwargs)) == 0
-    assert choose(maskable, 9, np.random.default_rng(0)).tolist() == [1, 2, 4]
-    assert choose(maskable, 9, np.random.default_rng(0), np.ones(5, bool)).tolist() == [1, 2, 4]
+        assert len(choose_masked(none, 3, np.random.default_rng(0), **kwargs)) == 0
+        assert len(choose_masked(maskable, 0, np.random.default_rng(0), **kwargs)) == 0
+    assert choose_masked(maskable, 9, np.random.default_rng(0)).tolist() == [1, 2, 4]
+    assert choose_masked(maskable, 9, np.random.default_rng(0), np.ones(5, bool)).tolist() == [1, 2, 4]
 
 
 @pytest.mark.parametrize("max_ngram", [1, 3])
@@ -84,7 +84,7 @@ def test_words_are_masked_whole_or_not_at_all(rate: float, max_ngram: int) -> No
     for seed in range(60):
         maskable, starts = row(seed)
         count = num_masked(512, rate)
-        positions = set(choose(maskable, count, np.random.default_rng(seed), starts, max_ngram).tolist())
+        positions = set(choose_masked(maskable, count, np.random.default_rng(seed), starts, max_ngram).tolist())
         words = words_of(maskable, starts)
         assert max(map(len, words)) > 2
         assert positions == set().union(*(w for w in words if w <= positions))
@@ -93,16 +93,16 @@ def test_words_are_masked_whole_or_not_at_all(rate: float, max_ngram: int) -> No
 
 def test_a_word_longer_than_the_count_is_left_out_and_shorter_ones_are_still_found() -> None:
     starts = np.array([True, False, False, False, True, True, False])
-    chosen = {tuple(choose(np.ones(7, bool), 3, np.random.default_rng(s), starts).tolist()) for s in range(30)}
+    chosen = {tuple(choose_masked(np.ones(7, bool), 3, np.random.default_rng(s), starts).tolist()) for s in range(30)}
     assert chosen == {(4, 5, 6)}  # never the word of four
-    chosen = {tuple(choose(np.ones(7, bool), 2, np.random.default_rng(s), starts).tolist()) for s in range(30)}
+    chosen = {tuple(choose_masked(np.ones(7, bool), 2, np.random.default_rng(s), starts).tolist()) for s in range(30)}
     assert chosen == {(4,), (5, 6)}
 
 
 def test_a_word_that_the_row_cuts_or_a_control_token_breaks_is_a_word_of_its_own() -> None:
     starts = np.zeros(6, bool)
     maskable = np.array([True, True, False, True, True, True])
-    chosen = {tuple(choose(maskable, 3, np.random.default_rng(s), starts).tolist()) for s in range(30)}
+    chosen = {tuple(choose_masked(maskable, 3, np.random.default_rng(s), starts).tolist()) for s in range(30)}
     assert chosen == {(0, 1), (3, 4, 5)}
 
 
@@ -112,7 +112,7 @@ def test_ngrams_are_one_over_n(max_ngram: int) -> None:
     weight = 1 / np.arange(1, max_ngram + 1)
     rng, sizes = np.random.default_rng(1), []
     for _ in range(40):
-        positions = choose(np.ones(50_000, bool), 100, rng, max_ngram=max_ngram).tolist()
+        positions = choose_masked(np.ones(50_000, bool), 100, rng, max_ngram=max_ngram).tolist()
         assert len(positions) == 100
         breaks = [0, *(i for i, (a, b) in enumerate(pairwise(positions), 1) if b - a > 1), len(positions)]
         sizes += [b - a for a, b in pairwise(breaks)]
@@ -125,7 +125,7 @@ def test_ngrams_are_one_over_n(max_ngram: int) -> None:
 def test_ngrams_near_the_end_of_a_run_are_drawn_from_the_sizes_that_fit() -> None:
     """Two tokens between control tokens: from the first, one or two with p ∝ 1/n; from the second, itself."""
     maskable = np.arange(3 * 2000) % 3 != 2
-    runs = choose(maskable, 300, np.random.default_rng(0), max_ngram=3) // 3
+    runs = choose_masked(maskable, 300, np.random.default_rng(0), max_ngram=3) // 3
     firsts = np.unique(runs, return_counts=True)[1]
     # half of the draws begin at the second token; of the others a third are pairs: one run in six
     assert within(int((firsts == 2).sum()), len(firsts), 1 / 6)
@@ -135,16 +135,16 @@ def test_ngrams_never_reach_over_an_unmaskable_token_or_split_a_word() -> None:
     starts = np.ones(3000, bool)
     maskable = np.arange(3000) % 5 != 4
     for seed in range(20):
-        chosen = np.isin(np.arange(3000), choose(maskable, 400, np.random.default_rng(seed), starts, 9))
+        chosen = np.isin(np.arange(3000), choose_masked(maskable, 400, np.random.default_rng(seed), starts, 9))
         assert not (chosen & ~maskable).any()
         assert max(len(list(run)) for hit, run in groupby(chosen) if hit) <= 4
 
 
 def test_corruption_is_80_10_10_and_nothing_but_the_chosen_changes() -> None:
     tokens = np.random.default_rng(0).integers(2000, 3000, 20_000)  # no ordinary id among them
-    positions = choose(np.ones(20_000, bool), 9000, np.random.default_rng(1))
+    positions = choose_masked(np.ones(20_000, bool), 9000, np.random.default_rng(1))
     before = tokens.copy()
-    after = corrupt(tokens, positions, np.random.default_rng(2), MASK, ORDINARY)
+    after = corrupt_tokens(tokens, positions, np.random.default_rng(2), MASK, ORDINARY)
     assert (tokens == before).all()
     rest = np.setdiff1d(np.arange(20_000), positions)
     assert (after[rest] == tokens[rest]).all()
@@ -158,28 +158,28 @@ def test_corruption_is_80_10_10_and_nothing_but_the_chosen_changes() -> None:
 
 def test_random_tokens_are_ordinary_and_each_as_likely_as_any_other() -> None:
     tokens, ordinary = np.zeros(10_000, np.int64), np.array([3, 5, 8, 900])  # ids with gaps
-    after = corrupt(tokens, np.arange(10_000), np.random.default_rng(0), MASK, ordinary, (0.0, 1.0, 0.0))
+    after = corrupt_tokens(tokens, np.arange(10_000), np.random.default_rng(0), MASK, ordinary, (0.0, 1.0, 0.0))
     ids, times = np.unique(after, return_counts=True)
     assert ids.tolist() == ordinary.tolist() and all(within(t, 10_000, 0.25) for t in times)
 
 
 @pytest.mark.parametrize(("split", "expected"), [((1.0, 0.0, 0.0), MASK), ((0.0, 0.0, 1.0), 7)])
 def test_a_split_can_be_all_of_one_kind(split: tuple[float, float, float], expected: int) -> None:
-    after = corrupt(np.full(100, 7), np.arange(100), np.random.default_rng(0), MASK, ORDINARY, split)
+    after = corrupt_tokens(np.full(100, 7), np.arange(100), np.random.default_rng(0), MASK, ORDINARY, split)
     assert (after == expected).all()
 
 
 def test_a_split_that_does_not_add_up_is_refused() -> None:
     with pytest.raises(ValueError, match=r"1\.1"):
-        corrupt(np.zeros(3, np.int64), np.arange(1), np.random.default_rng(0), MASK, ORDINARY, (0.8, 0.2, 0.1))
+        corrupt_tokens(np.zeros(3, np.int64), np.arange(1), np.random.default_rng(0), MASK, ORDINARY, (0.8, 0.2, 0.1))
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"max_ngram": 3}, {"starts": row(0)[1]}, {"starts": row(0)[1], "max_ngram": 3}])
 def test_the_same_generator_gives_the_same_noise_and_another_example_other_noise(kwargs: dict) -> None:
     def noise(epoch: int) -> list[int]:
         rng = rng_for(1, epoch, 2)
-        positions = choose(row(0)[0], 77, rng, **kwargs)
-        return corrupt(np.arange(2000, 2512), positions, rng, MASK, ORDINARY).tolist()
+        positions = choose_masked(row(0)[0], 77, rng, **kwargs)
+        return corrupt_tokens(np.arange(2000, 2512), positions, rng, MASK, ORDINARY).tolist()
 
     np.random.seed(0)  # the global generator plays no part
     first = noise(0)

@@ -8,7 +8,7 @@ import pytest
 
 from lmkit.base.errors import UserError
 from lmkit.base.order import rng_for
-from lmkit.objectives.noise.spans import corrupt, corrupted_lengths, noise_mask, prefix, raw_length, restore
+from lmkit.objectives.noise.spans import corrupted_lengths, cut_spans, noise_mask, prefix, raw_length, restore
 
 EOS = 1
 SENTINELS = np.arange(32099, 31999, -1)  # T5: <extra_id_0> is the highest id
@@ -41,7 +41,7 @@ def test_lengths_are_what_corruption_makes_and_raw_length_is_the_longest_that_fi
         raw, targets = raw_length(inputs, density, mean_span)
         assert corrupted_lengths(raw, density, mean_span) == (inputs, targets)  # full: no padding
         assert corrupted_lengths(raw + 1, density, mean_span)[0] > inputs
-        made = corrupt(np.arange(raw), noise_mask(raw, density, mean_span, np.random.default_rng(0)), SENTINELS, EOS)
+        made = cut_spans(np.arange(raw), noise_mask(raw, density, mean_span, np.random.default_rng(0)), SENTINELS, EOS)
         assert tuple(map(len, made)) == (inputs, targets)
 
 
@@ -94,19 +94,19 @@ def test_a_text_of_one_token_has_no_noise(length: int) -> None:
     rng = np.random.default_rng(0)
     for noise in (noise_mask(length, 0.15, 3.0, rng), prefix(length, rng)):
         assert noise.tolist() == [False] * length
-        inputs, targets = corrupt(np.arange(5, 5 + length), noise, SENTINELS, EOS)
+        inputs, targets = cut_spans(np.arange(5, 5 + length), noise, SENTINELS, EOS)
         assert inputs.tolist() == [*range(5, 5 + length), EOS] and targets.tolist() == [EOS]
 
 
 def test_corruption_by_hand() -> None:
     """noise_span_to_unique_sentinel's own example, and the T5 paper's: Thank you <X> me to your party <Y> week."""
     tokens, noise = np.arange(10, 16), np.array([True, True, False, False, True, False])
-    inputs, targets = corrupt(tokens, noise, np.array([999, 998]), EOS)
+    inputs, targets = cut_spans(tokens, noise, np.array([999, 998]), EOS)
     assert inputs.tolist() == [999, 12, 13, 998, 15, EOS]
     assert targets.tolist() == [999, 10, 11, 998, 14, EOS]
     thank, you, for_, inviting, me, to, your, party, last, week = range(20, 30)
     noise = np.isin(np.arange(20, 30), [for_, inviting, last])
-    inputs, targets = corrupt(np.arange(20, 30), noise, SENTINELS, EOS)
+    inputs, targets = cut_spans(np.arange(20, 30), noise, SENTINELS, EOS)
     assert inputs.tolist() == [thank, you, 32099, me, to, your, party, 32098, week, EOS]
     assert targets.tolist() == [32099, for_, inviting, 32098, last, EOS]
 
@@ -116,7 +116,7 @@ def test_sentinels_are_used_in_the_order_given_on_both_sides(sentinels: np.ndarr
     for seed in range(20):
         rng = np.random.default_rng(seed)
         tokens = rng.integers(40_000, 50_000, 300)
-        inputs, targets = corrupt(tokens, noise_mask(300, 0.15, 3.0, rng), sentinels, EOS)
+        inputs, targets = cut_spans(tokens, noise_mask(300, 0.15, 3.0, rng), sentinels, EOS)
         for side in (inputs, targets):
             assert side[np.isin(side, sentinels)].tolist() == sentinels[:15].tolist()
         assert targets[0] == sentinels[0] and targets[-1] == EOS == inputs[-1]
@@ -129,7 +129,7 @@ def test_restoring_gives_the_text_back(density: float, mean_span: float) -> None
         tokens = rng.integers(0, 31_000, int(rng.integers(2, 300)))  # EOS may be among them, even at the end
         tokens[-1] = EOS if seed % 2 else tokens[-1]
         for noise in (noise_mask(len(tokens), density, mean_span, rng), prefix(len(tokens), rng)):
-            inputs, targets = corrupt(tokens, noise, SENTINELS, EOS)
+            inputs, targets = cut_spans(tokens, noise, SENTINELS, EOS)
             assert restore(inputs, targets, SENTINELS, EOS).tolist() == tokens.tolist()
             assert len(inputs) + len(targets) == len(tokens) + 2 * num_spans(noise) + 2
 
@@ -139,7 +139,7 @@ def test_any_mask_restores() -> None:
     tokens = np.arange(100, 107)
     for size in range(8):
         for at in combinations(range(7), size):
-            made = corrupt(tokens, np.isin(np.arange(7), at), SENTINELS, EOS)
+            made = cut_spans(tokens, np.isin(np.arange(7), at), SENTINELS, EOS)
             assert restore(*made, SENTINELS, EOS).tolist() == tokens.tolist()
 
 
@@ -159,9 +159,9 @@ def test_restoring_a_models_answer_takes_what_it_finds() -> None:
 def test_more_spans_than_sentinels_is_an_error_that_says_what_to_change() -> None:
     noise = noise_mask(60, 0.5, 3.0, np.random.default_rng(0))
     assert num_spans(noise) == 10
-    corrupt(np.arange(60), noise, SENTINELS[:10], EOS)
+    cut_spans(np.arange(60), noise, SENTINELS[:10], EOS)
     with pytest.raises(UserError, match=r"10 noise spans.* 9 sentinels\n.*mean span length"):
-        corrupt(np.arange(60), noise, SENTINELS[:9], EOS)
+        cut_spans(np.arange(60), noise, SENTINELS[:9], EOS)
 
 
 @pytest.mark.parametrize(("share", "shortest", "longest"), [(0.25, 1, 9), (0.5, 1, 19), (0.75, 11, 19)])
