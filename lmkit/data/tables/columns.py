@@ -11,7 +11,7 @@ SHOWN = 30  # columns that an error lists
 
 
 def trained_columns(task: str, config: TableConfig, chosen: dict[str, str]) -> dict[str, str]:
-    """The columns that a model was trained with, by the keys of `data` that name them: chosen by role, or named.
+    """Returns the columns that a model was trained with, by the keys of `data` that name them. chosen: by role.
 
     "" stands for a second text that its rows did not have."""
     keys = {role.key: role.name for role in TABLES[task].roles if role.key}
@@ -33,8 +33,8 @@ def check_settings(task: str, config: TableConfig) -> None:
 def choose_columns(
     where: str, columns: list[str], task: str, config: TableConfig, labelled: bool, header: bool
 ) -> dict[str, str]:
-    """Role -> column, of the file `where`. `header`: the columns are the first row of a file that may not have any. A
-    role whose column is named "" is not read.
+    """Returns the column of each role, in the file `where`. header: the columns are the first row of a file that may
+    not have a header. A role whose column is named "" is not read.
 
     Raises DataError when a column named by the recipe is missing, and when a needed role has no column of a common name
     or any role has several."""
@@ -83,7 +83,7 @@ def _candidates(role: Role, columns: list[str]) -> list[str]:
 
 
 def _layout(table: TaskTable, columns: list[str], config: TableConfig) -> tuple[Role, ...]:
-    """The roles of one file: of conversations those of lists of messages, or of a prompt and a response."""
+    """Returns the roles of one file: conversations are lists of messages, or a prompt and a response."""
     if not table.messages or config.target is not None:
         return table.roles
     if config.text is None:

@@ -48,7 +48,7 @@ class Records:
 
 
 def list_sources(patterns: list[str], task: str, config: TableConfig, labelled: bool) -> list[Source]:
-    """What paths, folders, globs and hub: names stand for, sorted, each file once.
+    """Returns the sources that paths, folders, globs and hub: names stand for, sorted, each file once.
 
     Raises DataError for whatever gives nothing, files that `task` cannot read, pipes and devices, and for either side
     of parallel text without the other."""
@@ -74,7 +74,7 @@ def list_sources(patterns: list[str], task: str, config: TableConfig, labelled: 
 
 
 def _special(folder: str, format_of: Callable[[str], str]) -> tuple[list[str], list[str]]:
-    """The sub-folders of labels, or the files of images, if this is a folder with such and without tables."""
+    """Returns the sub-folders of labels, or the files of images, if this is a folder with such and without tables."""
     if not os.path.isdir(folder):
         return [], []
     images, beside = image_files(folder), sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
@@ -86,7 +86,7 @@ def _special(folder: str, format_of: Callable[[str], str]) -> tuple[list[str], l
 
 
 def _format(name: str, table: TaskTable, config: TableConfig, labelled: bool, pairing: Pairing | None) -> str:
-    """The format of a file by its name; "" when the task cannot read it."""
+    """Returns the format of a file by its name; "" when the task cannot read it."""
     if name.startswith("hub:"):
         return "hub"
     bare = name.removesuffix(Input(name).packing)
@@ -103,8 +103,8 @@ def _format(name: str, table: TaskTable, config: TableConfig, labelled: bool, pa
 
 
 def load_source(source: Source, task: str, config: TableConfig, labelled: bool, problems: Problems) -> Records:
-    """All of a source. What cannot be read is counted in `problems`; raises DataError for files that are damaged in
-    ways that leave nothing to trust, and whatever `lmkit.data.records` raises."""
+    """Returns all records of a source. What cannot be read is counted in `problems`. Raises DataError for files that
+    are damaged in ways that leave nothing to trust, and whatever `lmkit.data.records` raises."""
     item = source.item
     if source.format in COLUMNS:
         return _load_columns(source, task, problems)
@@ -126,8 +126,9 @@ def load_source(source: Source, task: str, config: TableConfig, labelled: bool, 
 
 
 def _load_columns(source: Source, task: str, problems: Problems) -> Records:
-    """The columns are those of the header, or all keys of all objects: an optional one may be missing from the first.
-    Pairs that datasets of the hub keep as {"translation": {"en": ..., "de": ...}} are taken out of it."""
+    """Returns the records of a file with columns: those of the header, or all keys of all objects, since an optional
+    key may be missing from the first. Pairs that datasets of the hub keep as {"translation": {"en": ..., "de": ...}}
+    are taken out of it."""
     item, columns = source.item, list[str]()
 
     def header(where: str, names: list[str]) -> list[str]:
@@ -156,7 +157,7 @@ def _lines(item: Input, config: TableConfig, problems: Problems) -> Iterator[Pla
 
 
 def _texts(item: Input, role: str, problems: Problems) -> Iterator[PlacedRecord]:
-    """A text a line, to predict from."""
+    """Yields a text for each line, to predict from."""
     for number, line in read_lines(item, problems):
         if line is not None:
             yield f"{item.name}:{number}", {role: line.rstrip("\r\n")}

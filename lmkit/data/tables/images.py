@@ -19,7 +19,7 @@ PIXELS = 32 * 32 * 3
 
 
 def image_files(folder: str) -> list[str]:
-    """The training images in a folder, if it has images. Raises DataError when it has others only."""
+    """Returns the files of training images in a folder. Raises DataError when it has only other images."""
     if not os.path.isdir(folder):
         return []
     names = sorted(n for n in os.listdir(folder) if IMAGES.search(n.removesuffix(Input(n).packing)))
@@ -33,7 +33,7 @@ def image_files(folder: str) -> list[str]:
 
 
 def _idx(item: Input, dimensions: str) -> np.ndarray:
-    """An array of bytes: two zeros, 8 for bytes, how many dimensions, each as four bytes, the values.
+    """Returns the array in an idx file: two zeros, 8 for bytes, how many dimensions, each as four bytes, the values.
 
     Raises DataError when it is anything else, or shorter or longer than it says."""
     content = b"".join(read_bytes(item))
@@ -49,7 +49,8 @@ def _idx(item: Input, dimensions: str) -> np.ndarray:
 
 
 def _labels_beside(item: Input) -> Input | None:
-    """The file of labels: `labels` for `images` and idx1, with a point or a hyphen, packed in whatever way."""
+    """Returns the file of labels, whose name has `labels` for `images` and idx1, with a point or a hyphen, packed or
+    not."""
     folder, _, name = item.name.removesuffix(item.packing).rpartition("images")
     for separator in dict.fromkeys((name[0], "-", ".")):
         for packing in dict.fromkeys((item.packing, "", *PACKED)):
@@ -62,7 +63,8 @@ def _labels_beside(item: Input) -> Input | None:
 
 
 def idx_records(item: Input, labelled: bool) -> Iterator[PlacedRecord]:
-    """Images of (height, width) or (height, width, channels), labels as text. Raises DataError without the labels."""
+    """Yields images of (height, width) or (height, width, channels), and labels as text. Raises DataError without the
+    labels."""
     images = _idx(item, "34")
     beside = _labels_beside(item)
     if not beside and labelled:
@@ -79,7 +81,7 @@ def idx_records(item: Input, labelled: bool) -> Iterator[PlacedRecord]:
 
 
 def cifar_records(item: Input) -> Iterator[PlacedRecord]:
-    """Images of (32, 32, 3). Labels by the names in batches.meta.txt beside the file, else as numbers.
+    """Yields images of (32, 32, 3). Labels go by the names in batches.meta.txt beside the file, else as numbers.
 
     Raises DataError when the file is not made of whole images."""
     content = np.frombuffer(b"".join(read_bytes(item)), np.uint8)

@@ -39,7 +39,7 @@ def settle_labels(
     rows: list[dict[str, Any]], places: list[str], problems: Problems, kind: str, separator: str | None,
     known: Collection[str] = (),
 ) -> list[str]:  # fmt: skip
-    """Make each `label` text (one class), a list of text (several) or a float (a number), and drop rows without one.
+    """Makes each `label` text (one class), a list of text (several) or a float (a number), and drops rows without one.
 
     kind: `task.kind`. separator: `data.separator`. known: the classes of a trained model, whose spelling wins. Returns
     what people should know. Raises DataError for labels of which over a tenth are of another sort than the others, for
@@ -71,13 +71,13 @@ def settle_labels(
 
 
 def label_kind(rows: Sequence[dict[str, Any]]) -> Kind:
-    """The kind of labels that `settle_labels` left."""
+    """Returns the kind of labels that `settle_labels` made."""
     label = next((row["label"] for row in rows if "label" in row), "")
     return "multi" if isinstance(label, list) else "regression" if isinstance(label, float) else "single"
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite number, or text that spells one."""
+    """Returns whether it is a finite number, or text that spells one."""
     try:
         return not isinstance(value, bool) and math.isfinite(float(value))
     except (TypeError, ValueError, OverflowError):
@@ -85,7 +85,8 @@ def is_number(value: Any) -> bool:
 
 
 def class_name(value: Any) -> str:
-    """The name of a class: 3, 3.0, "3" and "3.0" are one, as pandas writes whole numbers beside blanks as floats."""
+    """Returns the name of a class: 3, 3.0, "3" and "3.0" are one, as pandas writes whole numbers beside blanks as
+    floats."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
@@ -95,7 +96,8 @@ def class_name(value: Any) -> str:
 
 
 def without_list_syntax(value: Any) -> Any:
-    """A list where a cell spells one as JSON, Python or NumPy do; anything else as it is. None for an object."""
+    """Returns a list where a cell spells one as JSON, Python or NumPy do, None for an object, and anything else as it
+    is."""
     if isinstance(value, tuple):
         return list(value)
     if not isinstance(value, str) or not BRACKETED.fullmatch(value):
@@ -133,7 +135,7 @@ def _is_broken_list(label: Any) -> bool:
 
 
 def _kind(given: list[tuple[Any, str]], kind: str, separator: str | None) -> Kind:
-    """What the labels are, when those of a tenth of the rows or fewer may be of another sort."""
+    """Returns what the labels are, where those of a tenth of the rows or fewer may be of another sort."""
     few = ODD * len(given)
     listed = [item for item in given if isinstance(item[0], list)]
     broken = [item for item in given if _is_broken_list(item[0])]
@@ -162,7 +164,7 @@ def _kind(given: list[tuple[Any, str]], kind: str, separator: str | None) -> Kin
 
 
 def _are_measurements(given: list[tuple[Any, str]]) -> bool:
-    """Whether labels are numbers of many different values, some of them with a fraction.
+    """Returns whether labels are numbers of many different values, some of them with a fraction.
 
     Raises DataError where over a tenth of the rows, and under half of them, have another label."""
     numbers = [label for label, _ in given if is_number(label) or WRITTEN.fullmatch(str(label))]
@@ -179,7 +181,8 @@ def _are_measurements(given: list[tuple[Any, str]]) -> bool:
 
 
 def _regression(given: list[tuple[Any, str]]) -> Kind:
-    """Raises DataError for numbers that are written as people read them: left out, only large ones might be missing."""
+    """Settles labels that are numbers. Raises DataError for numbers written as people read them, like 1,000: if these
+    were left out, the large ones might be missing."""
     for label, place in given:
         if not is_number(label) and WRITTEN.fullmatch(str(label)):
             raise DataError(
@@ -191,7 +194,7 @@ def _regression(given: list[tuple[Any, str]]) -> Kind:
 
 
 def _notes(given: list[tuple[Any, str]], settled: Kind, kind: str) -> list[str]:
-    """What the labels were taken for where nobody said it, and what may have been meant instead."""
+    """Returns what the labels were taken for where nobody said it, and what may have been meant instead."""
     labels = [label for label, _ in given if not isinstance(label, list)]
     if kind != "auto" or settled == "multi":
         return []
@@ -214,7 +217,7 @@ def _notes(given: list[tuple[Any, str]], settled: Kind, kind: str) -> list[str]:
 
 
 def _alike(labels: list[Any]) -> list[str]:
-    """Of classes that are spelt in two ways, most likely: Yes and yes, True and 1, 1e3 and 1000."""
+    """Returns classes that are most likely spelt in two ways: Yes and yes, True and 1, 1e3 and 1000."""
     spellings: dict[Any, set[str]] = {}
     for name in {class_name(label) for label in labels}:
         folded = " ".join(name.casefold().split())
@@ -227,8 +230,8 @@ def _alike(labels: list[Any]) -> list[str]:
 
 
 def _vector_length(lists: list[list[Any]]) -> int:
-    """The number of classes where lists of 0 and 1 say of each whether it holds: all but a tenth of them are equally
-    long, of two or more. 0 for lists of names.
+    """Returns the number of classes where lists of 0 and 1 say of each class whether it holds, 0 for lists of names.
+    All but a tenth of such lists are equally long, of two or more.
 
     Raises DataError for lists of numbers that are neither such vectors nor whole numbers that name classes."""
     lists = [values for values in lists if values]
@@ -253,7 +256,7 @@ def _is_fraction(value: Any) -> bool:
 
 
 def _settled(label: Any, kind: Kind, separator: str | None, vector_length: int, known: Collection[str]) -> Any:
-    """The label in its final type; None for none. separator: between several; None: they have to be lists."""
+    """Returns the label in its final type; None for none. separator: between several; None: they have to be lists."""
     if label is None or (kind == "single" and isinstance(label, list)):
         return None
     if kind == "regression":
@@ -278,7 +281,8 @@ def _settled(label: Any, kind: Kind, separator: str | None, vector_length: int, 
 
 
 def as_iob2(tags: Sequence[str]) -> list[str]:
-    """Tags in IOB1, or with I- alone, in IOB2: every entity begins with B- (Tjong Kim Sang and Veenstra 1999)."""
+    """Returns tags in IOB1, or with I- alone, as IOB2, in which every entity begins with B- (Tjong Kim Sang and
+    Veenstra 1999)."""
     before = ["O", *tags]
     return [
         f"B{tag[1:]}" if tag[:2] == "I-" and not (last[:2] in ("B-", "I-") and last[2:] == tag[2:]) else tag
@@ -287,7 +291,7 @@ def as_iob2(tags: Sequence[str]) -> list[str]:
 
 
 def settle_tags(rows: list[dict[str, Any]], places: list[str], *_: Any) -> list[str]:
-    """Turn IOB1 into IOB2, in place. It is IOB1 where I- begins entities, and B- only what follows one of its type.
+    """Turns IOB1 into IOB2, in place. It is IOB1 where I- begins entities, and B- only what follows one of its type.
 
     Returns what people should know: also how many I- begin an entity where B- does as well, which is no scheme. Raises
     DataError for words that are no sentences."""

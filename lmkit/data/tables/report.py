@@ -24,9 +24,9 @@ def report(
     cut: int = 0,
     one_class: bool = False,
 ) -> list[str]:
-    """Rows, classes, `lengths` of the training rows in tokens, of which `limit` are read: as they are, or as they were
-    cut, then with how many; rows that are doubled, contradict each other, or stand in both parts; labels that only the
-    held-out part has.
+    """Returns lines about the rows, the classes, and `lengths` of the training rows in tokens, of which `limit` are
+    read: as they are, or as they were cut, then with how many; rows that are doubled, contradict each other, or stand
+    in both parts; labels that only the held-out part has.
 
     Raises DataError when all rows have one label, unless `one_class` says that this is meant."""
     others = held_out.rows if held_out else []
@@ -86,7 +86,7 @@ def _classes(train: Table, others: list[Row], role: str, one_class: bool) -> lis
 
 
 def _sides(rows: list[Row], ratio: int) -> list[str]:
-    """Pairs that are no translations, most likely: they are kept, and counted."""
+    """Counts pairs that are most likely no translations; they are kept."""
     same = sum(row["source"].strip() == row["target"].strip() for row in rows)
     sizes = [sorted((len(row["source"]), len(row["target"]))) for row in rows]
     uneven = sum(long > ratio * short for short, long in sizes)

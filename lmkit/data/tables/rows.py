@@ -47,7 +47,7 @@ class Unfit(Exception):
 
 
 def make_row(make: Maker, values: Values, where: str, labelled: bool, problems: Problems) -> Row:
-    """One row, as `make` has it. Without `labelled`, what is to be predicted may be missing.
+    """Returns one row, as `make` makes it. Without `labelled`, what is to be predicted may be missing.
 
     Raises Unfit for a record to be left out, and DataError for one that shows the whole file to be wrong."""
     row = make(values, where, labelled, problems)
@@ -70,7 +70,7 @@ def _optional(value: Any) -> str:
 
 
 def _parsed(value: Any) -> Any:
-    """Lists and objects are kept as JSON in the cells of CSV files."""
+    """Parses lists and objects, which the cells of CSV files hold as JSON."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             return json.loads(value)
@@ -106,7 +106,8 @@ def tag_row(values: Values, where: str, labelled: bool, problems: Problems) -> R
 
 
 def _words(value: Any, empty: str) -> list[str]:
-    """Words, or tags, of a list; or between the blanks of a text. Other spaces, as U+00A0 and U+3000, are in words."""
+    """Returns the words, or tags, of a list, or those between the blanks of a text. Other spaces, as U+00A0 and U+3000,
+    are parts of words."""
     value = without_list_syntax(value)
     if isinstance(value, str) and BRACKETED.fullmatch(value) and NUMPY_TEXTS.search(value):
         raise Unfit("lists that are written neither as JSON nor as Python do it")
@@ -120,8 +121,8 @@ def _words(value: Any, empty: str) -> list[str]:
 
 
 def _answers(value: Any) -> list[tuple[str, Any]]:
-    """(text, where it starts as far as the file says) of {"text": [...], "answer_start": [...]}, of a list of such or
-    of texts, or of one text."""
+    """Yields (text, where it starts as far as the file says) of {"text": [...], "answer_start": [...]}, of a list of
+    such or of texts, or of one text."""
     value = _parsed(value)
     if isinstance(value, dict):
         texts, starts = value.get("text"), value.get("answer_start", value.get("start"))
@@ -166,7 +167,7 @@ def qa_row(values: Values, where: str, labelled: bool, problems: Problems) -> Ro
 
 
 def _locate(text: str, context: str, start: Any) -> int | None:
-    """Where the text is in its context: at `start`, else at the place nearest to that, else nowhere."""
+    """Returns where the text is in its context: at `start`, else at the place nearest to that, else nowhere."""
     try:
         start = int(float(start))
     except (TypeError, ValueError, OverflowError):  # none given
@@ -217,7 +218,8 @@ def chat_row(values: Values, where: str, labelled: bool, problems: Problems) -> 
 
 
 def _history(value: Any) -> list[dict[str, Any]]:
-    """The earlier turns that Alpaca's kin keep beside the last: pairs of a prompt and its response, or messages."""
+    """Returns the earlier turns, which files like Alpaca's keep beside the last one: pairs of a prompt and its
+    response, or messages."""
     if value in (None, ""):
         return []
     if not isinstance(value, list):
@@ -231,7 +233,7 @@ def _history(value: Any) -> list[dict[str, Any]]:
 
 
 def _messages(value: Any) -> list[dict[str, Any]]:
-    """Messages of `role`, `content` and whatever else a template may read of them, as `reasoning_content`."""
+    """Returns messages of `role`, `content` and whatever else a template may read of them, as `reasoning_content`."""
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
         raise Unfit(BROKEN_MESSAGES)
     messages = []
@@ -253,7 +255,7 @@ def _messages(value: Any) -> list[dict[str, Any]]:
 
 
 def _calls(value: Any) -> list[dict[str, Any]]:
-    """The calls that a turn of ShareGPT's `function_call` holds as JSON, as templates read them."""
+    """Returns the calls that a turn of ShareGPT's `function_call` holds as JSON, in the form that templates read."""
     calls = value if isinstance(value, list) else [value]
     if not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
         raise Unfit(BROKEN_CALLS)
@@ -261,12 +263,12 @@ def _calls(value: Any) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can hold; of dates and the like their text."""
+    """Returns what JSON can hold; for dates and the like, their text."""
     return json.loads(json.dumps(value, default=str))
 
 
 def as_json(value: Any) -> Any:
-    """What stands for an image where rows are hashed."""
+    """Returns what stands for an image where rows are hashed."""
     if isinstance(value, np.ndarray):
         return [list(value.shape), hashlib.sha256(value.tobytes()).hexdigest()]
     raise TypeError(f"{type(value).__name__} in a row of a table")

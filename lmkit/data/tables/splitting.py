@@ -14,7 +14,7 @@ NAMES = ("id", "title")  # roles that say which row it is, and not what is in it
 
 
 def split(table: Table, share: float, seed: int, task: str) -> tuple[Table, Table]:
-    """What is trained on, and about `share` of the rows held out; a share of 0 holds out none.
+    """Returns the rows to train on and about `share` of the rows, held out; a share of 0 holds out none.
 
     Rows that read alike (`same_input`; for qa all of an article) stay on one side. Of each class about `share` is held
     out, and at least one group of such rows on either side where it has two; what has the only words of a tag, or the
@@ -40,7 +40,7 @@ def split(table: Table, share: float, seed: int, task: str) -> tuple[Table, Tabl
 
 
 def limit(table: Table, n: int, seed: int) -> Table:
-    """`n` rows drawn at random, in the order they had; all when there are no more, or `n` is 0."""
+    """Returns `n` rows drawn at random, in the order they had; all when there are no more, or `n` is 0."""
     if not 0 < n < len(table.rows):
         return table
     drawn = sorted(range(len(table.rows)), key=lambda i: _key(seed, table.rows[i], i))[:n]
@@ -48,13 +48,13 @@ def limit(table: Table, n: int, seed: int) -> Table:
 
 
 def same_input(row: Row, task: str) -> Any:
-    """What two rows share that read alike: a model that has seen one may know the other by heart."""
+    """Returns what two rows that read alike share: a model that has seen one may know the other by heart."""
     unread = (*NAMES, TABLES[task].learnt)  # conversations, many of which begin alike, have none of these roles
     return {role: value for role, value in row.items() if role not in unread}
 
 
 def _key(seed: int, value: Any, index: int) -> tuple[bytes, int]:
-    """Random order of rows; equal rows in the order of the table."""
+    """Returns keys for a random order of rows, in which equal rows keep the order of the table."""
     return hashlib.sha256(b"%d:" % seed + row_bytes(value)).digest(), index
 
 
@@ -70,8 +70,8 @@ def _alike(rows: list[Row], task: str) -> list[list[int]]:
 
 
 def _articles(rows: list[Row]) -> list[list[int]]:
-    """Questions about articles of one title, or texts that articles share; about one text, where that is a single
-    group."""
+    """Groups questions about articles of one title, or about texts that articles share; about one text, where that is a
+    single group."""
     for by_title in (True, False):
         first: dict[tuple[str, str], int] = {}  # row that a title or text was first seen in
         leader = list(range(len(rows)))
@@ -96,8 +96,8 @@ def _leader(leader: list[int], row: int) -> int:
 
 
 def _strata(rows: list[Row], groups: list[list[int]]) -> dict[str, list[list[int]]]:
-    """The groups of each class, by their first rows; of several labels the rarest counts. All in one for rows without
-    labels and for numbers."""
+    """Returns the groups of each class, by their first rows; of several labels the rarest counts. Rows without labels,
+    and with numbers for labels, are one class."""
     if label_kind(rows) == "regression":
         return {"": groups}
     labels = [label if isinstance(label := row.get("label", ""), list) else [label] for row in rows]
@@ -110,7 +110,8 @@ def _strata(rows: list[Row], groups: list[list[int]]) -> dict[str, list[list[int
 
 
 def _learnable(rows: list[Row], chosen: list[list[int]]) -> list[list[int]]:
-    """The chosen groups, without those that have a tag, or one of several labels, that no row left to train on has."""
+    """Returns the chosen groups, without those that have a tag, or one of several labels, that no row left to train on
+    has."""
 
     def names(i: int) -> list[str]:
         found = rows[i].get("tags", rows[i].get("label"))
@@ -128,8 +129,8 @@ def _learnable(rows: list[Row], chosen: list[list[int]]) -> list[list[int]]:
 
 
 def _chosen(groups: list[list[int]], share: float) -> list[list[int]]:
-    """Of shuffled groups those to hold out: as near to `share` of the rows as they allow, one at least where there are
-    two, and never all."""
+    """Returns those of shuffled groups to hold out: as near to `share` of the rows as they allow, one at least where
+    there are two, and never all."""
     if len(groups) < 2:
         return []
     target = share * sum(map(len, groups))

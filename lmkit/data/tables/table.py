@@ -55,7 +55,7 @@ class Table:
     lost: tuple[Lost, ...] = ()  # in order; only of a table to predict from
 
     def described(self, sources: list[str]) -> list[str]:
-        """What was read from where, and what was left out, a line each."""
+        """Returns what was read from where, and what was left out, a line each."""
         chosen = ", ".join(f"{role} from `{column}`" for role, column in self.columns.items())
         read = f"reads {', '.join(sources)} ({self.format}): {chosen or 'as it is'}; {len(self.rows):,} rows"
         counts, examples = self.problems.counts, self.problems.examples
@@ -63,7 +63,7 @@ class Table:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over the rows."""
+        """The sha256 of the rows."""
         digest = hashlib.sha256()
         for row in self.rows:
             digest.update(row_bytes(row))
@@ -71,7 +71,7 @@ class Table:
 
 
 def row_bytes(value: Any) -> bytes:
-    """A row, or a part of one, in the same bytes wherever it is equal."""
+    """Returns a row, or a part of one, as bytes, which are the same for equal rows."""
     return _encoder.encode(value).encode()
 
 
@@ -79,8 +79,8 @@ def read_table(
     sources: list[str], task: str, config: TableConfig, labelled: bool = True, kind: str = "auto",
     known: Collection[str] = (),
 ) -> Table:  # fmt: skip
-    """All rows of files, folders, globs and hub: names, in the order of their sorted names. Without `labelled`, what is
-    to be predicted may be missing, .txt files hold a text a line, and records that cannot be read are `lost`.
+    """Returns all rows of files, folders, globs and hub: names, in the order of their sorted names. Without `labelled`,
+    what is to be predicted may be missing, .txt files hold a text a line, and records that cannot be read are `lost`.
 
     kind: what the labels of `classify` are (`task.kind`). known: the classes of a trained model.
     Raises UserError for a setting this task does not read, and DataError when sources or columns cannot be found, when
@@ -137,7 +137,7 @@ def _documents(item: Input, config: TableConfig, problems: Problems) -> Table:
 
 
 def _part(source: Source, task: str, make: Maker, config: TableConfig, labelled: bool, problems: Problems) -> Table:
-    """The rows of one source."""
+    """Returns the rows of one source."""
     name, own = source.item.name, Problems(rows=None if labelled else [])
     records = load_source(source, task, config, labelled, own)
     chosen: dict[str, str] | None = None
@@ -161,8 +161,8 @@ def _part(source: Source, task: str, make: Maker, config: TableConfig, labelled:
 def _in_order(
     name: str, records: list[str], unfit: list[tuple[int, int, str, str]], unread: list[tuple[str, str]]
 ) -> list[Lost]:
-    """What one source has lost, by place. records: the places of all that could be read. unfit: of these (number,
-    rows before it, place, reason). unread: (reason, place) of what its reader left out."""
+    """Returns what one source has lost, by place. records: the places of all that could be read. unfit: of these
+    (number, rows before it, place, reason). unread: (reason, place) of what its reader left out."""
     line = re.compile(re.escape(name) + r":(\d+)")
     lines = [int(match[1]) if (match := line.match(place)) else 0 for place in records]
     found = [(number, Lost(before, place, reason)) for number, before, place, reason in unfit]

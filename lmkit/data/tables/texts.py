@@ -17,7 +17,7 @@ SPLITS = {"train", "test", "dev", "val", "valid", "validation"}
 
 
 def label_folders(folder: str) -> list[str]:
-    """The sub-folders of labels, sorted; none when `folder` is a file, or holds no texts in sub-folders.
+    """Returns the sub-folders of labels, sorted; none when `folder` is a file, or holds no texts in sub-folders.
 
     Raises DataError when the sub-folders are splits and not labels."""
     if not os.path.isdir(folder):
@@ -39,7 +39,7 @@ def _texts_in(folder: str) -> Iterator[str]:
 
 
 def folder_records(folder: str, problems: Problems) -> Iterator[PlacedRecord]:
-    """Each .txt file is a text, and the sub-folder it is in its label (IMDB, Maas et al. 2011)."""
+    """Yields a text for each .txt file, with the sub-folder it is in as its label (IMDB, Maas et al. 2011)."""
     for label in label_folders(folder):
         for name in _texts_in(os.path.join(folder, label)):
             if label == "unsup":
@@ -59,8 +59,8 @@ NEVER_BLANK = frozenset(("upos", "xpos", "head", "deprel"))  # `_` there: it was
 
 
 def conll_records(item: Input, labelled: bool, problems: Problems) -> Iterator[PlacedRecord]:
-    """A word a line, its tag in the last column, a blank line after each sentence. Columns lie between tabs, in files
-    that have any, else between spaces. CoNLL-U gives its columns by their names, as lists.
+    """Yields sentences out of a word a line, its tag in the last column, and a blank line after each. Columns lie
+    between tabs, in files that have any, else between spaces. CoNLL-U gives its columns by their names, as lists.
 
     A line with # is a comment only before a sentence, where it is metadata or has another number of columns. Sentences
     with any other line of another number of columns are counted. Raises DataError where no line has a tag."""
@@ -102,8 +102,8 @@ def conll_records(item: Input, labelled: bool, problems: Problems) -> Iterator[P
 
 
 def is_conll(item: Input) -> bool:
-    """Whether a file of plain text to predict from holds a word a line: its lines have one number of columns, and blank
-    lines between them or tags of entities at their ends. Sentences a line are seldom all of one length."""
+    """Returns whether a file of plain text to predict from holds a word a line: its lines have one number of columns,
+    and blank lines between them or tags of entities at their ends. Sentences a line are seldom all of one length."""
     ignored = Problems()
     lines = [(line or "").rstrip("\r\n") for _, line in guarded(item, read_lines(item, ignored), ignored)]
     rows = [_cells(line, "\t" in line) for line in lines if not line.startswith(("# ", "-DOCSTART-"))]
@@ -114,14 +114,15 @@ def is_conll(item: Input) -> bool:
 
 
 def _is_comment(line: str, cells: list[str], width: int, known: set[str], tabs: bool) -> bool:
-    """Of a line with # before a sentence: metadata, too many or too few columns, or `# words` and no tag among them."""
+    """Returns whether a line with # before a sentence is a comment: metadata, too many or too few columns, or `# words`
+    and no tag among them."""
     if len(cells) != width or METADATA.match(line):
         return True
     return width > 1 and not tabs and cells[0] == "#" and cells[-1] not in known
 
 
 def _cells(line: str, tabs: bool) -> list[str]:
-    """The columns of a line, none of a blank one. U+00A0 and U+3000 are no separators, but parts of words."""
+    """Returns the columns of a line; a blank one has none. U+00A0 and U+3000 are no separators, but parts of words."""
     if not line.strip(" \t"):
         return []
     return [cell.strip(" ") for cell in line.split("\t")] if tabs else re.split("[ \t]+", line.strip(" \t"))
@@ -139,7 +140,8 @@ def _conllu(sentence: list[list[str]]) -> dict[str, Any]:
 
 
 def squad_records(name: str, articles: list[dict[str, Any]], problems: Problems) -> Iterator[PlacedRecord]:
-    """The questions of SQuAD 1.1 and 2.0, with answers as datasets of the hub have them. Their place is their id."""
+    """Yields the questions of SQuAD 1.1 and 2.0, with answers as datasets of the hub have them. Their place is their
+    id."""
     for number, article in enumerate(articles, 1):
         paragraphs = article["paragraphs"]
         for position, paragraph in enumerate(paragraphs if isinstance(paragraphs, list) else [None], 1):
@@ -162,7 +164,8 @@ PO_LINE = re.compile(r'(?:(msgctxt|msgid|msgid_plural|msgstr|msgstr\[\d+\])\s*)?
 
 
 def po_records(item: Input, problems: Problems) -> Iterator[PlacedRecord]:
-    """The translated messages of gettext: the first form of plurals; fuzzy, empty and obsolete ones are counted."""
+    """Yields the translated messages of gettext, of plurals the first form; fuzzy, empty and obsolete ones are
+    counted."""
     entry: dict[str, str] = {}
     start, fuzzy, field = 0, False, ""
     for number, line in [*read_lines(item, problems), (0, "")]:
