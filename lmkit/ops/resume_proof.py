@@ -25,7 +25,7 @@ SHORT = 80  # characters of a difference worth showing; lists are longer
 # The command in a process that kills itself in a step, after its weights have moved and before anything is written.
 CRASHING = """
 import os, signal, sys
-from lmkit.cli.main import main
+from lmkit.commands.main import main
 moment = ("lmkit.step.done", ({},))
 sys.addaudithook(lambda *heard: os.kill(os.getpid(), signal.SIGKILL) if heard == moment else None)
 main()

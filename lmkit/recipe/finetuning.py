@@ -92,14 +92,14 @@ class FinetuneRecipe(Section):
 
 
 def is_finetuning(tree: dict[str, Any]) -> bool:
-    """Whether a recipe, as written or resolved, is one of fine-tuning: its task has a section there."""
+    """Returns whether a recipe, as written or resolved, is one of fine-tuning: its task has a section there."""
     task = tree.get("task")
     name = task.get("name") if isinstance(task, dict) else task
     return isinstance(name, str) and name in SECTIONS
 
 
 def flags(task: str | None, model: str | None, data: list[str] | None, validation: str | None) -> list[str]:
-    """What the command line says by options, as changes to a recipe."""
+    """Returns what the command line says by options, as changes to a recipe."""
     sources = data[0] if data and len(data) == 1 else data
     share = validation is not None and re.fullmatch(r"[\d.]+", validation)
     named = {
@@ -112,7 +112,7 @@ def flags(task: str | None, model: str | None, data: list[str] | None, validatio
 
 
 def expand_finetuning(tree: dict[str, Any]) -> dict[str, Any]:
-    """Fill what a recipe leaves open. Raises ValueError like `defaults.expand` for a model from scratch."""
+    """Fills what a recipe leaves open. Raises ValueError like `defaults.expand` for a model from scratch."""
     tree = copy.deepcopy(tree)
     if isinstance(tree.get("task"), str):
         tree["task"] = {"name": tree["task"]}
@@ -143,9 +143,9 @@ def expand_finetuning(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_default_lr(recipe: FinetuneRecipe, hidden_size: int) -> FinetuneRecipe:
-    """The recipe with a peak learning rate, where it leaves it open: 5e-5 at BERT-base's width, the largest of Devlin
-    et al. 2019, A.3, and more for narrower models (Turc et al. 2019 try up to 3e-4 at a width of 128); 3e-4 for
-    adapters (Hu et al. 2022), and for a head alone, which is linear regression."""
+    """Returns the recipe with a peak learning rate, where it leaves that open: 5e-5 at BERT-base's width, the largest
+    of Devlin et al. 2019, A.3, and more for narrower models (Turc et al. 2019 try up to 3e-4 at a width of 128); 3e-4
+    for adapters (Hu et al. 2022), and for a head alone, which is linear regression."""
     if recipe.optimizer.lr is not None:
         return recipe
     small = recipe.lora is not None or "body" in recipe.freeze

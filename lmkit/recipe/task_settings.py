@@ -34,7 +34,8 @@ class TaskSettings(Section):
 
     @classmethod
     def of_recipe(cls, recipe: FinetuneRecipe, **settled: Any) -> "TaskSettings":
-        """settled: fields that training found out, in place of what the recipe says."""
+        """Returns the settings of a recipe. settled: fields that training found out, in place of what the recipe
+        says."""
         data = recipe.data
         named = {"text": data.text, "pair": data.pair, "label": data.label, "target": data.target}
         columns = {role: column for role, column in named.items() if column is not None}
@@ -45,14 +46,15 @@ class TaskSettings(Section):
         write_json(folder / FILE, recipes.as_tree(self))
 
     def write_fitted(self, folder: Path, **fitted: Any) -> None:
-        """Into a checkpoint that is there already, and into its manifest."""
+        """Writes what was fitted into a checkpoint that is there already, and into its manifest."""
         changed = self.model_copy(update={"fitted": self.fitted | fitted})
         replace_listed(folder.resolve(), FILE, json.dumps(recipes.as_tree(changed), indent=2, ensure_ascii=False))
 
 
 def settings_of(model: str | Path) -> TaskSettings | None:
-    """Of a run, each of several seeds, or a folder; of a run by an older version, whose checkpoints have no such file,
-    what its recipe says. None where the model was not fine-tuned, or nothing is known of it. Raises ModelError."""
+    """Returns the settings of a run, of one of several seeds, or of a folder; of a run by an older version, whose
+    checkpoints have no such file, what its recipe says. Returns None where the model was not fine-tuned, or nothing is
+    known of it. Raises ModelError."""
     seeds = seeds_of(model)
     folder = model_folder(seeds[0] if seeds else model)
     file = folder / FILE
@@ -70,7 +72,7 @@ def settings_of(model: str | Path) -> TaskSettings | None:
 
 
 def run_of(model: str | Path) -> Path | None:
-    """The fine-tuning run that a path names, or lies in."""
+    """Returns the fine-tuning run that a path names, or lies in."""
     path = Path(model).resolve()
     for folder in (path, *path.parents[:2]):
         file = folder / "recipe.yaml"

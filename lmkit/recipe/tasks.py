@@ -135,7 +135,7 @@ SECTIONS: dict[str, type[TaskSection]] = {
 
 
 def section_of(name: str) -> TaskConfig:
-    """The section of a task with nothing chosen."""
+    """Returns the section of a task with nothing chosen."""
     return SECTIONS[name]()  # type: ignore[return-value]
 
 

@@ -43,7 +43,7 @@ class Answered:
 
 
 class Levels(NamedTuple):
-    """What a score must reach; None: nothing does."""
+    """What the score of each rung must reach; None: no score is enough."""
 
     lookup: float | None
     reading: float | None
@@ -54,7 +54,7 @@ def sure(answered: Answered | None, level: float | None) -> bool:
 
 
 def graded(golds: Sequence[str], answered: Answered) -> tuple[float, float]:
-    """(exact match, F1). A list is also right when each of its entries is an accepted answer."""
+    """Returns (exact match, F1). A list is also right when each of its entries is an accepted answer."""
     exact, f1 = answers.best_of(golds, answered.answer)
     if answered.objects and all(answers.best_of(golds, o)[0] for o in answered.objects):
         return 1.0, 1.0
@@ -62,7 +62,7 @@ def graded(golds: Sequence[str], answered: Answered) -> tuple[float, float]:
 
 
 def rank_of(golds: Sequence[str], passages: Sequence[Passage]) -> int | None:
-    """Place, from 1, of the first passage with one of the answers in it, as whole words."""
+    """Returns the place, from 1, of the first passage with one of the answers in it, as whole words."""
     wanted = [f" {gold} " for gold in map(answers.normalise, golds) if gold]
     for rank, passage in enumerate(passages, 1):
         text = f" {answers.normalise(f'{passage.title} {passage.text}')} "
@@ -73,11 +73,11 @@ def rank_of(golds: Sequence[str], passages: Sequence[Passage]) -> int | None:
 
 class Reader(Protocol):
     def read(self, model: Transformer, questions: Sequence[str], passages: Sequence[list[Passage]]) -> list[Answered]:
-        """One answer a question, out of its passages: "" where there are none."""
+        """Returns an answer for each question, out of its passages: "" where there are none."""
         ...
 
     def write(self, model: Transformer, questions: Sequence[str]) -> list[Answered]:
-        """What the model says without passages; "" from models that cannot."""
+        """Returns what the model says without passages; "" where it cannot write."""
         ...
 
 
@@ -140,7 +140,8 @@ class PromptReader:
         ]
 
     def _prompt(self, question: str, passages: Sequence[Passage]) -> str:
-        """With as many passages as there is room for, the best first; of the last one as much as fits."""
+        """Returns a prompt with as many passages as there is room for, the best first; of the last one as much as
+        fits."""
         loaded, tokenizer = self.loaded, self.loaded.needs_tokenizer()
         ids = prompt_ids if loaded.opening is None else source_ids
         room = loaded.config.context - (self.config.max_new_tokens if loaded.opening is None else 0)
@@ -158,7 +159,7 @@ class PromptReader:
 
 
 def reader_for(loaded: Pretrained, config: AnswerConfig, max_length: int = 0) -> Reader:
-    """Raises ModelError for a model that neither marks spans nor writes."""
+    """Returns the reader for a model. Raises ModelError for one that neither marks spans nor writes."""
     c = loaded.config
     if c.head == "span":
         return SpanReader(SpanFinder.of_folder(QAConfig(name="qa", no_answer=False), loaded, None))
@@ -171,7 +172,7 @@ def reader_for(loaded: Pretrained, config: AnswerConfig, max_length: int = 0) ->
 
 
 def quoted(passage: Passage, of: int = 1) -> str:
-    """Which passage, the first of several, an answer was read in."""
+    """Returns the passage that an answer was read in, the first of several."""
     text = shown(f"{passage.title}: {passage.text}" if passage.title else passage.text)
     text = text if len(text) <= SNIPPET else text[:SNIPPET].rstrip() + "…"
     return f"“{text}” from {passage.source}" + (f" and {of - 1} more" if of > 1 else "")
@@ -194,9 +195,9 @@ class Answering(Task):
     def opened(
         cls, config: AnswerConfig, loaded: Pretrained, fitted: dict[str, Any], kb: str | Path | None = None
     ) -> Self:
-        """A model with what was fitted to questions, or any model beside a knowledge base. kb: instead of the one of
-        the fit. A knowledge base that is not as it was then is said; so is that nothing was fitted. Raises DataError
-        where there is none."""
+        """Returns the task of a model that was fitted to questions, or of any model beside a knowledge base. kb:
+        replaces the one of the fit. It tells the user where the knowledge base is not as it was then, and where nothing
+        was fitted. Raises DataError where there is no knowledge base."""
         reader = reader_for(loaded, config)
         if "levels" not in fitted:
             note(
@@ -220,7 +221,7 @@ class Answering(Task):
         return [{"row": i, "cut": False} for i in range(len(table.rows))]
 
     def look_up(self, question: str) -> Answered | None:
-        """The best of what the knowledge base says, however unsure."""
+        """Returns the best of what the knowledge base says, however unsure."""
         for best in self.kb.lookup(question, self.matcher, 1):
             return Answered(best.answer, "kb", f"{best.evidence} from {best.source}", best.score, best.objects)
         return None
@@ -228,7 +229,7 @@ class Answering(Task):
     def outputs(
         self, model: Transformer | None, table: Table, examples: Sequence[dict] = (), quick: bool = False
     ) -> list[Answered]:
-        """model: the reader's; None without one."""
+        """Returns an answer for each row. model: the reader's; None without one."""
         questions = [row["question"] for row in table.rows]
         looked = [self.look_up(question) for question in questions]
         labelled = any(row.get("answers") for row in table.rows)
@@ -246,7 +247,7 @@ class Answering(Task):
     def _by_model(
         self, model: Transformer | None, questions: list[str], passages: list[list[Passage]]
     ) -> list[tuple[Answered, Answered]]:
-        """What it reads, and where that is not sure what it writes."""
+        """Returns what the model reads, and where that is not sure what it writes."""
         if self.reader is None or model is None:
             return [(Answered("", "passage", "", 0.0), Answered("", "model", "", 0.0))] * len(questions)
         read = self.reader.read(model, questions, passages)
@@ -255,7 +256,8 @@ class Answering(Task):
         return [(r, r if sure(r, self.levels.reading) else next(written)) for r in read]
 
     def choose(self, looked: Answered | None, read: Answered, written: Answered) -> Answered:
-        """The highest rung that holds. What the others had to say is in the evidence of the lowest."""
+        """Returns the answer of the highest rung that is sure enough; else that of the lowest, whose evidence names
+        what the others said."""
         if looked is not None and sure(looked, self.levels.lookup):
             return looked
         if sure(read, self.levels.reading):
@@ -266,7 +268,8 @@ class Answering(Task):
         return replace(written, source="model", evidence=said)
 
     def scores(self, table: Table, outputs: Sequence[Answered], intervals: bool) -> dict[str, Estimate]:
-        """coverage: the share of questions that were looked up; accuracy: exact match of these."""
+        """Returns scores, among them coverage, the share of questions that were looked up, and accuracy, their exact
+        match."""
         both = [graded(row["answers"], a) for row, a in zip(table.rows, outputs, strict=True)]
         exact = [e for e, _ in both]
         found = {source: [float(a.source == source) for a in outputs] for source in ("kb", "passage")}
@@ -280,7 +283,7 @@ class Answering(Task):
         return scores
 
     def per_row(self, table: Table, outputs: Sequence[Answered]) -> list[float]:
-        """F1."""
+        """Returns the F1 of each row."""
         return [graded(row["answers"], a)[1] for row, a in zip(table.rows, outputs, strict=True)]
 
     def say(self, output: Answered) -> dict[str, Any]:

@@ -43,7 +43,8 @@ Case = tuple[list[str], list[Option], list[bool]]  # words of a question, its op
 
 
 def fit_answering(recipe: FinetuneRecipe, path: Path, latest: Path | None) -> int:
-    """Fit, write a run, and print the scores of the questions held out. Raises UserError for what has no use here."""
+    """Fits, writes a run, and prints the scores of the questions held out. Raises UserError for what has no use
+    here."""
     config, model = recipe.task, recipe.model
     assert isinstance(config, AnswerConfig)
     if not isinstance(model, str) or recipe.lora or recipe.freeze:
@@ -102,8 +103,8 @@ def _tables(recipe: FinetuneRecipe) -> tuple[Table, Table]:
 
 
 def _link_model(folder: Path, run: Run, settings: TaskSettings) -> None:
-    """The fit beside the model's files: these as hard links, which cost no space and outlive the original; else
-    copied."""
+    """Puts the fit beside the model's files: these are hard links, which cost no space and outlive the original, else
+    copies."""
 
     def write(part: Path) -> None:
         for file in folder.iterdir():
@@ -120,7 +121,7 @@ def _link_model(folder: Path, run: Run, settings: TaskSettings) -> None:
 def fit(
     kb: KnowledgeBase, table: Table, config: AnswerConfig, reader: Reader | None, model: Transformer | None
 ) -> Answering:
-    """What is learnt from labelled questions. What could not be reached is said."""
+    """Returns what is learnt from labelled questions, and tells what could not be reached."""
     golds = [row["answers"] for row in table.rows]
     cases = [_case(kb, row["question"], gold) for row, gold in zip(table.rows, golds, strict=True)]
     matcher, scores, right = fit_matcher(cases)
@@ -158,9 +159,9 @@ def _right(option: Option, golds: Sequence[str]) -> bool:
 
 
 def fit_matcher(cases: Sequence[Case]) -> tuple[Matcher, list[float], list[bool]]:
-    """With the score of the best option of each question that has any, and whether that option is right: twice, by
-    words counted on other questions, and on other questions that are worded otherwise. As if half of the questions to
-    come were worded like these, and half in new ways."""
+    """Returns the matcher, with the score of the best option of each question that has any, and whether that option is
+    right: twice, by words counted on other questions, and on other questions that are worded otherwise. As if half of
+    the questions to come were worded like these, and half in new ways."""
     blocks: list[tuple[np.ndarray, list[bool]]] = []  # features of the options of a question
     for folds in ([i % FOLDS for i in range(len(cases))], _by_wording(cases)):
         for fold in range(FOLDS):
@@ -177,7 +178,7 @@ def fit_matcher(cases: Sequence[Case]) -> tuple[Matcher, list[float], list[bool]
 
 
 def _logistic(blocks: Sequence[tuple[np.ndarray, list[bool]]]) -> list[float]:
-    """Weights under which the best option of a question is the right one as often as its score says."""
+    """Returns weights under which the best option of a question is the right one as often as its score says."""
     from sklearn.linear_model import LogisticRegression
 
     features, right = np.concatenate([f for f, _ in blocks]), np.concatenate([r for _, r in blocks])
@@ -198,7 +199,7 @@ def _logistic(blocks: Sequence[tuple[np.ndarray, list[bool]]]) -> list[float]:
 
 
 def _by_wording(cases: Sequence[Case]) -> list[int]:
-    """Questions that differ in their subject alone stay together."""
+    """Groups questions that differ in their subject alone."""
     wordings = []
     for words, options, right in cases:
         meant = next((o for o, ok in zip(options, right, strict=True) if ok), None)
@@ -215,7 +216,8 @@ def _by_wording(cases: Sequence[Case]) -> list[int]:
 def compare_answers(
     task: Answering, table: Table, model: Transformer | None
 ) -> tuple[dict[str, dict[str, Estimate]], str]:
-    """Scores of the ladder and of each of its rungs alone, and how right lookups are at several coverages."""
+    """Returns the scores of the ladder and of each of its rungs alone, and how right lookups are at several
+    coverages."""
     golds = [row["answers"] for row in table.rows]
     questions = [row["question"] for row in table.rows]
     none = Answered("", "model", "", 0.0)

@@ -33,7 +33,7 @@ MOST_TOKENS = 1024  # a conversation is cut to, unless `data.max_length` says ot
 
 
 class Reply(NamedTuple):
-    """What a conversation's learnt tokens cost."""
+    """The loss of a conversation's learnt tokens."""
 
     nats: float
     hits: int  # tokens that are the likeliest
@@ -80,7 +80,7 @@ class ChatLearner(Task):
 
     @classmethod
     def with_rows(cls, model: Transformer, before: Tokenizer, tokenizer: Tokenizer) -> Transformer:
-        """New tokens start with the mean of all embeddings."""
+        """Returns the model with rows for the new tokens, which start with the mean of all embeddings."""
         rows, needed = model.config.vocab_size, tokenizer.vocab_size
         size = rows if needed <= rows else math.ceil(needed / 64) * 64
         if size > rows:
@@ -89,7 +89,7 @@ class ChatLearner(Task):
 
     @classmethod
     def for_training(cls, config: ChatConfig, train: Table, reading: Reading) -> Self:
-        """Reads the template that `settle_tokenizer` has put beside the tokenizer."""
+        """Makes the task with the template that `settle_tokenizer` has put beside the tokenizer."""
         template = find_template([reading.folder] if reading.folder else [], "auto", reading.tokenizer)
         return cls(Chat(reading.tokenizer, template), reading.length(MOST_TOKENS))
 
@@ -100,8 +100,8 @@ class ChatLearner(Task):
                    reading.length(MOST_TOKENS))  # fmt: skip
 
     def examples(self, table: Table) -> list[dict[str, Any]]:
-        """Packed rows. `documents` are rows of the table, `lengths` what each would have if it were not cut; what
-        comes after the assistant's last words teaches nothing, and is left out."""
+        """Returns packed rows. `documents` are rows of the table, `lengths` what each would have if it were not cut;
+        what comes after the assistant's last words teaches nothing, and is left out."""
         pieces, rows, lengths = list[tuple[np.ndarray, np.ndarray]](), list[int](), list[int]()
         lost, ignored, cut, refused = Counter[str](), Counter[str](), 0, ""
         for i, (row, place) in enumerate(zip(table.rows, table.places, strict=True)):
@@ -140,7 +140,8 @@ class ChatLearner(Task):
         return packed
 
     def _encoded(self, row: dict[str, Any]) -> tuple[list[EncodedChat], list[str], str]:
-        """A conversation, the keys that its template does not write, and why nothing of it can be learnt, if so."""
+        """Returns an encoded conversation, the keys that its template does not write, and why nothing of it can be
+        learnt, if so."""
         messages, tools = row["messages"], row.get("tools")
         found, unread = self.chat.encode(messages, tools), self.chat.ignored(messages, tools)
         if "tool_calls" in unread and any(m.get("tool_calls") and not m["content"] for m in messages):
@@ -148,7 +149,7 @@ class ChatLearner(Task):
         return found, unread, "" if any(map(_end, found)) else "have no answer but such of weight 0"
 
     def _piece(self, encoded: EncodedChat) -> tuple[np.ndarray, np.ndarray] | None:
-        """Tokens and labels (n,) of a conversation; None if nothing would be learnt."""
+        """Returns tokens and labels (n,) of a conversation; None if nothing would be learnt."""
         n = min(_end(encoded), self.max_length)
         ids, labels = np.array(encoded.ids[:n], np.int64), np.full(n, UNSCORED, np.int64)
         labels[:-1] = np.where(encoded.learnt[1:n], ids[1:], UNSCORED)
@@ -169,7 +170,7 @@ class ChatLearner(Task):
         self.said.update(lines)
 
     def outputs(self, model: Transformer, table: Table, examples: Sequence[dict], quick: bool = False) -> list[Reply]:
-        """Of each conversation; zeros for those left out."""
+        """Returns the loss of each conversation; zeros for those left out."""
 
         def compute(batch: Batch) -> list[tuple[np.ndarray, np.ndarray]]:
             states = model(batch.tokens, None, batch.segments, batch.positions)
@@ -191,7 +192,7 @@ class ChatLearner(Task):
         return found if intervals else {k: Estimate(e.value, None, None) for k, e in found.items()}
 
     def per_row(self, table: Table, outputs: Sequence[Reply]) -> list[float]:
-        """The probability of a token, as the geometric mean of each conversation."""
+        """Returns the probability of a token, as the geometric mean of each conversation."""
         return [math.exp(-o.nats / max(o.tokens, 1)) for o in outputs]
 
     def say(self, output: Reply) -> dict[str, Any]:
@@ -199,5 +200,5 @@ class ChatLearner(Task):
 
 
 def _end(encoded: EncodedChat) -> int:
-    """Tokens up to the last that is learnt."""
+    """Returns the number of tokens up to the last that is learnt."""
     return max((i + 1 for i, learnt in enumerate(encoded.learnt) if learnt), default=0)

@@ -48,7 +48,8 @@ def check_options(task: ClassifyConfig, kind: Kind) -> None:
 
 
 def labels_of(table: Table, kind: Kind) -> tuple[str, ...]:
-    """What the rows are labelled with; of numbers `score`. Raises DataError for a single class, and for none."""
+    """Returns what the rows are labelled with; `score` for numbers. Raises DataError for a single class, and for
+    none."""
     values = [row["label"] for row in table.rows]
     if kind == "regression":
         return ("score",)
@@ -64,7 +65,7 @@ def labels_of(table: Table, kind: Kind) -> tuple[str, ...]:
 
 
 def names_of(table: Table) -> set[str]:
-    """The classes that some row has."""
+    """Returns the classes that some row has."""
     return {name for row in table.rows for name in _names(row)}
 
 
@@ -73,9 +74,9 @@ def _names(row: dict[str, Any]) -> list[str]:
 
 
 def known_labels(table: Table, known: Collection[str], what: str) -> Table:
-    """The rows whose labels are all known; others, which no model could be right on, are counted.
+    """Returns the rows whose labels are all known, and counts the others, which no model could be right on.
 
-    what: the unknown ones, in messages. Raises DataError where none is left."""
+    what: the name of the unknown ones in messages. Raises DataError where none is left."""
     unknown = [[name for name in _names(row) if name not in known] for row in table.rows]
     kept = [i for i, found in enumerate(unknown) if not found]
     if len(kept) == len(table.rows):
@@ -91,7 +92,7 @@ def known_labels(table: Table, known: Collection[str], what: str) -> Table:
 
 
 def class_weights(table: Table, labels: tuple[str, ...]) -> tuple[float, ...]:
-    """The inverse of each class's share, 1 on average over rows (scikit-learn's `balanced`)."""
+    """Returns the inverse of each class's share, 1 on average over rows (scikit-learn's `balanced`)."""
     counts = Counter(row["label"] for row in table.rows)
     return tuple(len(table.rows) / (len(labels) * counts[name]) for name in labels)
 
@@ -194,7 +195,7 @@ class Classifier(Task):
     def outputs(
         self, model: Transformer, table: Table, examples: Sequence[dict], quick: bool = False
     ) -> list[np.ndarray]:
-        """(L,) probabilities; of a regression the number."""
+        """Returns (L,) probabilities for each row; of a regression the number."""
 
         def compute(batch: Batch) -> np.ndarray:
             logits = self.layout.logits(model, batch)
@@ -210,7 +211,7 @@ class Classifier(Task):
         return self.score(table, np.stack(outputs), intervals)
 
     def score(self, table: Table, p: np.ndarray, intervals: bool) -> dict[str, Estimate]:
-        """p: (N, L) probabilities, (N, 1) numbers."""
+        """Returns scores. p: (N, L) probabilities, or (N, 1) numbers."""
         gold = np.array([self._target(row, place) for row, place in zip(table.rows, table.places, strict=True)])
         if self.kind == "regression":
             return classification.regression(gold, p[:, 0], intervals)
@@ -239,8 +240,8 @@ class Classifier(Task):
         return {"label": self.labels[int(output.argmax())], "scores": scores}
 
     def details(self, table: Table, outputs: Sequence[np.ndarray]) -> list[str]:
-        """Gold labels in rows, predicted ones in columns; with precision, recall and F1 of each. Not of many classes,
-        nor of other kinds of labels."""
+        """Returns a table with gold labels in rows, predicted ones in columns, and precision, recall and F1 of each.
+        There is none for many classes, nor for other kinds of labels."""
         if self.kind != "single" or len(self.labels) > MOST_CLASSES:
             return []
         gold = np.array([self.places[row["label"]] for row in table.rows])
@@ -248,7 +249,8 @@ class Classifier(Task):
         return [confusion_table([brief(label, 20) for label in self.labels], gold, predicted)]
 
     def baselines(self, train: Table, held_out: Table) -> dict[str, dict[str, Estimate]]:
-        """TF-IDF with logistic regression, and always guessing the commonest, learnt from the same rows."""
+        """Returns scores of TF-IDF with logistic regression, and of always guessing the commonest class, learnt from
+        the same rows."""
         if not self.baseline:
             return {}
         gold = np.array([self._target(row, place) for row, place in zip(train.rows, train.places, strict=True)])
@@ -273,7 +275,7 @@ def _pairs(table: Table) -> list[str] | None:
 
 
 def kind_of(config: dict[str, Any], model: ModelConfig) -> Kind:
-    """What a folder's config.json says its labels are; transformers takes a single one for a number."""
+    """Returns what a folder's config.json says its labels are; transformers takes a single one for a number."""
     named = config.get("problem_type")
     return next((kind for kind, name in PROBLEMS.items() if name == named),
                 "regression" if len(model.labels) == 1 else "single")  # fmt: skip

@@ -39,8 +39,9 @@ def read_labelled(
     sources: list[str], config: TaskConfig, columns: dict[str, str | None], labelled: bool, folder: Path,
     task: Task | None = None,
 ) -> Table:  # fmt: skip
-    """The rows, images in the words of the model in `folder`, and notes about what was read and left out. Columns that
-    are not named are those the model's run was trained with; without `labelled`, none of what is to be predicted.
+    """Returns the rows, with images in the words of the model in `folder`, and notes what was read and left out.
+    Columns that are not named are those the model's run was trained with; without `labelled`, none of what is to be
+    predicted.
 
     task: of the model, whose labels the rows are read for."""
     settings = settings_of(folder)
@@ -63,12 +64,13 @@ def read_labelled(
 
 
 def together(outputs: Sequence[list[Any]]) -> list[Any]:
-    """Of one model, or the mean of the probabilities of several: an ensemble (Lakshminarayanan et al. 2017)."""
+    """Returns the outputs of one model, or the mean of the probabilities of several: an ensemble (Lakshminarayanan et
+    al. 2017)."""
     return outputs[0] if len(outputs) == 1 else list(np.mean(outputs, axis=0))
 
 
 def evaluate_task(model: str, loaded: Sequence[Pretrained], task: Task, table: Table) -> Evaluated:
-    """loaded: one, or those of several seeds."""
+    """Returns the scores of a task. loaded: one model, or those of several seeds."""
     examples = task.examples(table)
     if cut := len({e["row"] for e in examples if e["cut"]}):
         note(f"{model}: {cut:,} of {len(table.rows):,} rows are longer than it reads and were cut")
@@ -82,7 +84,7 @@ def evaluate_tables(
     models: dict[str, list[Pretrained]], configs: Sequence[TaskConfig], sources: list[str],
     columns: dict[str, str | None], as_lines: bool,
 ) -> None:  # fmt: skip
-    """Print a table, or one JSON object; of two models also whether their difference is evidence."""
+    """Prints a table, or one JSON object; for two models also whether their difference is evidence."""
     if len({config.name for config in configs}) > 1:
         raise UserError(f"these models solve different tasks: {', '.join(config.name for config in configs)}")
     tasks = [

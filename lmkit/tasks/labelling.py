@@ -26,7 +26,8 @@ class InputLayout:
     start: int | None = None  # what a decoder beside an encoder begins with, before the text once more
 
     def inputs(self, examples: list[dict], multiple: int) -> dict[str, Any]:
-        """The fields of `Batch` that do not depend on the labels. Examples hold `tokens`, and `types` for pairs."""
+        """Returns the fields of `Batch` that do not depend on the labels. Examples hold `tokens`, and `types` for
+        pairs."""
         rows = [e["tokens"] for e in examples]
         tokens = padded(rows, self.pad, multiple)
         typed = self.typed and "types" in examples[0]
@@ -41,7 +42,7 @@ class InputLayout:
         }  # fmt: skip
 
     def logits(self, model: Transformer, batch: Batch) -> Tensor:
-        """(B, L) of texts; (B, T, L) of tokens."""
+        """Returns logits (B, L) of texts, or (B, T, L) of tokens."""
         keep = None if self.causal else batch.keep
         states = model(batch.tokens, keep, types=batch.types, targets=batch.targets)
         head = model.head
@@ -89,7 +90,7 @@ class Classify(_Framed):
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None, smoothing: float) -> Tensor:
-    """Summed over rows, smoothed as fairseq does: the share goes to all other classes."""
+    """Returns the cross-entropy, summed over rows and smoothed as fairseq does: the share goes to all other classes."""
     spread = smoothing * logits.size(1) / max(logits.size(1) - 1, 1)  # torch's share includes the label itself
     each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=min(spread, 1.0))
     return (each if weights is None else each * weights[labels]).sum()
@@ -127,7 +128,7 @@ class Span(_Framed):
         return Batch(counts={"windows": len(examples)}, labels=labels, **self.layout.inputs(examples, multiple))
 
     def logits(self, model: Transformer, batch: Batch) -> Tensor:
-        """(B, T, 2), -inf on padding."""
+        """Returns logits (B, T, 2), -inf on padding."""
         logits = self.layout.logits(model, batch)
         return logits if batch.keep is None else logits.masked_fill(~batch.keep[..., None], float("-inf"))
 

@@ -78,7 +78,8 @@ class SpanFinder(Task):
         return config.model_copy(update={"no_answer": self.threshold is not None})
 
     def examples(self, table: Table) -> list[dict[str, Any]]:
-        """Of a question that leaves no room for a text there is no window: it is counted, and never answered."""
+        """Returns the windows of each question. One that leaves no room for a text has none: it is counted, and never
+        answered."""
         windows = [self._windows(i, row) for i, row in enumerate(table.rows)]
         unread = [place for place, some in zip(table.places, windows, strict=True) if not some]
         golds = [(row.get("answers"), some) for row, some in zip(table.rows, windows, strict=True) if some]
@@ -102,11 +103,11 @@ class SpanFinder(Task):
         return f"too long a question leaves no room for a text in {self.max_length} tokens (data.max_length)"
 
     def _reaches(self, window: dict[str, Any]) -> bool:
-        """Whether an answer lies in the window and is short enough to be found."""
+        """Returns whether an answer lies in the window and is short enough to be found."""
         return any(first > 0 and last - first < self.config.max_answer for first, last in window["reached"])
 
     def _windows(self, number: int, row: dict[str, Any]) -> list[dict[str, Any]]:
-        """None of them where the question leaves no room for a text."""
+        """Yields the windows of a question; none where it leaves no room for a text."""
         backend, c = self.tokenizer.backend, self.config
         question = row["question"].strip()
         used = len(backend.encode(question, "", add_special_tokens=True).ids)
@@ -160,7 +161,7 @@ class SpanFinder(Task):
         )
 
     def fit_threshold(self, model: Transformer, table: Table) -> float:
-        """The threshold with the best F1 on these rows (the official script's `best_f1_thresh`)."""
+        """Returns the threshold with the best F1 on these rows (the official script's `best_f1_thresh`)."""
         always = SpanFinder(self.tokenizer, self.layout, self.config, self.max_length, None)
         found = always.outputs(model, table, always.examples(table))
         golds = [_golds(row) for row in table.rows]
@@ -172,7 +173,7 @@ class SpanFinder(Task):
         return answers.score_answers([_golds(row) for row in table.rows], [a.text for a in outputs], intervals)
 
     def per_row(self, table: Table, outputs: Sequence[Answer]) -> list[float]:
-        """F1."""
+        """Returns the F1 of each row."""
         return [answers.best_of(_golds(row), a.text)[1] for row, a in zip(table.rows, outputs, strict=True)]
 
     def say(self, output: Answer) -> dict[str, Any]:
@@ -186,7 +187,8 @@ def _golds(row: dict[str, Any]) -> list[str]:
 
 
 def _span(golds: list[dict[str, Any]], offsets: np.ndarray, inside: np.ndarray) -> tuple[int, int]:
-    """First and last token of the first answer that lies in the window as a whole; (0, 0), [CLS], for none."""
+    """Returns the first and last token of the first answer that lies in the window as a whole; (0, 0), [CLS], for
+    none."""
     for gold in golds:
         start, end = gold["start"], gold["start"] + len(gold["text"])
         held = np.flatnonzero(inside & (offsets[:, 0] < end) & (offsets[:, 1] > start))
@@ -196,8 +198,8 @@ def _span(golds: list[dict[str, Any]], offsets: np.ndarray, inside: np.ndarray) 
 
 
 def best_span(logits: np.ndarray, inside: np.ndarray, longest: int) -> Found:
-    """The span with the largest start plus end, of at most `longest` tokens, all of the context. Exact, where the usual
-    n-best lists are not: for every end the largest start of the last `longest` tokens.
+    """Returns the span with the largest start plus end, of at most `longest` tokens, all of the context. It is exact,
+    where the usual n-best lists are not: for every end it takes the largest start of the last `longest` tokens.
 
     logits: (T, 2); inside: (T,) bool."""
     start, end = (np.where(inside, logits[:, k], -np.inf) for k in (0, 1))
@@ -210,8 +212,8 @@ def best_span(logits: np.ndarray, inside: np.ndarray, longest: int) -> Found:
 
 
 def _better(one: Answer | None, other: Answer) -> Answer:
-    """Of two windows: the better span, and the smaller score for no answer, as in run_squad: a window without the
-    answer is sure that there is none."""
+    """Returns the better span of two windows, and the smaller score for no answer, as in run_squad: a window without
+    the answer is sure that there is none."""
     if one is None:
         return other
     best = other if other.score > one.score else one

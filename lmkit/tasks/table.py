@@ -25,8 +25,8 @@ TASKS: dict[str, type[Task]] = {
 
 
 def task_of(model: str | Path, named: str | None = None) -> TaskConfig | None:
-    """named: the user's word for it. None where the model solves no task of fine-tuning. Raises UserError for a task
-    the model's head is not for."""
+    """Returns the section of a model's task, None where it solves no task of fine-tuning. named: the user's word for
+    it. Raises UserError for a task the model's head is not for."""
     seeds = seeds_of(model)
     folder, settings = model_folder(seeds[0] if seeds else model), settings_of(model)
     config, head = config_and_head(folder)
@@ -43,8 +43,8 @@ def task_of(model: str | Path, named: str | None = None) -> TaskConfig | None:
 
 
 def load_all(model: str, task: TaskConfig, allow_pickle: bool = False) -> list[Pretrained]:
-    """The model, or that of each seed of a run, to be asked together. Raises UserError where what they say has no
-    mean, or some are still to be trained."""
+    """Returns the model, or that of each seed of a run, to be asked together. Raises UserError where what they say has
+    no mean, or some are still to be trained."""
     seeds = seeds_of(model)
     if not seeds:
         return [load(model, allow_pickle)]
@@ -62,7 +62,7 @@ def load_all(model: str, task: TaskConfig, allow_pickle: bool = False) -> list[P
 
 
 def trained_task(model: str | Path, loaded: Pretrained, config: TaskConfig) -> Task:
-    """What the model was fine-tuned for. Raises UserError for tasks without scores of their own."""
+    """Returns the task that the model was fine-tuned for. Raises UserError for tasks without scores of their own."""
     if config.name not in TASKS:
         raise UserError(
             f"{model}: {config.name} has no scores but perplexity\n  → `lmkit eval` without --task gives its perplexity"

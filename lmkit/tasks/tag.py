@@ -23,7 +23,7 @@ from lmkit.text.tokenizer import Framed, Tokenizer, frame_texts
 
 
 def tags_of(table: Table) -> tuple[str, ...]:
-    """All tags there are; O, outside of everything, first."""
+    """Returns all tags that there are, with O, outside of everything, first."""
     return tuple(sorted({tag for row in table.rows for tag in row["tags"]}, key=lambda tag: (tag != "O", tag)))
 
 
@@ -73,13 +73,14 @@ class Tagger(Task):
         return out
 
     def _number(self, tag: str) -> int | None:
-        """The place of a tag; None of one that is unknown. A model whose tags are I- alone has no B- to begin with."""
+        """Returns the number of a tag; None for one that is unknown. A model whose tags are I- alone has no B- to begin
+        with."""
         return self.places.get(tag, self.places.get(f"I{tag[1:]}") if self.written == "iob1" else None)
 
     def outputs(
         self, model: Transformer, table: Table, examples: Sequence[dict], quick: bool = False
     ) -> list[list[str]]:
-        """The tag of each word."""
+        """Returns the tag of each word."""
 
         def compute(batch: Batch) -> list[np.ndarray]:
             return list(self.layout.logits(model, batch).argmax(-1).cpu().numpy())
@@ -95,12 +96,12 @@ class Tagger(Task):
         return tagging.score_tags(self._gold(table), outputs, intervals, self.labels)
 
     def _gold(self, table: Table) -> list[list[str]]:
-        """The tags of the rows, in the model's spelling where it has one."""
+        """Returns the tags of the rows, in the model's spelling where it has one."""
         numbered = [[(tag, self._number(tag)) for tag in row["tags"]] for row in table.rows]
         return [[tag if i is None else self.labels[i] for tag, i in row] for row in numbered]
 
     def per_row(self, table: Table, outputs: Sequence[list[str]]) -> list[float]:
-        """The share of words that are right."""
+        """Returns the share of words that are right, for each row."""
         pairs = zip(self._gold(table), outputs, strict=True)
         return [float(np.mean([a == b for a, b in zip(gold, said, strict=True)])) for gold, said in pairs]
 
@@ -109,8 +110,8 @@ class Tagger(Task):
 
 
 def first_tokens(words: list[str], framed: Framed) -> list[int | None]:
-    """The place of the first token that holds a character of each word, in words joined by spaces; None for words that
-    were cut off, or that the tokenizer drops."""
+    """Returns the place of the first token that holds a character of each word, in words joined by spaces; None for
+    words that were cut off, or that the tokenizer drops."""
     owner = np.full(sum(map(len, words)) + len(words), -1)  # the word each character is of
     start = 0
     for number, word in enumerate(words):

@@ -43,13 +43,13 @@ class Reading:
 
     @classmethod
     def of(cls, loaded: Pretrained, settings: TaskSettings | None) -> Self:
-        """Of a trained model."""
+        """Returns the reading of a trained model."""
         start = loaded.decoder_start if loaded.config.stacks == "encoder_decoder" else None
         most = settings.max_length if settings else 0
         return cls(loaded.needs_tokenizer(), loaded.config, most, start, loaded.folder)
 
     def length(self, default: int) -> int:
-        """Tokens that a row is cut to."""
+        """The number of tokens that a row is cut to."""
         return min(self.max_length or default, self.model.context)
 
     @property
@@ -91,22 +91,24 @@ class Task(ABC):
 
     @abstractmethod
     def examples(self, table: Table) -> list[dict[str, Any]]:
-        """Of every row one or more: what the task collates, `row` (its number) and `cut` (the text was longer)."""
+        """Returns one or more examples for every row: what the task collates, `row` (its number) and `cut` (the text
+        was longer)."""
 
     @abstractmethod
     def outputs(self, model: Transformer, table: Table, examples: Sequence[dict], quick: bool = False) -> list[Any]:
-        """One a row of the table. quick: as an evaluation in training wants them, where there is a difference."""
+        """Returns an output for each row of the table. quick: as an evaluation in training wants them, where there is a
+        difference."""
 
     @abstractmethod
     def scores(self, table: Table, outputs: Sequence[Any], intervals: bool) -> dict[str, Estimate]: ...
 
     @abstractmethod
     def per_row(self, table: Table, outputs: Sequence[Any]) -> list[float]:
-        """How good each output is, in [0, 1]: for paired tests."""
+        """Returns how good each output is, in [0, 1], for paired tests."""
 
     @abstractmethod
     def say(self, output: Any) -> dict[str, Any]:
-        """An output as JSON."""
+        """Returns an output as JSON."""
 
     # ---- what only some tasks have
 
@@ -130,49 +132,50 @@ class Task(ABC):
         return held_out
 
     def read_as(self) -> tuple[str, frozenset[str]]:
-        """The kind of the labels in rows for this task, and the labels that the model knows."""
+        """Returns the kind of the labels in rows for this task, and the labels that the model knows."""
         return "auto", frozenset()
 
     def known_rows(self, table: Table) -> Table:
-        """The rows that the model can be right on; the others are counted."""
+        """Returns the rows that the model can be right on, and counts the others."""
         return table
 
     def settled(self, config: Any) -> Any:
-        """The task's section with what the training rows say where it leaves that open."""
+        """Returns the task's section, with what the training rows say where it leaves that open."""
         return config
 
     def config_json(self) -> dict[str, Any]:
-        """What config.json says of the task."""
+        """Returns what config.json says of the task."""
         return {}
 
     def generation_config(self) -> dict[str, Any]:
-        """What generation_config.json says of the task; empty where it writes no texts of its own kind."""
+        """Returns what generation_config.json says of the task; empty where it writes no texts of its own kind."""
         return {}
 
     def fit(self, model: Transformer, table: Table) -> tuple[dict[str, Any], str]:
-        """What is chosen on held-out rows once the model is trained, and a message that tells it."""
+        """Returns what is chosen on held-out rows once the model is trained, and a message that tells it."""
         return {}, ""
 
     def baselines(self, train: Table, held_out: Table) -> dict[str, dict[str, Estimate]]:
-        """Scores of simpler answers to the same task, by their names."""
+        """Returns the scores of simpler answers to the same task, by their names."""
         return {}
 
     def stated(self) -> list[str]:
-        """What the scores depend on."""
+        """Returns what the scores depend on."""
         return []
 
     def details(self, table: Table, outputs: Sequence[Any]) -> list[str]:
-        """What is shown below the scores of one model."""
+        """Returns what is shown below the scores of one model."""
         return []
 
     def compare(self, other: Self, table: Table, ours: Sequence[Any], theirs: Sequence[Any]) -> paired.Comparison:
-        """Whether the outputs of another model of this task differ in more than chance: the mean over rows."""
+        """Tells whether the outputs of another model of this task differ by more than chance, in the mean over rows."""
         one, two = (np.array(task.per_row(table, o)) for task, o in ((self, ours), (other, theirs)))
         return paired.paired(one, two)
 
 
 def unknown_tokens(tokenizer: Tokenizer, rows: Sequence[dict], writes: bool) -> list[str]:
-    """How much of the texts the vocabulary cannot spell, a line each for what is read and what is to be written.
+    """Returns how much of the texts the vocabulary cannot spell, a line each for what is read and what is to be
+    written.
 
     writes: what examples learn are tokens too."""
     framing = {tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.sep_id}
@@ -201,8 +204,8 @@ def in_batches(
     compute: Callable[[Batch], Iterable[T]],
     quick: bool,
 ) -> list[T]:
-    """`compute` of every example, in order; rows of like length go through the model together, in eval mode. Progress
-    is shown unless `quick`, in the midst of training, which has its own."""
+    """Yields `compute` of every example, in order; rows of like length go through the model together, in eval mode.
+    Progress is shown unless `quick`, in the midst of training, which has its own."""
     device = model.embedding.weight.device
     found: dict[int, T] = {}
     lengths = [objective.length(example) for example in examples]
@@ -218,7 +221,7 @@ def in_batches(
 
 
 def texts(table: Table) -> Iterator[str]:
-    """All text there is, for training a tokenizer."""
+    """Yields all texts of a table, for training a tokenizer."""
     for row in table.rows:
         for value in row.values():
             if isinstance(value, str):
@@ -232,7 +235,7 @@ MOST_CLASSES = 12  # of a confusion matrix, and of a table of classes
 
 
 def score_table(title: str, columns: Mapping[str, Mapping[str, Estimate]], rows: int) -> str:
-    """One row a score, one column a system: value and 95% interval."""
+    """Returns a table with a row for each score and a column for each system: value and 95% interval."""
     grid = Grid("", *map(escape, columns), title=escape(title), caption=f"{rows:,} rows; 95% intervals over rows")
     for name in dict.fromkeys(name for scores in columns.values() for name in scores):
         grid.add_row(name.replace("_", " "), *(_said(scores.get(name)) for scores in columns.values()))
@@ -246,7 +249,8 @@ def _said(e: Estimate | None) -> str:
 
 
 def _drawn(grid: Grid) -> str:
-    """The lines of a table, in the colours and the width of a terminal; elsewhere plain and as wide as it is."""
+    """Returns the lines of a table, in the colours and the width of a terminal; elsewhere plain and as wide as it
+    is."""
     console = Console()
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
@@ -256,8 +260,8 @@ def _drawn(grid: Grid) -> str:
 
 
 def confusion_table(labels: Sequence[str], gold: np.ndarray, predicted: np.ndarray) -> str:
-    """Gold classes in rows, predicted ones in columns, with precision, recall and F1 of each. gold, predicted: (rows,)
-    numbers of labels."""
+    """Returns a table with gold classes in rows, predicted ones in columns, and precision, recall and F1 of each. gold,
+    predicted: (rows,) numbers of labels."""
     names = [escape(label) for label in labels]
     grid = Grid("gold \\ predicted", *names, "precision", "recall", "f1", "rows")
     matrix = classification.confusion(gold, predicted, len(labels))
@@ -272,7 +276,8 @@ def scores_as_json(scores: Mapping[str, Estimate]) -> dict[str, Any]:
 
 
 def seeds_line(found: Sequence[Mapping[str, Mapping[str, float]]]) -> str:
-    """Mean and spread of several runs' scores. found: of each run, its scores as `scores_as_json` gives them."""
+    """Returns mean and spread of several runs' scores. found: of each run, its scores as `scores_as_json` gives
+    them."""
     lines = [f"{len(found)} seeds: mean, standard deviation, each"]
     for name in found[0]:
         values = np.array([scores[name]["value"] for scores in found])

@@ -100,8 +100,8 @@ class Writer(Task):
         return dict(zip(("source", "target"), framed, strict=True)) | {"cut": cut}
 
     def _row(self, source: list[int], target: list[int], before: list[int], end: list[int]) -> dict[str, Any]:
-        """One row; what is too long loses the beginning of its prompt, and of its target what half a row has no room
-        for."""
+        """Returns one row; what is too long loses the beginning of its prompt, and of its target what half a row has no
+        room for."""
         room = self.max_length - len(before) - len(end)
         keep = target[: max(room // 2, room - len(source))]
         read = source[max(0, len(source) - (room - len(keep))) :]
@@ -111,7 +111,7 @@ class Writer(Task):
         return {"tokens": tokens, "labels": labels, "cut": len(read) < len(source) or len(keep) < len(target)}
 
     def outputs(self, model: Transformer, table: Table, examples: Sequence[dict], quick: bool = False) -> list[str]:
-        """quick: greedy, as an evaluation in training does."""
+        """Returns a text for each row. quick: greedy, as an evaluation in training does."""
         c, (before, after), most = self.config, self.tokenizer.document_frame, self.most_tokens
         room = self.max_length - (0 if self.opening else most)
         frame = after if self.opening else []
@@ -129,22 +129,23 @@ class Writer(Task):
 
     @property
     def most_tokens(self) -> int:
-        """Of a text that is written: as many as there are positions, beside a prompt in the same row half of it."""
+        """Returns how many tokens a text may have: as many as there are positions, or half of a row that also holds the
+        prompt."""
         most = self.config.max_new_tokens
         if not self.opening:
             return min(most, self.max_length // 2)
         return most if self.model.positions == "relative" else min(most, self.model.context)
 
     def generation_config(self) -> dict[str, Any]:
-        """How texts are written, in the words of transformers, whose `generate` then writes the same. It has no name
-        for another length penalty than `average`."""
+        """Returns how texts are written, in the words of transformers, whose `generate` then writes the same. It has no
+        name for another length penalty than `average`."""
         c = self.config
         settings: dict[str, Any] = {"do_sample": False, "num_beams": c.beam, "max_new_tokens": self.most_tokens}
         settings |= {"forced_eos_token_id": None}  # which BART's config.json has, and training does not know
         return settings | ({"length_penalty": c.length_penalty.alpha} if c.length_penalty.kind == "average" else {})
 
     def stated(self) -> list[str]:
-        """How the texts were searched for."""
+        """Returns how the texts were searched for."""
         c, penalty = self.config, self.config.length_penalty
         search = (
             "greedy" if c.beam == 1 else f"beam of {c.beam}, length penalty {penalty.kind}, alpha {penalty.alpha:g}"
@@ -163,16 +164,16 @@ class Translator(Writer):
         return writing.score_texts(outputs, _references(table), self.config.tokenize, intervals)[0]
 
     def stated(self) -> list[str]:
-        """Also sacrebleu's signatures."""
+        """Returns sacrebleu's signatures as well."""
         signatures = writing.score_texts(["a"], ["a"], self.config.tokenize, False)[1]
         return [*(f"{name}  {signature}" for name, signature in signatures.items()), *super().stated()]
 
     def per_row(self, table: Table, outputs: Sequence[str]) -> list[float]:
-        """Sentence chrF."""
+        """Returns the chrF of each sentence."""
         return [writing.sentence_chrf(a, b) / 100 for a, b in zip(outputs, _references(table), strict=True)]
 
     def compare(self, other: Self, table: Table, ours: Sequence[str], theirs: Sequence[str]) -> paired.Comparison:
-        """BLEU is of the corpus."""
+        """Compares by the BLEU of the corpus."""
         return paired.paired_bleu(ours, theirs, _references(table), self.config.tokenize)
 
 
@@ -183,7 +184,7 @@ class Summarizer(Writer):
         return writing.rouge(outputs, _references(table), intervals)
 
     def per_row(self, table: Table, outputs: Sequence[str]) -> list[float]:
-        """ROUGE-L."""
+        """Returns the ROUGE-L of each row."""
         pairs = zip(outputs, _references(table), strict=True)
         return [writing.rouge([a], [b], False)["rougeL"].value for a, b in pairs]
 
@@ -193,7 +194,8 @@ def _references(table: Table) -> list[str]:
 
 
 def _as_configured(task: WriterConfig, loaded: Pretrained) -> WriterConfig:
-    """How generation_config.json of a folder that is no run says that texts are written; what it leaves open stays."""
+    """Returns the section with how generation_config.json of a folder that is no run says that texts are written; what
+    that leaves open stays."""
     settings = loaded.writing_settings
     longest = settings.get("max_new_tokens")
     if longest is None and loaded.opening and isinstance(settings.get("max_length"), int):

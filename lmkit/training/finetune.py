@@ -51,7 +51,7 @@ from lmkit.training.job import (
 
 @dataclass
 class Finetuning:
-    """A job with what it is scored by."""
+    """A job of fine-tuning, with what it is scored by."""
 
     job: Job
     task: Task
@@ -64,15 +64,15 @@ class Finetuning:
     settings: TaskSettings  # which every checkpoint holds
 
     def rendered(self, number: int = 2) -> list[list[MarkedText]]:
-        """The first examples as the model reads them."""
+        """Returns the first examples as the model reads them."""
         tokenizer, rows = self.job.tokenizer, self.job.work.rows
         shown = [rows[i] for i in range(min(number, len(rows)))]
         return [render(e, tokenizer, self.train.rows[e["row"]] if "row" in e else {}) for e in shown]
 
 
 def render(example: dict[str, Any], tokenizer: Tokenizer, row: dict[str, Any], most: int = 60) -> list[MarkedText]:
-    """An example in pieces, each with whether it is learnt: at most `most` tokens of what is read and of what is to be
-    said. row: of the table, where labels have names."""
+    """Returns an example in pieces, each with whether it is learnt: at most `most` tokens of what is read and of what
+    is to be said. row: its row of the table, where labels have names."""
     read = lambda ids: repr(tokenizer.decode([int(i) for i in ids], skip_special=False))[1:-1]
     if "tags" in row:
         tagged = zip(row["words"][:most], row["tags"], strict=False)
@@ -94,7 +94,8 @@ def render(example: dict[str, Any], tokenizer: Tokenizer, row: dict[str, Any], m
 def build_finetuning(
     recipe: FinetuneRecipe, train: Table, held_out: Table, folder: Path, world: World = ALONE
 ) -> Finetuning:
-    """folder: where the tokenizer is kept, in `tokenizer`. Raises UserError, DataError and ModelError."""
+    """Builds the job of fine-tuning. folder: where the tokenizer is kept, in `tokenizer`. Raises UserError, DataError
+    and ModelError."""
     source, before, tokenizer = _start(recipe, train, folder)
     start = starts(before.family, tokenizer)[0] if before.stacks == "encoder_decoder" else None
     reading = Reading(tokenizer, before, recipe.data.max_length, start, folder / "tokenizer")
@@ -163,7 +164,7 @@ def adapt(model: Transformer, recipe: FinetuneRecipe, base: str) -> Adapter | No
 
 
 def _start(recipe: FinetuneRecipe, train: Table, folder: Path) -> tuple[Transformer | None, ModelConfig, Tokenizer]:
-    """The model to start from, None for a new one, its axes, and its tokenizer, which is written to the run."""
+    """Returns the model to start from, None for a new one, its axes, and its tokenizer, which is written to the run."""
     kept, task = folder / "tokenizer", TASKS[recipe.task.name]
     if isinstance(recipe.model, str):
         origin = model_folder(recipe.model)
@@ -195,8 +196,8 @@ def _start(recipe: FinetuneRecipe, train: Table, folder: Path) -> tuple[Transfor
 
 
 def _with_head(source: Transformer | None, before: ModelConfig, task: Task, seed: int) -> tuple[Transformer, list[str]]:
-    """A model with the head the task needs, and the names of its parameters that are new. Of the start's own head each
-    label's part is taken over by its name; a head for other labels is a new one.
+    """Returns a model with the head that the task needs, and the names of its new parameters. Each label's part of the
+    start's own head is taken over by its name; a head for other labels is new.
 
     Raises ModelError for a family that has none."""
     if task.head not in before.table.heads:
@@ -226,7 +227,8 @@ def _listed(labels: tuple[str, ...], most: int = 6) -> str:
 
 
 def _batch_rows(batch: str, mean_tokens: float, rows: int, packed: bool) -> int:
-    """Rows an optimizer step. Raises DataError where there are fewer, unless it was left to us how many there are."""
+    """Returns the rows of an optimizer step. Raises DataError where there are fewer, unless the recipe leaves their
+    number open."""
     number, unit = units.split_quantity(batch)
     wanted = max(1, round(number / mean_tokens)) if unit == "token" else int(number)
     if wanted > rows and (packed or unit == "token"):  # nobody chose how many rows there are
@@ -238,7 +240,7 @@ def _batch_rows(batch: str, mean_tokens: float, rows: int, packed: bool) -> int:
 
 
 def describe_finetuning(f: Finetuning) -> list[str]:
-    """What was inferred, a line each."""
+    """Returns what was inferred, a line each."""
     job, train = f.job, f.job.recipe.train
     total = sum(p.numel() for p in job.model.parameters())
     trained = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
@@ -259,8 +261,8 @@ MOST_TOKENS = 1024  # of a row, unless `data.max_length` says otherwise
 
 
 def build_continued(recipe: FinetuneRecipe, folder: Path, world: World) -> tuple[Job, TokenStore]:
-    """folder: where what checkpoints hold beside the weights is kept, in `tokenizer`. Raises ModelError for a model
-    that predicts no words, and what `build_pretraining` raises."""
+    """Builds the job of continued pretraining. folder: where what checkpoints hold beside the weights is kept, in
+    `tokenizer`. Raises ModelError for a model that predicts no words, and what `build_pretraining` raises."""
     assert isinstance(recipe.model, str), "`task: lm` from scratch is `lmkit pretrain`"
     loaded = load(recipe.model, device="cpu")
     origin, model = loaded.folder, loaded.model
@@ -296,7 +298,8 @@ def build_continued(recipe: FinetuneRecipe, folder: Path, world: World) -> tuple
 
 
 def _as_pretraining(recipe: FinetuneRecipe, model: ModelSection, data: DataConfig) -> Recipe:
-    """The recipe of pretraining that reads and scores the same way. Rows fill the context; a batch is whole rows."""
+    """Returns the recipe of pretraining that reads and scores the same way. Rows fill the context; a batch is whole
+    rows."""
     context = min(model.context, recipe.data.max_length or MOST_TOKENS)
     number, unit = split_quantity(recipe.train.batch)
     rows = max(1, round(number / context)) if unit == "token" else int(number)

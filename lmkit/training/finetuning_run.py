@@ -34,7 +34,7 @@ from lmkit.training.run_shell import Prepared, execute, keep_average, meet
 
 
 def start(recipe: FinetuneRecipe, name: str, out: Path | None) -> int:
-    """Train from the beginning, once for each seed. Returns the exit code."""
+    """Trains from the beginning, once for each seed. Returns the exit code."""
     world = meet(recipe)
     path = world.agree(fresh_path(out, name, "finetune"))
     if recipe.seeds == 1:
@@ -46,7 +46,7 @@ def start(recipe: FinetuneRecipe, name: str, out: Path | None) -> int:
 
 
 def resume(path: Path) -> int:
-    """Go on with a run, or several seeds' runs, where the newest whole checkpoint stands. Returns the exit code."""
+    """Goes on with a run, or several seeds' runs, where the newest whole checkpoint stands. Returns the exit code."""
     path = find_run(path)
     tree, lines = recipe_file.read_tree(path / "recipe.yaml")
     if not is_finetuning(tree):
@@ -56,7 +56,7 @@ def resume(path: Path) -> int:
 
 
 def _seeds(recipe: FinetuneRecipe, path: Path, latest: Path | None = None) -> int:
-    """A run for each seed that has none yet, then their mean and spread. latest: as for `_run`."""
+    """Makes a run for each seed that has none yet, then prints their mean and spread. latest: as for `_run`."""
     found, world = [], meet(recipe)
     for seed in range(recipe.train.seed, recipe.train.seed + recipe.seeds):
         folder, train = path / f"seed-{seed}", recipe.train.model_copy(update={"seed": seed})
@@ -80,7 +80,8 @@ def _seeds(recipe: FinetuneRecipe, path: Path, latest: Path | None = None) -> in
 
 
 def _seed_scores(folder: Path) -> dict[str, Any] | None:
-    """Of the run of one seed; None where there are none yet, or their file is damaged, which is said."""
+    """Returns the scores of the run of one seed; None where there are none yet, or their file is damaged, which is
+    said."""
     file = folder / "scores.json"
     try:
         return dict(json.loads(file.read_text(encoding="utf-8"))["scores"])
@@ -92,7 +93,7 @@ def _seed_scores(folder: Path) -> dict[str, Any] | None:
 
 
 def tables(recipe: FinetuneRecipe) -> tuple[Table, Table]:
-    """What is learnt from and what is held out. Raises DataError."""
+    """Returns the rows to learn from and the rows held out. Raises DataError."""
     data, task = recipe.data, recipe.task.name
     train = _read(data.train, recipe)
     if isinstance(data.validation, float | int):
@@ -106,7 +107,7 @@ def tables(recipe: FinetuneRecipe) -> tuple[Table, Table]:
 
 
 def _read(sources: str | list[str], recipe: FinetuneRecipe, kind: str = "") -> Table:
-    """kind: of the labels of the training rows, where they are read already."""
+    """Reads a table, and tells what was read. kind: of the labels of the training rows, where they are read already."""
     named = [sources] if isinstance(sources, str) else sources
     table = read_table(named, recipe.task.name, recipe.data, kind=kind or getattr(recipe.task, "kind", "auto"))
     for line in table.described(named):
@@ -115,7 +116,7 @@ def _read(sources: str | list[str], recipe: FinetuneRecipe, kind: str = "") -> T
 
 
 def _run(recipe: FinetuneRecipe, path: Path, latest: Path | None = None, goes_on: bool = False) -> int:
-    """latest: what `runs/latest` is to name once the run has begun; None: as it was."""
+    """Makes one run. latest: what `runs/latest` is to name once the run has begun; None leaves it as it was."""
     if not recipe.task.in_steps:
         return answer_fitting.fit_answering(recipe, path, latest)
     prepare = _prepare if recipe.task.name in TASKS else _continued
@@ -136,7 +137,7 @@ def _prepare(recipe: FinetuneRecipe, world: World, run: Run) -> Prepared:
 
 
 def _introduce(f: Finetuning) -> None:
-    """What became of the rows, and the first of them as the model reads them."""
+    """Tells what became of the rows, and shows the first of them as the model reads them."""
     tokenizer = f.job.tokenizer
     lines = report(f.train, f.held_out, f.job.recipe.task.name, f.lengths, f.task.max_length, f.cut)
     lines += unknown_tokens(tokenizer, f.learnt, f.task.head == "lm")
@@ -148,12 +149,13 @@ def _introduce(f: Finetuning) -> None:
 
 
 def _base(recipe: FinetuneRecipe) -> dict[str, str]:
-    """Fingerprint of the weights under adapters, which checkpoints do not hold."""
+    """Returns the fingerprint of the weights under adapters, which checkpoints do not hold."""
     return {"model": ", ".join(str(entry["sha256"]) for entry in of_model(recipe))} if recipe.lora else {}
 
 
 def _copy_of_tokenizer(path: Path) -> Path:
-    """A folder of its own for each process but the first, which would otherwise read what that one is writing."""
+    """Returns a folder of its own for each process but the first, which would otherwise read what the first is
+    writing."""
     kept = Path(tempfile.mkdtemp(prefix="lmkit-"))
     atexit.register(shutil.rmtree, kept, ignore_errors=True)
     if (path / "tokenizer").is_dir():
@@ -162,8 +164,8 @@ def _copy_of_tokenizer(path: Path) -> Path:
 
 
 def _pictures(recipe: FinetuneRecipe, train: Table, held_out: Table, folder: Path) -> tuple[Table, Table]:
-    """Images as texts, in the model's own words; of a new model in words learnt here, whose tokenizer goes to `folder`.
-    Raises ModelError for a model that knows none."""
+    """Returns tables with images as texts, in the model's own words; for a new model in words learnt here, whose
+    tokenizer goes to `folder`. Raises ModelError for a model that knows none."""
     if isinstance(recipe.model, str):
         palette = load_palette(model_folder(recipe.model))
         if palette is None:
@@ -179,7 +181,7 @@ def _pictures(recipe: FinetuneRecipe, train: Table, held_out: Table, folder: Pat
 
 
 def _continued(recipe: FinetuneRecipe, world: World, run: Run) -> Prepared:
-    """`task: lm`. What the model knew before is said beside what it knows after."""
+    """Prepares continued pretraining, `task: lm`. What the model knew before is told beside what it knows after."""
     job, store = build_continued(recipe, run.path, world)
 
     def introduce() -> None:
@@ -206,7 +208,7 @@ def _tell_continued(job: Job, run: Run, seconds: float) -> None:
 
 
 def _tell(f: Finetuning, run: Run, seconds: float) -> None:
-    """Of training that has ended: the scores of its model, and what to do with it."""
+    """Tells of training that has ended: the scores of its model, and what to do with it."""
     job = f.job
     keep_average(job, run)
     state = job.state
@@ -223,7 +225,8 @@ def _tell(f: Finetuning, run: Run, seconds: float) -> None:
 
 
 def _scores(f: Finetuning, folder: Path, run: Run) -> None:
-    """Of the model to use, which lies in `folder`, on all rows held out, beside the baselines; kept in scores.json."""
+    """Scores the model to use, which lies in `folder`, on all rows held out, beside the baselines. Writes
+    scores.json."""
     task, table, model = f.task, f.held_out, load(folder).model
     outputs = task.outputs(model, table, task.examples(table))
     columns = {"model": task.scores(table, outputs, True)} | task.baselines(f.train, table)

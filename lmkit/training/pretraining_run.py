@@ -99,7 +99,8 @@ def _tell(job: Job, run: Run, seconds: float) -> None:
     print(f"done in {show_seconds(seconds)}: {state.step} steps, {show_count(state.tokens)} tokens{skipped}{best}")
     folder = "best" if (run.path / "best").exists() else "latest"
     print(f"  model  {run.path}/{folder}   (a Hugging Face folder)")
-    print(f"  next   lmkit generate {shlex.quote(str(run.path))} {_prompt(job)}")
+    verb = "fill" if job.model.config.stacks == "encoder" else "generate"
+    print(f"  next   lmkit {verb} {shlex.quote(str(run.path))} {_prompt(job)}")
 
 
 def _figure(best: dict[str, float]) -> str:
