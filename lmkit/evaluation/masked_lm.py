@@ -83,32 +83,10 @@ def evaluate_masked_lm(
     return scores
 
 
-def pseudo_log_likelihood(
-    model: Transformer, tokenizer: Tokenizer, texts: Sequence[str], batch_tokens: int = BATCH_TOKENS
-) -> list[list[float]]:
-    """Returns the log-probability (nats, at most 0) of every token of every text; their sum over a text is its
-    pseudo-log-likelihood.
-
-    Tokens are those of `tokenizer.encode`; [CLS] and [SEP] around them are not scored. model: an encoder that predicts
-    words, in eval mode. A text longer than the context is cut into windows that do not see each other. Raises UserError
-    for a tokenizer that does not show where words begin, and ModelError for one without a mask and for
-    log-probabilities that are not finite."""
-    v, room = maskable_words(model, tokenizer), model.config.context - 2
-    texts_ids = [np.array(ids, np.int64) for ids in tokenizer.encode_batch(texts)]
-    origins = [(n, begin) for n, ids in enumerate(texts_ids) for begin in range(0, len(ids), room)]
-    windows = [texts_ids[n][begin : begin + room] for n, begin in origins]
-    out = [[0.0] * len(ids) for ids in texts_ids]
-    for window, place, value in token_log_probs(model, v, windows, batch_tokens):
-        text, begin = origins[window]
-        out[text][begin + place] = value
-    check_losses([sum(values) for values in out])
-    return out
-
-
 def maskable_words(model: Transformer, tokenizer: Tokenizer) -> MaskableVocabulary:
     """Returns what masking of whole words needs to know of the tokenizer.
 
-    Raises UserError and ModelError as `pseudo_log_likelihood` does."""
+    Raises UserError for a tokenizer that does not show where words begin, and ModelError for one without a mask."""
     try:
         v = vocabulary(tokenizer, whole_word=True)
     except UserError as e:
@@ -189,7 +167,8 @@ def score_sample(
     """Returns the sums of minus the log-probabilities of tokens, for each document in the sample.
 
     The perplexity of the returned tally is the pseudo-perplexity, exp(-PLL / tokens). told: is called with the number
-    of tokens that are done. Raises what `pseudo_log_likelihood` raises."""
+    of tokens that are done. Raises what `maskable_words` raises, and ModelError for log-probabilities that are not
+    finite."""
     tally, numbers, windows = Tally(), dict[int, int](), sample.windows
     for document in dict.fromkeys(document for document, _ in windows):
         numbers[document] = tally.open()

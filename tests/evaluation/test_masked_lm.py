@@ -10,13 +10,14 @@ import torch
 import lmkit
 from lmkit.base.errors import DataError, ModelError, UserError
 from lmkit.base.order import rng_for
-from lmkit.evaluation.masked_lm import evaluate_masked_lm, pseudo_log_likelihood
+from lmkit.evaluation.masked_lm import evaluate_masked_lm
 from lmkit.model.loss import IGNORE
 from lmkit.objectives.noise.masking import choose_masked, corrupt_tokens
 from lmkit.ops import text_scores as command
 from lmkit.recipe.objectives import MaskedLMConfig
 from lmkit.text.pieces import ordinary_ids
 from tests.evaluation.folders import folder
+from tests.evaluation.pseudo import pseudo_log_likelihood
 
 TEXTS = ["the unbelievable dog. " * 9, "yes!", "an old hill is over there. Größe.", "a"]
 

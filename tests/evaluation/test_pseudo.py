@@ -7,10 +7,11 @@ import transformers as hf
 
 import lmkit
 from lmkit.base.errors import ModelError, UserError
-from lmkit.evaluation.masked_lm import Sample, maskable_words, masked_row, pseudo_log_likelihood, score_sample
+from lmkit.evaluation.masked_lm import Sample, maskable_words, masked_row, score_sample
 from lmkit.text.special import Special
 from lmkit.text.tokenizer import Tokenizer
 from tests.evaluation.folders import folder, tokenizer
+from tests.evaluation.pseudo import pseudo_log_likelihood
 from tests.generation import folders as byte_level
 from tests.model.families import ours, reference
 
