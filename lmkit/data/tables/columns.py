@@ -77,8 +77,9 @@ def _not_utf8(where: str, column: str) -> DataError:
 
 
 def _candidates(role: Role, columns: list[str]) -> list[str]:
-    found = list(dict.fromkeys(column for column in columns if column.strip().lower() in role.names.split()))
-    own = [column for column in found if column.strip().lower() == role.names.split()[0]]
+    names = role.names.split()
+    found = list(dict.fromkeys(column for column in columns if column.strip().lower() in names))
+    own = [column for column in found if column.strip().lower() == names[0]]
     return own if len(own) == 1 else found
 
 
