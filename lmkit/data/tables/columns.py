@@ -26,7 +26,7 @@ def check_settings(task: str, config: TableConfig) -> None:
     roles = [role for role in TABLES[task].roles if role.key]
     for key in ("text", "pair", "label", "target"):
         if getattr(config, key) is not None and key not in {role.key for role in roles}:
-            named = ", ".join(f"data.{key} ({role.noun or role.name})" for role in roles)
+            named = ", ".join(f"data.{role.key} ({role.noun or role.name})" for role in roles)
             raise UserError(f"data.{key} is set, and {task} reads no such column\n  allowed: {named}")
 
 
