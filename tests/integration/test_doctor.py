@@ -32,7 +32,7 @@ def test_the_command_checks_everything_and_its_exit_code_says_whether_something_
 
 
 def test_for_people_a_problem_stands_above_its_cure(monkeypatch, capsys):
-    for name in ("python", "cpu", "gpu", "speed", "limits"):
+    for name in ("check_python", "check_cpu", "check_gpu", "check_speed", "check_limits"):
         monkeypatch.setattr(doctor, name, list)
     monkeypatch.setattr(doctor, "check_compiler", lambda: doctor.Finding("compile", "ok", "fine"))
     monkeypatch.setattr(doctor, "check_disk", lambda: [doctor.Finding("disk", "wrong", "too small", "buy one")])
