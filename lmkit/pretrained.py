@@ -56,16 +56,16 @@ class Pretrained:
             _check_fit(tokenizer, model.config, folder)
         self.config_json = config = adapted_config(folder, base) if base else read_config(folder)
         self.generation_config = next(filter(None, map(_generation_config, self.homes)), {})
-        for said in (config, self.generation_config):
-            _check_ids(said, model.config.vocab_size, folder)
+        for settings in (config, self.generation_config):
+            _check_ids(settings, model.config.vocab_size, folder)
         ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_id", None) for role in ("bos", "eos", "pad")}
         # where there is no generation_config.json, transformers takes what older versions wrote into config.json
         old = {key: value for key, value in config.items() if key in GENERATION_KEYS}
         self.writing_settings: dict[str, Any] = self.generation_config or old
         self.special: dict[str, Any] = {k: v if config.get(k) is None else config[k] for k, v in ids.items()}
         if model.config.stacks == "encoder_decoder":
-            said = config | {k: v for k, v in self.generation_config.items() if v is not None}
-            self.special |= {key: said[key] for key in OPENING_KEYS if said.get(key) is not None}
+            settings = config | {k: v for k, v in self.generation_config.items() if v is not None}
+            self.special |= {key: settings[key] for key in OPENING_KEYS if settings.get(key) is not None}
         named = [c.get("eos_token_id") for c in (config, self.generation_config)]  # None, an id or a list of ids
         listed = {i for ends in named if ends is not None for i in (ends if isinstance(ends, list) else [ends])}
         self.eos = frozenset(listed) | (end_ids(tokenizer) if tokenizer else frozenset())

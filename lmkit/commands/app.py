@@ -17,7 +17,8 @@ class WithAliases(TyperGroup):
     """`lmkit generate MODEL --chat` and its kin mean the commands that they became."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        option = next((option for option in ALIASES if option in args), None)
+        given = {argument.partition("=")[0] for argument in args}
+        option = next((option for option in ALIASES if option in given), None)
         if args[:1] == ["generate"] and option is not None:
             say(f"generate {option} is the command `lmkit {ALIASES[option]}` now")
             args = [ALIASES[option], *(arg for arg in args[1:] if arg != "--chat")]

@@ -53,10 +53,9 @@ def finetune(
             "what is to be learnt is missing\n  allowed: classify, tag, qa, translate, summarize, chat, lm, answer\n"
             "  → --task classify, or a recipe that has one"
         )
-    said = flags(task, model, data, validation)
-    loaded = load_recipe(
-        FinetuneRecipe, path, (*said, *changes), expand_finetuning
-    )  # a mistake ends here, before torch is loaded
+    option_changes = flags(task, model, data, validation)
+    # A mistake ends here, before torch is loaded.
+    loaded = load_recipe(FinetuneRecipe, path, (*option_changes, *changes), expand_finetuning)
     name = path.stem if path else f"{loaded.task.name}-{Path(str(data[0])).name.partition('.')[0] if data else 'run'}"
     rows, unit = split_quantity(loaded.train.batch)
     launch.check(processes, max_restarts, rows if unit == "row" else None)

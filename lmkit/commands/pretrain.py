@@ -46,9 +46,8 @@ def pretrain(
         )
     changes = tuple(overrides or ())
     path = None if recipe is None else find_recipe(recipe, "pretrain")
-    given = (
-        None if path is None else load_recipe(Recipe, path, changes, expand_pretraining)
-    )  # a mistake ends here, before torch is loaded
+    # A mistake ends here, before torch is loaded.
+    given = None if path is None else load_recipe(Recipe, path, changes, expand_pretraining)
     launch.check(processes, max_restarts, given.train.batch // given.model.context if given else None)
     if launch.here(processes) and not dry_run:
         raise typer.Exit(launch.command("pretrain", processes, max_restarts, out, resume, path.stem if path else None))

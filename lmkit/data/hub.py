@@ -50,12 +50,12 @@ def _find_hub(name: str) -> None:
 def class_names(features: dict[str, Any]) -> dict[str, list[str]]:
     """Returns the class names of each column that holds classes, or lists of them. features: as `datasets` writes
     them."""
-    found = {}
+    names_by_column = {}
     for column, feature in features.items():
         feature = feature.get("feature", feature) if isinstance(feature, dict) else {}
         if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names"):
-            found[column] = feature["names"]
-    return found
+            names_by_column[column] = feature["names"]
+    return names_by_column
 
 
 def named(value: Any, names: list[str]) -> Any:

@@ -39,8 +39,8 @@ class Problems:
     def merge(self, other: "Problems") -> None:
         for kind, places in other.examples.items():
             self.counts[kind] = self.counts.get(kind, 0) + other.counts[kind]
-            mine = self.examples.setdefault(kind, [])
-            mine += places[: EXAMPLES - len(mine)]
+            own_places = self.examples.setdefault(kind, [])
+            own_places += places[: EXAMPLES - len(own_places)]
 
 
 @dataclass
@@ -130,14 +130,14 @@ class Pairing:
         if not wanted:
             return None
         candidates = [wanted + packing for packing in dict.fromkeys([Input(name).packing, "", *PACKED])]
-        there = next((c for c in candidates if os.path.lexists(c)), None)
-        if there is None:
+        existing = next((c for c in candidates if os.path.lexists(c)), None)
+        if existing is None:
             raise DataError(
                 f"{name}: the file with its target texts is missing\n"
                 f"  expected: {candidates[0]} (or {', '.join(Path(c).name for c in candidates[1:])})\n"
                 f"  → put it there, or set data.target, now `{self.target}`, to the ending of its name"
             )
-        return Input(there)
+        return Input(existing)
 
 
 def _unpacked(name: str) -> str:
@@ -217,10 +217,10 @@ def files_of(pattern: str, wanted: Callable[[str], bool], allowed: str) -> list[
         parent = Path(pattern)
         while not os.path.isdir(parent):  # whose name may be too long to ask for
             parent = parent.parent
-        held = sorted(p.name for p in parent.iterdir())
-        shown = ", ".join(held[:12]) + (f" and {len(held) - 12} more" if len(held) > 12 else "")
+        siblings = sorted(p.name for p in parent.iterdir())
+        shown = ", ".join(siblings[:12]) + (f" and {len(siblings) - 12} more" if len(siblings) > 12 else "")
         what = "no file matches" if glob.has_magic(pattern) else "no such file:"
-        near = nearest(Path(pattern).name, held)
+        near = nearest(Path(pattern).name, siblings)
         hint = f"\n  → did you mean `{near}`?" if near else ""
         raise DataError(f"{what} {pattern}\n  {parent.resolve()} holds: {shown or 'nothing'}{hint}")
     return [n for name in names for n in (_folder(name, wanted, allowed) if os.path.isdir(name) else [name])]

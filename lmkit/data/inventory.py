@@ -52,21 +52,21 @@ def sources(recipe: Recipe | FinetuneRecipe) -> list[str]:
 
 def changed(before: list[Entry], recipe: Recipe | FinetuneRecipe) -> list[str]:
     """Returns a line for each file that is not as it was."""
-    told = []
+    changes = []
     for entry in before:
         name, path = entry["path"], Path(entry["path"])
         if name.startswith("hub:"):
-            told.append(f"{name}: on the hub, not compared")
+            changes.append(f"{name}: on the hub, not compared")
         elif not path.exists():
-            told.append(f"{name}: missing")
+            changes.append(f"{name}: missing")
         elif (now := _entry(name, size_alone=entry["bytes"])) != entry:
             sizes = f"{entry['bytes']:,} bytes, now {now['bytes']:,}" if now["bytes"] != entry["bytes"] else "same size"
-            told.append(f"{name}: its content changed ({sizes})")
+            changes.append(f"{name}: its content changed ({sizes})")
     try:
         new = sorted(set(sources(recipe)) - {entry["path"] for entry in before})
     except DataError:
         new = []  # said above
-    return told + [f"{name}: new, and the recipe's data takes it in" for name in new if before]
+    return changes + [f"{name}: new, and the recipe's data takes it in" for name in new if before]
 
 
 def _found(patterns: list[str], recipe: Recipe | FinetuneRecipe) -> list[str]:

@@ -131,24 +131,24 @@ def _unzstd(stream: IO[bytes], engine: Any) -> Iterator[bytes]:
 def read_lines(item: Input, problems: Problems) -> Iterator[tuple[int, str | None]]:
     """Yields (line number, line with its end), decoded. Bytes that are not UTF-8 become half surrogates, which are
     refused later. For a line that is too long, which is counted, it yields None."""
-    number, held, size = 0, [b""], 0
+    number, parts, size = 0, [b""], 0
     for block in read_blocks(item):
         *lines, rest = block.split(b"\n")
         for line in lines:
             number += 1
             if size + len(line) <= MAX_RECORD:
-                yield number, (b"".join([*held, line]) + b"\n").decode(errors="surrogateescape")
+                yield number, (b"".join([*parts, line]) + b"\n").decode(errors="surrogateescape")
             else:
                 _too_long(item, number, problems)
                 yield number, None
-            held, size = [], 0
+            parts, size = [], 0
         size += len(rest)
-        held = [*held, rest] if size <= MAX_RECORD else []
+        parts = [*parts, rest] if size <= MAX_RECORD else []
     if size > MAX_RECORD:
         _too_long(item, number + 1, problems)
         yield number + 1, None
     elif size:
-        yield number + 1, b"".join(held).decode(errors="surrogateescape")
+        yield number + 1, b"".join(parts).decode(errors="surrogateescape")
 
 
 def _too_long(item: Input, number: int, problems: Problems) -> None:

@@ -53,16 +53,16 @@ def check_machine(as_json: bool) -> int:
     """Prints a line a check. Returns the exit code: 1 where something is wrong."""
     with ThreadPoolExecutor(1) as beside:
         compiling = beside.submit(check_compiler)  # takes seconds, as importing torch does
-        found = [*check_python(), compiling.result(), *check_disk(), *check_limits()]
+        findings = [*check_python(), compiling.result(), *check_disk(), *check_limits()]
     if "torch" in sys.modules:  # else it is among what was found
-        found += [*check_cpu(), *check_gpu(), *check_speed()]
-    wrong = sum(f.state == "wrong" for f in found)
+        findings += [*check_cpu(), *check_gpu(), *check_speed()]
+    wrong = sum(f.state == "wrong" for f in findings)
     if as_json:
-        print("\n".join(json.dumps(asdict(f), ensure_ascii=False) for f in found))
+        print("\n".join(json.dumps(asdict(f), ensure_ascii=False) for f in findings))
         return int(wrong > 0)
     print(f"lmkit {version('lmkit')} · Python {platform.python_version()} · torch {version('torch')}"
           f" · {platform.system()} {platform.machine()}")  # fmt: skip
-    for f in found:
+    for f in findings:
         print(f" {MARKS[f.state]} {f.check:<8} {f.found}" + (f"\n{'':12}→ {f.cure}" if f.cure else ""))
     print("nothing is wrong" if not wrong else f"{wrong} problem{'s' if wrong > 1 else ''}")
     return int(wrong > 0)
@@ -101,26 +101,28 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def check_compiler() -> Finding:
     """Tries whether a C++ compiler builds what torch.compile builds: with OpenMP, against Python's headers."""
-    found = next((c for c in COMPILERS if shutil.which(c)), None)
-    if found is None:
+    compiler = next((c for c in COMPILERS if shutil.which(c)), None)
+    if compiler is None:
         return Finding("compile", "note", "no C++ compiler, so train.compile stays off", "install g++ to have it")
     try:
         with tempfile.TemporaryDirectory(prefix="lmkit-doctor-") as folder:
             source = Path(folder) / "f.cpp"
             source.write_text(COMPILED)
             include = sysconfig.get_paths()["include"]
-            command = [found, "-shared", "-fPIC", "-fopenmp", "-I", include, str(source), "-o", f"{folder}/f.so"]
-            got = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST)
+            command = [compiler, "-shared", "-fPIC", "-fopenmp", "-I", include, str(source), "-o", f"{folder}/f.so"]
+            completed = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST)
     except subprocess.TimeoutExpired:
-        return Finding("compile", "note", f"{found} took over {LONGEST} s for three lines; is the machine busy?")
+        return Finding("compile", "note", f"{compiler} took over {LONGEST} s for three lines; is the machine busy?")
     except OSError as e:
-        return Finding("compile", "wrong", f"{found} cannot be run: {e.strerror}", "set TMPDIR to a writable folder")
-    if got.returncode == 0:
-        return Finding("compile", "ok", f"{found} builds what torch.compile needs")
-    lines = got.stderr.strip().splitlines()
-    problem = next((line for line in lines if "error" in line), lines[-1] if lines else f"code {got.returncode}")
+        return Finding("compile", "wrong", f"{compiler} cannot be run: {e.strerror}", "set TMPDIR to a writable folder")
+    if completed.returncode == 0:
+        return Finding("compile", "ok", f"{compiler} builds what torch.compile needs")
+    lines = completed.stderr.strip().splitlines()
+    problem = next((line for line in lines if "error" in line), lines[-1] if lines else f"code {completed.returncode}")
     header = " (package python3-dev)" if "Python.h" in problem else ""
-    return Finding("compile", "wrong", f"{found}: {problem}", f"install what is missing{header}, or train.compile=off")
+    return Finding(
+        "compile", "wrong", f"{compiler}: {problem}", f"install what is missing{header}, or train.compile=off"
+    )
 
 
 # ---------------------------------------------------------------- machine
@@ -129,15 +131,15 @@ def check_compiler() -> Finding:
 def check_cpu() -> Iterator[Finding]:
     import torch
 
-    cores, threads, said = usable_cores(), torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    cores, threads, omp_threads = usable_cores(), torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
     kind = f"{cpu_model()}, {torch.backends.cpu.get_cpu_capability()}"
     yield Finding("cpu", "ok", f"{cores} cores ({kind}) · {show_bytes(usable_memory())} memory")
     if threads > cores:
         slow = f"torch uses {threads} threads on {cores} cores, which wait for each other"
         yield Finding("threads", "wrong", slow, f"export OMP_NUM_THREADS={cores}")
-    elif threads < cores and said:
+    elif threads < cores and omp_threads:
         yield Finding(
-            "threads", "note", f"{threads} on {cores} cores: OMP_NUM_THREADS is {said}", "unset it to use all"
+            "threads", "note", f"{threads} on {cores} cores: OMP_NUM_THREADS is {omp_threads}", "unset it to use all"
         )
     else:
         yield Finding("threads", "ok", f"{threads} on {cores} cores")
@@ -148,22 +150,22 @@ def check_gpu() -> Iterator[Finding]:
     import torch
 
     build, hidden = torch.version.cuda or torch.version.hip, os.environ.get("CUDA_VISIBLE_DEVICES")
-    with warnings.catch_warnings(record=True) as said:  # torch says in a warning why it cannot
+    with warnings.catch_warnings(record=True) as torch_warnings:  # torch says in a warning why it cannot
         warnings.simplefilter("always")
         available = torch.cuda.is_available()
-    there = any(Path("/dev").glob("nvidia[0-9]*"))
+    has_nvidia = any(Path("/dev").glob("nvidia[0-9]*"))
     if available:
         for i in range(torch.cuda.device_count()):
             yield from _gpu(torch, i)
     elif torch.backends.mps.is_available():
         yield Finding("gpu", "ok", "Apple GPU (train.device mps)")
-    elif there and hidden is not None and not re.match(r"\d|GPU-", hidden):
+    elif has_nvidia and hidden is not None and not re.match(r"\d|GPU-", hidden):
         yield Finding("gpu", "note", f"hidden by CUDA_VISIBLE_DEVICES={hidden!r}", "unset it to use it")
-    elif there and build is None:
+    elif has_nvidia and build is None:
         cure = "install a CUDA build: https://pytorch.org/get-started/locally"
         yield Finding("gpu", "wrong", f"an NVIDIA GPU is here, and torch {torch.__version__} is a CPU build", cure)
-    elif there:
-        why = f": {str(said[-1].message).splitlines()[0]}" if said else ""
+    elif has_nvidia:
+        why = f": {str(torch_warnings[-1].message).splitlines()[0]}" if torch_warnings else ""
         cure = "a newer driver, or the build of torch for the CUDA version that nvidia-smi shows"
         yield Finding("gpu", "wrong", f"torch for CUDA {build} cannot use the NVIDIA GPU{why}", cure)
     else:
@@ -221,8 +223,8 @@ def check_speed() -> Iterator[Finding]:
     try:
         if torch.cuda.is_available():
             precise = torch.cuda.is_bf16_supported(including_emulation=False)
-            got = measured(8192, "cuda", torch.bfloat16 if precise else torch.float16, torch.cuda.synchronize)
-            shown += f" on the CPU · {got / 1e12:,.0f} TFLOP/s {'bf16' if precise else 'fp16'} on GPU 0"
+            flops = measured(8192, "cuda", torch.bfloat16 if precise else torch.float16, torch.cuda.synchronize)
+            shown += f" on the CPU · {flops / 1e12:,.0f} TFLOP/s {'bf16' if precise else 'fp16'} on GPU 0"
     except RuntimeError as e:
         yield Finding("gpu", "wrong", f"a matrix product on GPU 0 fails: {str(e).splitlines()[0]}", "see nvidia-smi")
     yield Finding("speed", "ok", shown)

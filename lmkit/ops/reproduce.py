@@ -39,8 +39,8 @@ class Recipes:
 def print_reproduction(path: Path, as_json: bool) -> None:
     """Prints commands and differences. Raises UserError where there is no run, ModelError where it kept no record."""
     run = _place(find_run(path))
-    kept = min([p.parent for p in run.glob("seed-*/environment.json")], default=run)  # several seeds began alike
-    before, now = read_environment(kept), _environment_now()
+    first_run = min([p.parent for p in run.glob("seed-*/environment.json")], default=run)  # several seeds began alike
+    before, now = read_environment(first_run), _environment_now()
     recipe = _read_recipe(run, before)
     differences = [*_software(before, now), *_machine(before, now), *recipe.differences]
     state = _status(run)
@@ -48,8 +48,8 @@ def print_reproduction(path: Path, as_json: bool) -> None:
     doubts = _doubts(run, recipe, before, now)
     exact = not differences and not doubts
     if as_json:
-        told = {"run": str(run), "commands": commands, "differences": [asdict(d) for d in differences]}
-        print(json.dumps(told | {"doubts": doubts, "exact": exact}, ensure_ascii=False))
+        facts = {"run": str(run), "commands": commands, "differences": [asdict(d) for d in differences]}
+        print(json.dumps(facts | {"doubts": doubts, "exact": exact}, ensure_ascii=False))
         return
     print(f"{run}: " + (f"{state['state']} at step {state['step']}" if "step" in state else "several seeds") + "\n")
     print("\n".join(f"  {command}" for command in commands))
@@ -90,8 +90,8 @@ def _read_recipe(run: Path, before: dict[str, Any]) -> Recipes:
             recipe = recipe_file.build_recipe(FinetuneRecipe, tree, lines, finetuning.expand_finetuning, where)
         else:
             recipe = recipe_file.build_recipe(Recipe, tree, lines, defaults.expand_pretraining, where)
-        found = [Difference("data", *line.split(": ", 1)) for line in changed(before.get("files", []), recipe)]
-        return Recipes(verb, tree, found + _tokenizer(recipe, before))
+        differences = [Difference("data", *line.split(": ", 1)) for line in changed(before.get("files", []), recipe)]
+        return Recipes(verb, tree, differences + _tokenizer(recipe, before))
     except UserError as e:
         return Recipes(verb, tree, [Difference("recipe", "read by the lmkit of then", f"not by this one: {e}")])
 
@@ -109,13 +109,13 @@ def _tokenizer(recipe: Recipe | FinetuneRecipe, before: dict[str, Any]) -> list[
 
 
 def _software(before: dict[str, Any], now: dict[str, Any]) -> list[Difference]:
-    found = [Difference(p, str(v), str(now["versions"].get(p))) for p, v in _other_versions(before, now).items()]
+    differences = [Difference(p, str(v), str(now["versions"].get(p))) for p, v in _other_versions(before, now).items()]
     if before.get("python") != now["python"]:
-        found.append(Difference("python", str(before.get("python")), now["python"]))
+        differences.append(Difference("python", str(before.get("python")), now["python"]))
     code = tuple((e.get("git"), e.get("git_changes")) for e in (before, now))
     if code[0] != code[1]:
-        found.append(Difference("code", *(_code(*c) for c in code)))
-    return found
+        differences.append(Difference("code", *(_code(*c) for c in code)))
+    return differences
 
 
 def _other_versions(before: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
@@ -172,15 +172,15 @@ def _by_the_clock(recipe: Recipes) -> bool:
 
 def _doubts(run: Path, recipe: Recipes, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Returns what no command can bring back."""
-    told = []
+    doubts = []
     if _by_the_clock(recipe):
         budget = recipe.tree["train"]["budget"]
-        told.append(f"its budget was a time ({budget}): its schedule went by the clock, the command's goes by steps")
+        doubts.append(f"its budget was a time ({budget}): its schedule went by the clock, the command's goes by steps")
     if before.get("git_changes") and before["git_changes"] != now["git_changes"]:
-        told.append(f"its code had changes that commit {before['git'][:12]} does not hold")
+        doubts.append(f"its code had changes that commit {before['git'][:12]} does not hold")
     if str(before.get("device", "cpu")) != "cpu":
-        told.append("a GPU adds up in an order of its own; as a rule the same GPU does the same again")
+        doubts.append("a GPU adds up in an order of its own; as a rule the same GPU does the same again")
     for event in read_jsonl(run / "events.jsonl"):
         if event["event"] == "recipe changed":
-            told.append(f"its recipe changed at step {event['step']}: {'; '.join(event['changes'])}")
-    return told
+            doubts.append(f"its recipe changed at step {event['step']}: {'; '.join(event['changes'])}")
+    return doubts

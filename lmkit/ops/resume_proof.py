@@ -69,8 +69,8 @@ def prove_resume(name: str, overrides: tuple[str, ...], steps: int, as_json: boo
             recipe = str(straight / "recipe.yaml")  # resolved: what the machine decided is decided
             _lmkit(verb, recipe, "--out", str(interrupted), killed_in=killed_in)
             _lmkit(verb, "--resume", str(interrupted))
-            found = list(compare_runs(straight, interrupted))
-            exact = all(c.equal for c in found)
+            comparisons = list(compare_runs(straight, interrupted))
+            exact = all(c.equal for c in comparisons)
             steady = True
             if not exact:
                 note("not equal; running straight once more, to see whether that is equal")
@@ -80,18 +80,20 @@ def prove_resume(name: str, overrides: tuple[str, ...], steps: int, as_json: boo
             return e.code
         from_step = next((e["step"] for e in read_jsonl(interrupted / "events.jsonl") if e["event"] == "resume"), None)
     if as_json:
-        told = {
+        facts = {
             "exact": exact,
             "deterministic": steady,
             "steps": steps,
             "killed_in": killed_in,
             "resumed_at": from_step,
         }
-        print(json.dumps(told | {"changes": changes, "compared": [asdict(c) for c in found]}, ensure_ascii=False))
+        print(
+            json.dumps(facts | {"changes": changes, "compared": [asdict(c) for c in comparisons]}, ensure_ascii=False)
+        )
         return int(not exact)
-    wide = max(len(c.what) for c in found)
+    wide = max(len(c.what) for c in comparisons)
     print(f"killed in step {killed_in}, resumed at step {from_step}, ended at step {steps}; beside the straight run:")
-    print("\n".join(f" {'✓' if c.equal else '✗'} {c.what:<{wide}}  {c.detail}" for c in found))
+    print("\n".join(f" {'✓' if c.equal else '✗'} {c.what:<{wide}}  {c.detail}" for c in comparisons))
     print(_verdict(exact, steady))
     return int(not exact)
 
@@ -148,12 +150,15 @@ def _finetuning(path: Path, overrides: tuple[str, ...], steps: int) -> list[str]
 def _lmkit(*arguments: str, killed_in: int | None = None) -> None:
     """Runs the command in a process of its own. Raises Failed where it does not end as it should."""
     code = ["-m", "lmkit"] if killed_in is None else ["-c", CRASHING.format(killed_in)]
-    got = subprocess.run([sys.executable, *code, *arguments], capture_output=True, text=True)
-    if got.returncode == (0 if killed_in is None else -signal.SIGKILL):
+    completed = subprocess.run([sys.executable, *code, *arguments], capture_output=True, text=True)
+    if completed.returncode == (0 if killed_in is None else -signal.SIGKILL):
         return
-    note(got.stderr.rstrip())
-    note(f"lmkit {' '.join(arguments)}\n  ended with code {got.returncode}" + _killed(got.returncode, killed_in))
-    raise Failed(got.returncode if got.returncode > 0 else 1)
+    note(completed.stderr.rstrip())
+    note(
+        f"lmkit {' '.join(arguments)}\n  ended with code {completed.returncode}"
+        + _killed(completed.returncode, killed_in)
+    )
+    raise Failed(completed.returncode if completed.returncode > 0 else 1)
 
 
 def _killed(code: int, killed_in: int | None) -> str:
@@ -171,28 +176,29 @@ def compare_runs(one: Path, two: Path) -> Iterator[Compared]:
     names = sorted({str(f.relative_to(folder)) for folder in folders for f in folder.rglob("*") if f.is_file()})
     kind_of = lambda name: next(kind for kind, ends in KINDS.items() if name.endswith(ends))
     for kind in KINDS:
-        mine = [
-            name for name in names if kind_of(name) == kind and name != MANIFEST
-        ]  # it holds checksums of the others
-        if mine:
-            yield _files(kind, mine, folders[0], folders[1])
+        # The manifest holds checksums of the others.
+        names_of_kind = [name for name in names if kind_of(name) == kind and name != MANIFEST]
+        if names_of_kind:
+            yield _files(kind, names_of_kind, folders[0], folders[1])
     yield _metrics(one / "metrics.jsonl", two / "metrics.jsonl")
 
 
 def _files(kind: str, names: list[str], one: Path, two: Path) -> Compared:
-    told = []
+    differences = []
     for name in names:
         if not ((one / name).exists() and (two / name).exists()):
-            told.append(f"{name}: only one of them has it")
+            differences.append(f"{name}: only one of them has it")
         elif name.endswith("state.json"):
             lines = recipe_file.differences(_state(one / name), _state(two / name))
-            told += [line if len(line) < SHORT else f"{line.partition(':')[0]}: differ" for line in lines]
+            differences += [line if len(line) < SHORT else f"{line.partition(':')[0]}: differ" for line in lines]
         elif (one / name).read_bytes() != (two / name).read_bytes():
-            told.append(f"{name}: {_tensors(one / name, two / name) if name.endswith('.safetensors') else 'differs'}")
+            differences.append(
+                f"{name}: {_tensors(one / name, two / name) if name.endswith('.safetensors') else 'differs'}"
+            )
     size = show_bytes(sum((one / name).stat().st_size for name in names if (one / name).exists()))
     shown = f"{names[0]}, {size}" if len(names) == 1 else f"{len(names)} files, {size}"
     equal = f"{shown}: equal" + ("" if kind == "state of the run" else " byte for byte")
-    return Compared(kind, not told, "; ".join(told) if told else equal)
+    return Compared(kind, not differences, "; ".join(differences) if differences else equal)
 
 
 def _state(file: Path) -> dict[str, Any]:

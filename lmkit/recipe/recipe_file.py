@@ -188,12 +188,12 @@ def differences(old: Any, new: Any, at: str = "") -> list[str]:
 
 def keys(schema: type[BaseModel], at: str = "") -> dict[str, Any]:
     """Returns the pydantic field of every dotted key that a recipe may hold."""
-    found: dict[str, Any] = {}
+    fields_by_key: dict[str, Any] = {}
     for name, field in fields(schema).items():
-        found[f"{at}{name}"] = field
+        fields_by_key[f"{at}{name}"] = field
         for inner in sections_of(field.annotation):
-            found |= keys(inner, f"{at}{name}.")
-    return found
+            fields_by_key |= keys(inner, f"{at}{name}.")
+    return fields_by_key
 
 
 def fields(schema: type[BaseModel]) -> dict[str, Any]:
@@ -317,15 +317,15 @@ def _merge(low: dict, high: dict) -> dict:
 
 def _key_lines(text: str) -> dict[str, int]:
     """Returns the line, from 1, of each dotted key."""
-    found: dict[str, int] = {}
+    lines: dict[str, int] = {}
 
     def walk(node: Any, at: str) -> None:
         for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-            found[f"{at}{key.value}"] = key.start_mark.line + 1
+            lines[f"{at}{key.value}"] = key.start_mark.line + 1
             walk(value, f"{at}{key.value}.")
 
     walk(yaml.compose(text, Loader=_Loader), "")
-    return found
+    return lines
 
 
 def _absolute_paths(tree: dict, folder: Path) -> dict:

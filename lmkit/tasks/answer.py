@@ -237,10 +237,10 @@ class Answering(Task):
         need = [labelled or not sure(found, self.levels.lookup) for found in looked]
         passages = [self.kb.search(q, k) if wanted else [] for q, wanted in zip(questions, need, strict=True)]
         ranks = [rank_of(row.get("answers") or (), p) for row, p in zip(table.rows, passages, strict=True)]
-        left = [i for i, found in enumerate(looked) if not sure(found, self.levels.lookup)]
-        others = self._by_model(model, [questions[i] for i in left], [passages[i][: self.passages] for i in left])
+        unsure = [i for i, found in enumerate(looked) if not sure(found, self.levels.lookup)]
+        others = self._by_model(model, [questions[i] for i in unsure], [passages[i][: self.passages] for i in unsure])
         chosen: list[Answered | None] = list(looked)
-        for i, (read, written) in zip(left, others, strict=True):
+        for i, (read, written) in zip(unsure, others, strict=True):
             chosen[i] = self.choose(looked[i], read, written)
         return [replace(a, rank=rank) for a, rank in zip(chosen, ranks, strict=True) if a is not None]
 
@@ -264,20 +264,25 @@ class Answering(Task):
             return read
         levels = [f"{name} {'never' if x is None else f'{x:.2f}'}" for name, x in self.levels._asdict().items()]
         guesses = [f"{g.source}: {g.answer!r} {g.score:.2f}" for g in (looked, read) if g is not None and g.answer]
-        said = f"nothing found above {', '.join(levels)}" + (f"; nearest {', '.join(guesses)}" if guesses else "")
-        return replace(written, source="model", evidence=said)
+        evidence = f"nothing found above {', '.join(levels)}" + (f"; nearest {', '.join(guesses)}" if guesses else "")
+        return replace(written, source="model", evidence=evidence)
 
     def scores(self, table: Table, outputs: Sequence[Answered], intervals: bool) -> dict[str, Estimate]:
         """Returns scores, among them coverage, the share of questions that were looked up, and accuracy, their exact
         match."""
         both = [graded(row["answers"], a) for row, a in zip(table.rows, outputs, strict=True)]
         exact = [e for e, _ in both]
-        found = {source: [float(a.source == source) for a in outputs] for source in ("kb", "passage")}
-        columns = {"exact_match": exact, "f1": [f for _, f in both], "coverage": found["kb"], "read": found["passage"]}
+        by_source = {source: [float(a.source == source) for a in outputs] for source in ("kb", "passage")}
+        columns = {
+            "exact_match": exact,
+            "f1": [f for _, f in both],
+            "coverage": by_source["kb"],
+            "read": by_source["passage"],
+        }
         scores = means(columns, intervals)
         for source, name in (("kb", "accuracy_at_coverage"), ("passage", "accuracy_of_read")):
-            if any(found[source]):
-                scores[name] = ratio([e * f for e, f in zip(exact, found[source], strict=True)], found[source])
+            if any(by_source[source]):
+                scores[name] = ratio([e * f for e, f in zip(exact, by_source[source], strict=True)], by_source[source])
         if self.kb.counts()["passages"]:
             scores |= answers.recall_at_k([a.rank for a in outputs], RANKED, intervals)
         return scores

@@ -64,12 +64,14 @@ class ChatLearner(Task):
             what = "an encoder, which writes no text" if model.stacks == "encoder" else "an encoder with a decoder"
             raise ModelError(f"{model.family} is {what}\n  → chat needs a decoder alone, like gpt2, llama or nanochat")
         template = find_template([home] if home else [], config.template, tokenizer)
-        said = f"chat     template {template.name}"
+        message = f"chat     template {template.name}"
         if added := template.missing(tokenizer):
             tokenizer = with_tokens(tokenizer, added)
-            said += f" · control tokens added: {', '.join(f'{token} ({tokenizer.token_id(token)})' for token in added)}"
+            message += (
+                f" · control tokens added: {', '.join(f'{token} ({tokenizer.token_id(token)})' for token in added)}"
+            )
         chat = Chat(tokenizer, template)
-        note(f"{said} · a turn ends with {', '.join(tokenizer.decode([i], skip_special=False) for i in chat.ends)}")
+        note(f"{message} · a turn ends with {', '.join(tokenizer.decode([i], skip_special=False) for i in chat.ends)}")
         ends = [*chat.ends, *([] if tokenizer.eos_id is None else [tokenizer.eos_id])]
         ids = {f"{role}_token_id": i for role in ("bos", "pad") if (i := getattr(tokenizer, f"{role}_id")) is not None}
         known = read_object(home / GENERATION_CONFIG) if home else {}
@@ -114,14 +116,14 @@ class ChatLearner(Task):
                 reason = f"are refused: {str(e).partition(chr(10))[0]}"
                 refused = refused or f"\n  {place}: {e}"
             ignored.update(unread)
-            kept = [(piece, n) for encoded in found if (n := _end(encoded)) and (piece := self._piece(encoded))]
-            if kept:
+            fitting = [(piece, n) for encoded in found if (n := _end(encoded)) and (piece := self._piece(encoded))]
+            if fitting:
                 cut += any(_end(encoded) > self.max_length for encoded in found)
             else:
                 lost[reason or f"have none of the assistant's words in their first {self.max_length:,} tokens"] += 1
-            pieces += [piece for piece, _ in kept]
-            lengths += [n for _, n in kept]
-            rows += [i] * len(kept)
+            pieces += [piece for piece, _ in fitting]
+            lengths += [n for _, n in fitting]
+            rows += [i] * len(fitting)
         self._tell(lost, ignored, cut, len(table.rows))
         if table.rows and not pieces:
             advice = "a larger data.max_length, a task.template that writes all of it, or other data"
@@ -177,8 +179,8 @@ class ChatLearner(Task):
             return label_scores(model, states, batch.labels)
 
         sums = np.zeros((len(table.rows), 3))
-        found = in_batches(model, self.objective, examples, compute, quick)
-        for example, (nats, hits) in zip(examples, found, strict=True):
+        token_scores = in_batches(model, self.objective, examples, compute, quick)
+        for example, (nats, hits) in zip(examples, token_scores, strict=True):
             rows = np.array(example["documents"])[example["segments"][example["labels"] != UNSCORED]]
             np.add.at(sums, rows, np.stack([nats, hits, np.ones(len(nats))], 1))
         return [Reply(float(nats), int(hits), int(n)) for nats, hits, n in sums]

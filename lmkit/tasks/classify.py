@@ -78,17 +78,17 @@ def known_labels(table: Table, known: Collection[str], what: str) -> Table:
 
     what: the name of the unknown ones in messages. Raises DataError where none is left."""
     unknown = [[name for name in _names(row) if name not in known] for row in table.rows]
-    kept = [i for i, found in enumerate(unknown) if not found]
-    if len(kept) == len(table.rows):
+    known_rows = [i for i, found in enumerate(unknown) if not found]
+    if len(known_rows) == len(table.rows):
         return table
     first = next(i for i, found in enumerate(unknown) if found)
     example = f"{table.places[first]}: `{brief(unknown[first][0])}`"
-    if not kept:
+    if not known_rows:
         allowed = ", ".join(brief(name) for name in sorted(known)[:20])
         more = f" and {len(known) - 20:,} more" if len(known) > 20 else ""
         raise DataError(f"no row is left: {len(table.rows):,} {what}, like {example}\n  allowed: {allowed}{more}")
-    note(f"left out: {len(unknown) - len(kept):,} {what}, like {example}")
-    return replace(table, rows=[table.rows[i] for i in kept], places=[table.places[i] for i in kept])
+    note(f"left out: {len(unknown) - len(known_rows):,} {what}, like {example}")
+    return replace(table, rows=[table.rows[i] for i in known_rows], places=[table.places[i] for i in known_rows])
 
 
 def class_weights(table: Table, labels: tuple[str, ...]) -> tuple[float, ...]:

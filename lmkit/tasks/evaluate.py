@@ -95,11 +95,13 @@ def evaluate_tables(
     table = read_labelled(sources, configs[0], columns, True, next(iter(models.values()))[0].folder, tasks[0])
     for task in tasks:
         table = task.known_rows(table)
-    found = [evaluate_task(*model, task, table) for model, task in zip(models.items(), tasks, strict=True)]
-    systems = {name: scores for e in found for name, scores in e.columns().items()}
+    evaluations = [evaluate_task(*model, task, table) for model, task in zip(models.items(), tasks, strict=True)]
+    systems = {name: scores for e in evaluations for name, scores in e.columns().items()}
     compared = None
-    if len(found) == 2:
-        compared = found[0].task.compare(found[1].task, table, found[0].outputs, found[1].outputs)
+    if len(evaluations) == 2:
+        compared = evaluations[0].task.compare(
+            evaluations[1].task, table, evaluations[0].outputs, evaluations[1].outputs
+        )
     if as_lines:
         facts: dict[str, Any] = {"task": configs[0].name, "data": sources, "rows": len(table.rows)}
         facts["skipped"] = table.problems.counts
@@ -108,7 +110,9 @@ def evaluate_tables(
             facts["comparison"] = {"difference": compared.difference._asdict(), "p": compared.p, "test": compared.test}
         print(json.dumps(facts))
         return
-    details = found[0].task.details(table, found[0].outputs) if len(found) == 1 else []
-    print("\n".join([score_table(", ".join(sources), systems, len(table.rows)), *found[0].task.stated(), *details]))
+    details = evaluations[0].task.details(table, evaluations[0].outputs) if len(evaluations) == 1 else []
+    print(
+        "\n".join([score_table(", ".join(sources), systems, len(table.rows)), *evaluations[0].task.stated(), *details])
+    )
     if compared:
-        print(paired.verdict(compared, found[0].name, found[1].name))
+        print(paired.verdict(compared, evaluations[0].name, evaluations[1].name))

@@ -107,7 +107,7 @@ class SpanFinder(Task):
         return any(first > 0 and last - first < self.config.max_answer for first, last in window["reached"])
 
     def _windows(self, number: int, row: dict[str, Any]) -> list[dict[str, Any]]:
-        """Yields the windows of a question; none where it leaves no room for a text."""
+        """Returns the windows of a question; none where it leaves no room for a text."""
         backend, c = self.tokenizer.backend, self.config
         question = row["question"].strip()
         used = len(backend.encode(question, "", add_special_tokens=True).ids)
@@ -140,10 +140,10 @@ class SpanFinder(Task):
 
         best: list[Answer | None] = [None] * len(table.rows)
         for e, logits in zip(at, in_batches(model, self.objective, examples, compute, quick), strict=True):
-            found = best_span(logits[: len(e["tokens"])], e["inside"], self.config.max_answer)
+            span = best_span(logits[: len(e["tokens"])], e["inside"], self.config.max_answer)
             row = table.rows[e["row"]]
-            start, end = int(e["offsets"][found.first, 0]), int(e["offsets"][found.last, 1])
-            answer = Answer(row["context"][start:end], found.score, found.null_score, start)
+            start, end = int(e["offsets"][span.first, 0]), int(e["offsets"][span.last, 1])
+            answer = Answer(row["context"][start:end], span.score, span.null_score, start)
             best[e["row"]] = _better(best[e["row"]], answer)
         return [NEVER._replace(error=self._no_room) if a is None else self._decided(a) for a in best]
 

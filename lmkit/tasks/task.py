@@ -204,20 +204,20 @@ def in_batches(
     compute: Callable[[Batch], Iterable[T]],
     quick: bool,
 ) -> list[T]:
-    """Yields `compute` of every example, in order; rows of like length go through the model together, in eval mode.
+    """Returns `compute` of every example, in order; rows of like length go through the model together, in eval mode.
     Progress is shown unless `quick`, in the midst of training, which has its own."""
     device = model.embedding.weight.device
-    found: dict[int, T] = {}
+    results: dict[int, T] = {}
     lengths = [objective.length(example) for example in examples]
     done, meter = 0, Meter("scoring", sum(lengths))
     with model.evaluating(), nullcontext() if quick else meter:
         for group in by_length(range(len(examples)), lengths.__getitem__, BATCH_TOKENS):
             batch = objective.collate([examples[i] for i in group]).to(device)
-            found |= zip(group, compute(batch), strict=True)
+            results |= zip(group, compute(batch), strict=True)
             done += sum(lengths[i] for i in group)
             if not quick:
-                meter.update(done, f"{len(found):,} of {len(examples):,}")
-    return [found[i] for i in range(len(examples))]
+                meter.update(done, f"{len(results):,} of {len(examples):,}")
+    return [results[i] for i in range(len(examples))]
 
 
 def texts(table: Table) -> Iterator[str]:

@@ -57,7 +57,7 @@ def resume(path: Path) -> int:
 
 def _seeds(recipe: FinetuneRecipe, path: Path, latest: Path | None = None) -> int:
     """Makes a run for each seed that has none yet, then prints their mean and spread. latest: as for `_run`."""
-    found, world = [], meet(recipe)
+    seed_scores, world = [], meet(recipe)
     for seed in range(recipe.train.seed, recipe.train.seed + recipe.seeds):
         folder, train = path / f"seed-{seed}", recipe.train.model_copy(update={"seed": seed})
         world.wait()
@@ -71,11 +71,11 @@ def _seeds(recipe: FinetuneRecipe, path: Path, latest: Path | None = None) -> in
             if code:
                 return code
         if scores := _seed_scores(folder):  # none where no row was held out
-            found.append(scores)
-    if found:
-        print(seeds_line(found))
+            seed_scores.append(scores)
+    if seed_scores:
+        print(seeds_line(seed_scores))
     if world.first:
-        write_json(path / "scores.json", {"seeds": found})
+        write_json(path / "scores.json", {"seeds": seed_scores})
     return 0
 
 
@@ -156,11 +156,11 @@ def _base(recipe: FinetuneRecipe) -> dict[str, str]:
 def _copy_of_tokenizer(path: Path) -> Path:
     """Returns a folder of its own for each process but the first, which would otherwise read what the first is
     writing."""
-    kept = Path(tempfile.mkdtemp(prefix="lmkit-"))
-    atexit.register(shutil.rmtree, kept, ignore_errors=True)
+    own_folder = Path(tempfile.mkdtemp(prefix="lmkit-"))
+    atexit.register(shutil.rmtree, own_folder, ignore_errors=True)
     if (path / "tokenizer").is_dir():
-        shutil.copytree(path / "tokenizer", kept / "tokenizer")
-    return kept
+        shutil.copytree(path / "tokenizer", own_folder / "tokenizer")
+    return own_folder
 
 
 def _pictures(recipe: FinetuneRecipe, train: Table, held_out: Table, folder: Path) -> tuple[Table, Table]:

@@ -180,6 +180,8 @@ def test_what_cannot_be_drawn_is_said(work, monkeypatch, tmp_path):
     ):
         with pytest.raises(UserError, match=told):
             command("draw", *args)
+    with pytest.raises(UserError, match="nothing to draw"):  # as it was called before
+        command("generate", work / "run-gpt2", f"--images={work / 'data'}", "--keep=100%")
     with pytest.raises(Exception, match="No such option: --max-tokens"):
         command("draw", work / "run-gpt2", *images, "--max-tokens", "3")
     monkeypatch.setitem(sys.modules, "PIL", None)

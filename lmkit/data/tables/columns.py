@@ -78,9 +78,9 @@ def _not_utf8(where: str, column: str) -> DataError:
 
 def _candidates(role: Role, columns: list[str]) -> list[str]:
     names = role.names.split()
-    found = list(dict.fromkeys(column for column in columns if column.strip().lower() in names))
-    own = [column for column in found if column.strip().lower() == names[0]]
-    return own if len(own) == 1 else found
+    named_columns = list(dict.fromkeys(column for column in columns if column.strip().lower() in names))
+    own = [column for column in named_columns if column.strip().lower() == names[0]]
+    return own if len(own) == 1 else named_columns
 
 
 def _layout(table: TaskTable, columns: list[str], config: TableConfig) -> tuple[Role, ...]:

@@ -56,9 +56,9 @@ def _labels_beside(item: Input) -> Input | None:
         for packing in dict.fromkeys((item.packing, "", *PACKED)):
             path = f"{folder}labels{separator}idx1-ubyte{packing}"
             if os.path.isfile(path):
-                found = Input(path)
-                found.look()
-                return found
+                labels = Input(path)
+                labels.look()
+                return labels
     return None
 
 

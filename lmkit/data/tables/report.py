@@ -48,8 +48,8 @@ def _share(n: int, of: int) -> str:
 
 
 def _labels(row: Row, role: str) -> list[str]:
-    found = row.get(role, [])
-    return found if isinstance(found, list) else [str(found)]
+    labels = row.get(role, [])
+    return labels if isinstance(labels, list) else [str(labels)]
 
 
 def _classes(train: Table, others: list[Row], role: str, one_class: bool) -> list[str]:

@@ -111,17 +111,17 @@ def _words(value: Any, empty: str) -> list[str]:
     value = without_list_syntax(value)
     if isinstance(value, str) and BRACKETED.fullmatch(value) and NUMPY_TEXTS.search(value):
         raise Unfit("lists that are written neither as JSON nor as Python do it")
-    found = [word for word in BLANKS.split(value) if word] if isinstance(value, str) else value
-    if not isinstance(found, list) or any(isinstance(word, (list, dict, float)) for word in found):
+    entries = [word for word in BLANKS.split(value) if word] if isinstance(value, str) else value
+    if not isinstance(entries, list) or any(isinstance(word, (list, dict, float)) for word in entries):
         raise Unfit(NO_TEXT)
-    words = ["" if word is None else str(word).strip(" \t\r\n") for word in found]
+    words = ["" if word is None else str(word).strip(" \t\r\n") for word in entries]
     if not words or "" in words:
         raise Unfit(empty)
     return words
 
 
 def _answers(value: Any) -> list[tuple[str, Any]]:
-    """Yields (text, where it starts as far as the file says) of {"text": [...], "answer_start": [...]}, of a list of
+    """Returns (text, where it starts as far as the file says) of {"text": [...], "answer_start": [...]}, of a list of
     such or of texts, or of one text."""
     value = _parsed(value)
     if isinstance(value, dict):
@@ -129,13 +129,13 @@ def _answers(value: Any) -> list[tuple[str, Any]]:
         texts = texts if isinstance(texts, list) else [texts]
         starts = starts if isinstance(starts, list) else [starts]
         value = [{"text": text, "start": start} for text, start in zip_longest(texts, starts)]
-    found = []
+    answers = []
     for answer in value if isinstance(value, list) else [value]:
         start = answer.get("answer_start", answer.get("start")) if isinstance(answer, dict) else None
         text = answer.get("text") if isinstance(answer, dict) else answer
         if text is not None and str(text).strip():
-            found.append((str(text), start))
-    return found
+            answers.append((str(text), start))
+    return answers
 
 
 def qa_row(values: Values, where: str, labelled: bool, problems: Problems) -> Row:

@@ -114,18 +114,18 @@ def _learnable(rows: list[Row], chosen: list[list[int]]) -> list[list[int]]:
     has."""
 
     def names(i: int) -> list[str]:
-        found = rows[i].get("tags", rows[i].get("label"))
-        return found if isinstance(found, list) else []
+        labels = rows[i].get("tags", rows[i].get("label"))
+        return labels if isinstance(labels, list) else []
 
     held_out = {i for group in chosen for i in group}
     known = {name for i in range(len(rows)) if i not in held_out for name in names(i)}
-    kept = []
+    learnable = []
     for group in chosen:
-        told = {name for i in group for name in names(i)}
-        if told <= known:
-            kept.append(group)
-        known |= told
-    return kept
+        group_names = {name for i in group for name in names(i)}
+        if group_names <= known:
+            learnable.append(group)
+        known |= group_names
+    return learnable
 
 
 def _chosen(groups: list[list[int]], share: float) -> list[list[int]]:

@@ -91,8 +91,8 @@ def read_table(
     if make is None:
         parts = [_documents(item, config, problems) for item in list_inputs(sources)]
     else:
-        found = list_sources(sources, task, config, labelled)
-        parts = [_part(source, task, make, config, labelled, problems) for source in found]
+        located = list_sources(sources, task, config, labelled)
+        parts = [_part(source, task, make, config, labelled, problems) for source in located]
     rows = [row for part in parts for row in part.rows]
     places = [place for part in parts for place in part.places]
     notes = settle(rows, places, problems, kind, config.separator, known) if settle and labelled else []
@@ -165,11 +165,11 @@ def _in_order(
     (number, rows before it, place, reason). unread: (reason, place) of what its reader left out."""
     line = re.compile(re.escape(name) + r":(\d+)")
     lines = [int(match[1]) if (match := line.match(place)) else 0 for place in records]
-    found = [(number, Lost(before, place, reason)) for number, before, place, reason in unfit]
+    by_position = [(number, Lost(before, place, reason)) for number, before, place, reason in unfit]
     for reason, place in unread:
         at = bisect_left(lines, int(match[1])) if (match := line.match(place)) else len(records)
         before = at - sum(number < at for number, *_ in unfit)
         detail = place.partition(" ")[2]
         spot = match[0] if match else name
-        found.append((at - 0.5, Lost(before, spot, f"{reason} {detail}".strip())))  # type: ignore[arg-type]
-    return [lost for _, lost in sorted(found, key=lambda item: item[0])]
+        by_position.append((at - 0.5, Lost(before, spot, f"{reason} {detail}".strip())))  # type: ignore[arg-type]
+    return [lost for _, lost in sorted(by_position, key=lambda item: item[0])]

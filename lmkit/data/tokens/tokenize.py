@@ -160,10 +160,10 @@ class _Job:
 
     def _prepare(self, plan: dict[str, Any]) -> None:
         """Makes the folder hold finished units of this plan, or nothing."""
-        held = [p for p in self.out.iterdir() if p.name != ".lock" and not p.match(PARTS)]
-        if held and not any((self.out / name).is_file() for name in (MANIFEST, PLAN)):
+        entries = [p for p in self.out.iterdir() if p.name != ".lock" and not p.match(PARTS)]
+        if entries and not any((self.out / name).is_file() for name in (MANIFEST, PLAN)):
             raise UserError(f"{self.out} is not empty and not a token store\n  → choose another folder for the tokens")
-        if held and read_object(self.out / PLAN) == plan and not (self.out / MANIFEST).is_file():
+        if entries and read_object(self.out / PLAN) == plan and not (self.out / MANIFEST).is_file():
             note(f"{self.out}: continuing after {len(list(self.out.glob('unit-*.json')))} finished parts")
             return
         if (self.out / MANIFEST).is_file():
