@@ -80,7 +80,7 @@ def plans() -> None:
                 print(line(size, f"{gpus:,}", "none fits", "", least, "", "", "", "", "", ""))
                 continue
             micro = f"{e.micro_batch:,}" + (", recomputed" if e.recompute else "")
-            print(line(size, f"{gpus:,}", e.layout.name, micro, f"{e.memory.total / 1e9:,.0f}",
+            print(line(size, f"{gpus:,}", e.mesh.name, micro, f"{e.memory.total / 1e9:,.0f}",
                        f"{e.traffic.total / 1e9:,.1f}", f"{e.exposed / e.seconds:.0%}", show_count(e.tokens_per_second),
                        f"{e.mfu:.0%}", f"{e.hours / 24:,.2f}", f"{e.gpu_hours:,.0f}"))  # fmt: skip
 
@@ -94,7 +94,7 @@ class Run(NamedTuple):
     name: str
     model: str
     gpu: str
-    layout: Mesh
+    mesh: Mesh
     rows: int  # of a step
     micro: int  # rows a GPU at a time
     recompute: bool
@@ -130,9 +130,9 @@ def published() -> None:
     for r in RUNS:
         c = model(r.model)
         p = Plan(c, r.rows * c.context, 1e9, r.optimizer)
-        e = estimate(p, HARDWARE[r.gpu], r.layout, r.micro * c.context, r.recompute)
-        each = e.tokens_per_second / r.layout.gpus
-        print(line(r.name, f"{r.layout.gpus:,} {r.gpu}", f"{r.rate:,.0f}", f"{each:,.0f}", f"{each / r.rate:.2f}",
+        e = estimate(p, HARDWARE[r.gpu], r.mesh, r.micro * c.context, r.recompute)
+        each = e.tokens_per_second / r.mesh.gpus
+        print(line(r.name, f"{r.mesh.gpus:,} {r.gpu}", f"{r.rate:,.0f}", f"{each:,.0f}", f"{each / r.rate:.2f}",
                    f"{e.mfu:.0%}"))  # fmt: skip
 
 

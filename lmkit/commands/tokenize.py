@@ -77,7 +77,7 @@ def pixel_config(text: str) -> "PixelConfig":
 def _images(settings: "DataConfig", pixels: "PixelConfig", family: str, out: Path) -> "TokenStore":
     """Tokenizes images. Their texts are files beside `out` for as long as it takes. Raises DataError."""
     from lmkit.data.tokens.tokenize import tokenize as make_store
-    from lmkit.images.tokens import learn_palette, palette_tokenizer, write_texts
+    from lmkit.images.tokens import learn_palette, palette_tokenizer, write_words
     from lmkit.recipe.pretraining import TokenizerConfig
 
     named = {"train": settings.train} | ({} if isinstance(settings.validation, float) else
@@ -89,7 +89,7 @@ def _images(settings: "DataConfig", pixels: "PixelConfig", family: str, out: Pat
         home, texts = Path(folder) / "tokenizer", {split: f"{folder}/{split}.jsonl" for split in sources}
         palette_tokenizer(palette.words, family).save(home)
         palette.save(home)
-        count = sum(write_texts(sources[split], palette, Path(texts[split])) for split in sources)
+        count = sum(write_words(sources[split], palette, Path(texts[split])) for split in sources)
         changed = settings.model_copy(update={**texts, "text": "text"})
         store = make_store(changed, TokenizerConfig(path=str(home)), family, out)
     print(f"{count:,} images of {palette.length} words, out of {len(palette.colours)}: {palette.size} pixels a side,"

@@ -5,6 +5,7 @@ Shapes: n prompts, K hypotheses per prompt (1 before the first token), C candida
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import count
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lmkit.generation.batches import Completion, Opening, decoding_batch, room_after
-from lmkit.generation.engine import MAX_ROWS, MAX_TOKENS
+from lmkit.generation.engine import MAX_ROWS, MAX_TOKENS, generate
 from lmkit.generation.sampling import SamplingConfig, check_logits
 from lmkit.model.transformer import Transformer
 from lmkit.recipe.tasks import LengthPenalty
@@ -42,9 +43,12 @@ def beam_search(
     in transformers' beam search. A hypothesis ends where an end token is among the K best candidates of its prompt, or
     where it reaches its limit. Its score is its log-probability divided by the length penalty; both count the end
     token. A prompt is done when K hypotheses have ended and the best one that goes on would have a lower score than
-    each of them if it ended now; with `early_stopping`, as soon as K have ended. A beam of 1 is greedy search.
+    each of them if it ended now; with `early_stopping`, as soon as K have ended. A beam of 1 is greedy search, which
+    the engine writes; there the repetition penalty changes logits, as in transformers' greedy search.
 
     Raises what `generate` raises."""
+    if beam == 1:
+        return _greedy(model, list(prompts), replace(config, temperature=0), eos, opening)
     rows = [Completion(i, 0, prompt, room_after(model, prompt, config, 1 + i)) for i, prompt in enumerate(prompts)]
     waiting = sorted(rows, key=lambda row: len(row.prompt))  # so that a batch holds little padding
     while waiting:
@@ -55,6 +59,17 @@ def beam_search(
         with model.evaluating():
             _search(model, group, config, min(beam, model.config.vocab_size), penalty, eos, opening, early_stopping)
     return rows
+
+
+def _greedy(
+    model: Transformer, prompts: list[list[int]], config: SamplingConfig, eos: frozenset[int], opening: Opening | None
+) -> list[Completion]:
+    """Returns the engine's completion of each prompt, in order. It gets the longest first: batches hold little
+    padding."""
+    longest_first = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    written = generate(model, [prompts[i] for i in longest_first], config, eos, opening=opening)
+    completions = dict(zip(longest_first, written, strict=True))
+    return [replace(completions[i], row=i) for i in range(len(prompts))]
 
 
 @torch.no_grad()

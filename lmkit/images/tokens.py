@@ -36,7 +36,7 @@ def learn_palette(sources: list[str], config: PixelConfig, seed: int = 0) -> Pal
     return fit_palette([image for _, image in drawn], config, seed)
 
 
-def write_texts(sources: list[str], palette: Palette, path: Path) -> int:
+def write_words(sources: list[str], palette: Palette, path: Path) -> int:
     """Writes JSON lines with the words of every image, in the order of the files. Returns the number of images.
 
     Raises DataError as `learn_palette` does."""

@@ -105,19 +105,19 @@ class Traffic:
         return self.gradients + self.shards + self.tensor
 
 
-def traffic(p: Plan, layout: Mesh, passes: int, recompute: bool, number: int = 2) -> Traffic:
+def traffic(p: Plan, mesh: Mesh, passes: int, recompute: bool, number: int = 2) -> Traffic:
     """Returns the bytes that each GPU sends in a step of `passes` micro-batches.
 
     FSDP gathers and scatters in each micro-batch; replicas reduce once. Tensor parallelism needs 4 all-reduces per
     layer, 2 forwards and 2 backwards (Korthikanti, 4.2.2; with sequence parallelism the same bytes), and 2 more where
     the forward pass is computed again. number: bytes of a number in matrix products."""
-    c, whole = p.model, parameters(p.model).total / layout.tensor
-    rows = math.ceil(p.rows / layout.data)
+    c, whole = p.model, parameters(p.model).total / mesh.tensor
+    rows = math.ceil(p.rows / mesh.data)
     layers = c.num_layers + c.num_decoder_layers
-    one = all_reduce_bytes(rows * c.context * c.hidden_size * number, layout.tensor)
+    one = all_reduce_bytes(rows * c.context * c.hidden_size * number, mesh.tensor)
     return Traffic(
-        all_reduce_bytes(4 * whole / layout.shards, layout.data // layout.shards),
-        passes * (2 * gather_bytes(number * whole, layout.shards) + gather_bytes(4 * whole, layout.shards)),
+        all_reduce_bytes(4 * whole / mesh.shards, mesh.data // mesh.shards),
+        passes * (2 * gather_bytes(number * whole, mesh.shards) + gather_bytes(4 * whole, mesh.shards)),
         layers * (6 if recompute else 4) * one,
     )
 
@@ -131,28 +131,28 @@ def rate(hardware: Hardware, members: int, apart: int) -> float:
     return LINK * min(hardware.link, max(1, hardware.node // apart) * hardware.network)
 
 
-def compute_seconds(p: Plan, hw: Hardware, layout: Mesh, tokens: int, recompute: bool) -> float:
+def compute_seconds(p: Plan, hw: Hardware, mesh: Mesh, tokens: int, recompute: bool) -> float:
     """Returns the seconds of a forward and backward pass over `tokens`.
 
     They are those of matrix products, of attention (where causal, of half the scores; 5 products backwards and 2
     forwards: Dao), and of passes over memory for everything else."""
     c = p.model
     weights, again = matmul_weights(c), matmul_weights(c) - c.vocab_size * (c.embedding_size or c.hidden_size)
-    products = (6 * weights + 2 * again * recompute) / layout.tensor
-    attention = attention_flops(c, c.context) * (0.5 if c.causal else 1) * (7 + 2 * recompute) / 6 / layout.tensor
-    moved = (TRAFFIC + recompute) * activation_bytes(c, hw.number, layout.tensor)
+    products = (6 * weights + 2 * again * recompute) / mesh.tensor
+    attention = attention_flops(c, c.context) * (0.5 if c.causal else 1) * (7 + 2 * recompute) / 6 / mesh.tensor
+    moved = (TRAFFIC + recompute) * activation_bytes(c, hw.number, mesh.tensor)
     each = products / (hw.peak * hw.sustained) + attention / (hw.peak * hw.attention) + moved / hw.bandwidth
     return tokens * each
 
 
-def optimizer_seconds(p: Plan, hw: Hardware, layout: Mesh) -> float:
+def optimizer_seconds(p: Plan, hw: Hardware, mesh: Mesh) -> float:
     """Returns the seconds of the optimizer's step, in which weights, gradients and moments are read, and weights and
     moments are written.
 
     Muon needs 20 m² n + 10 m³ FLOPs for a matrix (m, n) with m <= n (Jordan). With DDP every replica computes all
     matrices, with FSDP each process a share of them."""
     c, count = p.model, parameters(p.model)
-    split = layout.shards * layout.tensor
+    split = mesh.shards * mesh.tensor
     seconds = (12 * count.total + 2 * moment_bytes(count, p.optimizer)) / split / hw.bandwidth
     if p.optimizer == "muon":
         ratio = c.hidden_size / max(c.hidden_size, c.intermediate_size)
@@ -165,7 +165,7 @@ def optimizer_seconds(p: Plan, hw: Hardware, layout: Mesh) -> float:
 class Forecast:
     """The estimate for one layout with one micro-batch."""
 
-    layout: Mesh
+    mesh: Mesh
     micro_batch: int  # tokens
     recompute: bool
     memory: MemoryUse
@@ -180,46 +180,46 @@ class Forecast:
 
     @property
     def gpu_hours(self) -> float:
-        return self.hours * self.layout.gpus
+        return self.hours * self.mesh.gpus
 
 
-def estimate(p: Plan, hw: Hardware, layout: Mesh, micro: int, recompute: bool) -> Forecast:
+def estimate(p: Plan, hw: Hardware, mesh: Mesh, micro: int, recompute: bool) -> Forecast:
     """Returns the estimate for a layout where each GPU computes one micro-batch of `micro` tokens at a time.
 
     Communication is assumed to overlap with computation as in FSDP2 and DDP: gathers with the work of layers, and the
     reduction of gradients with the last backward pass, which is 2/3 of a pass; one layer's share of each cannot
     overlap. Tensor parallelism waits for each all-reduce."""
     c = p.model
-    passes = math.ceil(math.ceil(p.rows / layout.data) * c.context / micro)
-    needed = memory(p, layout, micro, recompute, hw.number)
-    other = memory(p, layout, micro, not recompute, hw.number)
-    sent = traffic(p, layout, passes, recompute, hw.number)
+    passes = math.ceil(math.ceil(p.rows / mesh.data) * c.context / micro)
+    needed = memory(p, mesh, micro, recompute, hw.number)
+    other = memory(p, mesh, micro, not recompute, hw.number)
+    sent = traffic(p, mesh, passes, recompute, hw.number)
     layers = c.num_layers + c.num_decoder_layers
-    work = max(layers * LAUNCH * (4 if recompute else 3) / 3, compute_seconds(p, hw, layout, micro, recompute))
-    nodes = math.ceil(layout.shards * layout.tensor / hw.node)
-    hops = (layout.shards - nodes) * HOP + (nodes - 1) * NETWORK_HOP if layout.shards > 1 else 0.0
-    shard = sent.shards / rate(hw, layout.shards, layout.tensor) / passes + 3 * layers * hops
-    reduce = sent.gradients / rate(hw, layout.data // layout.shards, layout.shards * layout.tensor)
+    work = max(layers * LAUNCH * (4 if recompute else 3) / 3, compute_seconds(p, hw, mesh, micro, recompute))
+    nodes = math.ceil(mesh.shards * mesh.tensor / hw.node)
+    hops = (mesh.shards - nodes) * HOP + (nodes - 1) * NETWORK_HOP if mesh.shards > 1 else 0.0
+    shard = sent.shards / rate(hw, mesh.shards, mesh.tensor) / passes + 3 * layers * hops
+    reduce = sent.gradients / rate(hw, mesh.data // mesh.shards, mesh.shards * mesh.tensor)
     exposed = passes * (max(0.0, shard - work) + shard / layers)
-    exposed += max(0.0, reduce - max(work, shard) * 2 / 3) + reduce / layers + sent.tensor / rate(hw, layout.tensor, 1)
-    seconds = passes * work + optimizer_seconds(p, hw, layout) + exposed
+    exposed += max(0.0, reduce - max(work, shard) * 2 / 3) + reduce / layers + sent.tensor / rate(hw, mesh.tensor, 1)
+    seconds = passes * work + optimizer_seconds(p, hw, mesh) + exposed
     speed = p.rows * c.context / seconds
-    used = speed * model_flops(c, c.context) / (layout.gpus * hw.peak)
+    used = speed * model_flops(c, c.context) / (mesh.gpus * hw.peak)
     fits = needed.total <= USABLE * hw.memory
     hours = p.tokens / speed / 3600
     return Forecast(
-        layout, micro, recompute, needed, other.activations, fits, sent, seconds, exposed, speed, used, hours
+        mesh, micro, recompute, needed, other.activations, fits, sent, seconds, exposed, speed, used, hours
     )  # fmt: skip
 
 
-def best_forecast(p: Plan, hw: Hardware, layout: Mesh) -> Forecast:
+def best_forecast(p: Plan, hw: Hardware, mesh: Mesh) -> Forecast:
     """Returns the estimate with the best micro-batch and recomputation for a layout.
 
     It is the fastest that fits memory; of those within a hundredth of it, one without recomputation and with the
     largest micro-batch is preferred. If none fits, it is the one that needs the least memory."""
-    rows, context = math.ceil(p.rows / layout.data), p.model.context
+    rows, context = math.ceil(p.rows / mesh.data), p.model.context
     sizes = [n for n in range(1, rows + 1) if rows % n == 0 and n * context <= max(context, 2**18)]
-    tried = [estimate(p, hw, layout, n * context, again) for n in sizes for again in (False, True)]
+    tried = [estimate(p, hw, mesh, n * context, again) for n in sizes for again in (False, True)]
     fitting = [e for e in tried if e.fits]
     if not fitting:
         return min(tried, key=lambda e: e.memory.total)
@@ -245,10 +245,10 @@ def forecast_meshes(p: Plan, hw: Hardware, gpus: int) -> list[Forecast]:
     """Returns an estimate for each layout without tensor parallelism, and the best of those with it.
 
     The best is the fastest that fits, or else the one that needs the least memory."""
-    estimates = [best_forecast(p, hw, layout) for layout in possible_meshes(p, hw, gpus)]
-    split = [e for e in estimates if e.layout.tensor > 1]
+    estimates = [best_forecast(p, hw, mesh) for mesh in possible_meshes(p, hw, gpus)]
+    split = [e for e in estimates if e.mesh.tensor > 1]
     chosen = fastest(split) or min(split, key=lambda e: e.memory.total, default=None)
-    return [e for e in estimates if e.layout.tensor == 1] + ([chosen] if chosen else [])
+    return [e for e in estimates if e.mesh.tensor == 1] + ([chosen] if chosen else [])
 
 
 def fastest(found: list[Forecast]) -> Forecast | None:

@@ -149,30 +149,30 @@ class MemoryUse:
         return state + max(self.activations + self.logits, self.update)
 
 
-def memory(p: Plan, layout: Mesh, tokens: int, recompute: bool, number: int = 2) -> MemoryUse:
+def memory(p: Plan, mesh: Mesh, tokens: int, recompute: bool, number: int = 2) -> MemoryUse:
     """Returns the memory of a forward and backward pass over `tokens` on each GPU.
 
     Weights, gradients and moments are float32, and split over shards (ZeRO stage 3) and tensor-parallel GPUs. Without
     shards, autocast keeps a copy of every matrix in bf16. With shards, these are whole at one time: two blocks, one of
     which is prefetched, embedding and head, and one block's gradient."""
     c, count = p.model, parameters(p.model)
-    split = layout.shards * layout.tensor
-    whole = count.total / layout.tensor
+    split = mesh.shards * mesh.tensor
+    whole = count.total / mesh.tensor
     moments = moment_bytes(count, p.optimizer) + 4 * count.total * p.average
-    table = c.vocab_size * (c.embedding_size or c.hidden_size) / layout.tensor
-    if layout.shards > 1:
-        block = c.decoder.block_matrices(c.stacks == "encoder_decoder") / layout.tensor
-        ends = (count.embedding + count.head) / layout.tensor
+    table = c.vocab_size * (c.embedding_size or c.hidden_size) / mesh.tensor
+    if mesh.shards > 1:
+        block = c.decoder.block_matrices(c.stacks == "encoder_decoder") / mesh.tensor
+        ends = (count.embedding + count.head) / mesh.tensor
         copies = number * (2 * block + ends) + 4 * block
     else:
-        copies = number * (whole - count.embedding / layout.tensor * (not c.tied)) * (number < 4)
+        copies = number * (whole - count.embedding / mesh.tensor * (not c.tied)) * (number < 4)
     width = 4 * c.hidden_size
-    activations = tokens * activation_bytes(c, number, layout.tensor, recompute) + tokens * 3 * width  # last norm, head
+    activations = tokens * activation_bytes(c, number, mesh.tensor, recompute) + tokens * 3 * width  # last norm, head
     layers = c.num_layers + c.num_decoder_layers  # one block's gradients, and its activations if they are recomputed
-    activations += tokens * activation_bytes(c, number, layout.tensor) / layers * (1 + recompute)
+    activations += tokens * activation_bytes(c, number, mesh.tensor) / layers * (1 + recompute)
     update = 10 * count.matrices / split * (p.optimizer == "muon")  # updates, and half of them stacked three times
-    logits = 8 * CHUNK * c.vocab_size / layout.tensor + 4 * table  # a chunk twice, and the head's own gradient
-    own = 4 * whole / layout.shards  # bytes of the weights that this GPU holds, and of their gradients
+    logits = 8 * CHUNK * c.vocab_size / mesh.tensor + 4 * table  # a chunk twice, and the head's own gradient
+    own = 4 * whole / mesh.shards  # bytes of the weights that this GPU holds, and of their gradients
     return MemoryUse(own, own, moments / split, copies, activations, logits, update)
 
 

@@ -111,7 +111,7 @@ def row(e: Forecast, chosen: bool) -> dict[str, Any]:
     """Returns an estimate for machines: bytes, seconds and tokens, as plain numbers."""
     other = "activations_without_recompute" if e.recompute else "activations_with_recompute"
     return {
-        "gpus": e.layout.gpus, "layout": e.layout.name, "parallel": e.layout.keys, "best": chosen, "fits": e.fits,
+        "gpus": e.mesh.gpus, "layout": e.mesh.name, "parallel": e.mesh.keys, "best": chosen, "fits": e.fits,
         "micro_batch": e.micro_batch, "recompute": e.recompute,
         "memory": asdict(e.memory) | {"total": e.memory.total, other: e.other_activations},
         "sent": asdict(e.traffic) | {"total": e.traffic.total},
@@ -125,7 +125,7 @@ def _gb(n: float) -> str:
 
 
 TableColumns = dict[str, Callable[[Forecast], str]]
-_WHICH: TableColumns = {"GPUs": lambda e: f"{e.layout.gpus:,}", "layout": lambda e: e.layout.name}
+_WHICH: TableColumns = {"GPUs": lambda e: f"{e.mesh.gpus:,}", "layout": lambda e: e.mesh.name}
 _MEMORY: TableColumns = _WHICH | {
     "micro-batch": lambda e: f"{e.micro_batch:,}",
     "weights": lambda e: _gb(e.memory.weights),
@@ -182,7 +182,7 @@ def _advice(p: Plan, gpus: int, estimates: list[Forecast]) -> str:
     """Returns the best layout as recipe keys, or what to change where there is none."""
     best = fastest(estimates)
     if best:
-        keys = ", ".join(f"{k}: {v}" for k, v in best.layout.keys.items())
+        keys = ", ".join(f"{k}: {v}" for k, v in best.mesh.keys.items())
         more = f", micro_batch: {best.micro_batch}" + (", recompute: true" if best.recompute else "")
         busy = (
             ""

@@ -129,9 +129,9 @@ def fit(
     task = Answering(kb, matcher, Levels(lookup, None), config.passages, reader)
     hits = [ok for score, ok in zip(scores, right, strict=True) if lookup is not None and score >= lookup]
     share = len(hits) / (2 * len(table.rows))  # each question was scored twice
-    said = f"{share:.0%} looked up, {sum(hits) / len(hits):.1%} of these right" if hits else "none sure"
+    result = f"{share:.0%} looked up, {sum(hits) / len(hits):.1%} of these right" if hits else "none sure"
     level = "" if lookup is None else f" from score {lookup:.2f} on"
-    note(f"look up: {said}{level} ({config.precision:.0%} asked for)")
+    note(f"look up: {result}{level} ({config.precision:.0%} asked for)")
     if reader is None or model is None:
         return task
     rest = [i for i, row in enumerate(table.rows) if not sure(task.look_up(row["question"]), lookup)]
@@ -142,8 +142,8 @@ def fit(
     sures, oks = [score for score, _ in pairs], [ok for _, ok in pairs]
     reading = threshold_for_precision(sures, oks, config.precision) if pairs else None
     hits = [ok for score, ok in pairs if reading is not None and score >= reading]
-    said = f"{len(hits) / len(rest):.0%} read, {sum(hits) / len(hits):.1%} of these right" if hits else "none sure"
-    note(f"read: {said}{'' if reading is None else f' from score {reading:.2f} on'} ({len(rest):,} questions)")
+    result = f"{len(hits) / len(rest):.0%} read, {sum(hits) / len(hits):.1%} of these right" if hits else "none sure"
+    note(f"read: {result}{'' if reading is None else f' from score {reading:.2f} on'} ({len(rest):,} questions)")
     task.levels = Levels(lookup, reading)
     return task
 

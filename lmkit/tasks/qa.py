@@ -163,11 +163,11 @@ class SpanFinder(Task):
     def fit_threshold(self, model: Transformer, table: Table) -> float:
         """Returns the threshold with the best F1 on these rows (the official script's `best_f1_thresh`)."""
         always = SpanFinder(self.tokenizer, self.layout, self.config, self.max_length, None)
-        found = always.outputs(model, table, always.examples(table))
+        best_spans = always.outputs(model, table, always.examples(table))
         golds = [_golds(row) for row in table.rows]
-        speaking = [answers.best_of(g, a.text)[1] for g, a in zip(golds, found, strict=True)]
+        speaking = [answers.best_of(g, a.text)[1] for g, a in zip(golds, best_spans, strict=True)]
         silent = [answers.best_of(g, "")[1] for g in golds]
-        return answers.best_threshold([a.null_score - a.score for a in found], speaking, silent)[0]
+        return answers.best_threshold([a.null_score - a.score for a in best_spans], speaking, silent)[0]
 
     def scores(self, table: Table, outputs: Sequence[Answer], intervals: bool) -> dict[str, Estimate]:
         return answers.score_answers([_golds(row) for row in table.rows], [a.text for a in outputs], intervals)

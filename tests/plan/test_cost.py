@@ -157,10 +157,10 @@ def test_a_ring_over_nodes_uses_all_network_cards_of_a_node():
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_more_gpus_never_need_more_memory_under_fsdp(tensor):
     p = Plan(sized(**SHAPES["llama-3-8b"]), 2**22, 1e9, "muon")
-    layouts = [Mesh(n, n // tensor, tensor) for n in (4, 8, 16, 64, 512)]
-    totals = [memory(p, layout, 8192, False).total for layout in layouts]
+    meshes = [Mesh(n, n // tensor, tensor) for n in (4, 8, 16, 64, 512)]
+    totals = [memory(p, mesh, 8192, False).total for mesh in meshes]
     assert totals == sorted(totals, reverse=True)
-    assert all(memory(p, x, 8192, True).total < memory(p, x, 8192, False).total for x in layouts)
+    assert all(memory(p, x, 8192, True).total < memory(p, x, 8192, False).total for x in meshes)
 
 
 def test_the_best_layout_fits_and_its_keys_are_the_recipes():
@@ -184,7 +184,7 @@ def test_a_published_rate_is_met_within_a_fifth():
 def test_every_gpu_gets_a_row_or_the_layout_is_left_out():
     p = Plan(tiny("gpt2"), 8 * 32, 1e6, "adamw")
     assert forecast_meshes(p, H100, 1024) == []
-    assert {e.layout.data for e in forecast_meshes(p, H100, 16)} <= {1, 2, 4, 8}
+    assert {e.mesh.data for e in forecast_meshes(p, H100, 16)} <= {1, 2, 4, 8}
     assert best_forecast(p, H100, Mesh(1)).micro_batch <= 8 * 32
 
 
