@@ -146,7 +146,7 @@ class Machine:
         return json.loads(got.stdout.splitlines()[-1])
 
     @cache  # noqa: B019 - one machine lives as long as the script; checks share runs
-    def pretraining_run(self, size: Size, *changes: str, processes: int = 1) -> Ran:
+    def pretrain(self, size: Size, *changes: str, processes: int = 1) -> Ran:
         folder = self.scratch / f"run-{next(self.numbers)}"
         several = ("--processes", str(processes)) if processes > 1 else ()
         arguments = ("pretrain", str(self.recipes[size]), *changes, *several, "--out", str(folder))

@@ -47,10 +47,10 @@ def lmkit_job(args: argparse.Namespace) -> Any:
 
 
 def lmkit_step(args: argparse.Namespace) -> Callable[[], float]:
-    from lmkit.training.loop import micro_batches
+    from lmkit.training.step import read_share
 
     job = lmkit_job(args)
-    (batch,) = micro_batches(job, 0)
+    (batch,) = read_share(job, 0).batches
     job.model.train()
     (optimizer,) = job.optimizers
     for group in optimizer.param_groups:
@@ -82,10 +82,10 @@ def transformers_model(job: Any, compiled: bool) -> tuple[Any, Any, Any]:
 
 
 def transformers_step(args: argparse.Namespace, compiled: bool) -> Callable[[], float]:
-    from lmkit.training.loop import micro_batches
+    from lmkit.training.step import read_share
 
     job = lmkit_job(args)
-    (batch,) = micro_batches(job, 0)
+    (batch,) = read_share(job, 0).batches
     model, run, optimizer = transformers_model(job, compiled)
     feed = {"input_ids": batch.tokens, "labels": batch.labels}
     if batch.targets is not None:

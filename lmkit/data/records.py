@@ -45,7 +45,8 @@ def _csv(item: Input, problems: Problems, header: Header) -> Iterator[Record]:
     start, columns = next(rows, (0, []))
     if not columns:
         return
-    places = [(column, columns.index(column)) for column in header(f"{item.name}:{start}", columns)]
+    first = {column: place for place, column in reversed(list(enumerate(columns)))}
+    places = [(column, first[column]) for column in header(f"{item.name}:{start}", columns)]
     for line, row in rows:
         yield line, {column: row[place] for column, place in places}
 

@@ -106,7 +106,7 @@ def test_texts_that_cannot_be_filled_are_refused(model):
         model.fill([mask], top_k=0)
     [all_of_them] = model.fill([mask], top_k=10**6)
     assert sum(c.probability for c in all_of_them.candidates) == pytest.approx(1, abs=1e-4)
-    with pytest.raises(UserError, match="MaskedLM, an encoder, which fills masks\n  → use `fill_masks`"):
+    with pytest.raises(UserError, match="MaskedLM, an encoder, which fills masks\n  → use `fill`"):
         model.generate([mask])
 
 

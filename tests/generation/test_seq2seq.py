@@ -214,7 +214,7 @@ def _writes(ids):
             written, token = (iter(ids[1:]), ids[0]) if token is None else (iter(()), token)
         return torch.full((len(scores),), token)
 
-    return patch.object(engine, "choose", choose)
+    return patch.object(engine, "choose_tokens", choose)
 
 
 def test_greedy_text_stop_strings_and_streams(t5, capsys):

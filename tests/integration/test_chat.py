@@ -99,13 +99,13 @@ def test_pipes_options_and_a_conversation(taught, monkeypatch, capsys):
     lines = iter(["Who are you?", "Sure?", "/reset", "2+2?", "x" * 200, "2+2?", "2+2?", "2+2?", ""])
     monkeypatch.setattr(builtins, "input", lambda prompt="": next(lines))
     capsys.readouterr()
-    talking.run(run, None, None, SamplingConfig(temperature=0, max_tokens=24), 1, False, True, False)
+    talking.converse(run, None, None, SamplingConfig(temperature=0, max_tokens=24), 1, False, True, False)
     got = capsys.readouterr()
     assert got.out.splitlines()[:3] == ["A model.", "Quite.", "Four"]
     assert "model's context of 96" in got.err  # of the long message, which does not end the conversation
     assert "oldest 1 turns are forgotten" in got.err and next(lines, None) is None
     with pytest.raises(UserError, match="lmkit finetune --task chat"):
-        talking.run(str(taught / "base"), ["Hi"], None, SamplingConfig(), 1, False, False, False)
+        talking.converse(str(taught / "base"), ["Hi"], None, SamplingConfig(), 1, False, False, False)
 
 
 @pytest.fixture(scope="module")

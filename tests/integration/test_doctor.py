@@ -32,14 +32,14 @@ def test_the_command_checks_everything_and_its_exit_code_says_whether_something_
 
 
 def test_for_people_a_problem_stands_above_its_cure(monkeypatch, capsys):
-    for name in ("python", "cpu", "gpu", "speed", "limits"):
+    for name in ("check_python", "check_cpu", "check_gpu", "check_speed", "check_limits"):
         monkeypatch.setattr(doctor, name, list)
-    monkeypatch.setattr(doctor, "compiler", lambda: doctor.Finding("compile", "ok", "fine"))
-    monkeypatch.setattr(doctor, "disk", lambda: [doctor.Finding("disk", "wrong", "too small", "buy one")])
+    monkeypatch.setattr(doctor, "check_compiler", lambda: doctor.Finding("compile", "ok", "fine"))
+    monkeypatch.setattr(doctor, "check_disk", lambda: [doctor.Finding("disk", "wrong", "too small", "buy one")])
     assert doctor.check_machine(as_json=False) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[1:] == [" ✓ compile  fine", " ✗ disk     too small", "            → buy one", "1 problem"]
-    monkeypatch.setattr(doctor, "disk", list)
+    monkeypatch.setattr(doctor, "check_disk", list)
     assert doctor.check_machine(as_json=False) == 0
 
 

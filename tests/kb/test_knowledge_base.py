@@ -139,7 +139,7 @@ def last(*given):
     os.kill(os.getpid(), signal.SIGKILL)
 writing.INSERTS["triples"] = last
 if sys.argv[1] == "build":
-    knowledge_base.build(knowledge_base.Path("kb.sqlite"), ["big.csv"])
+    knowledge_base.build_knowledge_base(knowledge_base.Path("kb.sqlite"), ["big.csv"])
 else:
     knowledge_base.KnowledgeBase("kb.sqlite").add(["big.csv"])
 """

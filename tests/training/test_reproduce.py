@@ -30,7 +30,7 @@ def lmkit(monkeypatch, line: str) -> None:
 def told(capsys, run: Path) -> dict[str, Any]:
     """What `lmkit runs reproduce` says, but for the code: others may be changing it beside this test."""
     capsys.readouterr()
-    reproduce.run(run, as_json=True)
+    reproduce.print_reproduction(run, as_json=True)
     said = json.loads(capsys.readouterr().out)
     return said | {
         "differences": {d["what"]: (d["then"], d["now"]) for d in said["differences"] if d["what"] != "code"}
@@ -233,10 +233,10 @@ def test_the_commit_of_somebody_elses_repository_is_not_ours(tmp_path, monkeypat
 def test_a_record_that_is_gone_or_damaged_is_an_error_for_people(run):
     (run / "environment.json").write_text("{")
     with pytest.raises(ModelError, match=r"environment\.json: damaged"):
-        reproduce.run(run, False)
+        reproduce.print_reproduction(run, False)
     (run / "environment.json").unlink()
     with pytest.raises(ModelError, match="No such file"):
-        reproduce.run(run, False)
+        reproduce.print_reproduction(run, False)
 
 
 def test_built_in_recipes_are_told_apart():

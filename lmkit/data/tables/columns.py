@@ -26,7 +26,7 @@ def check_settings(task: str, config: TableConfig) -> None:
     roles = [role for role in TABLES[task].roles if role.key]
     for key in ("text", "pair", "label", "target"):
         if getattr(config, key) is not None and key not in {role.key for role in roles}:
-            named = ", ".join(f"data.{key} ({role.noun or role.name})" for role in roles)
+            named = ", ".join(f"data.{role.key} ({role.noun or role.name})" for role in roles)
             raise UserError(f"data.{key} is set, and {task} reads no such column\n  allowed: {named}")
 
 
@@ -77,8 +77,9 @@ def _not_utf8(where: str, column: str) -> DataError:
 
 
 def _candidates(role: Role, columns: list[str]) -> list[str]:
-    found = list(dict.fromkeys(column for column in columns if column.strip().lower() in role.names.split()))
-    own = [column for column in found if column.strip().lower() == role.names.split()[0]]
+    names = role.names.split()
+    found = list(dict.fromkeys(column for column in columns if column.strip().lower() in names))
+    own = [column for column in found if column.strip().lower() == names[0]]
     return own if len(own) == 1 else found
 
 
