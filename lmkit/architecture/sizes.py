@@ -65,11 +65,16 @@ PRESETS: dict[str, Size] = {
     "mistral-7b": _llama(
         "mistral", 32000, 32768, (32, 4096, 32, 8, 128, 14336), norm_eps=1e-5, sliding_window=4096
     ),
+    "qwen2.5-0.5b": _llama("qwen2", 151936, 32768, (24, 896, 14, 2, 64, 4864), rope_theta=1_000_000.0, tied=True),
     "qwen3-0.6b": _llama(
         "qwen3", 151936, 40960, (28, 1024, 16, 8, 128, 3072), rope_theta=1_000_000.0, tied=True
     ),
     **_plain("nanochat", 65536, 2048, {"nanochat-d20": (20, 1280, 10)}, num_kv_heads=10),
     **_plain("bert", 30522, 512, _BERT_SIZES),
+    **_plain("distilbert", 30522, 512, {"distilbert-base": (6, 768, 12)}),
+    **_plain("xlm-roberta", 250002, 512, {"xlm-roberta-base": (12, 768, 12), "xlm-roberta-large": (24, 1024, 16)},
+             position_offset=2, position_padding_id=1),
+    **_plain("camembert", 32005, 512, {"camembert-base": (12, 768, 12)}, position_offset=2, position_padding_id=1),
     **_plain("roberta", 50265, 512, {"roberta-base": (12, 768, 12), "roberta-large": (24, 1024, 16)},
              position_offset=2, position_padding_id=1),
     **_plain("albert", 30000, 512, {
@@ -107,6 +112,9 @@ PRESETS: dict[str, Size] = {
         "t5-v1_1-small": (8, 512, 6, 64, 1024), "t5-v1_1-base": (12, 768, 12, 64, 2048),
         "t5-v1_1-large": (24, 1024, 16, 64, 2816),
     }, **_V1_1),
+    **_t5(250112, {
+        "mt5-small": (8, 512, 6, 64, 1024), "mt5-base": (12, 768, 12, 64, 2048), "mt5-large": (24, 1024, 16, 64, 2816),
+    }, family="mt5", **_V1_1),
     **_plain("bart", 50265, 1024, {"bart-base": (6, 768, 12), "bart-large": (12, 1024, 16)}),
     **_plain("mbart", 250027, 1024, {"mbart-large-cc25": (12, 1024, 16)}),
 }  # fmt: skip

@@ -101,7 +101,7 @@ OBJECTIVES = {  # what a family's architecture can learn; `default_objective` sa
 
 def default_objective(family: str) -> str:
     """Returns the objective that the family was first trained for."""
-    if family == "t5":
+    if family in ("t5", "mt5"):
         return "span_corruption"
     if family in ("bart", "mbart"):
         return "denoising"

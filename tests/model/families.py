@@ -46,13 +46,22 @@ CONFIGS: dict[str, Any] = {
         **_SIZES, rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0}
     ),
     "mistral": hf.MistralConfig(**_SIZES, num_key_value_heads=2, sliding_window=7, pad_token_id=0),
+    "qwen2": hf.Qwen2Config(**_SIZES, num_key_value_heads=2, pad_token_id=0),
+    "qwen2_window": hf.Qwen2Config(
+        **_SIZES, num_key_value_heads=4, use_sliding_window=True, sliding_window=5, max_window_layers=1
+    ),
     "qwen3": hf.Qwen3Config(**_SIZES, num_key_value_heads=2, head_dim=16, pad_token_id=0),
     "qwen3_window": hf.Qwen3Config(
         **_SIZES, num_key_value_heads=4, head_dim=8, use_sliding_window=True, sliding_window=5, max_window_layers=1
     ),
     "nanochat": hf.NanoChatConfig(**_SIZES, num_key_value_heads=2),
     "bert": hf.BertConfig(**_SIZES),
+    "distilbert": hf.DistilBertConfig(
+        vocab_size=VOCAB, dim=32, n_layers=3, n_heads=4, hidden_dim=48, max_position_embeddings=48
+    ),
     "roberta": hf.RobertaConfig(**_SIZES),
+    "xlm-roberta": hf.XLMRobertaConfig(**_SIZES),
+    "camembert": hf.CamembertConfig(**_SIZES),
     "electra": hf.ElectraConfig(**_SIZES, embedding_size=16),
     "electra_square": hf.ElectraConfig(**_SIZES, embedding_size=32),
     "albert": hf.AlbertConfig(**_ALBERT),
@@ -60,13 +69,17 @@ CONFIGS: dict[str, Any] = {
     "modernbert_global": hf.ModernBertConfig(**_MODERN.to_dict() | {"layer_types": ["full_attention"] * 5}),
     "t5": hf.T5Config(**_T5),
     "t5_v1_1": hf.T5Config(**_T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+    "mt5": hf.MT5Config(**_T5),
     "bart": hf.BartConfig(**_BART),
     "mbart": hf.MBartConfig(**_BART, scale_embedding=True),
     "marian": hf.MarianConfig(**_MARIAN, activation_function="swish"),
     "transformer": hf.MarianConfig(**_MARIAN, activation_function="relu"),
 }
-SEQ2SEQ = ("t5", "t5_v1_1", "bart", "mbart", "marian", "transformer")
-ENCODERS = ("bert", "roberta", "electra", "electra_square", "albert", "modernbert", "modernbert_global")
+SEQ2SEQ = ("t5", "t5_v1_1", "mt5", "bart", "mbart", "marian", "transformer")
+ROBERTAS = ("roberta", "xlm-roberta", "camembert")  # whose positions count from the padding token
+ENCODERS = (
+    "bert", "distilbert", *ROBERTAS, "electra", "electra_square", "albert", "modernbert", "modernbert_global",
+)  # fmt: skip
 CASES = tuple(CONFIGS)
 DECODERS = tuple(n for n in CASES if n not in SEQ2SEQ + ENCODERS)
 _AUTO = {
@@ -88,14 +101,14 @@ def reference(name: str, head: str = "lm") -> hf.PreTrainedModel:
     config = type(CONFIGS[name]).from_dict(CONFIGS[name].to_dict())
     if head in ("sequence", "token"):
         config.num_labels = 3
-    if name == "t5_v1_1":
+    if name in ("t5_v1_1", "mt5"):
         config.scale_decoder_outputs = False
     model = auto_class(name, head).from_config(config).eval()
-    if name == "t5_v1_1" and head == "lm":  # as on the hub: two tables
+    if name in ("t5_v1_1", "mt5") and head == "lm":  # as on the hub: two tables
         model.lm_head.weight = nn.Parameter(torch.empty(VOCAB, 32))
     tables = re.compile("embed|wte|wpe|shared")
     # so small that every norm's eps is felt; smaller still in T5, whose attention scores nothing scales down
-    vector, table, matrix = (0.5, 0.1, 0.15) if name.startswith("t5") else (1.0, 0.05, 0.3)
+    vector, table, matrix = (0.5, 0.1, 0.15) if "t5" in name else (1.0, 0.05, 0.3)
     for key, p in model.named_parameters():
         if "embed_positions" not in key or name not in ("marian", "transformer"):  # a fixed table
             nn.init.normal_(p, std=vector if p.dim() == 1 else table if tables.search(key) else matrix)

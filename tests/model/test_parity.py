@@ -15,6 +15,7 @@ from tests.model.families import (
     CONFIGS,
     DECODERS,
     ENCODERS,
+    ROBERTAS,
     SEQ2SEQ,
     auto_class,
     decoder_inputs,
@@ -135,8 +136,8 @@ def test_round_trip_is_byte_equal(name):
 
 HEADS = [
     (name, kind)
-    for name in ("gpt2", "llama", "mistral", "qwen3", "bert", "roberta", "electra", "albert", "modernbert", "t5",
-                 "bart", "mbart")
+    for name in ("gpt2", "llama", "mistral", "qwen2", "qwen3", "bert", "distilbert", "roberta", "xlm-roberta",
+                 "camembert", "electra", "albert", "modernbert", "t5", "mt5", "bart", "mbart")
     for kind in ("sequence", "token", "span")
     if kind in FAMILIES[name].heads
 ]  # fmt: skip
@@ -224,7 +225,7 @@ def test_a_body_without_a_head_gives_its_states(name, tmp_path):
         loaded.logits(**feed, **more)
 
 
-@pytest.mark.parametrize("name", [n for n in DECODERS + ENCODERS if n != "roberta"])
+@pytest.mark.parametrize("name", [n for n in DECODERS + ENCODERS if n not in ROBERTAS])
 def test_packed_documents_equal_separate_ones(name):
     """Segments and restarting positions: a row of two documents gives each what it gets alone."""
     theirs = reference(name)

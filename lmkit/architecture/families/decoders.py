@@ -33,7 +33,7 @@ _LLAMA_NAMES = {"embedding": "model.embed_tokens", "decoder.norm": "model.norm"}
     "decoder.blocks.{i}.", "model.layers.{i}.", _LLAMA_BLOCK
 )
 _LM_COPY = {"lm_head.weight": "model.embed_tokens.weight"}
-_ROPE = ("rope_theta", "rope_scaling")
+_ROPE, _WINDOW = ("rope_theta", "rope_scaling"), ("sliding_window", "window_layers")
 
 
 def _llama(cls: str, keys: dict[str, str], coded: tuple[str, ...], **axes: Any) -> Family:
@@ -88,6 +88,7 @@ DECODERS = {
     "gpt2": _GPT2,
     "llama": _llama("Llama", {"mlp_bias": "mlp_bias"}, (*_ROPE, *BIAS)),
     "mistral": _llama("Mistral", {"sliding_window": "sliding_window"}, _ROPE),
-    "qwen3": _llama("Qwen3", {}, (*_ROPE, *BIAS, "sliding_window", "window_layers"), qk_norm="before_rope"),
+    "qwen2": _llama("Qwen2", {}, (*_ROPE, *_WINDOW), qkv_bias=True),
+    "qwen3": _llama("Qwen3", {}, (*_ROPE, *BIAS, *_WINDOW), qk_norm="before_rope"),
     "nanochat": _NANOCHAT,
 }

@@ -1,4 +1,4 @@
-"""BART, mBART, Marian and the 2017 Transformer, T5."""
+"""BART, mBART, Marian and the 2017 Transformer, T5 and mT5."""
 
 from typing import Any
 
@@ -77,32 +77,39 @@ def _t5_names() -> dict[str, str]:
     return names
 
 
-_T5 = Family(
-    axes={
-        "stacks": "encoder_decoder", "positions": "relative", "norm": "rms", "norm_eps": 1e-6,
-        "scaled_attention": False, "activation": "relu", "tied": True, "scaled_head": True, "dropout": 0.1,
-        "attention_dropout": 0.1, "activation_dropout": 0.1,
-    },
-    keys={
-        "vocab_size": "vocab_size", "hidden_size": "d_model", "num_layers": "num_layers",
-        "num_decoder_layers": "num_decoder_layers", "num_heads": "num_heads", "head_dim": "d_kv",
-        "intermediate_size": "d_ff", "norm_eps": "layer_norm_epsilon", "head_dropout": "classifier_dropout",
-        "relative_buckets": "relative_attention_num_buckets", "relative_distance": "relative_attention_max_distance",
-    },
-    names=_t5_names(),
-    heads={
-        "lm": HeadSpec("T5ForConditionalGeneration", {"": "lm_head"}), "none": HeadSpec("T5Model", {}),
-        "sequence": HeadSpec("T5ForSequenceClassification", _CLASSIFICATION_HEAD, "end", prefix="transformer."),
-        "token": HeadSpec(
-            "T5ForTokenClassification", {"output": "classifier"}, prefix="transformer.", encoder_only=True
-        ),
-        "span": HeadSpec("T5ForQuestionAnswering", {"output": "qa_outputs"}),
-    },
-    coded=("context", "activation", "gated", "tied", "scaled_head", "dropout", "attention_dropout",
-           "activation_dropout"),
-    copies={f"{name}.weight": "shared.weight" for name in ("lm_head", "encoder.embed_tokens", "decoder.embed_tokens")},
-    prefix="", tokens="t5",
-)  # fmt: skip
+def _t5(cls: str, **axes: Any) -> Family:
+    return Family(
+        axes={
+            "stacks": "encoder_decoder", "positions": "relative", "norm": "rms", "norm_eps": 1e-6,
+            "scaled_attention": False, "activation": "relu", "tied": True, "scaled_head": True, "dropout": 0.1,
+            "attention_dropout": 0.1, "activation_dropout": 0.1, **axes,
+        },
+        keys={
+            "vocab_size": "vocab_size", "hidden_size": "d_model", "num_layers": "num_layers",
+            "num_decoder_layers": "num_decoder_layers", "num_heads": "num_heads", "head_dim": "d_kv",
+            "intermediate_size": "d_ff", "norm_eps": "layer_norm_epsilon", "head_dropout": "classifier_dropout",
+            "relative_buckets": "relative_attention_num_buckets",
+            "relative_distance": "relative_attention_max_distance",
+        },
+        names=_t5_names(),
+        heads={
+            "lm": HeadSpec(f"{cls}ForConditionalGeneration", {"": "lm_head"}), "none": HeadSpec(f"{cls}Model", {}),
+            "sequence": HeadSpec(
+                f"{cls}ForSequenceClassification", _CLASSIFICATION_HEAD, "end", prefix="transformer."
+            ),
+            "token": HeadSpec(
+                f"{cls}ForTokenClassification", {"output": "classifier"}, prefix="transformer.", encoder_only=True
+            ),
+            "span": HeadSpec(f"{cls}ForQuestionAnswering", {"output": "qa_outputs"}),
+        },
+        coded=("context", "activation", "gated", "tied", "scaled_head", "dropout", "attention_dropout",
+               "activation_dropout"),
+        copies={
+            f"{name}.weight": "shared.weight" for name in ("lm_head", "encoder.embed_tokens", "decoder.embed_tokens")
+        },
+        prefix="", tokens="t5",
+    )  # fmt: skip
+
 
 ENCODER_DECODERS = {
     "bart": _bart("Bart", "BartForConditionalGeneration", start="eos", tokens="roberta", adam=(0.9, 0.98, 1e-6)),
@@ -118,5 +125,6 @@ ENCODER_DECODERS = {
         "Marian", "MarianMTModel", False, fixed=_MARIAN_FIXED, tokens="marian", adam=(0.9, 0.98, 1e-9),
         axes=_MARIAN_AXES | {"activation": "relu"}, model_type="marian",
     ),
-    "t5": _T5,
+    "t5": _t5("T5"),
+    "mt5": _t5("MT5", activation="gelu_tanh", gated=True, tied=False, scaled_head=False),
 }  # fmt: skip

@@ -67,21 +67,53 @@ _BERT = _encoder(
     adam=(0.9, 0.999, 1e-6),
 )  # fmt: skip
 _ROBERTA_CLASSIFIER = {"dense": "classifier.dense", "output": "classifier.out_proj"}
-_ROBERTA = _encoder(
-    "Roberta",
-    HeadSpec(
-        "RobertaForMaskedLM", {"": "lm_head", "dense": "lm_head.dense", "norm": "lm_head.layer_norm"},
-        activation="gelu",
-    ),
-    HeadSpec("RobertaForSequenceClassification", _ROBERTA_CLASSIFIER, "first"),
-    _bert_names("roberta."),
-    {
-        "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
-        "lm_head.decoder.bias": "lm_head.bias",
+
+
+def _roberta(cls: str) -> Family:
+    """Returns a family whose classes differ from RoBERTa's in their names alone."""
+    lm = {"": "lm_head", "dense": "lm_head.dense", "norm": "lm_head.layer_norm"}
+    return _encoder(
+        cls, HeadSpec(f"{cls}ForMaskedLM", lm, activation="gelu"),
+        HeadSpec(f"{cls}ForSequenceClassification", _ROBERTA_CLASSIFIER, "first"), _bert_names("roberta."),
+        {
+            "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
+            "lm_head.decoder.bias": "lm_head.bias",
+        },
+        "roberta.", {"dense": "roberta.pooler.dense"},
+        axes={"type_vocab_size": 1, "norm_eps": 1e-5}, coded=("context", "position_offset", "position_padding_id"),
+        tokens="roberta", adam=(0.9, 0.98, 1e-6),
+    )  # fmt: skip
+
+
+_DISTILBERT = Family(
+    axes=_BERT_AXES | {"type_vocab_size": 0, "head_dropout": 0.2},
+    keys={
+        "vocab_size": "vocab_size", "hidden_size": "dim", "num_layers": "n_layers", "num_heads": "n_heads",
+        "intermediate_size": "hidden_dim", "context": "max_position_embeddings", "activation": "activation",
+        "dropout": "dropout", "attention_dropout": "attention_dropout", "head_dropout": "seq_classif_dropout",
     },
-    "roberta.", {"dense": "roberta.pooler.dense"},
-    axes={"type_vocab_size": 1, "norm_eps": 1e-5}, coded=("context", "position_offset", "position_padding_id"),
-    tokens="roberta", adam=(0.9, 0.98, 1e-6),
+    names={
+        "embedding": "distilbert.embeddings.word_embeddings",
+        "encoder.inputs.position": "distilbert.embeddings.position_embeddings",
+        "encoder.inputs.norm": "distilbert.embeddings.LayerNorm",
+    } | at("encoder.blocks.{i}.", "distilbert.transformer.layer.{i}.", {
+        "attention.qkv": "attention.q_lin attention.k_lin attention.v_lin", "attention.output": "attention.out_lin",
+        "attention_norm": "sa_layer_norm", "mlp.up": "ffn.lin1", "mlp.down": "ffn.lin2",
+        "mlp_norm": "output_layer_norm",
+    }),
+    heads={
+        "lm": HeadSpec("DistilBertForMaskedLM", {
+            "": "vocab_projector", "dense": "vocab_transform", "norm": "vocab_layer_norm",
+        }, activation=""),
+        "sequence": HeadSpec(
+            "DistilBertForSequenceClassification", {"dense": "pre_classifier", "output": "classifier"}, "first", "relu"
+        ),
+        "token": HeadSpec("DistilBertForTokenClassification", {"output": "classifier"}),
+        "span": HeadSpec("DistilBertForQuestionAnswering", {"output": "qa_outputs"}),
+        "none": HeadSpec("DistilBertModel", {}),
+    },
+    copies={"vocab_projector.weight": "distilbert.embeddings.word_embeddings.weight"}, prefix="distilbert.",
+    fixed={"tie_weights_": True, "tie_word_embeddings": True}, adam=(0.9, 0.98, 1e-6),
 )  # fmt: skip
 _ELECTRA = _encoder(
     "Electra",
@@ -158,4 +190,7 @@ _MODERNBERT = Family(
     },
 )  # fmt: skip
 
-ENCODERS = {"bert": _BERT, "roberta": _ROBERTA, "electra": _ELECTRA, "albert": _ALBERT, "modernbert": _MODERNBERT}
+ENCODERS = {
+    "bert": _BERT, "distilbert": _DISTILBERT, "roberta": _roberta("Roberta"), "xlm-roberta": _roberta("XLMRoberta"),
+    "camembert": _roberta("Camembert"), "electra": _ELECTRA, "albert": _ALBERT, "modernbert": _MODERNBERT,
+}  # fmt: skip

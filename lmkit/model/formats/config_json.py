@@ -184,7 +184,7 @@ def config_to_hf(c: ModelConfig, special: dict[str, Any], dtype: str = "float32"
     if "window_layers" in family.coded:
         windows = [c.window(i) for i in range(c.num_layers)]
         out["layer_types"] = ["sliding_attention" if w else "full_attention" for w in windows]
-        if c.family == "qwen3":
+        if c.family in ("qwen2", "qwen3"):
             out |= {"use_sliding_window": c.sliding_window is not None, "sliding_window": c.sliding_window}
     if c.family == "modernbert":
         out |= {"embedding_dropout": c.dropout, "local_attention": c.sliding_window or 128}
