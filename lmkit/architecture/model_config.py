@@ -27,17 +27,34 @@ FamilyName = Annotated[str, AfterValidator(_family)]
 
 
 class RopeScaling(BaseModel):
-    """Stretching of rotary positions beyond the trained length: `linear` (Chen et al. 2023) or `llama3` (Llama 3.1)."""
+    """Stretching of rotary positions beyond the trained length.
+
+    The kinds are `linear` (Chen et al. 2023), `dynamic`, `yarn` (Peng et al. 2023), `llama3` (Llama 3.1) and `longrope`
+    (Ding et al. 2024). A model with `dynamic` is the same as one without, up to its context."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    type: Literal["linear", "llama3"] = Field(description="How rotary frequencies are stretched.")
+    type: Literal["linear", "dynamic", "yarn", "llama3", "longrope"] = Field(
+        description="How rotary frequencies are stretched."
+    )
     factor: float = Field(gt=0, description="How many times longer positions may get.")
     low_freq_factor: float = Field(
         1.0, description="llama3: wavelengths above original length / this are stretched fully."
     )
     high_freq_factor: float = Field(4.0, description="llama3: wavelengths below original length / this are left alone.")
-    original_context: Count = Field(8192, description="llama3: context the frequencies were trained for.")
+    original_context: Count = Field(
+        8192, description="llama3, yarn, longrope: context the frequencies were trained for."
+    )
+    beta_fast: float = Field(32.0, gt=0, description="yarn: dimensions with more turns than this are left alone.")
+    beta_slow: float = Field(1.0, gt=0, description="yarn: dimensions with fewer turns than this are stretched fully.")
+    truncate: bool = Field(True, description="yarn: round the borders between these dimensions.")
+    mscale: float | None = Field(None, gt=0, description="yarn: enlarges rotated vectors; None: as the paper does.")
+    mscale_all_dim: float | None = Field(None, gt=0, description="yarn: reduces them; None: as the paper does.")
+    attention_factor: float | None = Field(
+        None, gt=0, description="yarn, longrope: what rotated vectors are multiplied by; None: by the factor."
+    )
+    short_factor: tuple[float, ...] = Field((), description="longrope: divides each frequency of texts up to it.")
+    long_factor: tuple[float, ...] = Field((), description="longrope: divides each frequency of longer texts.")
 
     @model_validator(mode="after")
     def _check(self) -> "RopeScaling":
@@ -80,17 +97,24 @@ class ModelConfig(BaseModel):
         "rope", description="How a token knows its place."
     )
     position_offset: Count = Field(0, ge=0, description="Row of the position table for the first token.")
+    closed_sinusoids: bool = Field(False, description="The longest sinusoid is 10,000 times the shortest exactly.")
     position_padding_id: int | None = Field(None, ge=0, description="Token that learned positions do not count.")
     rope_theta: float = Field(10_000.0, gt=0, description="Base of the rotary wavelengths.")
     rope_theta_local: float | None = Field(None, gt=0, description="That of windowed layers; None: the same.")
     rope_scaling: RopeScaling | None = Field(None, description="Stretch rotary positions for longer contexts.")
+    partial_rotary_factor: float = Field(1.0, gt=0, le=1, description="Share of a head that rotary positions rotate.")
+    nope_layers: tuple[int, ...] = Field((), description="Layers (from 0) without rotary positions; SmolLM3 has some.")
     rope_reversed: bool = Field(False, description="Rotate clockwise, as nanochat does.")
     relative_buckets: Count = Field(32, ge=4, description="Distances T5's relative positions tell apart.")
     relative_distance: Count = Field(128, ge=2, description="Distance from which they are all one.")
 
     norm: Literal["layer", "rms"] = Field("rms", description="LayerNorm or RMSNorm.")
-    norm_position: Literal["pre", "post"] = Field("pre", description="Before a sub-layer, or after its residual sum.")
+    norm_position: Literal["pre", "post", "both"] = Field(
+        "pre", description="Before a sub-layer, after its residual sum, or before it and before the sum."
+    )
+    parallel_residual: bool = Field(False, description="Attention and feed-forward layer read the same states.")
     norm_gain: bool = Field(True, description="A learned scale in every norm; nanochat has none.")
+    norm_plus_one: bool = Field(False, description="Norms scale by 1 + their weight, as in Gemma.")
     norm_bias: bool = Field(True, description="A learned shift in every LayerNorm.")
     norm_eps: float = Field(1e-6, gt=0, description="Added to the variance in norms.")
     first_norm: bool = Field(True, description="A norm before the first attention; ModernBERT has none.")
@@ -100,6 +124,10 @@ class ModelConfig(BaseModel):
     )
 
     scaled_attention: bool = Field(True, description="Scores over the root of head_dim; T5 has none.")
+    query_pre_attn_scalar: Count | None = Field(
+        None, ge=1, description="Scores over the root of this; None: of head_dim."
+    )
+    attention_softcap: float | None = Field(None, gt=0, description="Squash scores to ± this by tanh; None: off.")
     activation: Activation = Field("silu", description="Non-linearity of the feed-forward layer.")
     gated: bool = Field(False, description="Feed-forward is activation(gate(x)) * up(x), as in SwiGLU.")
     qkv_bias: bool = Field(False, description="Bias on query, key and value projections.")
@@ -134,12 +162,14 @@ class ModelConfig(BaseModel):
     def _check(self) -> "ModelConfig":
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
-        if self.positions == "rope" and self.head_dim % 2:
-            raise ValueError(f"head_dim {self.head_dim} must be even for rotary positions")
-        if outside := [i for i in self.window_layers if not 0 <= i < self.num_layers]:
-            raise ValueError(
-                f"window_layers {outside} lie outside the {self.num_layers} layers 0..{self.num_layers - 1}"
-            )
+        if self.positions == "rope" and self.rotary_dim % 2:
+            raise ValueError(f"head_dim {self.rotary_dim} must be even for rotary positions")
+        for key, layers in (("window_layers", self.window_layers), ("nope_layers", self.nope_layers)):
+            if outside := [i for i in layers if not 0 <= i < self.num_layers]:
+                raise ValueError(f"{key} {outside} lie outside the {self.num_layers} layers 0..{self.num_layers - 1}")
+        scaling, pairs = self.rope_scaling, self.rotary_dim // 2
+        if scaling and self.long_from and {len(scaling.short_factor), len(scaling.long_factor)} != {pairs}:
+            raise ValueError(f"rope_scaling: longrope needs {pairs} numbers in short_factor and in long_factor")
         if self.layer_groups and self.num_layers % self.layer_groups:
             raise ValueError(f"num_layers {self.num_layers} is not a multiple of layer_groups {self.layer_groups}")
         if (self.stacks == "encoder_decoder") != bool(self.num_decoder_layers):
@@ -192,6 +222,17 @@ class ModelConfig(BaseModel):
             "head_dim": self.head_dim if self.positions == "relative" else self.hidden_size // heads,
         }
         return self.model_copy(update=sizes)
+
+    @property
+    def rotary_dim(self) -> int:
+        """The first dimensions of a head, which rotary positions rotate."""
+        return int(self.head_dim * self.partial_rotary_factor)
+
+    @property
+    def long_from(self) -> int | None:
+        """The position from which on a text is long, and turns by other frequencies (`longrope`); None: none is."""
+        scaling = self.rope_scaling
+        return scaling.original_context if scaling and scaling.type == "longrope" else None
 
     @property
     def causal(self) -> bool:

@@ -40,6 +40,20 @@ def _llama(family: str, vocab: int, context: int, sizes: tuple[int, int, int, in
     }  # fmt: skip
 
 
+def _gemma2(
+    family: str,
+    vocab: int,
+    context: int,
+    sizes: tuple[int, int, int, int, int, int],
+    window: int,
+    every: int,
+    **more: Any,
+) -> Size:
+    """Returns a size of Gemma from its second generation on, where only each `every`-th layer sees the whole text."""
+    windowed = [i for i in range(sizes[0]) if (i + 1) % every]
+    return _llama(family, vocab, context, sizes, sliding_window=window, window_layers=windowed, **more)
+
+
 _BERT_SIZES = {
     "bert-tiny": (2, 128, 2), "bert-mini": (4, 256, 4), "bert-small": (4, 512, 8), "bert-medium": (8, 512, 8),
     "bert-base": (12, 768, 12), "bert-large": (24, 1024, 16),
@@ -69,6 +83,23 @@ PRESETS: dict[str, Size] = {
     "qwen3-0.6b": _llama(
         "qwen3", 151936, 40960, (28, 1024, 16, 8, 128, 3072), rope_theta=1_000_000.0, tied=True
     ),
+    "smollm3-3b": _llama(
+        "smollm3", 128256, 65536, (36, 2048, 16, 4, 128, 11008), rope_theta=5_000_000.0, tied=True,
+        nope_layers=[i for i in range(36) if i % 4 == 3],
+    ),
+    "phi-3-mini": _llama(
+        "phi3", 32064, 4096, (32, 3072, 32, 32, 96, 8192), norm_eps=1e-5, sliding_window=2047
+    ),
+    "gemma-2b": _llama("gemma", 256000, 8192, (18, 2048, 8, 1, 256, 16384)),
+    "gemma-2-2b": _gemma2(
+        "gemma2", 256000, 8192, (26, 2304, 8, 4, 256, 9216), 4096, 2, attention_softcap=50.0, logit_softcap=30.0
+    ),
+    "gemma-3-270m": _gemma2("gemma3_text", 262144, 32768, (18, 640, 4, 1, 256, 2048), 512, 6),
+    "gemma-3-1b": _gemma2("gemma3_text", 262144, 32768, (26, 1152, 4, 1, 256, 6912), 512, 6),
+    **_plain("gpt_neox", 50304, 2048, {
+        "pythia-70m": (6, 512, 8), "pythia-160m": (12, 768, 12), "pythia-410m": (24, 1024, 16),
+        "pythia-1.4b": (24, 2048, 16),
+    }),
     **_plain("nanochat", 65536, 2048, {"nanochat-d20": (20, 1280, 10)}, num_kv_heads=10),
     **_plain("bert", 30522, 512, _BERT_SIZES),
     **_plain("distilbert", 30522, 512, {"distilbert-base": (6, 768, 12)}),
@@ -88,6 +119,14 @@ PRESETS: dict[str, Size] = {
     "electra-base-generator": {
         "family": "electra", "vocab_size": 30522, "context": 512, "num_layers": 12, "hidden_size": 256, "num_heads": 4,
         "intermediate_size": 1024, "embedding_size": 768,
+    },
+    "electra-small": {
+        "family": "electra", "vocab_size": 30522, "context": 512, "num_layers": 12, "hidden_size": 256, "num_heads": 4,
+        "intermediate_size": 1024, "embedding_size": 128,
+    },
+    "electra-base": {
+        "family": "electra", "vocab_size": 30522, "context": 512, "num_layers": 12, "hidden_size": 768, "num_heads": 12,
+        "intermediate_size": 3072, "embedding_size": 768,
     },
     "modernbert-base": _MODERN | {
         "num_layers": 22, "hidden_size": 768, "num_heads": 12, "intermediate_size": 1152,
@@ -117,4 +156,6 @@ PRESETS: dict[str, Size] = {
     }, family="mt5", **_V1_1),
     **_plain("bart", 50265, 1024, {"bart-base": (6, 768, 12), "bart-large": (12, 1024, 16)}),
     **_plain("mbart", 250027, 1024, {"mbart-large-cc25": (12, 1024, 16)}),
+    **_plain("pegasus", 96103, 1024, {"pegasus-large": (16, 1024, 16)}),
+    **_plain("m2m_100", 256206, 1024, {"nllb-200-600m": (12, 1024, 16)}),
 }  # fmt: skip

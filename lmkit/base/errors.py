@@ -76,4 +76,4 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
     choices = sorted(choices)
     near = nearest(name, choices)
     listed = f"\n  allowed: {', '.join(choices)}"
-    return (f"\n  → did you mean `{near}`?" if near else "") + (listed if len(choices) <= 24 else "")
+    return (f"\n  → did you mean `{near}`?" if near else "") + (listed if len(choices) <= 40 else "")

@@ -79,7 +79,8 @@ def _print_families() -> None:
 def sized(name: str) -> dict:
     """Returns the smallest recipe that asks for this size."""
     from lmkit.architecture.sizes import PRESETS
+    from lmkit.recipe.objectives import default_objective
 
     size = PRESETS[name]
-    data = {"train": "-"} | ({"target": "-"} if size["family"] in ("transformer", "marian") else {})
+    data = {"train": "-"} | ({"target": "-"} if default_objective(size["family"]) == "seq2seq" else {})
     return {"model": {"preset": name}, "data": data, "train": {"budget": "1 step", "batch": size["context"]}}

@@ -45,7 +45,8 @@ def room_after(model: Transformer, prompt: list[int], config: SamplingConfig, nu
     """Returns how many tokens can be written.
 
     The context of a decoder holds prompt and text, that of an encoder-decoder only the text. T5's relative positions
-    have no limit. Raises UserError for a prompt that is empty or leaves no room; messages call it by its `number`."""
+    have no limit. With `longrope`, a text that begins within the original context ends with it. Raises UserError for a
+    prompt that is empty or leaves no room; messages call it by its `number`."""
     c, length = model.config, len(prompt)
     if not prompt:
         raise UserError(f"prompt {number} has no tokens")
@@ -59,7 +60,11 @@ def room_after(model: Transformer, prompt: list[int], config: SamplingConfig, nu
             f"prompt {number} {state} the model's context of {c.context:,}\n"
             f"  → shorten it to {most:,} tokens or fewer, control tokens included"
         )
-    return min(config.max_tokens, c.context if apart else c.context - length)
+    limit = min(config.max_tokens, c.context if apart else c.context - length)
+    if c.long_from and length <= c.long_from:
+        # beyond it all keys turn otherwise, those in the cache as well; the last token is never read
+        limit = min(limit, c.long_from - length + 1)
+    return limit
 
 
 class DecodingBatch(ABC):

@@ -9,7 +9,9 @@ from lmkit.model.transformer import Transformer
 
 @torch.no_grad()
 def init_weights(model: Transformer, seed: int = 0) -> None:
-    """Fills the model with random weights; one seed gives the same weights on any machine. Norms are 1, biases 0.
+    """Fills the model with random weights; one seed gives the same weights on any machine.
+
+    Norms scale by 1, and biases are 0.
 
     nanochat is filled as its GPT class does it: embedding N(0, 0.8), head N(0, 0.001), inputs U(±sqrt(3/D)), outputs 0.
     T5 is filled as in Raffel et al. 2020; its attention is not scaled, so its queries are. The 2017 Transformer and
@@ -22,7 +24,7 @@ def init_weights(model: Transformer, seed: int = 0) -> None:
         if name.endswith("bias"):
             new.zero_()
         elif "norm" in name:
-            new.fill_(1.0)
+            new.fill_(0.0 if c.norm_plus_one else 1.0)
         elif c.family == "nanochat":
             _nanochat(new, name, c, g)
         elif c.positions == "relative":

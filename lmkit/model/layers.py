@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmkit.architecture.model_config import ModelConfig, RopeScaling
+from lmkit.architecture.model_config import ModelConfig
 from lmkit.model.kernels import cpu_attention, dropout, rms_norm, squared_relu
+from lmkit.model.rope import rotate
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -21,60 +22,37 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation in float32 (Zhang & Sennrich 2019), with or without a learned gain."""
+    """Root-mean-square normalisation in float32 (Zhang & Sennrich 2019), with or without a learned gain.
 
-    def __init__(self, size: int, eps: float, gain: bool):
+    plus_one: the gain is 1 + weight, and counted in float32, as in Gemma."""
+
+    def __init__(self, size: int, eps: float, gain: bool, plus_one: bool = False):
         super().__init__()
-        self.eps = eps
+        self.eps, self.plus_one = eps, plus_one
         self.weight = nn.Parameter(torch.ones(size)) if gain else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = rms_norm(x.float(), self.eps).to(x.dtype)
+        y = rms_norm(x.float(), self.eps)
+        if self.plus_one and self.weight is not None:
+            return (y * (1 + self.weight.float())).to(x.dtype)
+        y = y.to(x.dtype)
         return y if self.weight is None else y * self.weight
 
 
 def make_norm(c: ModelConfig, size: int) -> nn.Module:
     if c.norm == "layer":
         return nn.LayerNorm(size, c.norm_eps, bias=c.norm_bias)
-    return RMSNorm(size, c.norm_eps, c.norm_gain)
+    return RMSNorm(size, c.norm_eps, c.norm_gain, c.norm_plus_one)
 
 
-def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> Tensor:
-    """Returns the angle of each pair of dimensions per position, (E/2,), in radians.
-
-    With `llama3` scaling, as in Llama 3.1, long wavelengths are stretched by `factor`, short ones stay, and those
-    between are interpolated."""
-    frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim)
-    if scaling is None:
-        return frequency
-    if scaling.type == "linear":
-        return frequency / scaling.factor
-    wavelength = 2 * math.pi / frequency
-    longest_kept = scaling.original_context / scaling.high_freq_factor
-    shortest_stretched = scaling.original_context / scaling.low_freq_factor
-    share_kept = (scaling.original_context / wavelength - scaling.low_freq_factor) / (
-        scaling.high_freq_factor - scaling.low_freq_factor
-    )
-    between = (1 - share_kept) * frequency / scaling.factor + share_kept * frequency
-    stretched = torch.where(wavelength > shortest_stretched, frequency / scaling.factor, between)
-    return torch.where(wavelength < longest_kept, frequency, stretched)
-
-
-def rope_table(c: ModelConfig, theta: float) -> Tensor:
-    """Returns cos and sin of every angle, (2, context, E).
-
-    Dimension i of a head is rotated together with dimension i + E/2, which is the layout of Hugging Face weights."""
-    angles = torch.outer(torch.arange(c.context).float(), rope_frequencies(c.head_dim, theta, c.rope_scaling))
-    angles = torch.cat((angles, angles), dim=-1)
-    return torch.stack((angles.cos(), -angles.sin() if c.rope_reversed else angles.sin()))
-
-
-def sinusoids(length: int, size: int) -> Tensor:
+def sinusoids(length: int, size: int, closed: bool = False) -> Tensor:
     """Returns the sinusoidal positions (length, size): first the sines, then the cosines.
 
-    The wavelengths are 2π * 10000^(2i/size) (Vaswani et al. 2017, 3.5). The order is Marian's; the paper interleaves
+    The wavelengths are 2π * 10000^(2i/size) (Vaswani et al. 2017, 3.5); closed: the last one is 2π * 10000, as in
+    tensor2tensor and M2M-100. The order is Marian's; the paper interleaves
     sines and cosines, which makes no difference to a model that is trained with either order."""
-    angles = torch.arange(length).double()[:, None] / 10_000 ** (torch.arange(0, size, 2).double() / size)
+    pairs = torch.arange(0, size, 2).double() / (size - 2 if closed else size)
+    angles = torch.arange(length).double()[:, None] / 10_000**pairs
     return torch.cat((angles.sin(), angles.cos()), dim=1)[:, :size].float()
 
 
@@ -92,12 +70,6 @@ def relative_bucket(distance: Tensor, causal: bool, buckets: int, longest: int) 
     exact = buckets // 2
     far = torch.log(distance.float() / exact) / math.log(longest / exact) * (buckets - exact)
     return ahead + torch.where(distance < exact, distance, (exact + far.long()).clamp(max=buckets - 1))
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Returns x (B, H, T, E) with its dimensions rotated in pairs. cos, sin: (T, E) or (B, 1, T, E)."""
-    left, right = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat((-right, left), dim=-1) * sin).to(x.dtype)
 
 
 class Cache:
@@ -129,12 +101,16 @@ class Dropout(nn.Module):
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, rate: float, scale: float | None
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, rate: float, scale: float | None,
+    softcap: float | None = None,
+) -> Tensor:  # fmt: skip
     """Returns the attention of queries q (B, H, T, E) to keys and values k, v (B, K, S, E): (B, H, T, E).
 
-    mask: as in `Attention.forward`; rate: the rate of dropout on the attention weights."""
+    mask: as in `Attention.forward`; rate: the rate of dropout on the attention weights; softcap: scores are squashed to
+    ± this by tanh, which torch's attention cannot do."""
     grouped = q.size(1) != k.size(1)
+    if softcap is not None:
+        return _softcapped(q, k, v, mask, causal, rate, q.size(-1) ** -0.5 if scale is None else scale, softcap)
     learns = mask is not None and mask.requires_grad
     tracing = torch.compiler.is_compiling() and not learns
     if q.device.type == "cpu" and (rate or learns) and not grouped and not tracing:
@@ -146,6 +122,19 @@ def attend(
     )
 
 
+def _softcapped(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, rate: float, scale: float, softcap: float
+) -> Tensor:
+    k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
+    scores = softcap * torch.tanh(q @ k.mT * (scale / softcap))  # (B, H, T, S)
+    if causal:
+        mask = torch.ones(q.size(2), k.size(2), dtype=torch.bool, device=q.device).tril_()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)  # finite, for rows that see nothing
+    weights = scores.float().softmax(-1).to(v.dtype)
+    return (dropout(weights, rate) if rate else weights) @ v
+
+
 class Attention(nn.Module):
     """Self-attention with grouped key/value heads. One projection holds the rows [queries; keys; values]."""
 
@@ -153,12 +142,15 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads, self.num_kv_heads, self.causal = c.num_heads, c.num_kv_heads, causal
         self.widths = [c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, c.num_kv_heads * c.head_dim]
-        self.dropout, self.qk_norm, self.scale = c.attention_dropout, c.qk_norm, None if c.scaled_attention else 1.0
+        self.dropout, self.qk_norm, self.softcap = c.attention_dropout, c.qk_norm, c.attention_softcap
+        self.scale = None if c.scaled_attention else 1.0
+        if c.query_pre_attn_scalar is not None:
+            self.scale = c.query_pre_attn_scalar**-0.5
         self.qkv = nn.Linear(c.hidden_size, sum(self.widths), bias=c.qkv_bias)
         self.output = nn.Linear(self.widths[0], c.hidden_size, bias=c.output_bias)
         if c.qk_norm != "none":
-            self.q_norm = RMSNorm(c.head_dim, c.norm_eps, c.norm_gain)
-            self.k_norm = RMSNorm(c.head_dim, c.norm_eps, c.norm_gain)
+            self.q_norm = RMSNorm(c.head_dim, c.norm_eps, c.norm_gain, c.norm_plus_one)
+            self.k_norm = RMSNorm(c.head_dim, c.norm_eps, c.norm_gain, c.norm_plus_one)
         self.own_heads = slice(None)
 
     def keep_heads(self, share: int, of: int) -> None:
@@ -188,7 +180,7 @@ class Attention(nn.Module):
         if mask is not None and mask.size(1) > 1:
             mask = mask[:, self.own_heads]
         causal = self.causal and mask is None and q.size(2) > 1
-        y = attend(q, k, v, mask, causal, self.dropout if self.training else 0.0, self.scale)
+        y = attend(q, k, v, mask, causal, self.dropout if self.training else 0.0, self.scale, self.softcap)
         return self.output(y.transpose(1, 2).flatten(2))
 
 
@@ -241,16 +233,21 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """One layer: attention, attention to an encoder where there is one, and feed-forward.
 
-    Each part f computes x + f(norm(x)) where the norm comes first, else norm(x + f(x))."""
+    Each part f computes x + f(norm(x)) where the norm comes first, norm(x + f(x)) where it comes last, and
+    x + post_norm(f(norm(x))) where there are both. With a parallel residual, attention and the feed-forward layer read
+    the same x, and both are added to it."""
 
     def __init__(self, c: ModelConfig, causal: bool, cross: bool, first: bool):
         super().__init__()
-        self.pre = c.norm_position == "pre"
+        self.pre, self.parallel = c.norm_position != "post", c.parallel_residual
         self.attention_norm = nn.Identity() if first and not c.first_norm else make_norm(c, c.hidden_size)
         self.attention = Attention(c, causal)
         if cross:
             self.cross_norm, self.cross = make_norm(c, c.hidden_size), CrossAttention(c)
         self.mlp_norm, self.mlp = make_norm(c, c.hidden_size), FeedForward(c)
+        both = c.norm_position == "both"
+        self.attention_post_norm = make_norm(c, c.hidden_size) if both else nn.Identity()
+        self.mlp_post_norm = make_norm(c, c.hidden_size) if both else nn.Identity()
         self.dropout = Dropout(c.dropout)
 
     def forward(
@@ -264,11 +261,14 @@ class Block(nn.Module):
     ) -> Tensor:
         """Returns (B, T, D) for x (B, T, D). memory: the encoder's states (B, S, D), or their keys and values for this
         block; the other arguments are those of `Attention.forward`."""
-        x = self._add(x, self.attention_norm, lambda y: self.attention(y, mask, rope, cache))
+        if self.parallel:
+            attention = self.dropout(self.attention(self.attention_norm(x), mask, rope, cache))
+            return x + attention + self.dropout(self.mlp(self.mlp_norm(x)))
+        x = self._add(x, self.attention_norm, lambda y: self.attention_post_norm(self.attention(y, mask, rope, cache)))
         if memory is not None:
             pair = self.cross.project(memory) if isinstance(memory, Tensor) else memory
             x = self._add(x, self.cross_norm, lambda y: self.cross(y, pair, memory_mask))
-        return self._add(x, self.mlp_norm, self.mlp)
+        return self._add(x, self.mlp_norm, lambda y: self.mlp_post_norm(self.mlp(y)))
 
     def _add(self, x: Tensor, norm: nn.Module, f: Callable[[Tensor], Tensor]) -> Tensor:
         return x + self.dropout(f(norm(x))) if self.pre else norm(x + self.dropout(f(x)))

@@ -12,8 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from lmkit.architecture.model_config import ModelConfig
 from lmkit.model.heads import Head, TaskHead
-from lmkit.model.layers import Block, Cache, Dropout, make_norm, relative_bucket, rope_table, sinusoids
+from lmkit.model.layers import Block, Cache, Dropout, make_norm, relative_bucket, sinusoids
 from lmkit.model.loss import TokenScores
+from lmkit.model.rope import rope_table
 
 Memory = Tensor | list[tuple[Tensor, Tensor]]  # an encoder's states (B, S, D), or keys and values of each block
 
@@ -29,7 +30,7 @@ class Inputs(nn.Module):
         self.position = nn.Embedding(rows, width) if c.positions == "learned" else None
         self.places: Tensor
         if c.positions == "sinusoidal":
-            self.register_buffer("places", sinusoids(rows, width), persistent=False)
+            self.register_buffer("places", sinusoids(rows, width, c.closed_sinusoids), persistent=False)
         self.segment = nn.Embedding(c.type_vocab_size, width) if c.type_vocab_size else None
         self.norm = make_norm(c, width) if c.embedding_norm else nn.Identity()
         self.dropout = Dropout(c.dropout)
@@ -60,7 +61,9 @@ class Stack(nn.Module):
         self.blocks = nn.ModuleList(Block(c, causal, cross, first=i == 0) for i in range(own))
         self.norm = make_norm(c, c.hidden_size) if c.final_norm else nn.Identity()
         if c.positions == "rope":
-            self.register_buffer("rope", rope_table(c, c.rope_theta), persistent=False)
+            self.register_buffer("rope", rope_table(c, c.rope_theta, c.rope_scaling), persistent=False)
+            if c.long_from:
+                self.register_buffer("rope_long", rope_table(c, c.rope_theta, c.rope_scaling, True), persistent=False)
             if c.rope_theta_local:
                 self.register_buffer("rope_local", rope_table(c, c.rope_theta_local), persistent=False)
         self.relative = nn.Embedding(c.relative_buckets, c.num_heads) if c.positions == "relative" else None
@@ -101,13 +104,12 @@ class Stack(nn.Module):
         memory_mask = None if memory_keep is None else memory_keep[:, None, None, :]
         for i, n in enumerate(self.order):
             window, cache = c.window(i // c.group_layers), caches[i] if caches else None
+            rope = None if i in c.nope_layers else ropes[window]
             read = memory[i] if isinstance(memory, list) else memory
             if self.recompute and self.training:
-                x = checkpoint(
-                    self.blocks[n], x, masks[window], ropes[window], None, read, memory_mask, use_reentrant=False
-                )
+                x = checkpoint(self.blocks[n], x, masks[window], rope, None, read, memory_mask, use_reentrant=False)
             else:
-                x = self.blocks[n](x, masks[window], ropes[window], cache, read, memory_mask)
+                x = self.blocks[n](x, masks[window], rope, cache, read, memory_mask)
         return self.norm(x)
 
     def _rope(self, name: str, positions: Tensor) -> Tensor | None:
@@ -116,6 +118,9 @@ class Stack(nn.Module):
         if self.config.positions != "rope":
             return None
         rope = getattr(self, name)[:, positions]
+        if name == "rope" and self.config.long_from:  # a text is long by its own last position
+            long = positions.amax(-1, keepdim=True)[..., None] >= self.config.long_from
+            rope = torch.where(long, self.get_buffer("rope_long")[:, positions], rope)
         return rope[:, :, None] if positions.dim() == 2 else rope
 
     def _mask(

@@ -30,6 +30,9 @@ SPECIAL: dict[str, Special] = {  # by the names that `Family.tokens` uses
     "gpt2": Special(bos="<|endoftext|>", eos="<|endoftext|>", pad="<|pad|>"),
     "nanochat": Special(bos="<|bos|>", eos="<|bos|>", pad="<|pad|>", extra=CHAT),
     "llama": Special(bos="<s>", eos="</s>", unk="<unk>", pad="<pad>"),
+    "gemma": Special(
+        bos="<bos>", eos="<eos>", pad="<pad>", unk="<unk>", mask="<mask>", extra=("<start_of_turn>", "<end_of_turn>")
+    ),
     "bert": Special(pad="[PAD]", unk="[UNK]", cls="[CLS]", sep="[SEP]", mask="[MASK]"),
     "roberta": Special(bos="<s>", eos="</s>", pad="<pad>", unk="<unk>", mask="<mask>", cls="<s>", sep="</s>"),
     "t5": Special(eos="</s>", unk="<unk>", pad="<pad>", extra=tuple(f"<extra_id_{i}>" for i in range(100))),

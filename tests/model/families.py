@@ -21,6 +21,11 @@ _LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }  # fmt: skip
+_YARN = {"rope_type": "yarn", "rope_theta": 1_000.0, "factor": 4.0, "original_max_position_embeddings": 12}
+_LONG = {
+    "rope_type": "longrope", "rope_theta": 10_000.0, "short_factor": [1.0, 1.1, 1.2, 1.3],
+    "long_factor": [2.0, 3.0, 4.0, 5.0], "partial_rotary_factor": 1.0,
+}  # fmt: skip
 _MODERN = hf.ModernBertConfig(
     **_SIZES | {"num_hidden_layers": 5}, local_attention=8, pad_token_id=0, bos_token_id=3, eos_token_id=4,
     cls_token_id=3, sep_token_id=4,
@@ -54,6 +59,51 @@ CONFIGS: dict[str, Any] = {
     "qwen3_window": hf.Qwen3Config(
         **_SIZES, num_key_value_heads=4, head_dim=8, use_sliding_window=True, sliding_window=5, max_window_layers=1
     ),
+    "llama_yarn": hf.LlamaConfig(**_SIZES, rope_parameters=_YARN),
+    "llama_yarn_mscale": hf.LlamaConfig(
+        **_SIZES, rope_parameters=_YARN | {"mscale": 1.0, "mscale_all_dim": 0.5, "truncate": False, "beta_fast": 16.0}
+    ),
+    "llama_dynamic": hf.LlamaConfig(
+        **_SIZES, rope_parameters={"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10_000.0}
+    ),
+    "smollm3": hf.SmolLM3Config(**_SIZES, num_key_value_heads=2, no_rope_layers=[1, 0, 1], pad_token_id=0),
+    "smollm3_window": hf.SmolLM3Config(
+        **_SIZES,
+        num_key_value_heads=2,
+        no_rope_layers=[0, 1, 0],
+        use_sliding_window=True,
+        sliding_window=6,
+        pad_token_id=0,
+    ),
+    "phi3": hf.Phi3Config(**_SIZES, num_key_value_heads=2, sliding_window=9, pad_token_id=0),
+    "phi3_longrope": hf.Phi3Config(
+        **_SIZES, num_key_value_heads=2, pad_token_id=0, original_max_position_embeddings=18, rope_parameters=_LONG
+    ),
+    "gemma": hf.GemmaConfig(**_SIZES, num_key_value_heads=1, head_dim=16, pad_token_id=0),
+    "gemma2": hf.Gemma2Config(
+        **_SIZES,
+        num_key_value_heads=2,
+        head_dim=16,
+        sliding_window=7,
+        query_pre_attn_scalar=24,
+        attn_logit_softcapping=5.0,
+        pad_token_id=0,
+    ),
+    "gemma3_text": hf.Gemma3TextConfig(
+        **_SIZES,
+        num_key_value_heads=2,
+        head_dim=16,
+        sliding_window=7,
+        query_pre_attn_scalar=24,
+        pad_token_id=0,
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5_000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        },
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "gpt_neox": hf.GPTNeoXConfig(**_SIZES, pad_token_id=0, rotary_pct=0.5),
+    "gpt_neox_serial": hf.GPTNeoXConfig(**_SIZES, pad_token_id=0, rotary_pct=0.25, use_parallel_residual=False),
     "nanochat": hf.NanoChatConfig(**_SIZES, num_key_value_heads=2),
     "bert": hf.BertConfig(**_SIZES),
     "distilbert": hf.DistilBertConfig(
@@ -72,10 +122,13 @@ CONFIGS: dict[str, Any] = {
     "mt5": hf.MT5Config(**_T5),
     "bart": hf.BartConfig(**_BART),
     "mbart": hf.MBartConfig(**_BART, scale_embedding=True),
+    "m2m_100": hf.M2M100Config(**_BART),
+    "pegasus": hf.PegasusConfig(**_BART | {"pad_token_id": 0, "eos_token_id": 1}, scale_embedding=True),
     "marian": hf.MarianConfig(**_MARIAN, activation_function="swish"),
     "transformer": hf.MarianConfig(**_MARIAN, activation_function="relu"),
 }
-SEQ2SEQ = ("t5", "t5_v1_1", "mt5", "bart", "mbart", "marian", "transformer")
+SEQ2SEQ = ("t5", "t5_v1_1", "mt5", "bart", "mbart", "m2m_100", "pegasus", "marian", "transformer")
+SINUSOIDAL = ("m2m_100", "pegasus", "marian", "transformer")
 ROBERTAS = ("roberta", "xlm-roberta", "camembert")  # whose positions count from the padding token
 ENCODERS = (
     "bert", "distilbert", *ROBERTAS, "electra", "electra_square", "albert", "modernbert", "modernbert_global",
@@ -110,7 +163,7 @@ def reference(name: str, head: str = "lm") -> hf.PreTrainedModel:
     # so small that every norm's eps is felt; smaller still in T5, whose attention scores nothing scales down
     vector, table, matrix = (0.5, 0.1, 0.15) if "t5" in name else (1.0, 0.05, 0.3)
     for key, p in model.named_parameters():
-        if "embed_positions" not in key or name not in ("marian", "transformer"):  # a fixed table
+        if "embed_positions" not in key or name not in SINUSOIDAL:  # a fixed table
             nn.init.normal_(p, std=vector if p.dim() == 1 else table if tables.search(key) else matrix)
     for key, b in model.named_buffers():
         if key == "final_logits_bias":

@@ -75,6 +75,9 @@ PUBLISHED = {  # as the model cards and papers count them, heads with tied weigh
     "t5-v1_1-small": 76_961_152, "gpt2": 124_439_808, "bart-base": 139_420_416, "llama-2-7b": 6_738_415_616,
     "tinyllama-1.1b": 1_100_048_384, "smollm2-135m": 134_515_008, "llama-3.2-1b": 1_235_814_400,
     "mistral-7b": 7_241_732_096, "qwen3-0.6b": 596_049_920, "mbart-large-cc25": 610_851_840,
+    "gemma-2b": 2_506_172_416, "gemma-2-2b": 2_614_341_888, "gemma-3-270m": 268_098_176, "gemma-3-1b": 999_885_952,
+    "phi-3-mini": 3_821_079_552, "smollm3-3b": 3_075_098_624, "pythia-70m": 70_426_624, "pythia-160m": 162_322_944,
+    "pythia-410m": 405_334_016, "pythia-1.4b": 1_414_647_808,
 }  # fmt: skip
 
 
@@ -103,6 +106,6 @@ def test_transformers_counts_the_same_parameters(name):
     fixed = sum(
         p.numel() for k, p in theirs.named_parameters() if "embed_positions" in k and c.positions == "sinusoidal"
     )
-    untied = c.vocab_size * c.hidden_size if c.family == "t5" and not c.tied else 0  # its class counts one table
+    untied = c.vocab_size * c.hidden_size if c.family in ("t5", "mt5") and not c.tied else 0  # its class counts one table
     assert count(name) == theirs.num_parameters() - fixed + untied
     assert count(name) == PUBLISHED.get(name, count(name))

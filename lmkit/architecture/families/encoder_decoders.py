@@ -1,4 +1,4 @@
-"""BART, mBART, Marian and the 2017 Transformer, T5 and mT5."""
+"""BART, mBART, M2M-100, Pegasus, Marian and the 2017 Transformer, T5 and mT5."""
 
 from typing import Any
 
@@ -116,6 +116,17 @@ ENCODER_DECODERS = {
     "mbart": _bart(
         "MBart", "MBartForConditionalGeneration", start="eos", tokens="roberta", adam=(0.9, 0.98, 1e-6),
         axes={"norm_position": "pre", "final_norm": True, "scaled_embedding": True},
+    ),
+    "m2m_100": _bart(  # and NLLB
+        "M2M100", "M2M100ForConditionalGeneration", False, start="eos", tokens="roberta", adam=(0.9, 0.98, 1e-6),
+        axes=_MARIAN_AXES | {
+            "position_offset": 2, "closed_sinusoids": True, "norm_position": "pre", "final_norm": True,
+            "head_bias": "none", "activation": "relu",
+        },
+    ),
+    "pegasus": _bart(
+        "Pegasus", "PegasusForConditionalGeneration", False, tokens="t5", adam=(0.9, 0.98, 1e-6), stored_positions=True,
+        axes=_MARIAN_AXES | {"norm_position": "pre", "final_norm": True, "activation": "relu"},
     ),
     "marian": _bart(
         "Marian", "MarianMTModel", False, fixed=_MARIAN_FIXED, tokens="marian", adam=(0.9, 0.98, 1e-9),

@@ -124,6 +124,7 @@ _ELECTRA = _encoder(
     _bert_names("electra.") | {"encoder.inputs.projection": "electra.embeddings_project"},
     {"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},
     "electra.", keys={"embedding_size": "embedding_size"}, adam=(0.9, 0.999, 1e-6),
+    bodies={"ElectraForPreTraining": "discriminator_predictions."},
 )  # fmt: skip
 _ALBERT_POOLER = {"dense": "albert.pooler"}
 _ALBERT = _encoder(

@@ -34,6 +34,8 @@ class Family:
     tokens: str = "bert"  # row of `text.special.SPECIAL`
     start: str = "pad"  # what a decoder beside an encoder starts from: pad | eos
     adam: tuple[float, float, float] = (0.9, 0.95, 1e-8)  # betas and eps as published
+    bodies: dict[str, str] = field(default_factory=dict)  # classes of which only the body is read -> their own tensors
+    stored_positions: bool = False  # transformers wants sinusoidal tables in the file
 
     @property
     def changeable(self) -> set[str]:

@@ -27,10 +27,11 @@ MOST_LAYERS, MOST_CONTEXT = 10_000, 2**22
 # Older versions of transformers saved more than weights: masks, tables and counters that every loader makes anew, and a
 # bias that T5's cross-attention never used.
 IGNORED = re.compile(
-    r"(\.attn\.(masked_)?bias|rotary_emb\.inv_freq|position_ids|coder\.version"
+    r"(\.(attn|attention)\.(masked_)?bias|rotary_emb\.inv_freq|position_ids|coder\.version"
     r"|EncDecAttention\.relative_attention_bias\.weight)$"
 )
 TRANSPOSED = re.compile(r"\.c_(attn|proj|fc)\.weight$")  # GPT-2's Conv1D stores (in, out)
+RENAMED = {"embed_out.": "lm_head."}  # of GPT-NeoX in older files
 LEGACY = {".gamma": ".weight", ".beta": ".bias"}  # names of LayerNorm's parameters in files that come from TensorFlow
 
 
@@ -53,13 +54,35 @@ def to_hf(model: Transformer) -> Iterator[tuple[str, Tensor]]:
         full = whole(p.detach(), model.moved_rows.get(name))
         parts = full.split(model.row_blocks(name)) if len(theirs) > 1 else (full,)
         for other, part in zip(theirs, parts, strict=True):
-            part = part.t() if c.family == "gpt2" and TRANSPOSED.search(other) else part
-            yield other, part.clone(memory_format=torch.contiguous_format)  # a view would keep its whole storage
+            # a view would keep its whole storage
+            yield other, as_stored(c, other, part).clone(memory_format=torch.contiguous_format)
+    if c.table.stored_positions:
+        for name, stack in zip(("encoder", "decoder"), model.stacks, strict=True):
+            yield f"model.{name}.embed_positions.weight", stack.inputs.places.clone()
+
+
+def as_stored(c: ModelConfig, name: str, weights: Tensor) -> Tensor:
+    """Returns a tensor of ours as transformers stores it under `name`.
+
+    GPT-2 stores matrices (in, out); GPT-NeoX has the rows of queries, keys and values head by head."""
+    if c.family == "gpt2" and TRANSPOSED.search(name):
+        return weights.t()
+    if ".query_key_value." in name:
+        return weights.unflatten(0, (3, c.num_heads, -1)).transpose(0, 1).flatten(0, 2)
+    return weights
+
+
+def as_ours(c: ModelConfig, name: str, weights: Tensor) -> Tensor:
+    """Undoes `as_stored`."""
+    if ".query_key_value." in name:
+        return weights.unflatten(0, (c.num_heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+    return as_stored(c, name, weights)
 
 
 def _bare(family: Family, name: str, prefix: str | None) -> str:
     """Returns the name without the prefix of the model's body, which only some files have."""
     name = next((name[: -len(old)] + new for old, new in LEGACY.items() if name.endswith(old)), name)
+    name = next((new + name[len(old) :] for old, new in RENAMED.items() if name.startswith(old)), name)
     return name.removeprefix(prefix or family.prefix).removeprefix(family.prefix)
 
 
@@ -85,7 +108,7 @@ def from_hf(model: Transformer, tensors: dict[str, Tensor], where: str) -> None:
         if missing:
             problems += [f"missing {w}" for w in missing]
             continue
-        parts = [theirs[w].t() if c.family == "gpt2" and TRANSPOSED.search(w) else theirs[w] for w in wanted[name]]
+        parts = [as_ours(c, w, theirs[w]) for w in wanted[name]]
         shape = (sum(t.shape[0] for t in parts), *parts[0].shape[1:]) if parts[0].dim() else ()
         if shape != tuple(p.shape):
             problems.append(f"{' + '.join(wanted[name])}: shape {shape}, the model has {tuple(p.shape)}")
@@ -96,8 +119,9 @@ def from_hf(model: Transformer, tensors: dict[str, Tensor], where: str) -> None:
         fill_tensor(p, torch.cat(parts) if len(parts) > 1 else parts[0], model.moved_rows.get(name))
     left_over = sorted(set(theirs) - {w for group in wanted.values() for w in group})
     pooler = tuple(bare(module) + "." for module in family.heads["none"].modules.values())
+    pooler += tuple(family.bodies.values())
     if unused := [k for k in left_over if pooler and k.startswith(pooler)]:
-        note(f"{where}: {len(unused)} tensors of a pooler that this model's head does not use are left out")
+        note(f"{where}: {len(unused)} tensors of a pooler or head that this model does not use are left out")
     problems += [f"left over {k}" for k in left_over if k not in unused]
     if problems:
         more = [f"... {len(problems) - 20} more ..."] if len(problems) > 20 else []
@@ -141,7 +165,7 @@ def head_of(h: dict[str, Any], tensors: set[str]) -> str:
     if not isinstance(listed, list) or not isinstance(listed[0], str | None):
         raise ModelError(f"config.json: architectures: {listed!r} is no list of names of classes")
     named = listed[0]
-    classes = {spec.cls: kind for kind, spec in family.heads.items()}
+    classes = dict.fromkeys(family.bodies, "none") | {spec.cls: kind for kind, spec in family.heads.items()}
     if named is None:
         return next(
             (kind for kind in ("sequence", "span", "lm") if kind in family.heads and has(family.heads[kind])), "lm"
@@ -309,7 +333,7 @@ def adopt(model: Transformer, source: Transformer, new: tuple[str, ...] = ()) ->
     names, untouched = tensor_names(model.config), list[str]()
     for name, p in _tensors(model):
         theirs = [_bare(family, full, prefix(model.config)) for full in _theirs(names, name)]
-        parts = [bare[t].t() if c.family == "gpt2" and TRANSPOSED.search(t) else bare[t] for t in theirs if t in bare]
+        parts = [as_ours(c, t, bare[t]) for t in theirs if t in bare]
         if (
             name.startswith(new)
             or len(parts) < len(theirs)

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from lmkit.base.files import write_json
 from lmkit.base.runs import ADAPTER_CONFIG, model_folder
 from lmkit.model.formats.adapter_base import check_base
 from lmkit.model.formats.config_json import config_from_hf, config_to_hf
-from lmkit.model.formats.huggingface import TRANSPOSED, from_hf, head_of, read_config, read_tensors
+from lmkit.model.formats.huggingface import TRANSPOSED, as_ours, as_stored, from_hf, head_of, read_config, read_tensors
 from lmkit.model.heads import TaskHead
 from lmkit.model.lora import LoraLinear, Part, adapters, freeze_base, linears, merge_lora, part_heights, place
 from lmkit.model.transformer import Transformer
@@ -70,9 +71,10 @@ def adapter_writer(
         for i, (theirs, part, a, b) in enumerate(rows):
             if not part.rank:
                 continue
-            tensors[f"{theirs}.lora_A.weight"], tensors[f"{theirs}.lora_B.weight"] = a, b
+            stored = partial(as_stored, model.config, f"{theirs}.lora_B")
+            tensors[f"{theirs}.lora_A.weight"], tensors[f"{theirs}.lora_B.weight"] = a, stored(b)
             if lora.magnitude is not None:
-                tensors[f"{theirs}.lora_magnitude_vector"] = lora.magnitude[i]
+                tensors[f"{theirs}.lora_magnitude_vector"] = stored(lora.magnitude[i])
             if part.rank != config.rank:
                 rank_pattern[theirs] = part.rank
             if not math.isclose(part.scale * part.rank, config.alpha):
@@ -177,7 +179,7 @@ def load_adapter(model: Transformer, folder: Path) -> None:
         lora = LoraLinear(
             layers[ours], parts[ours], float(settings.get("lora_dropout", 0.0)), bool(settings.get("use_dora"))
         )
-        _fill(lora, given)
+        _fill(lora, given, model.config, names[ours])
         place(model, ours, lora.train(model.training))
     freeze_base(model)
 
@@ -204,13 +206,13 @@ def _parts(
     return parts
 
 
-def _fill(lora: LoraLinear, given: dict[int, dict[str, Tensor]]) -> None:
+def _fill(lora: LoraLinear, given: dict[int, dict[str, Tensor]], c: ModelConfig, theirs: tuple[str, ...]) -> None:
     stacked = lora.lora_a.split(lora.ranks)
     for i, tensors in given.items():
         stacked[i].copy_(tensors["lora_A"])
-        lora.lora_b[i].copy_(tensors["lora_B"])
+        lora.lora_b[i].copy_(as_ours(c, f"{theirs[i]}.lora_B", tensors["lora_B"]))
         if lora.magnitude is not None:
-            lora.magnitude[i].copy_(tensors["lora_magnitude_vector"])
+            lora.magnitude[i].copy_(as_ours(c, f"{theirs[i]}.lora_B", tensors["lora_magnitude_vector"]))
 
 
 def _by_pattern(settings: dict[str, Any], key: str, name: str, default: Any) -> Any:
