@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
+from lmkit.architecture.families import FAMILIES
 from lmkit.commands.main import app
 from lmkit.data.tables.rows import SHAREGPT
 from lmkit.generation.rules import FOLLOWED
+from lmkit.model.formats.config_json import REASONS, SCALINGS
 from lmkit.recipe.defaults import expand_pretraining
 from lmkit.recipe.finetuning import FinetuneRecipe, flags
 from lmkit.recipe.finetuning import expand_finetuning as expand_finetune
@@ -74,11 +76,16 @@ def test_the_compatibility_tables_name_what_the_code_has():
     """Tokenizer classes and their settings, rules of generation, labels of tags and senders, as the code knows them."""
     rows = re.findall(r"^\| (.*?) \| (.*?) \|$", COMPATIBILITY, re.MULTILINE)
     classes = {name: cells[1] for cells in rows for name in re.findall(r"`(\w+Tokenizer)`", cells[0])}
-    assert classes.keys() == CLASSES.keys() | SAME_RULES.keys()
+    assert classes.keys() == CLASSES.keys() | SAME_RULES.keys() | {"MarianTokenizer"}
     source = inspect.getsource(tokenizer_classes)
     read = set(re.findall(r'setting\(\s*"(\w+)"|settings\.get\("(\w+)"', source))
     named = {setting for cell in classes.values() for setting in re.findall(r"`(\w+)`", cell)}
-    assert named == {a or b for a, b in read} | {"extra_ids"}
+    assert named == {a or b for a, b in read} | {"extra_ids", "separate_vocabs", "add_bos_token", "add_eos_token"}
+    assert "MarianTokenizer" in classes and not set(REASONS) - set(re.findall(r"`([\w-]+)`", COMPATIBILITY))
+    scalings = next(cells[1] for cells in rows if cells[0] == "RoPE scaling")
+    assert set(re.findall(r"`(\w+)`", scalings)) == set(SCALINGS)
+    models = re.search(r"- \*\*Models\*\*(.*?)- \*\*Tasks", README, re.DOTALL)[1]
+    assert set(re.findall(r"`([\w-]+)`", models)) >= {name for name in FAMILIES if name != "transformer"}
     followed = next(cells[1] for cells in rows if cells[0].startswith("`generation_config.json`"))
     assert set(re.findall(r"`(\w+)`", followed)) >= FOLLOWED | {"eos_token_id", "forced_bos_token_id"}
     senders = next(cells[0] for cells in rows if "ShareGPT" in cells[0])

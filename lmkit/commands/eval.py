@@ -5,7 +5,19 @@ from typing import Annotated
 import typer
 
 from lmkit.commands.app import app
-from lmkit.commands.options import Column, Data, Json, Label, PairColumn, Pickle, Separator, Target, TaskName
+from lmkit.commands.options import (
+    Column,
+    Data,
+    Json,
+    Label,
+    PairColumn,
+    Pickle,
+    Separator,
+    SourceLang,
+    Target,
+    TargetLang,
+    TaskName,
+)
 
 
 @app.command(
@@ -29,6 +41,8 @@ def evaluate_command(
     label: Label = None,
     target: Target = None,
     separator: Separator = None,
+    source_lang: SourceLang = None,
+    target_lang: TargetLang = None,
     as_json: Json = False,
     allow_pickle: Pickle = False,
 ) -> None:
@@ -37,5 +51,14 @@ def evaluate_command(
 
     columns = {"text": text, "pair": pair, "label": label, "target": target}
     text_scores.evaluate_models(
-        models, data, task, columns, as_json, allow_pickle, stride=stride, pll_tokens=pll_tokens, separator=separator
+        models,
+        data,
+        task,
+        columns,
+        as_json,
+        allow_pickle,
+        (source_lang, target_lang),
+        stride=stride,
+        pll_tokens=pll_tokens,
+        separator=separator,
     )

@@ -25,6 +25,8 @@ def generate(
     repetition_penalty: options.Penalty = 1.0,
     seed: options.Seed = 0,
     stop: options.Stop = None,
+    source_lang: options.SourceLang = None,
+    target_lang: options.TargetLang = None,
     stream: options.Stream = None,
     as_json: options.Json = False,
     allow_pickle: options.Pickle = False,
@@ -52,4 +54,5 @@ def generate(
         )
     else:
         show = sys.stdout.isatty() if stream is None else stream
-        writing.write_texts(model, prompts, config, n, as_json, show, allow_pickle, given)
+        languages = source_lang, target_lang
+        writing.write_texts(model, prompts, config, n, as_json, show, allow_pickle, given, languages)

@@ -53,6 +53,8 @@ TopK = Annotated[int, typer.Option("--top-k", help="Only the K likeliest tokens;
 TopP = Annotated[float, typer.Option("--top-p", help="Only the likeliest tokens that make up this share.")]
 MinP = Annotated[float, typer.Option("--min-p", help="Only tokens this likely, relative to the likeliest.")]
 Penalty = Annotated[float, typer.Option("--repetition-penalty", help="Above 1 avoids repeats.")]
+SourceLang = Annotated[str | None, typer.Option("--source-lang", help="Language of the prompt, as the model names it.")]
+TargetLang = Annotated[str | None, typer.Option("--target-lang", help="Language to write, for models with several.")]
 Seed = Annotated[int, typer.Option("--seed", help="Same seed, same text.")]
 Stop = Annotated[list[str] | None, typer.Option("--stop", help="End before this text. Repeatable.")]
 Stream = Annotated[bool | None, typer.Option("--stream/--no-stream", help="Print as it is written.")]

@@ -45,7 +45,8 @@ def evaluate_pairs(
 
     def rows() -> Iterator[dict]:
         for pair in pairs:
-            source, target = (np.array([*before, *ids, *after]) for ids in tokenizer.encode_batch(pair))
+            sides = zip((tokenizer, tokenizer.for_targets), pair, strict=True)
+            source, target = (np.array([*before, *side.encode(text), *after]) for side, text in sides)
             if max(len(source), len(target)) > model.config.context:
                 scores.skipped[too_long] += 1
                 continue

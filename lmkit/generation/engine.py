@@ -19,6 +19,7 @@ from lmkit.generation.stream import TextStream
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.build import starts
 from lmkit.objectives.noise.spans import restore
+from lmkit.text.languages import PairFrame
 from lmkit.text.tokenizer import Tokenizer
 
 MAX_ROWS = 64  # rows that are written at a time
@@ -210,9 +211,15 @@ def generate(
 def complete(
     model: Transformer, tokenizer: Tokenizer, prompts: Iterable[str], config: SamplingConfig, eos: frozenset[int],
     samples: int = 1, on_text: Callable[[Completion, str], None] | None = None, opening: Opening | None = None,
+    frame: PairFrame | None = None,
 ) -> Iterator[Completion]:  # fmt: skip
-    """Does what `generate` does, for prompts that are texts; `prompts.py` says what they may contain."""
-    ids = ((prompt_ids if opening is None else source_ids)(tokenizer, prompt) for prompt in prompts)
+    """Does what `generate` does, for prompts that are texts; `prompts.py` says what they may contain.
+
+    frame: the control tokens around an encoder-decoder's sources; None: those of documents."""
+    if opening is None:
+        ids = (prompt_ids(tokenizer, prompt) for prompt in prompts)
+    else:
+        ids = (source_ids(tokenizer, prompt, frame) for prompt in prompts)
     return generate(model, ids, config, eos, samples, on_text, tokenizer, opening)
 
 

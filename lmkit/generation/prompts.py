@@ -6,6 +6,7 @@ Where an encoder or an encoder-decoder reads the text, `tokenizer.special.mask` 
 to the gap, because in training a token is removed from a text together with the space before it."""
 
 from lmkit.objectives.build import frame
+from lmkit.text.languages import PairFrame, plain_frame
 from lmkit.text.tokenizer import Tokenizer
 
 
@@ -18,13 +19,13 @@ def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     return ids or [i for i in (tokenizer.bos_id, tokenizer.eos_id) if i is not None][:1]
 
 
-def source_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+def source_ids(tokenizer: Tokenizer, text: str, frame: PairFrame | None = None) -> list[int]:
     """Returns the ids that the encoder of an encoder-decoder reads: `text` with gaps, between the control tokens that
-    documents had in training.
+    documents had in training, or those of `frame`.
 
     Raises UserError for text that is not Unicode."""
-    before, after = tokenizer.document_frame
-    return before + _with_gaps(tokenizer, text) + after
+    frame = plain_frame(tokenizer) if frame is None else frame
+    return frame.before_source + _with_gaps(tokenizer, text) + frame.after_source
 
 
 def masked_ids(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -45,6 +45,7 @@ from lmkit.recipe.pretraining import DataConfig, Recipe
 from lmkit.recipe.task_settings import run_of, settings_of
 from lmkit.tasks import evaluate
 from lmkit.tasks.table import TASKS, load_all, task_of
+from lmkit.text.languages import Languages
 
 PLL_TOKENS = 2000  # each costs a forward pass
 NOT_COMPARABLE = "the scores do not compare with those of other tokenizers"
@@ -90,15 +91,16 @@ class Texts:
 
 def evaluate_models(
     models: list[str], data: list[str], task: str | None, columns: dict[str, str | None], as_json: bool,
-    allow_pickle: bool, **options: Any,
+    allow_pickle: bool, languages: Languages = (None, None), **options: Any,
 ) -> None:  # fmt: skip
-    """Prints the scores of one model on what it was made for, or of two side by side. columns: those that a person
-    named, of text, pair, label and target. options: of `evaluate_texts`, for models that predict words. Raises
-    UserError for options without a use."""
+    """Prints the scores of one model on what it was made for, or of two side by side.
+
+    columns: those that a person named, of text, pair, label and target. languages: as for `task_of`. options: of
+    `evaluate_texts`, for models that predict words. Raises UserError for options without a use."""
     if len(set(models)) != len(models) or len(models) > 2:
         what = f"{models[0]} is named twice" if len(models) == 2 else f"{len(models)} models"
         raise UserError(f"{what}\n  → name one model, or two that differ, to compare them")
-    tasks = [task_of(model, task) for model in models]
+    tasks = [task_of(model, task, languages) for model in models]
     solved = [t for t in tasks if t is not None and t.name in TASKS]
     if len(solved) == len(models):
         if idle := [f"--{k.replace('_', '-')}" for k, v in options.items() if v is not None]:

@@ -12,10 +12,22 @@ from lmkit.generation.engine import complete
 from lmkit.generation.filling import Filled, fill_masks
 from lmkit.generation.sampling import SamplingConfig
 from lmkit.pretrained import Pretrained, load, say_not_followed
+from lmkit.text.languages import language_frame
 
 CANDIDATES = 5  # listed for a mask
 # Options that filling has no use for.
-OF_WRITING = ("n", "max_tokens", "temperature", "top_p", "min_p", "repetition_penalty", "seed", "stop")
+OF_WRITING = (
+    "n",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "seed",
+    "stop",
+    "source_lang",
+    "target_lang",
+)
 
 
 def write_texts(
@@ -27,6 +39,7 @@ def write_texts(
     stream: bool,
     allow_pickle: bool,
     given: Sequence[str] = (),
+    languages: tuple[str | None, str | None] = (None, None),
 ) -> None:
     """Prints each prompt with its continuation, `---` between texts, or a JSON line for each. A text that an
     encoder-decoder writes stands alone, with its source restored below where that had sentinels.
@@ -35,7 +48,8 @@ def write_texts(
     mask; `config.top_k` says how many candidates.
 
     stream: prints while the model writes, one text at a time; otherwise prompts go through the model in batches. given:
-    the options that a person named. Raises UserError for those without a meaning for the model."""
+    the options that a person named. languages: of the prompts, and of the texts to write. Raises UserError for those
+    without a meaning for the model."""
     loaded = load(model, allow_pickle)
     if loaded.config.stacks == "encoder":
         if idle := [f"--{'samples' if k == 'n' else k.replace('_', '-')}" for k in given if k in OF_WRITING]:
@@ -47,19 +61,23 @@ def write_texts(
     else:
         config = replace(config, rules=loaded.rules)
         say_not_followed(loaded)
-        _write(loaded, prompts, config, samples, as_json, stream)
+        _write(loaded, prompts, config, samples, as_json, stream, languages)
 
 
 def _write(
-    loaded: Pretrained, prompts: list[str], config: SamplingConfig, samples: int, as_json: bool, stream: bool
-) -> None:
+    loaded: Pretrained, prompts: list[str], config: SamplingConfig, samples: int, as_json: bool, stream: bool,
+    languages: tuple[str | None, str | None],
+) -> None:  # fmt: skip
     loaded.check_use("generate")
     tokenizer, opening, context = loaded.needs_tokenizer(), loaded.opening, loaded.config.context
     if samples > 1 and config.temperature == 0:
         note("temperature 0 always takes the likeliest token: all samples of a prompt are the same")
     printer, cut = _Printer(prompts, samples, as_json, echo=opening is None), 0
     on_text = printer.piece if stream and not as_json else None
-    for row in complete(loaded.model, tokenizer, prompts, config, loaded.eos, samples, on_text, opening):
+    frame = language_frame(tokenizer, *languages) if any(languages) else None
+    if frame and opening:
+        opening = replace(opening, start=opening.start if frame.start is None else frame.start, forced=frame.forced)
+    for row in complete(loaded.model, tokenizer, prompts, config, loaded.eos, samples, on_text, opening, frame):
         printer.done(row)
         cut += row.finish == "length" and len(row.ids) < config.max_tokens
     if cut:

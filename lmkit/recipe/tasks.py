@@ -76,6 +76,10 @@ class TranslateConfig(WritingConfig):
     """Write the translation of a text; scored by BLEU and chrF."""
 
     name: Literal["translate"] = Field("translate", description="Write the translation of a text.")
+    source_lang: str | None = Field(
+        None, description="Language of the sources, as the model's tokenizer names it, like eng_Latn or en_XX."
+    )
+    target_lang: str | None = Field(None, description="Language to write, for models of several languages.")
     tokenize: Literal["13a", "intl", "char", "zh", "ja-mecab", "ko-mecab", "none"] = Field(
         "13a", description="sacrebleu's tokenisation of the target language."
     )

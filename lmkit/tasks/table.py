@@ -9,7 +9,7 @@ from lmkit.base.runs import model_folder, read_status, seeds_of
 from lmkit.model.formats.peft import config_and_head
 from lmkit.pretrained import Pretrained, load
 from lmkit.recipe.task_settings import FILE, recipe_of, settings_of
-from lmkit.recipe.tasks import TaskConfig, section_of
+from lmkit.recipe.tasks import TaskConfig, TranslateConfig, section_of
 from lmkit.tasks.answer import Answering
 from lmkit.tasks.chat import ChatLearner
 from lmkit.tasks.classify import Classifier
@@ -17,6 +17,7 @@ from lmkit.tasks.qa import SpanFinder
 from lmkit.tasks.tag import Tagger
 from lmkit.tasks.task import Task
 from lmkit.tasks.write import Summarizer, Translator, Writer
+from lmkit.text.languages import Languages
 
 TASKS: dict[str, type[Task]] = {
     "classify": Classifier, "tag": Tagger, "qa": SpanFinder, "translate": Translator,
@@ -24,9 +25,19 @@ TASKS: dict[str, type[Task]] = {
 }  # fmt: skip
 
 
-def task_of(model: str | Path, named: str | None = None) -> TaskConfig | None:
+def task_of(model: str | Path, named: str | None = None, languages: Languages = (None, None)) -> TaskConfig | None:
     """Returns the section of a model's task, None where it solves no task of fine-tuning. named: the user's word for
-    it. Raises UserError for a task the model's head is not for."""
+    it. languages: of sources and of texts to write. Raises UserError for a task the model's head is not for, and for
+    languages where it is not translation."""
+    task = _task_of(model, named)
+    if not any(languages):
+        return task
+    if not isinstance(task, TranslateConfig):
+        raise UserError("--source-lang and --target-lang are for translation\n  → --task translate")
+    return task.model_copy(update={"source_lang": languages[0], "target_lang": languages[1]})
+
+
+def _task_of(model: str | Path, named: str | None) -> TaskConfig | None:
     seeds = seeds_of(model)
     folder, settings = model_folder(seeds[0] if seeds else model), settings_of(model)
     config, head = config_and_head(folder)

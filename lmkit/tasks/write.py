@@ -1,7 +1,8 @@
 """Texts written from others, by an encoder-decoder or after a prompt by a decoder: translations, summaries."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -27,6 +28,7 @@ from lmkit.pretrained import Pretrained, say_not_followed
 from lmkit.recipe.task_settings import TaskSettings
 from lmkit.recipe.tasks import SummarizeConfig, TranslateConfig
 from lmkit.tasks.task import MOST_TOKENS, Reading, Task
+from lmkit.text.languages import language_codes, language_frame, plain_frame
 from lmkit.text.tokenizer import Tokenizer
 
 WriterConfig = TranslateConfig | SummarizeConfig
@@ -47,6 +49,20 @@ class Writer(Task):
     eos: frozenset[int] = frozenset()
     rules: Rules = NO_RULES  # of the model's generation_config.json
     early_stopping: bool = False
+
+    @classmethod
+    def settle_tokenizer(
+        cls, config: WriterConfig, model: ModelConfig, home: Path | None, tokenizer: Tokenizer, folder: Path
+    ) -> Tokenizer:
+        """Notes the languages in the tokenizer's settings, so that AutoTokenizer frames sources as training did."""
+        named = {"src_lang": _language(config, "source"), "tgt_lang": _language(config, "target")}
+        tokenizer.settings |= {key: code for key, code in named.items() if code}
+        if not any(named.values()) and config.name == "translate" and (codes := language_codes(tokenizer)):
+            note(
+                f"the tokenizer has tokens for {len(codes)} languages ({', '.join(codes[:3])} ...), and none is used"
+                "\n  → task.source_lang=... task.target_lang=..."
+            )
+        return tokenizer
 
     @classmethod
     def for_training(cls, config: WriterConfig, train: Table, reading: Reading) -> Self:
@@ -73,6 +89,13 @@ class Writer(Task):
         self.prompt = c.prompt or (SOURCE if self.opening else SOURCE + "\n")
         if SOURCE not in self.prompt:
             raise UserError(f"task.prompt {self.prompt!r} has no {SOURCE} in it: every text would be written alike")
+        self.frame = plain_frame(self.tokenizer)
+        languages = _language(c, "source"), _language(c, "target")
+        if any(languages):
+            self.frame = language_frame(self.tokenizer, *languages)
+            if self.opening:
+                start = self.opening.start if self.frame.start is None else self.frame.start
+                self.opening = replace(self.opening, start=start, forced=self.frame.forced)
         self.objective: Objective = (
             Seq2Seq(parallel, self.opening.start, pad, c.label_smoothing)
             if self.opening
@@ -81,27 +104,31 @@ class Writer(Task):
 
     def examples(self, table: Table) -> list[dict[str, Any]]:
         sources = self._sources(table)
-        targets = self.tokenizer.encode_batch([row.get("target") or "" for row in table.rows])
-        before, after = self.tokenizer.document_frame
-        end = after or sorted(self.eos)[:1]  # where the end of a text is the BOS of the next
+        targets = self.tokenizer.for_targets.encode_batch([row.get("target") or "" for row in table.rows])
         make = self._pair if self.opening else self._row
         return [
-            {"row": i, "documents": [i], **make(source, target, before, end)}
+            {"row": i, "documents": [i], **make(source, target)}
             for i, (source, target) in enumerate(zip(sources, targets, strict=True))
         ]
 
     def _sources(self, table: Table) -> list[list[int]]:
         return self.tokenizer.encode_batch([self.prompt.replace(SOURCE, row["source"]) for row in table.rows])
 
-    def _pair(self, source: list[int], target: list[int], before: list[int], end: list[int]) -> dict[str, Any]:
-        room = self.max_length - len(before) - len(end)
-        cut = len(source) > room or len(target) > room
-        framed = (np.array([*before, *ids[:room], *end]) for ids in (source, target))
-        return dict(zip(("source", "target"), framed, strict=True)) | {"cut": cut}
+    def _pair(self, source: list[int], target: list[int]) -> dict[str, Any]:
+        f, pair, cut = self.frame, dict[str, Any](), False
+        for side, ids, before, after in (
+            ("source", source, f.before_source, f.after_source), ("target", target, f.before_target, f.after_target)
+        ):  # fmt: skip
+            room = self.max_length - len(before) - len(after)
+            pair[side] = np.array([*before, *ids[:room], *after])
+            cut |= len(ids) > room
+        return pair | {"cut": cut}
 
-    def _row(self, source: list[int], target: list[int], before: list[int], end: list[int]) -> dict[str, Any]:
+    def _row(self, source: list[int], target: list[int]) -> dict[str, Any]:
         """Returns one row; what is too long loses the beginning of its prompt, and of its target what half a row has no
         room for."""
+        before, after = self.tokenizer.document_frame
+        end = after or sorted(self.eos)[:1]  # where the end of a text is the BOS of the next
         room = self.max_length - len(before) - len(end)
         keep = target[: max(room // 2, room - len(source))]
         read = source[max(0, len(source) - (room - len(keep))) :]
@@ -112,9 +139,9 @@ class Writer(Task):
 
     def outputs(self, model: Transformer, table: Table, examples: Sequence[dict], quick: bool = False) -> list[str]:
         """Returns a text for each row. quick: greedy, as an evaluation in training does."""
-        c, (before, after), most = self.config, self.tokenizer.document_frame, self.most_tokens
+        c, before, most = self.config, self.frame.before_source, self.most_tokens
         room = self.max_length - (0 if self.opening else most)
-        frame = after if self.opening else []
+        frame = self.frame.after_source if self.opening else []
         if room <= len(before) + len(frame):
             raise UserError(f"a row of {self.max_length} tokens has no room for a prompt\n  → a larger data.max_length")
         kept = room - len(before) - len(frame)
@@ -142,6 +169,8 @@ class Writer(Task):
         c = self.config
         settings: dict[str, Any] = {"do_sample": False, "num_beams": c.beam, "max_new_tokens": self.most_tokens}
         settings |= {"forced_eos_token_id": None}  # which BART's config.json has, and training does not know
+        if self.opening and self.frame.start is not None:
+            settings |= {"decoder_start_token_id": self.opening.start, "forced_bos_token_id": self.opening.forced}
         return settings | ({"length_penalty": c.length_penalty.alpha} if c.length_penalty.kind == "average" else {})
 
     def stated(self) -> list[str]:
@@ -187,6 +216,11 @@ class Summarizer(Writer):
         """Returns the ROUGE-L of each row."""
         pairs = zip(outputs, _references(table), strict=True)
         return [writing.rouge([a], [b], False)["rougeL"].value for a, b in pairs]
+
+
+def _language(config: WriterConfig, side: str) -> str | None:
+    """Returns the language of a side of the pairs; only translations have one."""
+    return getattr(config, f"{side}_lang", None)
 
 
 def _references(table: Table) -> list[str]:

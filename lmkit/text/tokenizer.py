@@ -142,6 +142,11 @@ class Tokenizer:
         )
 
     @property
+    def for_targets(self) -> "Tokenizer":
+        """Returns the tokenizer of the texts that an encoder-decoder writes; only Marian's is another one."""
+        return self
+
+    @property
     def document_frame(self) -> tuple[list[int], list[int]]:
         """Returns the ids before and after a document in training data.
 

@@ -74,6 +74,14 @@ def _byte_level(vocabulary: Vocabulary, roles: Mapping[str, str]) -> "Backend":
     return backend
 
 
+def _neox(vocabulary: Vocabulary, roles: Mapping[str, str]) -> "Backend":
+    from tokenizers import normalizers
+
+    backend = _byte_level(vocabulary, roles)
+    backend.normalizer = normalizers.NFC()
+    return backend
+
+
 def _qwen2(vocabulary: Vocabulary, roles: Mapping[str, str]) -> "Backend":
     from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
@@ -115,6 +123,39 @@ def _gemma(vocabulary: Vocabulary, roles: Mapping[str, str]) -> "Backend":
     backend.normalizer = normalizers.Replace(" ", SPACE)
     backend.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     backend.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
+    return backend
+
+
+def _nllb(vocabulary: Vocabulary, roles: Mapping[str, str]) -> "Backend":
+    backend = _spaced(_bpe(vocabulary, unk_token=roles["unk"], fuse_unk=True), vocabulary)
+    if not vocabulary.charsmap:
+        backend.normalizer = None
+    return backend
+
+
+def _mbart50(vocabulary: Vocabulary, roles: Mapping[str, str]) -> "Backend":
+    from tokenizers import Tokenizer, models
+
+    return _spaced(Tokenizer(models.Unigram(vocabulary.scored, unk_id=3)), vocabulary)
+
+
+def _pegasus(vocabulary: Vocabulary, roles: Mapping[str, str]) -> "Backend":
+    from tokenizers import Tokenizer, models
+
+    unk_id = [piece for piece, _ in vocabulary.scored].index(roles["unk"])
+    return _spaced(Tokenizer(models.Unigram(vocabulary.scored, unk_id=unk_id)), vocabulary, newlines=True)
+
+
+def _spaced(backend: "Backend", vocabulary: Vocabulary, newlines: bool = False) -> "Backend":
+    """Makes runs of spaces one space, and ▁ begin every word. newlines: without a table, line ends are spaces too."""
+    from tokenizers import Regex, decoders, normalizers, pre_tokenizers
+
+    steps: list[normalizers.Normalizer] = [normalizers.Replace(Regex(r"\n"), " ")] if newlines else []
+    if vocabulary.charsmap:
+        steps = [normalizers.Precompiled(vocabulary.charsmap)]
+    backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(Regex(r" {2,}"), " ")])
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="always", split=True)
+    backend.decoder = decoders.Metaspace(SPACE, prepend_scheme="always", split=True)
     return backend
 
 
@@ -188,6 +229,36 @@ def _mbart_frame(backend: "Backend", vocabulary: Vocabulary, roles: Mapping[str,
     backend.post_processor = TemplateProcessing(single=["$A", *last], pair=["$A", "$B", *last], special_tokens=tokens)
 
 
+def _source_first_frame(default: str) -> Callable[["Backend", Vocabulary, Mapping[str, str]], None]:
+    """Returns a `frame` that begins with the language of the text; NLLB's older files ask for it at the end."""
+
+    def frame(backend: "Backend", vocabulary: Vocabulary, roles: Mapping[str, str]) -> None:
+        from tokenizers.processors import TemplateProcessing
+
+        language, eos = vocabulary.setting("src_lang", default), roles["eos"]
+        behind = vocabulary.setting("legacy_behaviour", False)
+        first, last = ([], [eos, language]) if behind else ([language], [eos])
+        tokens = [(token, backend.token_to_id(token)) for token in (language, eos)]
+        backend.post_processor = TemplateProcessing(
+            single=[*first, "$A", *last], pair=[*first, "$A", "$B", *last], special_tokens=tokens
+        )
+
+    return frame
+
+
+def _neox_frame(backend: "Backend", vocabulary: Vocabulary, roles: Mapping[str, str]) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    asked = [role for role in ("bos", "eos") if vocabulary.setting(f"add_{role}_token", False)]
+    around = lambda side, n: [
+        *([f"{roles['bos']}:{n}"] if "bos" in asked else []), f"${side}:{n}",
+        *([f"{roles['eos']}:{n}"] if "eos" in asked else []),
+    ]  # fmt: skip
+    tokens = [(token, backend.token_to_id(token)) for token in dict.fromkeys(roles[role] for role in asked)]
+    single = around("A", 0)
+    backend.post_processor = TemplateProcessing(single=single, pair=single + around("B", 1), special_tokens=tokens)
+
+
 _BERT_FRAME = _template("{cls}:0 $A:0 {sep}:0", "{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1", ("cls", "sep"))
 _XLM_FRAME = _template("{bos} $A {eos}", "{bos} $A {eos} {eos} $B {eos}", ("bos", "eos"))
 _BERT = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
@@ -216,5 +287,15 @@ CLASSES: dict[str, TokenizerClass] = {
     "MBartTokenizer": TokenizerClass(
         "Unigram", _unigram(3, always_prefixed=True, normalised=False), _ROBERTA, _mbart_frame, ("eos",)
     ),
+    "MBart50Tokenizer": TokenizerClass("Unigram", _mbart50, _ROBERTA, _source_first_frame("en_XX"), ("eos",)),
+    "NllbTokenizer": TokenizerClass("BPE", _nllb, _ROBERTA, _source_first_frame("eng_Latn"), ("eos",)),
+    "PegasusTokenizer": TokenizerClass(
+        "Unigram", _pegasus, {"eos": "</s>", "unk": "<unk>", "pad": "<pad>", "mask": "<mask_2>"},
+        _template("$A {eos}", "$A $B {eos}", ("eos",)), ("eos",),
+    ),
     "XLMRobertaTokenizer": TokenizerClass("Unigram", _unigram(3), _ROBERTA, _XLM_FRAME, ("bos", "eos")),
+    "CamembertTokenizer": TokenizerClass("Unigram", _unigram(3), _ROBERTA, _XLM_FRAME, ("bos", "eos")),
+    "GPTNeoXTokenizer": TokenizerClass(
+        "BPE", _neox, dict.fromkeys(("unk", "bos", "eos"), "<|endoftext|>") | {"pad": "<|padding|>"}, _neox_frame
+    ),
 }  # fmt: skip

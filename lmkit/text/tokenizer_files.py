@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmkit.base.errors import ModelError
+from lmkit.text.marian import SOURCE, read_marian
 from lmkit.text.sentencepiece import as_library, read_model, vocabulary_of
 from lmkit.text.special import Special
 from lmkit.text.tokenizer import ROLES, Tokenizer, add_post_processor, read_object
@@ -32,6 +33,7 @@ USUAL_NAMES = {
 }
 # Names of classes without rules of their own: the tokenizer.json, or the sentencepiece model, decides everything.
 GENERAL = ("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBackend", "PythonBackend", "BloomTokenizer")
+FROM_MODEL = ("AlbertTokenizer", "GemmaTokenizer", "LlamaTokenizer", "T5Tokenizer")  # read sentencepiece's own ids
 SAME_RULES = {
     "ElectraTokenizer": "BertTokenizer", "DistilBertTokenizer": "BertTokenizer", "BartTokenizer": "RobertaTokenizer",
 }  # fmt: skip
@@ -42,6 +44,10 @@ CLASS_OF_MODEL = {
         "AlbertTokenizer": "albert yoso",
         "BertTokenizer": "bert convbert distilbert electra ernie layoutlm megatron-bert nezha nomic_bert qdqbert realm "
         "retribert squeezebert visual_bert",
+        "CamembertTokenizer": "camembert",
+        "GPTNeoXTokenizer": "gpt_neox",
+        "NllbTokenizer": "nllb",
+        "PegasusTokenizer": "pegasus",
         "GPT2Tokenizer": "codegen dbrx gpt2 gpt_neo gptj jais2 opt phi starcoder2",
         "GemmaTokenizer": "gemma gemma2 gemma3 gemma3_text gemma3n gemma3n_text recurrent_gemma shieldgemma2 t5gemma",
         "MBartTokenizer": "mbart",
@@ -74,6 +80,8 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
         return _from_file(path)
     if not path.is_dir():
         raise ModelError(f"tokenizer {path}: no such file or folder")
+    if marian := next((f for f in (path / "latest", path / "tokenizer", path) if (f / SOURCE).is_file()), None):
+        return read_marian(marian, _settings(marian))
     for folder in (path / "latest", path / "tokenizer", path):  # a run, a token store, a Hugging Face folder
         names = ("tokenizer.json", "tokenizer.model", "spiece.model")
         files = [*(folder / name for name in names), *sorted(folder.glob("*.model"))]
@@ -222,6 +230,8 @@ def _vocabulary(
         if file.name == "vocab.txt":
             return Vocabulary(models.WordPiece.read_file(str(file)), settings=settings)
         if file.suffix == ".model":
+            if name not in FROM_MODEL:
+                raise ModelError(f"{file}: {name} shifts its ids\n  → save its tokenizer.json with transformers first")
             sentinels = int(settings.get("extra_ids", 100)) if name == "T5Tokenizer" else 0
             return vocabulary_of(read_model(_read(file), str(file)), rules.model, settings, sentinels)
     except ModelError:

@@ -106,6 +106,8 @@ def test_transformers_counts_the_same_parameters(name):
     fixed = sum(
         p.numel() for k, p in theirs.named_parameters() if "embed_positions" in k and c.positions == "sinusoidal"
     )
-    untied = c.vocab_size * c.hidden_size if c.family in ("t5", "mt5") and not c.tied else 0  # its class counts one table
+    untied = (
+        c.vocab_size * c.hidden_size if c.family in ("t5", "mt5") and not c.tied else 0
+    )  # its class counts one table
     assert count(name) == theirs.num_parameters() - fixed + untied
     assert count(name) == PUBLISHED.get(name, count(name))

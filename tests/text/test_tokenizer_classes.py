@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import sentencepiece
+import transformers
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
@@ -17,6 +18,7 @@ from transformers import AutoTokenizer
 from lmkit.base.errors import ModelError
 from lmkit.text.tokenizer import frame_texts
 from lmkit.text.tokenizer_files import load_tokenizer
+from tests.text.translators import marian_folder, nllb_folder
 
 WORDS = "the Emma was handsome clever über naïve Häuser schön 東京都 世界 don't it 's 12 3.5 x=y(); привет мир ½ ﬁne"
 ODD = [
@@ -166,6 +168,73 @@ def test_sentencepiece(cls: str, kind: str, control: list[str], settings: dict[s
     same_as_transformers(tmp_path, [t for t in ODD if "<drug>" not in t])
 
 
+FIRST = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+
+
+def unigram_pieces(folder: Path) -> list[tuple[str, float]]:
+    """Pieces with scores, without the control tokens of the model."""
+    sentencepiece_file(folder / "pieces", "unigram", [])
+    model = sentencepiece.SentencePieceProcessor(str(folder / "pieces"))
+    (folder / "pieces").unlink()
+    return [(model.id_to_piece(i), model.get_score(i)) for i in range(1, model.get_piece_size())]
+
+
+@pytest.mark.parametrize(
+    ("cls", "first", "settings"),
+    [
+        (transformers.XLMRobertaTokenizer, FIRST, {}),
+        (transformers.CamembertTokenizer, [("<s>NOTUSED", 0.0), *FIRST[1:2], ("</s>NOTUSED", 0.0), *FIRST[3:]], {}),
+        (transformers.MBartTokenizer, FIRST, {"src_lang": "de_DE"}),
+        (transformers.MBart50Tokenizer, FIRST, {"src_lang": "de_DE", "tgt_lang": "en_XX"}),
+        (transformers.PegasusTokenizer,
+         [("<pad>", 0.0), ("</s>", 0.0), *((f"<unk_{i}>", 0.0) for i in range(2, 103)), ("<unk>", 0.0)], {}),
+    ],
+    ids=lambda v: v.__name__ if isinstance(v, type) else "",
+)  # fmt: skip
+def test_unigram_classes_of_a_tokenizer_json(cls: Any, first: list, settings: dict[str, Any], tmp_path: Path) -> None:
+    pieces = [*first, *unigram_pieces(tmp_path), ("<mask>", 0.0)]
+    if cls is transformers.MBart50Tokenizer:  # it takes a list without languages for one of sentencepiece
+        pieces[-1:] = [("de_DE", 0.0), ("en_XX", 0.0), ("<mask>", 0.0)]
+    cls(vocab=pieces, **settings).save_pretrained(tmp_path)
+    same_as_transformers(tmp_path, [t for t in ODD if "<drug>" not in t])
+
+
+@pytest.mark.parametrize("settings", [{}, {"legacy_behaviour": True}], ids=str)
+def test_nllb(settings: dict[str, Any], tmp_path: Path) -> None:
+    nllb_folder(tmp_path, src_lang="deu_Latn", tgt_lang="eng_Latn", **settings)
+    same_as_transformers(tmp_path, [t for t in ODD if "<drug>" not in t])
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"add_bos_token": True}, {"add_bos_token": True, "add_eos_token": True}], ids=str
+)
+def test_gpt_neox(settings: dict[str, Any], tmp_path: Path) -> None:
+    bpe_files(tmp_path, ["<|endoftext|>", "<|padding|>"])
+    ids, merges = models.BPE.read_file(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    transformers.GPTNeoXTokenizer(vocab=ids, merges=merges, **settings).save_pretrained(tmp_path)
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).unlink()
+    same_as_transformers(tmp_path)
+
+
+def test_marian(tmp_path: Path) -> None:
+    """Both sides of a pair, languages to write, pieces that only the other side has, and what is saved."""
+    marian_folder(tmp_path)
+    tokenizer, reference = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.save(tmp_path / "saved")
+    saved, in_transformers = load_tokenizer(tmp_path / "saved"), AutoTokenizer.from_pretrained(tmp_path / "saved")
+    for text in [*ODD, ">>fra<< the Emma was", ">>xyz<< was", ">> a << b", "Ж 東京都 ∀∃"]:
+        ids, labels = reference(text).input_ids, reference(text_target=text).input_ids
+        assert [*tokenizer.encode(text), tokenizer.eos_id] == ids == [*saved.encode(text), saved.eos_id]
+        assert [*tokenizer.for_targets.encode(text), tokenizer.eos_id] == labels
+        assert in_transformers(text).input_ids == ids and in_transformers(text_target=text).input_ids == labels
+        assert tokenizer.decode(labels) == reference.decode(labels, skip_special_tokens=True)
+    assert tokenizer.encode("aber") != tokenizer.for_targets.encode("aber")
+    (tmp_path / "target.spm").write_bytes(b"x")
+    with pytest.raises(ModelError, match=r"target\.spm is not a sentencepiece model"):
+        load_tokenizer(tmp_path).for_targets  # noqa: B018
+
+
 def move_unknown(file: Path, unk_id: int, ahead: list[str]) -> None:
     """Control tokens before the unknown one, where the class expects them."""
     from transformers.convert_slow_tokenizer import import_protobuf
@@ -190,7 +259,7 @@ def test_roles_under_other_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "cls", ["HerbertTokenizerFast", "BertJapaneseTokenizer", "PhobertTokenizer", "MarianTokenizer"]
+    "cls", ["HerbertTokenizerFast", "BertJapaneseTokenizer", "PhobertTokenizer", "ProphetNetTokenizer"]
 )
 def test_a_class_with_rules_of_its_own_is_refused_by_name(cls: str, tmp_path: Path) -> None:
     bpe_files(tmp_path, ["<s>"])
@@ -243,7 +312,7 @@ def test_the_class_follows_from_the_model_where_none_is_named(model_type: str, t
     same_as_transformers(tmp_path)
 
 
-@pytest.mark.parametrize("model_type", ["mpnet", "xlnet", "gpt_neox", "pegasus", "no_such_model"])
+@pytest.mark.parametrize("model_type", ["mpnet", "xlnet", "m2m_100", "no_such_model"])
 def test_a_model_whose_class_is_not_known_is_refused_where_none_is_named(model_type: str, tmp_path: Path) -> None:
     bpe_files(tmp_path, ["<s>"])
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))

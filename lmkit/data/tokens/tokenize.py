@@ -115,6 +115,11 @@ class _Job:
         for item in self.inputs["train"] if self.tails else ():
             item.tail = self.share
         self.given = None if tokenizer.path is None else load_tokenizer(tokenizer.path)
+        if self.given and data.target is not None and self.given.for_targets is not self.given:
+            raise UserError(
+                f"tokenizer.path {tokenizer.path}: it makes ids of targets in another way than of sources, which token"
+                " files cannot hold\n  → fine-tune its model with --task translate, or leave out tokenizer.path"
+            )
         self.palette = None if tokenizer.path is None else _palette(Path(os.path.expanduser(tokenizer.path)))
         trained = tokenizer.model_dump(mode="json", exclude={"path"}) | {"family": family}
         self.settings = {
