@@ -1,15 +1,18 @@
 """`lmkit finetune`: a trained model learns a task from labelled rows."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lmkit.base.errors import UserError
 from lmkit.base.units import split_quantity
 from lmkit.commands.app import app
-from lmkit.commands.options import Overrides, Processes, Restarts, run_folder
+from lmkit.commands.options import DryRun, Overrides, PrintRecipe, Processes, Restarts, run_folder
 from lmkit.training.distributed import launch
+
+if TYPE_CHECKING:
+    from lmkit.recipe.finetuning import FinetuneRecipe
 
 
 @app.command(epilog="Example: lmkit finetune --task classify --model runs/bert-tiny --data reviews.csv")
@@ -28,10 +31,12 @@ def finetune(
     resume: Annotated[Path | None, typer.Option("--resume", metavar="RUN", help="Go on with this run.")] = None,
     processes: Processes = None,
     max_restarts: Restarts = 0,
+    dry_run: DryRun = False,
+    print_recipe: PrintRecipe = False,
 ) -> None:
     """Teach a trained model a task from labelled rows."""
     if resume is not None:
-        if recipe or out or task or model or data or validation:
+        if recipe or out or task or model or data or validation or dry_run or print_recipe:
             raise UserError("--resume goes on with a run as it is\n  → leave out everything else")
         launch.check(processes, max_restarts, None)
         if launch.here(processes):
@@ -39,30 +44,41 @@ def finetune(
         from lmkit.training import finetuning_run
 
         raise typer.Exit(launch.exit_code(finetuning_run.resume(resume)))
-    from lmkit.recipe.recipe_file import find_recipe
+    from lmkit.recipe.finetuning import flags
+    from lmkit.recipe.recipe_file import dump
 
-    changes = list(overrides or ())
+    loaded, path = _settled(recipe, overrides or [], flags(task, model, data, validation))
+    if print_recipe:
+        print(dump(loaded), end="")
+        return
+    name = path.stem if path else f"{loaded.task.name}-{Path(str(data[0])).name.partition('.')[0] if data else 'run'}"
+    rows, unit = split_quantity(loaded.train.batch)
+    launch.check(processes, max_restarts, rows if unit == "row" else None)
+    if launch.here(processes) and not dry_run:
+        raise typer.Exit(launch.command("finetune", processes, max_restarts, out, resume, name))
+    from lmkit.training import finetuning_run
+
+    if dry_run:
+        finetuning_run.dry_run(loaded)
+        return
+    if again := launch.restarted(out):
+        raise typer.Exit(launch.exit_code(finetuning_run.resume(again)))
+    raise typer.Exit(launch.exit_code(finetuning_run.start(loaded, name, out)))
+
+
+def _settled(recipe: str | None, overrides: list[str], options: list[str]) -> tuple["FinetuneRecipe", Path | None]:
+    """Returns the recipe with its changes, and its file. A mistake ends here, before torch is loaded."""
+    from lmkit.recipe.finetuning import FinetuneRecipe, check_start, expand_finetuning
+    from lmkit.recipe.recipe_file import find_recipe, load_recipe
+
     if recipe is not None and "=" in recipe:  # no recipe, only changes
-        changes, recipe = [recipe, *changes], None
-    path = None if recipe is None else find_recipe(str(recipe), "finetune")
-    from lmkit.recipe.finetuning import FinetuneRecipe, expand_finetuning, flags
-    from lmkit.recipe.recipe_file import load_recipe
-
-    if path is None and task is None and not any(change.startswith("task") for change in changes):
+        overrides, recipe = [recipe, *overrides], None
+    path = None if recipe is None else find_recipe(recipe, "finetune")
+    if path is None and not any(change.startswith("task") for change in (*options, *overrides)):
         raise UserError(
             "what is to be learnt is missing\n  allowed: classify, tag, qa, translate, summarize, chat, lm, answer\n"
             "  → --task classify, or a recipe that has one"
         )
-    option_changes = flags(task, model, data, validation)
-    # A mistake ends here, before torch is loaded.
-    loaded = load_recipe(FinetuneRecipe, path, (*option_changes, *changes), expand_finetuning)
-    name = path.stem if path else f"{loaded.task.name}-{Path(str(data[0])).name.partition('.')[0] if data else 'run'}"
-    rows, unit = split_quantity(loaded.train.batch)
-    launch.check(processes, max_restarts, rows if unit == "row" else None)
-    if launch.here(processes):
-        raise typer.Exit(launch.command("finetune", processes, max_restarts, out, resume, name))
-    from lmkit.training import finetuning_run
-
-    if again := launch.restarted(out):
-        raise typer.Exit(launch.exit_code(finetuning_run.resume(again)))
-    raise typer.Exit(launch.exit_code(finetuning_run.start(loaded, name, out)))
+    loaded = load_recipe(FinetuneRecipe, path, (*options, *overrides), expand_finetuning)
+    check_start(loaded)
+    return loaded, path

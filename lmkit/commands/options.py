@@ -19,6 +19,8 @@ Processes = Annotated[
 Restarts = Annotated[
     int, typer.Option("--max-restarts", min=0, help="With --processes: start all again if one fails, so often.")
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would happen: sizes, memory, time.")]
+PrintRecipe = Annotated[bool, typer.Option("--print-recipe", help="Print the recipe with every default, and stop.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, for machines.")]
 Pickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Load old .bin weights (weights only, nothing else runs).")

@@ -8,7 +8,7 @@ import typer
 
 from lmkit.base.errors import UserError
 from lmkit.commands.app import app
-from lmkit.commands.options import Overrides, Processes, Restarts, run_folder
+from lmkit.commands.options import DryRun, Overrides, PrintRecipe, Processes, Restarts, run_folder
 from lmkit.training.distributed import launch
 
 
@@ -25,15 +25,16 @@ def pretrain(
     ] = False,
     processes: Processes = None,
     max_restarts: Restarts = 0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would happen: sizes, memory, time.")] = False,
+    dry_run: DryRun = False,
+    print_recipe: PrintRecipe = False,
 ) -> None:
     """Train a model from scratch."""
     from lmkit.recipe.defaults import expand_pretraining
     from lmkit.recipe.pretraining import Recipe
-    from lmkit.recipe.recipe_file import find_recipe, load_recipe
+    from lmkit.recipe.recipe_file import dump, find_recipe, load_recipe
 
-    if resume is not None and (out or dry_run):
-        raise UserError("--resume goes on with a run where it is\n  → leave out --out and --dry-run")
+    if resume is not None and (out or dry_run or print_recipe):
+        raise UserError("--resume goes on with a run where it is\n  → leave out --out, --dry-run and --print-recipe")
     if accept_changes and resume is None:
         raise UserError("--accept-changes says how to go on\n  → add --resume RUN, or leave it out")
     if resume is None and recipe is None:
@@ -48,6 +49,9 @@ def pretrain(
     path = None if recipe is None else find_recipe(recipe, "pretrain")
     # A mistake ends here, before torch is loaded.
     given = None if path is None else load_recipe(Recipe, path, changes, expand_pretraining)
+    if given and print_recipe:
+        print(dump(given), end="")
+        return
     launch.check(processes, max_restarts, given.train.batch // given.model.context if given else None)
     if launch.here(processes) and not dry_run:
         raise typer.Exit(launch.command("pretrain", processes, max_restarts, out, resume, path.stem if path else None))

@@ -124,6 +124,8 @@ def _fill_training(tree: dict[str, Any], model: dict[str, Any]) -> None:
     if not train.get("batch"):
         ideal = 2 ** round(math.log2(REFERENCE_BATCH * (tokens / REFERENCE_HORIZON) ** 0.383))
         train["batch"] = max(1, ideal // model["context"]) * model["context"]
+    if isinstance(train["batch"], str) and split_quantity(train["batch"])[1] == "row":
+        train["batch"] = count(train["batch"], "row") * model["context"]
     batch = count(train["batch"], "token")
     name, scale = optimizer.get("name", "muon"), math.sqrt(batch / REFERENCE_BATCH)
     if name == "muon":

@@ -6,11 +6,14 @@ The sections it shares with pretraining stand in `lmkit.recipe.pretraining`, tho
 import copy
 import json
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from lmkit.architecture.sizes import PRESETS
 from lmkit.base import units
+from lmkit.base.errors import UserError
 from lmkit.recipe import defaults
 from lmkit.recipe.objectives import Count, Section
 from lmkit.recipe.optimizers import OPTIMIZERS
@@ -25,6 +28,7 @@ from lmkit.recipe.pretraining import (  # fmt: skip
     TrainConfig,
     Warmup,
 )
+from lmkit.recipe.recipe_file import builtin_recipes
 from lmkit.recipe.tasks import SECTIONS, AnswerConfig, LoraConfig, TableConfig, TaskConfig
 
 PRETRAINED_WIDTH = 768  # at which the usual learning rates of fine-tuning were found
@@ -111,6 +115,20 @@ def flags(task: str | None, model: str | None, data: list[str] | None, validatio
     return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in named.items() if value is not None]
 
 
+def check_start(recipe: FinetuneRecipe) -> None:
+    """Raises UserError where `model` names no folder, but a size or a recipe of pretraining, and says how to start from
+    scratch."""
+    if not isinstance(recipe.model, str) or Path(recipe.model).exists():
+        return
+    name = Path(recipe.model).name
+    ways = [f"model.preset={name} trains one from scratch on these rows alone"] if name in PRESETS else []
+    if name in builtin_recipes("pretrain"):
+        ways.append(f"lmkit pretrain {name} makes it from text; then --model runs/{name}")
+    if ways:
+        listed = "".join(f"\n  → {way}" for way in ways)
+        raise UserError(f"{name}: no folder or run, but the name of a size: it has no weights yet{listed}")
+
+
 def expand_finetuning(tree: dict[str, Any]) -> dict[str, Any]:
     """Fills what a recipe leaves open. Raises ValueError like `defaults.expand` for a model from scratch."""
     tree = copy.deepcopy(tree)
@@ -119,6 +137,8 @@ def expand_finetuning(tree: dict[str, Any]) -> dict[str, Any]:
     learns_tokens = is_finetuning(tree) and SECTIONS[tree["task"]["name"]].learns_tokens
     train, optimizer, schedule = (defaults.section(tree, key) for key in ("train", "optimizer", "schedule"))
     if isinstance(tree.get("model"), dict):
+        if not defaults.section(tree, "tokenizer").get("path"):  # the words are learnt from the rows
+            tree["model"].setdefault("vocab_size", 0)
         train.setdefault("budget", "10 epochs")
         train.setdefault("batch", "4096 tokens")
         number, unit = units.split_quantity(train["batch"])

@@ -122,7 +122,9 @@ class TrainConfig(Section):
         "", description="Horizon: `2000 steps`, `10M tokens`, `2 epochs` or `3 min`. Default: by depth."
     )
     batch: Tokens = Field(
-        0, ge=0, description="Tokens an optimizer step, over all micro-batches. Default: from the size."
+        0,
+        ge=0,
+        description="Tokens an optimizer step, over all micro-batches, or rows: `16 rows`. Default: from the size.",
     )
     micro_batch: Tokens = Field(0, ge=0, description="Tokens a forward pass; changes speed and memory only. 0: chosen.")
     clip: float | None = Field(None, gt=0, description="Largest gradient norm; None: off.")

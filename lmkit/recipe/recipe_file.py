@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from lmkit.base.errors import UserError, did_you_mean
+from lmkit.recipe.aliases import key_for
 
 T = TypeVar("T", bound=BaseModel)
 MAX_BYTES = 1_000_000
@@ -144,7 +145,7 @@ def load_recipe(
 
 
 def build_recipe(schema: type[T], tree: dict, lines: dict[str, str], expand: Any = None, where: str = "recipe") -> T:
-    problems = [*_unknown_keys(schema, tree, lines), *_not_finite(tree, lines, where)]
+    problems = [*_unknown_keys(schema, tree, lines, keys(schema)), *_not_finite(tree, lines, where)]
     complete, failed = True, None
     try:
         tree = expand(tree) if expand is not None else tree
@@ -216,17 +217,21 @@ def _chosen(sections: list[type[BaseModel]], value: dict) -> type[BaseModel] | N
     return next((s for s in sections if s.model_fields["name"].default == value.get("name")), None)
 
 
-def _unknown_keys(schema: type[BaseModel], tree: Any, lines: dict[str, str], at: str = "") -> typing.Iterator[str]:
+def _unknown_keys(
+    schema: type[BaseModel], tree: Any, lines: dict[str, str], all_keys: typing.Collection[str], at: str = ""
+) -> typing.Iterator[str]:
     known = {f"{at}{name}": field for name, field in fields(schema).items()}
     everywhere = keys(schema, at)
     for name, value in tree.items():
         key = f"{at}{name}"
         if key not in known:
-            yield f"{_line(key, lines, 'recipe')}\n  unknown key `{key}`{did_you_mean(key, everywhere)}"
+            ours = key_for(key, value, all_keys)
+            hint = did_you_mean(key, everywhere) if ours is None else f"\n  → here it is {ours}"
+            yield f"{_line(key, lines, 'recipe')}\n  unknown key `{key}`{hint}"
         elif isinstance(value, dict) and (sections := sections_of(known[key].annotation)):
             inner = _chosen(sections, value)
             if inner:
-                yield from _unknown_keys(inner, value, lines, f"{key}.")
+                yield from _unknown_keys(inner, value, lines, all_keys, f"{key}.")
 
 
 def _not_finite(tree: Any, lines: dict[str, str], where: str, at: str = "") -> typing.Iterator[str]:

@@ -99,7 +99,7 @@ def class_weights(table: Table, labels: tuple[str, ...]) -> tuple[float, ...]:
 
 @dataclass
 class Classifier(Task):
-    head, head_is_for, averaged = "sequence", "labels of texts", True
+    head, head_is_for, averaged, counts_rows = "sequence", "labels of texts", True, True
 
     tokenizer: Tokenizer
     layout: InputLayout
@@ -238,6 +238,12 @@ class Classifier(Task):
                 "scores": scores,
             }
         return {"label": self.labels[int(output.argmax())], "scores": scores}
+
+    def never_predicted(self, table: Table, outputs: Sequence[np.ndarray]) -> dict[str, int]:
+        if self.kind != "single":
+            return {}
+        predicted = {self.labels[int(p.argmax())] for p in outputs}
+        return dict(Counter(row["label"] for row in table.rows if row["label"] not in predicted).most_common())
 
     def details(self, table: Table, outputs: Sequence[np.ndarray]) -> list[str]:
         """Returns a table with gold labels in rows, predicted ones in columns, and precision, recall and F1 of each.

@@ -1,5 +1,6 @@
 """Labels of words: names, parts of speech."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -99,6 +100,11 @@ class Tagger(Task):
         """Returns the tags of the rows, in the model's spelling where it has one."""
         numbered = [[(tag, self._number(tag)) for tag in row["tags"]] for row in table.rows]
         return [[tag if i is None else self.labels[i] for tag, i in row] for row in numbered]
+
+    def never_predicted(self, table: Table, outputs: Sequence[list[str]]) -> dict[str, int]:
+        predicted = {tag for row in outputs for tag in row}
+        gold = (set(row) - predicted for row in self._gold(table))
+        return dict(Counter(tag for tags in gold for tag in tags).most_common())
 
     def per_row(self, table: Table, outputs: Sequence[list[str]]) -> list[float]:
         """Returns the share of words that are right, for each row."""

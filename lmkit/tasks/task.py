@@ -71,6 +71,7 @@ class Task(ABC):
     likelihood: ClassVar[bool] = False  # the loss is worth a pass of its own over held-out rows: `scores` lacks it
     labels_rows: ClassVar[bool] = True  # `predict` has something to say of each row
     writing_keys: ClassVar[tuple[str, ...]] = ()  # of generation_config.json, for which the task has its own values
+    counts_rows: ClassVar[bool] = False  # `accuracy` is a share of rows
     averaged: ClassVar[bool] = False  # outputs of several models, as of several seeds, have a mean
     metric: str  # of `scores`, that says which checkpoint is best
     labels: tuple[str, ...]  # of the model
@@ -162,6 +163,10 @@ class Task(ABC):
     def stated(self) -> list[str]:
         """Returns what the scores depend on."""
         return []
+
+    def never_predicted(self, table: Table, outputs: Sequence[Any]) -> dict[str, int]:
+        """Returns the labels that rows of the table have and no output has, with the number of their rows."""
+        return {}
 
     def details(self, table: Table, outputs: Sequence[Any]) -> list[str]:
         """Returns what is shown below the scores of one model."""

@@ -60,6 +60,7 @@ class State:
     passed_over: list[int] = field(default_factory=list)  # global batches left out after a rollback
     rollbacks: int = 0
     best: dict[str, float] | None = None  # step and scores of the best evaluation
+    top: float | None = None  # the best score of the job's metric in any evaluation
     evaluations_since_best: int = 0
     finished: str = ""  # the budget that was used up
     before: dict[str, float] | None = None  # scores of the model before training, where a task compares with them

@@ -135,6 +135,7 @@ def build_finetuning(
         job.special["pad_token_id"] = job.special["eos_token_id"]
     job.adapter = adapter
     job.metric, job.higher, job.patience = f"val_{task.metric}", task.higher, recipe.train.patience
+    job.share_of = len(some.rows) if task.counts_rows and task.metric == "accuracy" else 0
 
     def solved() -> dict[str, float]:
         outputs = task.outputs(job.model, some, held, quick=True)

@@ -26,11 +26,13 @@ from lmkit.recipe.finetuning import FinetuneRecipe, expand_finetuning, is_finetu
 from lmkit.tasks import answer_fitting
 from lmkit.tasks.table import TASKS
 from lmkit.tasks.task import score_table, scores_as_json, seeds_line, texts, unknown_tokens
-from lmkit.training.distributed.world import World
+from lmkit.training import verdict
+from lmkit.training.distributed.world import ALONE, World
 from lmkit.training.finetune import Finetuning, build_continued, build_finetuning, describe_finetuning
 from lmkit.training.job import Job
 from lmkit.training.job import describe_pretraining as describe_text
 from lmkit.training.run_shell import Prepared, execute, keep_average, meet
+from lmkit.training.step import expected_time
 
 
 def start(recipe: FinetuneRecipe, name: str, out: Path | None) -> int:
@@ -43,6 +45,19 @@ def start(recipe: FinetuneRecipe, name: str, out: Path | None) -> int:
         path.mkdir(parents=True, exist_ok=True)
         write_atomic(path / "recipe.yaml", recipe_file.dump(recipe))
     return _seeds(recipe, path, path if takes_latest(out) else None)
+
+
+def dry_run(recipe: FinetuneRecipe) -> None:
+    """Prints what would happen, and starts nothing. Raises what `start` raises before its first step."""
+    if not recipe.task.in_steps:
+        raise UserError(f"{recipe.task.name} is fitted in one go\n  → leave out --dry-run")
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder))
+        prepare = _prepare if recipe.task.name in TASKS else _continued
+        prepared = prepare(recipe, ALONE, run)
+        prepared.introduce()
+        job = prepared.job
+        print("\n".join(expected_time(job, job.batch_rows * job.work.row_tokens)))
 
 
 def resume(path: Path) -> int:
@@ -203,6 +218,8 @@ def _tell_continued(job: Job, run: Run, seconds: float) -> None:
         print(f"  best   step {job.state.best['step']:.0f}: perplexity {job.state.best['val_perplexity']:.2f}{was}")
         after = {k: {"value": v} for k, v in job.state.best.items() if k != "step"}
         write_json(run.path / "scores.json", {"before": before, "scores": after})
+    if lines := verdict.course(run.path, job.recipe.train.budget, "finetune"):
+        print(verdict.as_text(lines))
     run.status("done", **job.progress)
     print(f"  next   lmkit eval {shlex.quote(str(run.path))} --data FILE")
 
@@ -216,17 +233,19 @@ def _tell(f: Finetuning, run: Run, seconds: float) -> None:
     folder = run.path / ("best" if (run.path / "best").exists() else "latest")
     if not job.world.first:
         return
-    if f.held_out.rows:
-        _scores(f, folder, run)
+    verdicts = _scores(f, folder, run) if f.held_out.rows else []
+    verdicts += verdict.course(run.path, job.recipe.train.budget, "finetune")
+    if verdicts:
+        print(verdict.as_text(verdicts))
     run.status("done", **job.progress)
     print(f"  model  {folder}   (transformers: {job.model.config.spec.cls})")
     use = "predict {} --data FILE --out predictions.jsonl" if f.task.labels_rows else "chat {}"
     print(f"  next   lmkit {use.format(shlex.quote(str(run.path)))}")
 
 
-def _scores(f: Finetuning, folder: Path, run: Run) -> None:
-    """Scores the model to use, which lies in `folder`, on all rows held out, beside the baselines. Writes
-    scores.json."""
+def _scores(f: Finetuning, folder: Path, run: Run) -> list[str]:
+    """Scores the model to use, which lies in `folder`, on all rows held out, beside the baselines. Writes scores.json,
+    and returns what is to be said of them."""
     task, table, model = f.task, f.held_out, load(folder).model
     outputs = task.outputs(model, table, task.examples(table))
     columns = {"model": task.scores(table, outputs, True)} | task.baselines(f.train, table)
@@ -238,3 +257,9 @@ def _scores(f: Finetuning, folder: Path, run: Run) -> None:
         note(message)
     named = {name: scores_as_json(scores) for name, scores in columns.items()}
     write_json(run.path / "scores.json", {"scores": named.pop("model"), "baselines": named, "rows": len(table.rows)})
+    weighs = hasattr(f.settings.task, "class_weights")
+    weights = "\n  → task.class_weights=true gives rare labels more weight" if weighs else ""
+    return [
+        *verdict.never_predicted(task.never_predicted(table, outputs), len(table.rows), weights),
+        *verdict.beside_baselines(columns, task.metric, isinstance(f.job.recipe.model, str)),
+    ]

@@ -64,6 +64,7 @@ class Job:
     score: Callable[[], dict[str, float]]  # returns scores on held-out rows with the weights as they are now
     metric: str = "val_loss"  # the score that decides which checkpoint is best
     higher: bool = False  # whether a higher `metric` is better
+    share_of: int = 0  # `metric` is a share of so many rows, so it has a standard error; 0: another kind of score
     scored_rows: int = 0  # the number of rows that `score` reads
     closing: float = 0.0  # the time of scoring after the last step, in evaluations
     patience: int = 0  # stop after this many evaluations without a better one; 0: never
@@ -102,13 +103,28 @@ class Job:
         return {"step": s.step, "tokens": s.tokens, "best": best, "skipped": s.skipped}
 
     def better(self, scores: dict[str, float]) -> bool:
-        """Says whether these are the best scores so far. Where `metric` is equal, the lower loss is better."""
+        """Says whether these are the best scores so far.
+
+        Scores of `metric` that are within one standard error of the highest so far count as equal (the rule of Breiman
+        et al. 1984); of those, and of scores that are equal, the lower loss is better."""
         new, best = scores.get(self.metric, math.nan), self.state.best
         if not math.isfinite(new):
             return False
-        if best is None or new == best[self.metric]:
-            return best is None or scores.get("val_loss", math.inf) < best.get("val_loss", math.inf)
-        return new > best[self.metric] if self.higher else new < best[self.metric]
+        if best is None:
+            return True
+        ahead = 1 if self.higher else -1
+        top = self.top_score(new)
+        error = math.sqrt(top * (1 - top) / self.share_of) if self.share_of else 0.0
+        as_good = [ahead * (top - value) <= error for value in (new, best[self.metric])]
+        if all(as_good):
+            return scores.get("val_loss", math.inf) < best.get("val_loss", math.inf)
+        return as_good[0]
+
+    def top_score(self, new: float) -> float:
+        """Returns the best score of `metric` among `new` and those before."""
+        known = [new] if self.state.top is None else [new, self.state.top]
+        known += [self.state.best[self.metric]] if self.state.best else []
+        return max(known) if self.higher else min(known)
 
 
 def build_pretraining(recipe: Recipe, store: TokenStore, model: Transformer | None = None, world: World = ALONE) -> Job:

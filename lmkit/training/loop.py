@@ -3,6 +3,7 @@
 `sys.audit` names the moments at which tests stop a run (docs/architecture.md); nothing else listens to it."""
 
 import json
+import math
 import os
 import sys
 from contextlib import nullcontext
@@ -184,6 +185,8 @@ def evaluate(job: Job, meter: Meter) -> dict[str, float]:
         scores = _score(job)
         text = _sample(job) if job.sample else ""
     best = job.better(scores)
+    if math.isfinite(scores.get(job.metric, math.nan)):
+        job.state.top = job.top_score(scores[job.metric])
     job.state.evaluations_since_best = 0 if best else job.state.evaluations_since_best + 1
     if best:
         job.state.best = {"step": job.state.step} | scores

@@ -1,7 +1,6 @@
 """`lmkit pretrain`: builds a job from a resolved recipe, trains it, and tells the result."""
 
 import shlex
-import time
 from pathlib import Path
 
 from lmkit.base.display import note
@@ -16,10 +15,11 @@ from lmkit.recipe import recipe_file
 from lmkit.recipe.defaults import expand_pretraining
 from lmkit.recipe.finetuning import is_finetuning
 from lmkit.recipe.pretraining import Recipe
+from lmkit.training import verdict
 from lmkit.training.distributed.world import ALONE, World
 from lmkit.training.job import Job, build_pretraining, describe_pretraining, fit_vocabulary
 from lmkit.training.run_shell import Prepared, execute, keep_average, meet
-from lmkit.training.step import probe_speed
+from lmkit.training.step import expected_time
 
 
 def start(recipe_path: Path, overrides: tuple[str, ...], out: Path | None) -> int:
@@ -70,18 +70,7 @@ def dry_run(recipe_path: Path, overrides: tuple[str, ...]) -> None:
     """Prints what would happen. It writes tokens into their cache, and nothing else."""
     recipe, store = _settle(recipe_file.load_recipe(Recipe, recipe_path, overrides, expand_pretraining))
     job = build_pretraining(recipe, store)
-    print(recipe_file.dump(job.recipe))
-    note("\n".join(describe_pretraining(job, store)))
-    speed = probe_speed(job, 5.0, time.perf_counter)
-    job_steps, train = job.horizon.steps, job.recipe.train
-    if job_steps is not None:
-        secs = job_steps * train.batch / speed
-        note(f"time     {speed:,.0f} tokens/s measured on a micro-batch → {show_seconds(secs)} for {job_steps:,} steps")
-    else:
-        assert job.horizon.seconds is not None
-        steps = job.horizon.seconds * speed / train.batch
-        note(f"time     {speed:,.0f} tokens/s measured on a micro-batch → about {steps:,.0f} steps in {train.budget}")
-    note("Nothing was started.")
+    print("\n".join([*describe_pretraining(job, store), *expected_time(job, job.recipe.train.batch)]))
 
 
 def _tell(job: Job, run: Run, seconds: float) -> None:
@@ -97,6 +86,8 @@ def _tell(job: Job, run: Run, seconds: float) -> None:
         )
     skipped = f" · {state.skipped} steps skipped (events.jsonl)" if state.skipped else ""
     print(f"done in {show_seconds(seconds)}: {state.step} steps, {show_count(state.tokens)} tokens{skipped}{best}")
+    if job.world.first and (lines := verdict.course(run.path, job.recipe.train.budget, "pretrain")):
+        print(verdict.as_text(lines))
     folder = "best" if (run.path / "best").exists() else "latest"
     print(f"  model  {run.path}/{folder}   (a Hugging Face folder)")
     verb = "fill" if job.model.config.stacks == "encoder" else "generate"

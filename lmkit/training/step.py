@@ -2,6 +2,7 @@
 
 import math
 import sys
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lmkit.base.order import OVERHEAD, batch_rows, by_length, nth_left, rng_for, rounded_up
+from lmkit.base.units import show_seconds
 from lmkit.objectives.batch import Batch
 from lmkit.training import guard
 from lmkit.training.distributed.world import World, gradient_norm, scale_gradients
@@ -186,3 +188,16 @@ def probe_speed(job: Job, seconds: float, clock: Any) -> float:
             break
     job.model.zero_grad(set_to_none=True)
     return batch.num_tokens / best
+
+
+def expected_time(job: Job, batch_tokens: float) -> list[str]:
+    """Returns lines on how long the run would take, or how far it would come, by a measurement of some seconds."""
+    speed = probe_speed(job, 5.0, time.perf_counter)
+    measured = f"time     {speed:,.0f} tokens/s measured on a micro-batch → "
+    if job.horizon.steps is not None:
+        seconds = job.horizon.steps * batch_tokens / speed
+        what = f"{show_seconds(seconds)} for {job.horizon.steps:,} steps"
+    else:
+        steps = (job.horizon.seconds or 0.0) * speed / batch_tokens
+        what = f"about {steps:,.0f} steps in {job.recipe.train.budget}"
+    return [measured + what, "Nothing was started. --print-recipe shows every key."]

@@ -47,7 +47,7 @@ def message(folder: Path, text: str, *overrides: str) -> str:
         (("depth: 2", "hidden_size: 100, num_heads: 3, num_layers: 1"), 1, ["100 is not divisible", "nearest: [2, 5]"]),
         (("context: 64", "context: 64, sliding_window: 8"), 1, ["sliding_window 8 does not exist"]),
         (("data: {train: text/*.txt}", ""), 1, ["missing key `data`"]),
-        (("train: {", "warmup: 5\ntrain: {"), 4, ["unknown key `warmup`", "did you mean `schedule.warmup`?"]),
+        (("train: {", "warmup: 5\ntrain: {"), 4, ["unknown key `warmup`", "here it is schedule.warmup=5"]),
     ],
     ids=lambda v: v[0] if isinstance(v, tuple) else None,
 )  # fmt: skip

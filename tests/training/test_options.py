@@ -3,7 +3,6 @@
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from lmkit.model.initial import init_weights
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.collating import within
 from lmkit.training import pretraining_run
+from lmkit.training.checkpoints import State
 from lmkit.training.job import Job
 
 
@@ -94,5 +94,6 @@ def test_precisions_train_to_nearly_the_same_loss(tiny, precision):
 )
 def test_the_best_is_by_the_metric_and_among_equals_by_loss(scores, better):
     best = {"step": 3, "val_accuracy": 0.9, "val_loss": 0.5}
-    job = SimpleNamespace(metric="val_accuracy", higher=True, state=SimpleNamespace(best=best))
-    assert Job.better(job, dict(zip(("val_accuracy", "val_loss"), scores, strict=True))) == better
+    job = Job.__new__(Job)
+    job.metric, job.higher, job.state = "val_accuracy", True, State(best=best)
+    assert job.better(dict(zip(("val_accuracy", "val_loss"), scores, strict=True))) == better

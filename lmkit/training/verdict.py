@@ -1,0 +1,74 @@
+"""What a run came to, in a line or two after it: what went wrong or was left, and what to try next, as a command."""
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from lmkit.base.units import split_quantity
+from lmkit.evaluation.intervals import Estimate
+
+FALLING = 0.02  # the share by which the validation loss must have fallen to the last evaluation to count as falling
+RISEN = 0.05  # the share by which it must have risen from its lowest value to the end to count as rising
+SHOWN = 5  # labels in a line
+
+
+def course(run: Path, budget: str, verb: str) -> list[str]:
+    """Returns a line with advice where the validation loss was still falling at the end, or had long risen.
+
+    run: its directory; budget: of its recipe; verb: the command that made it."""
+    points = _validation_losses(run / "metrics.jsonl")
+    if len(points) < 3:
+        return []
+    losses = [loss for _, loss in points]
+    lowest = min(losses)
+    if losses[-1] == lowest and losses[-1] < losses[-2] * (1 - FALLING):
+        number, unit = split_quantity(budget)
+        more = f"{2 * number:g} {unit}".strip()
+        again = f"lmkit {verb} {shlex.quote(str(run))} train.budget='{more}' --out {shlex.quote(f'{run}-longer')}"
+        return [f"the validation loss was still falling at the end ({losses[-2]:.4g} → {losses[-1]:.4g})\n  → {again}"]
+    if losses[-1] > lowest * (1 + RISEN):
+        step = points[losses.index(lowest)][0]
+        return [
+            f"the validation loss has risen since step {step:,} ({lowest:.4g} → {losses[-1]:.4g}): the texts are learnt"
+            " by heart\n  → more or other texts, a smaller model, or a shorter budget"
+        ]
+    return []
+
+
+def _validation_losses(metrics: Path) -> list[tuple[int, float]]:
+    """Returns the step and the validation loss of every evaluation."""
+    rows = (json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines() if "val_loss" in line)
+    return [(row["step"], row["val_loss"]) for row in rows if row.get("val_loss") is not None]
+
+
+def beside_baselines(columns: Mapping[str, Mapping[str, Estimate]], metric: str, pretrained: bool) -> list[str]:
+    """Returns a line with advice where a baseline is as good as the model. Higher scores of `metric` must be better.
+
+    columns: the scores of the model, called `model`, and of each baseline. pretrained: the model knew texts before."""
+    ours = columns["model"].get(metric)
+    if ours is None:
+        return []
+    rivals = {name: scores[metric] for name, scores in columns.items() if name != "model" and metric in scores}
+    best = max(rivals, key=lambda name: rivals[name].value, default=None)
+    if best is None or rivals[best].value < ours.value:
+        return []
+    theirs = rivals[best].value
+    clear = ours.high is not None and theirs > ours.high
+    better = f"{metric} {ours.value:.4f} is {'worse than' if clear else 'no better than'} that of {best} ({theirs:.4f})"
+    advice = "more epochs, or more rows" if pretrained else "start from a trained model: --model FOLDER"
+    return [f"{better}\n  → {advice}"]
+
+
+def never_predicted(counts: Mapping[str, int], rows: int, advice: str) -> list[str]:
+    """Returns a line about labels that rows have and the model never predicts. counts: their rows, by label."""
+    if not counts:
+        return []
+    listed = ", ".join(f"`{label}` ({count:,})" for label, count in list(counts.items())[:SHOWN])
+    more = f" and {len(counts) - SHOWN:,} more" if len(counts) > SHOWN else ""
+    return [f"never predicts {listed}{more}, of {rows:,} rows held out{advice}"]
+
+
+def as_text(lines: list[str]) -> str:
+    """Returns the lines as they are shown after a run, or "" for none."""
+    return "".join("\n  verdict  " + line.replace("\n  →", "\n           →") for line in lines).removeprefix("\n")

@@ -1,0 +1,117 @@
+"""What is said after a run: each line where it is true, none where it is not, and advice that works."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from lmkit.commands.main import app
+from lmkit.evaluation.intervals import Estimate
+from lmkit.training import verdict
+from lmkit.training.checkpoints import State
+from lmkit.training.job import Job
+
+PRETRAIN = (
+    "model.family=gpt2 model.depth=1 model.hidden_size=16 model.num_heads=2 model.context=16 data.train=text.txt "
+    "data.separator='|' data.validation=0.2 tokenizer.vocab_size=300 train.batch=64 train.budget='12 steps' "
+    "evaluate.every=25% evaluate.sample=null"
+)
+
+
+def said(command: str, code: int = 0) -> str:
+    result = CliRunner().invoke(app, shlex.split(command), catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return result.stdout
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.setenv("LMKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("|".join(f"the {w} was very good and so was the other {w}." for w in "abcdefgh" * 9))
+    Path("r.yaml").write_text("model: {}\n")
+    return tmp_path
+
+
+def test_a_loss_that_still_falls_is_said_with_a_command_that_works(here):
+    shown = said(f"pretrain r.yaml {PRETRAIN} optimizer.name=adamw optimizer.lr=0.02 schedule.decay=0% --out run")
+    first, _, advice = shown.partition("→")
+    assert "the validation loss was still falling at the end" in first
+    longer = re.search(r"lmkit (.*)", advice)[1]
+    assert "train.budget='24 step'" in longer or "24 steps" in longer
+    assert "24 steps" in said(longer) and Path("run-longer/best/config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("losses", "says"),
+    [
+        ([3.0, 2.5, 2.0], "still falling"),
+        ([3.0, 2.0, 1.99], None),
+        ([3.0, 2.0, 2.05], None),
+        ([3.0, 2.0, 2.4], "has risen since step 2 (2 → 2.4)"),
+        ([3.0, 2.0], None),
+    ],
+)
+def test_the_course_of_the_loss(losses, says, tmp_path):
+    rows = [{"step": i, "loss": 1.0} | {"val_loss": loss} for i, loss in enumerate(losses, 1)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, [{"step": 0, "loss": 9.0}, *rows])))
+    lines = verdict.course(tmp_path, "3 epochs", "finetune")
+    assert (says in lines[0]) if says else not lines
+
+
+def test_a_model_that_beats_no_baseline_is_told_so():
+    scores = {"model": Estimate(0.8, 0.75, 0.85), "TF-IDF": Estimate(0.9, 0.86, 0.94), "commonest": Estimate(0.5, 0, 1)}
+    columns = {name: {"accuracy": score} for name, score in scores.items()}
+    (line,) = verdict.beside_baselines(columns, "accuracy", pretrained=False)
+    assert line.startswith("accuracy 0.8000 is worse than that of TF-IDF (0.9000)") and "--model" in line
+    columns["TF-IDF"] = {"accuracy": Estimate(0.81, 0.8, 0.9)}
+    assert "no better than" in verdict.beside_baselines(columns, "accuracy", pretrained=True)[0]
+    columns["TF-IDF"] = {"accuracy": Estimate(0.79, 0.7, 0.9)}
+    assert verdict.beside_baselines(columns, "accuracy", pretrained=True) == []
+
+
+def test_labels_that_are_never_predicted_are_named_after_a_run(here):
+    rows = ["text,label"] + [
+        f"{'abc'[i % 3]} {'xyz'[i % 2]} {i % 7},{'rare' if i % 13 == 0 else 'common'}" for i in range(91)
+    ]
+    Path("rows.csv").write_text("\n".join(rows))
+    small = "model.family=bert model.depth=1 model.hidden_size=16 model.num_heads=2 "
+    small += "model.context=16 tokenizer.vocab_size=300"
+    shown = said(
+        f"finetune --task classify --data rows.csv --validation rows.csv {small} train.budget='2 steps' --out run"
+    )
+    assert "verdict  never predicts `rare` (7), of 91 rows held out" in shown
+    assert "task.class_weights=true" in shown and "is no better than that of" in shown
+    lines = [["here O"] * 10 for _ in range(30)]
+    for i, row in enumerate(lines):
+        row[1 + i % 7] = "here B-PER"  # which nothing tells apart
+        row.append(f"{i} O\n")
+    Path("words.conll").write_text("\n".join("\n".join(row) for row in lines) + "\n")
+    shown = said(f"finetune --task tag --data words.conll {small} train.budget='20 epochs' --out tags")
+    assert "never predicts `B-PER` (3), of 3 rows" in shown and "class_weights" not in shown
+
+
+def scored(share_of: int, evaluations: list[tuple[float, float]]) -> int:
+    """Returns which of several evaluations, (accuracy, loss) each, is the best."""
+    job = Job.__new__(Job)
+    job.state, job.metric, job.higher, job.share_of = State(), "val_accuracy", True, share_of
+    best = -1
+    for i, (accuracy, loss) in enumerate(evaluations):
+        scores = {"val_accuracy": accuracy, "val_loss": loss}
+        if job.better(scores):
+            job.state.best, best = scores, i
+        job.state.top = job.top_score(accuracy)
+    return best
+
+
+def test_of_scores_that_noise_cannot_tell_apart_the_lower_loss_is_best():
+    """One standard error of 0.9 is 0.03 of 100 rows, and 0.003 of 10,000."""
+    evaluations = [(0.90, 0.30), (0.92, 0.40), (0.91, 0.28), (0.89, 0.20), (0.50, 0.10)]
+    assert scored(0, evaluations) == 1
+    assert scored(10_000, evaluations) == 1
+    assert scored(100, evaluations) == 2  # 0.89 is more than one standard error (0.027) below 0.92
+    assert scored(100, [(0.90, 0.30), (0.88, 0.2), (0.86, 0.1)]) == 1  # small steps down do not add up
+    assert scored(100, [(0.80, 0.10), (0.95, 0.30)]) == 1
