@@ -5,7 +5,19 @@ from typing import Annotated
 import typer
 
 from lmkit.commands.app import app
-from lmkit.commands.options import Column, Data, Json, Label, PairColumn, Pickle, Separator, Target, TaskName
+from lmkit.commands.options import (
+    Column,
+    Data,
+    Encoding,
+    Json,
+    Label,
+    PairColumn,
+    Pickle,
+    Separator,
+    Target,
+    TaskName,
+    TextFiles,
+)
 
 
 @app.command(
@@ -29,13 +41,16 @@ def evaluate_command(
     label: Label = None,
     target: Target = None,
     separator: Separator = None,
+    encoding: Encoding = "utf-8",
+    text_files: TextFiles = None,
     as_json: Json = False,
     allow_pickle: Pickle = False,
 ) -> None:
     """How well a model predicts texts, masked tokens or targets, or solves what it was fine-tuned for."""
     from lmkit.ops import text_scores
 
-    columns = {"text": text, "pair": pair, "label": label, "target": target}
+    keys = {"text": text, "pair": pair, "label": label, "target": target, "encoding": encoding}
     text_scores.evaluate_models(
-        models, data, task, columns, as_json, allow_pickle, stride=stride, pll_tokens=pll_tokens, separator=separator
-    )
+        models, data, task, keys, as_json, allow_pickle, stride=stride, pll_tokens=pll_tokens, separator=separator,
+        text_files=text_files,
+    )  # fmt: skip

@@ -10,7 +10,7 @@ import typer
 
 from lmkit.base.units import show_seconds
 from lmkit.commands.app import app
-from lmkit.commands.options import Json
+from lmkit.commands.options import Encoding, Json
 
 if TYPE_CHECKING:
     from lmkit.kb.knowledge_base import Added
@@ -22,30 +22,34 @@ Kb = Annotated[Path, typer.Argument(metavar="KB", help="A knowledge base.", show
 Facts = Annotated[
     list[str],
     typer.Argument(
-        help="Files, folders or globs: .csv, .tsv, .jsonl, .json, .parquet, .txt. Columns: subject, relation, object; "
-        "question, answer; title, text; name, alias; relation, phrase.",
+        help="Files, folders or globs: .csv, .xlsx, .jsonl, .json, .parquet, .arrow, .txt. Columns: subject, relation, "
+        "object; question, answer; title, text; name, alias; relation, phrase.",
         show_default=False,
     ),
 ]
 
 
 @kb_app.command(name="build", epilog="Example: lmkit kb build facts.sqlite countries.csv articles/*.txt")
-def kb_build(out: Annotated[Path, typer.Argument(metavar="OUT", show_default=False)], sources: Facts) -> None:
+def kb_build(
+    out: Annotated[Path, typer.Argument(metavar="OUT", show_default=False)],
+    sources: Facts,
+    encoding: Encoding = "utf-8",
+) -> None:
     """Make a knowledge base of files."""
     from lmkit.kb.knowledge_base import build_knowledge_base
 
     began = time.monotonic()
-    _tell(out, build_knowledge_base(out, sources), began)
+    _tell(out, build_knowledge_base(out, sources, encoding), began)
 
 
 @kb_app.command(name="add", epilog="Example: lmkit kb add facts.sqlite more.jsonl")
-def kb_add(kb: Kb, sources: Facts) -> None:
+def kb_add(kb: Kb, sources: Facts, encoding: Encoding = "utf-8") -> None:
     """Put files in: known ones are passed over, changed ones replace what they were."""
     from lmkit.kb.knowledge_base import KnowledgeBase
 
     began = time.monotonic()
     with KnowledgeBase(kb) as knowledge:
-        added = knowledge.add(sources)
+        added = knowledge.add(sources, encoding)
     _tell(kb, added, began)
 
 

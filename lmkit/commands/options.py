@@ -23,7 +23,11 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, for 
 Pickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Load old .bin weights (weights only, nothing else runs).")
 ]
-Text = Annotated[str, typer.Option("--text", help="Column or key of the text in .jsonl, .csv and .parquet.")]
+Text = Annotated[str, typer.Option("--text", help="Column or key of the text, as of .jsonl and .csv.")]
+Encoding = Annotated[str, typer.Option("--encoding", help="Of text, CSV and JSON: cp1252, gbk, ...; auto: by bytes.")]
+TextFiles = Annotated[
+    list[str] | None, typer.Option("--text-files", metavar=".END", help="Read files named so as text. Repeatable.")
+]
 Column = Annotated[str | None, typer.Option("--text", help="Column or key of the text; of pairs the sources.")]
 PairColumn = Annotated[str | None, typer.Option("--pair", help="Column of the second text of a pair.")]
 Label = Annotated[str | None, typer.Option("--label", help="Column or key of the label.")]

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lmkit.commands.app import app
-from lmkit.commands.options import Column, Data, Model, PairColumn, TaskName
+from lmkit.commands.options import Column, Data, Encoding, Model, PairColumn, TaskName
 
 
 @app.command(epilog="Example: lmkit predict runs/classify-reviews --data new.csv --out predictions.jsonl")
@@ -17,8 +17,9 @@ def predict(
     task: TaskName = None,
     text: Column = None,
     pair: PairColumn = None,
+    encoding: Encoding = "utf-8",
 ) -> None:
     """What a fine-tuned model says of each row, as JSON lines."""
     from lmkit.ops import predictions
 
-    predictions.predict_rows(model, data, out, {"text": text, "pair": pair}, task)
+    predictions.predict_rows(model, data, out, {"text": text, "pair": pair, "encoding": encoding}, task)

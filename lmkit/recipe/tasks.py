@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 from pydantic import Field
 
 from lmkit.recipe.objectives import Count, Fraction, Section
+from lmkit.recipe.sources import SourcesConfig
 
 
 class TaskSection(Section):
@@ -147,10 +148,9 @@ class PixelConfig(Section):
     colours: Count = Field(64, ge=2, description="Different tokens: the means that k-means finds among patches.")
 
 
-class TableConfig(Section):
+class TableConfig(SourcesConfig):
     """Labelled data. Columns are found by common names; naming one here settles it."""
 
-    train: str | list[str] = Field(description="Files, folders, globs, or hub:NAME.")
     validation: Fraction | str | list[str] = Field(
         0.1, description="Share of the rows held out, the same of each class; or files of their own."
     )

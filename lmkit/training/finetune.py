@@ -278,7 +278,7 @@ def build_continued(recipe: FinetuneRecipe, folder: Path, world: World) -> tuple
     recipe = with_default_lr(recipe, c.hidden_size)
     data = DataConfig(
         train=recipe.data.train, validation=recipe.data.validation, text=recipe.data.text or "text",
-        separator=recipe.data.separator,
+        separator=recipe.data.separator, encoding=recipe.data.encoding, text_files=recipe.data.text_files,
     )  # fmt: skip
     with world.first_alone():
         store = open_tokens(data, TokenizerConfig(path=str(loaded.tokenizer_folder)), c.family, verify=world.first)

@@ -3,7 +3,8 @@
 import re
 
 from lmkit.base.errors import DataError, UserError, did_you_mean
-from lmkit.data.lines import encodings_of, not_unicode
+from lmkit.data.encodings import encoding_advice, encodings_of
+from lmkit.data.lines import not_unicode
 from lmkit.data.tables.task_tables import TABLES, Role, TaskTable
 from lmkit.recipe.tasks import TableConfig
 
@@ -68,11 +69,9 @@ def choose_columns(
 
 
 def _not_utf8(where: str, column: str) -> DataError:
-    names = encodings_of(column)
-    known = ", ".join(names) or "nothing common"
+    known = ", ".join(encodings_of(column)) or "nothing common"
     return DataError(
-        f"{where}: the names of its columns are not UTF-8 (they can be read as {known})\n"
-        f"  → write the file in UTF-8, for example: iconv -f {names[0] if names else 'ENCODING'} -t UTF-8 {where} > NEW"
+        f"{where}: the names of its columns are not UTF-8 (they can be read as {known})\n  → {encoding_advice(where)}"
     )
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from lmkit.data.encodings import encodings_of
 from lmkit.data.inputs import Problems
-from lmkit.data.lines import encodings_of, not_unicode
+from lmkit.data.lines import not_unicode
 from lmkit.data.tables.labels import BRACKETED, NO_LABEL, NUMPY_TEXTS, without_list_syntax
 
 EMPTY, NO_TEXT, UNDECODABLE = "empty texts", "texts that are no text", "undecodable texts"

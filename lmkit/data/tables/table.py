@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from lmkit.base.errors import DataError
 from lmkit.data.documents import read_documents
+from lmkit.data.encodings import encoding_advice, settle_encodings
 from lmkit.data.inputs import Input, Problems, list_inputs
 from lmkit.data.tables.columns import check_settings, choose_columns
 from lmkit.data.tables.formats import Source, list_sources, load_source
@@ -89,7 +90,8 @@ def read_table(
     problems = Problems()
     make, settle = TABLES[task].make_row, TABLES[task].settle
     if make is None:
-        parts = [_documents(item, config, problems) for item in list_inputs(sources)]
+        inputs = settle_encodings(list_inputs(sources, config=config))
+        parts = [_documents(item, config, problems) for item in inputs]
     else:
         located = list_sources(sources, task, config, labelled)
         parts = [_part(source, task, make, config, labelled, problems) for source in located]
@@ -112,9 +114,7 @@ def _no_rows(sources: list[str], problems: Problems) -> DataError:
     counted = "".join(f"\n  {n:,} {kind}: {problems.examples[kind][0]}" for kind, n in problems.counts.items())
     advice = "repair the files, or name others"
     if UNDECODABLE in problems.counts:
-        first = re.search(r"can be read as ([\w-]+)", problems.examples[UNDECODABLE][0])
-        encoding = first[1] if first and first[1] != "nothing" else "ENCODING"
-        advice = f"write the files in UTF-8, for example: iconv -f {encoding} -t UTF-8 FILE > NEW"
+        advice = encoding_advice(re.sub(r":\d+( .*)?$", "", problems.examples[UNDECODABLE][0]))
     return DataError(
         f"{', '.join(sources)}: no row is left{counted or chr(10) + '  the files hold no records'}\n  → {advice}"
     )

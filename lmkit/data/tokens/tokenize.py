@@ -24,7 +24,8 @@ from lmkit.base.environment import usable_cores
 from lmkit.base.errors import DataError, StorageError, UserError
 from lmkit.base.files import disk_error, fsync_directory, sha256, write_atomic, write_json
 from lmkit.base.manifest import write_manifest
-from lmkit.data.documents import read_documents, read_pairs
+from lmkit.data.documents import read_documents, read_pairs, unread_advice
+from lmkit.data.encodings import settle_encodings
 from lmkit.data.inputs import Document, Input, Pairing, Problems, list_inputs
 from lmkit.data.tokens.encode import Encoded, EncoderPool
 from lmkit.data.tokens.store import (
@@ -104,8 +105,8 @@ class _Job:
         share = data.validation if isinstance(data.validation, float) else None
         self.share = share or 0.0  # of the documents, chosen by hash
         self.inputs = {
-            "train": _inputs(data.train, pairing),
-            "validation": [] if share is not None else _inputs(data.validation, pairing),
+            "train": _inputs(data.train, pairing, data),
+            "validation": [] if share is not None else _inputs(data.validation, pairing, data),
         }
         tails = data.separator is None and len(self.inputs["train"]) < FEW_FILES
         self.tails = tails and all(i.kind == "txt" and not i.packing for i in self.inputs["train"])
@@ -126,6 +127,8 @@ class _Job:
         }
         if pairing:  # not a key otherwise: stores made before there were pairs stay valid
             self.settings["target"] = data.target
+        if data.encoding != "utf-8":
+            self.settings["encoding"] = data.encoding
         if self.palette:  # the same words may stand for other colours
             self.settings["palette"] = sha256(self.palette)
 
@@ -284,6 +287,7 @@ class _Job:
 
     def _nothing(self, split: str, problems: Problems) -> DataError:
         counted = "".join(f"\n  {n:,} {kind}: {problems.examples[kind][0]}" for kind, n in problems.counts.items())
+        counted += unread_advice(problems)
         if split == "train" or not self.share:
             return DataError(f"no {split} document could be read from {len(self.inputs[split]):,} inputs{counted}")
         return DataError(
@@ -293,8 +297,9 @@ class _Job:
         )
 
 
-def _inputs(patterns: str | list[str] | float, pairing: Pairing | None) -> list[Input]:
-    return list_inputs([patterns] if isinstance(patterns, str) else list(patterns), pairing)  # type: ignore[arg-type]
+def _inputs(patterns: str | list[str] | float, pairing: Pairing | None, data: DataConfig) -> list[Input]:
+    named = [patterns] if isinstance(patterns, str) else list(patterns)  # type: ignore[arg-type]
+    return settle_encodings(list_inputs(named, pairing, data))
 
 
 def _palette(path: Path) -> Path | None:

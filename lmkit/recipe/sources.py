@@ -1,0 +1,33 @@
+"""What recipes of pretraining and of fine-tuning both say of the files they read: which, how, how often."""
+
+import codecs
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from lmkit.recipe.objectives import Section
+
+
+def _encoding(name: str) -> str:
+    try:
+        if name == "auto" or codecs.lookup(name)._is_text_encoding:
+            return name
+    except LookupError:
+        pass
+    raise ValueError(f"{name!r} is no encoding that Python knows; for example utf-8, cp1252, gbk, shift_jis, or auto")
+
+
+def _suffixes(suffixes: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f".{suffix.strip().removeprefix('*').removeprefix('.')}" for suffix in suffixes)
+
+
+class SourcesConfig(Section):
+    """Where data comes from, and how its files are read."""
+
+    train: str | list[str] = Field(description="Files, folders, globs, or hub:NAME.")
+    encoding: Annotated[str, AfterValidator(_encoding)] = Field(
+        "utf-8", description="Of files of text, CSV and JSON, as cp1252 or gbk; auto: what the bytes of each look like."
+    )
+    text_files: Annotated[tuple[str, ...], AfterValidator(_suffixes)] = Field(
+        (), description="More endings of files that are text, like [.py, .md]; of .html without its tags."
+    )
