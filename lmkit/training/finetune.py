@@ -103,8 +103,9 @@ def build_finetuning(
     model, new = _with_head(source, before, task, recipe.train.seed)
     columns = trained_columns(recipe.task.name, recipe.data, train.columns)
     settings = TaskSettings.of_recipe(
-        recipe, task=task.settled(recipe.task), max_length=task.max_length, columns=columns
-    )
+        recipe, task=task.settled(recipe.task), max_length=task.max_length, columns=columns,
+        words="punctuation" if "text" in train.rows[0] and "words" in train.rows[0] else recipe.data.words,
+    )  # fmt: skip
     settings.write(folder / "tokenizer")
     if generation_config := task.generation_config():
         write_json(folder / "tokenizer" / GENERATION_CONFIG, generation_config)

@@ -50,10 +50,15 @@ def choose_columns(
             candidates = [named[role.key]]
         else:
             candidates = _candidates(role, [column for column in columns if column not in named.values()])
-        if candidates and candidates[0] not in columns:
+        if candidates and role.answer and "," in candidates[0] and candidates[0] not in columns:  # a column each
+            candidates = [",".join(name.strip() for name in candidates[0].split(","))]
+            missing = [name for name in candidates[0].split(",") if name not in columns]
+        else:
+            missing = [name for name in candidates[:1] if name not in columns]
+        if missing:
             _check_header(where, columns, header)
             raise DataError(
-                f"{where}: no column `{candidates[0]}`{did_you_mean(candidates[0], columns)}\n"
+                f"{where}: no column `{missing[0]}`{did_you_mean(missing[0], columns)}\n"
                 f"  → say which one holds the {role.name} with data.{role.key}=NAME"
             )
         if len(candidates) > 1 or (not candidates and role.noun and (labelled or not role.answer)):

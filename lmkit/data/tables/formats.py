@@ -14,6 +14,7 @@ from lmkit.data.inputs import KINDS, Input, Pairing, Problems, list_files, list_
 from lmkit.data.lines import guarded, read_lines
 from lmkit.data.records import read_records, with_nested
 from lmkit.data.tables.images import IMAGES, cifar_records, idx_records, image_files
+from lmkit.data.tables.spans import has_spans, span_row
 from lmkit.data.tables.task_tables import TABLES, TaskTable
 from lmkit.data.tables.texts import (
     CONLLU,
@@ -119,7 +120,7 @@ def load_source(source: Source, task: str, config: TableConfig, labelled: bool, 
     are damaged in ways that leave nothing to trust, and whatever `lmkit.data.records` raises."""
     item = source.item
     if source.format in COLUMNS:
-        return _load_columns(source, task, config, problems)
+        return _load_columns(source, task, config, labelled, problems)
     if source.format == "texts" and "conll" in TABLES[task].formats and is_conll(item):
         source = Source(item, "conll")
     of_roles: dict[str, Callable[[], Iterable[PlacedRecord]]] = {
@@ -137,7 +138,7 @@ def load_source(source: Source, task: str, config: TableConfig, labelled: bool, 
     return Records(source.format, rows)
 
 
-def _load_columns(source: Source, task: str, config: TableConfig, problems: Problems) -> Records:
+def _load_columns(source: Source, task: str, config: TableConfig, labelled: bool, problems: Problems) -> Records:
     """Returns the records of a file with columns: those of the header, or all keys of all objects, since an optional
     key may be missing from the first. Pairs that datasets of the hub keep as {"translation": {"en": ..., "de": ...}}
     are taken out of it."""
@@ -152,6 +153,14 @@ def _load_columns(source: Source, task: str, config: TableConfig, problems: Prob
         if "squad" not in TABLES[task].formats:
             raise DataError(f"{item.name} holds questions and answers (SQuAD)\n  → task.name=qa or task.name=answer")
         return Records("squad", list(squad_records(item.name, [article for _, article in records], problems)))
+    text = config.text or "text"
+    if "spans" in TABLES[task].formats and any(has_spans(record, text, config.label) for _, record in records):
+        places = [f"{item.name}:{number}" for number, _ in records]
+        label = config.label if labelled else ""
+        return Records("texts with spans", [
+            (place, span_row(record, text, label, place, problems))
+            for place, (_, record) in zip(places, records, strict=True)
+        ])  # fmt: skip
     named = [column for column in (config.text, config.pair, config.label, config.target) if column]
     rows = [(f"{item.name}:{number}", with_nested(_flat(record), named)) for number, record in records]
     if source.format not in ("csv", "xlsx"):

@@ -15,7 +15,9 @@ from lmkit.data.encodings import encoding_advice, settle_encodings
 from lmkit.data.inputs import Input, Problems, list_inputs
 from lmkit.data.tables.columns import check_settings, choose_columns
 from lmkit.data.tables.formats import Source, list_sources, load_source
+from lmkit.data.tables.labels import without_list_syntax
 from lmkit.data.tables.rows import UNDECODABLE, Maker, Unfit, as_json, make_row
+from lmkit.data.tables.spans import split_words
 from lmkit.data.tables.task_tables import TABLES
 from lmkit.recipe.pretraining import DataConfig
 from lmkit.recipe.tasks import TableConfig
@@ -38,7 +40,7 @@ class Table:
 
     classify:  text (or image: bytes of (height, width) or (height, width, channels)), label, and pair if there is one;
                a label is text, a list of texts or a float, all of one kind (`labels.settle_labels`)
-    tag:       words, tags (as many), never in IOB1
+    tag:       words, tags (as many), never in IOB1; text, where they were cut out of one
     qa:        id, title, context, question, answers: [{text, start}], empty where there is none
     translate, summarize:  source, target
     chat:      messages: [{role: system, user, assistant or tool, content, and what else templates may read}]; tools
@@ -136,6 +138,13 @@ def _documents(item: Input, config: TableConfig, problems: Problems) -> Table:
     return Table([{"text": document.text} for document in documents], places, columns, item.kind, problems)
 
 
+def _value(record: dict[str, Any], column: str) -> Any:
+    """Returns what stands in a column; of several, `a,b`, what stands in each by its name."""
+    if column in record or "," not in column:
+        return record.get(column)
+    return {name: record.get(name) for name in column.split(",")}
+
+
 def _part(source: Source, task: str, make: Maker, config: TableConfig, labelled: bool, problems: Problems) -> Table:
     """Returns the rows of one source."""
     name, own = source.item.name, Problems(rows=None if labelled else [])
@@ -146,7 +155,9 @@ def _part(source: Source, task: str, make: Maker, config: TableConfig, labelled:
     rows, places, unfit = [], [], list[tuple[int, int, str, str]]()
     for number, (where, values) in enumerate(records.rows):
         if chosen is not None:
-            values = {role: values.get(column) for role, column in chosen.items()}
+            values = {role: _value(values, column) for role, column in chosen.items()}
+        if config.words == "punctuation" and isinstance(text := without_list_syntax(values.get("words")), str):
+            values = values | {"text": text, "words": [text[start:end] for start, end in split_words(text)]}
         try:
             rows.append(make_row(make, values, where, labelled, own))
             places.append(where)
