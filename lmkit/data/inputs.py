@@ -4,7 +4,7 @@ import glob
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,6 +58,7 @@ class Input:
     tail: float = 0.0  # share of a plain .txt file, at its end, that is held out for validation
     encoding: str = "utf-8"  # of its text; auto: by its bytes
     text_files: tuple[str, ...] = ()  # endings of files that are text besides .txt
+    source: int = 0  # which one of those it is that a recipe weighs
     targets: "Input | None" = None  # line by line the target texts of the sentences in this file
     sha256: str = ""  # of the file's bytes; of the texts for a hub dataset; "" when it could not be read
     done: int = 0  # bytes of the file read so far
@@ -188,6 +189,15 @@ def list_inputs(
                 f"  → name the file of the sources in its place; expected: {source}"
             )
     return sources
+
+
+def number_sources(groups: Sequence[Sequence[Input]]) -> None:
+    """Notes on each file which source it belongs to: the files of each are a group. Raises DataError for one in two."""
+    owners: dict[str, int] = {}
+    for number, item in ((number, item) for number, items in enumerate(groups) for item in items):
+        item.source = number
+        if owners.setdefault(os.path.realpath(item.name), number) != number:
+            raise DataError(f"{item.name} belongs to two sources of data.weights\n  → leave it out of one of them")
 
 
 def list_files(

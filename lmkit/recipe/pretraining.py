@@ -234,6 +234,10 @@ class Recipe(Section):
             raise ValueError(
                 "data.document_masking fits packed rows of documents only: causal_lm, or masked_lm without pairs"
             )
+        if self.data.weights and getattr(task, "pairs", None):
+            raise ValueError(
+                "data.weights keeps sources apart, and task.pairs draws its texts from all\n  → leave one out"
+            )
         head = "pairs" if getattr(task, "pairs", None) else "lm"
         if model.head != head or model.labels:
             raise ValueError(

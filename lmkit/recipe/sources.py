@@ -1,9 +1,9 @@
 """What recipes of pretraining and of fine-tuning both say of the files they read: which, how, how often."""
 
 import codecs
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from lmkit.recipe.objectives import Section
 
@@ -31,3 +31,18 @@ class SourcesConfig(Section):
     text_files: Annotated[tuple[str, ...], AfterValidator(_suffixes)] = Field(
         (), description="More endings of files that are text, like [.py, .md]; of .html without its tags."
     )
+    weights: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (),
+        description="One for each source that `train` lists, like [3, 1]: their shares of the rows (pretraining: of the"
+        " tokens) that are read. Each source is read in epochs of its own, and a small one repeats.",
+    )
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        sources = self.train if isinstance(self.train, list) else [self.train]
+        if self.weights and len(self.weights) != len(sources):
+            raise ValueError(
+                f"data.weights has {len(self.weights)} numbers and data.train {len(sources)} sources\n"
+                "  → one for each, like data.train='[a.txt, b/]' data.weights='[3, 1]'"
+            )
+        return self

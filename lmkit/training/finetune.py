@@ -14,7 +14,7 @@ from lmkit.base.files import write_json
 from lmkit.base.runs import model_folder
 from lmkit.base.units import brief, show_count, split_quantity
 from lmkit.data.tables.columns import trained_columns
-from lmkit.data.tables.splitting import limit
+from lmkit.data.tables.splitting import limit, taken
 from lmkit.data.tables.table import Table
 from lmkit.data.tokens.cache import open_tokens
 from lmkit.data.tokens.store import TokenStore
@@ -25,7 +25,7 @@ from lmkit.model.initial import init_weights
 from lmkit.model.lora import add_lora, freeze
 from lmkit.model.resize import order_labels
 from lmkit.model.transformer import Transformer
-from lmkit.objectives.build import Work, starts
+from lmkit.objectives.build import Work, mixture_of, starts
 from lmkit.pretrained import BESIDE, copy_beside, load
 from lmkit.recipe.finetuning import FinetuneRecipe, with_default_lr
 from lmkit.recipe.objectives import default_objective
@@ -111,7 +111,8 @@ def build_finetuning(
         write_json(folder / "tokenizer" / GENERATION_CONFIG, generation_config)
     adapter = adapt(model, recipe, str(recipe.model))
     some = limit(held_out, recipe.evaluate.rows, seed=0)
-    rows = task.examples(train)
+    parts = _examples(task, train, len(recipe.data.weights))
+    rows = [example for part in parts for example in part]
     try:
         held = task.examples(some)
     except DataError as e:  # that rows held out cannot be read, as by a chat template, is no reason not to learn
@@ -125,7 +126,8 @@ def build_finetuning(
         task.objective.length(rows[0]) if task.packed else task.objective.collate(some_rows).num_tokens / len(some_rows)
     )
     lengths = [n for e in rows for n in e.get("lengths", [task.objective.length(e)])]
-    work = Work(task.objective, rows, task.objective, held, mean, "")
+    mixture = mixture_of([len(part) for part in parts], recipe.data)
+    work = Work(task.objective, rows, task.objective, held, mean, "", mixture=mixture)
     recipe = with_default_lr(recipe, model.config.hidden_size)
     job = build_job(
         recipe, model, work, _batch_rows(recipe.train.batch, mean, len(rows), task.packed), tokenizer,
@@ -150,6 +152,23 @@ def build_finetuning(
     job.closing = beam * len(held_out.rows) / max(len(some.rows), 1)
     cut = len({e["row"] for e in rows if e["cut"]})
     return Finetuning(job, task, train, held_out, cut, new, rows, lengths, settings)
+
+
+def _examples(task: Task, train: Table, sources: int) -> list[list[dict[str, Any]]]:
+    """Returns the examples of each source that has a weight; those of all rows together where none has."""
+    if not sources:
+        return [task.examples(train)]
+    parts = []
+    for number in range(sources):
+        rows = [i for i, place in enumerate(train.places) if train.origins[place] == number]
+        examples = task.examples(taken(train, rows, train.problems)) if rows else []
+        for example in examples:
+            for key in ("row", "documents"):  # are numbers of rows of the whole table
+                if key in example:
+                    value = example[key]
+                    example[key] = [rows[i] for i in value] if isinstance(value, list) else rows[value]
+        parts.append(examples)
+    return parts
 
 
 def adapt(model: Transformer, recipe: FinetuneRecipe, base: str) -> Adapter | None:
@@ -280,6 +299,7 @@ def build_continued(recipe: FinetuneRecipe, folder: Path, world: World) -> tuple
     data = DataConfig(
         train=recipe.data.train, validation=recipe.data.validation, text=recipe.data.text or "text",
         separator=recipe.data.separator, encoding=recipe.data.encoding, text_files=recipe.data.text_files,
+        weights=recipe.data.weights,
     )  # fmt: skip
     with world.first_alone():
         store = open_tokens(data, TokenizerConfig(path=str(loaded.tokenizer_folder)), c.family, verify=world.first)

@@ -72,6 +72,7 @@ def dry_run(recipe_path: Path, overrides: tuple[str, ...]) -> None:
     job = build_pretraining(recipe, store)
     print(recipe_file.dump(job.recipe))
     note("\n".join(describe_pretraining(job, store)))
+    job.tell_sources(job.horizon.steps or 0)
     speed = probe_speed(job, 5.0, time.perf_counter)
     job_steps, train = job.horizon.steps, job.recipe.train
     if job_steps is not None:

@@ -172,7 +172,7 @@ def test_encodings_are_read_by_name_and_by_their_bytes(
         assert table(tmp_path / "a.conll", "tag", encoding=named).rows[0]["words"] == words
     assert f"files read by their bytes as {encoding}: 1" in capsys.readouterr().err
     if encoding not in ("utf-8", "utf-16"):
-        with pytest.raises(DataError, match=rf"→ data.encoding={encoding} \(of "):
+        with pytest.raises(DataError, match=rf"→ data.encoding={encoding}, "):
             table(tmp_path / "a.csv")
 
 

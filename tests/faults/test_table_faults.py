@@ -105,7 +105,7 @@ REFUSED: dict[str, tuple[str, str, str | bytes, list[str]]] = {
     "all alike": ("classify", "a.jsonl", lines([{"text": "x", "label": x} for x in AB]),
                   ["cannot hold out rows: all 40 read the same"]),
     "Latin-1 alone": ("classify", "a.csv", "text,label\ncafé,a\n".encode("latin-1"),
-                      ["1 undecodable texts: a.csv:2 (can be read as cp1252, ", "→ data.encoding=cp1252 (of "]),
+                      ["1 undecodable texts: a.csv:2 (can be read as cp1252, ", "→ data.encoding=cp1252, "]),
     "binary": ("classify", "a.csv", b"text,label\n\0\0", ["1 binary files: a.csv"]),
     "cut JSON": ("classify", "a.json", '[{"text": "a", ', ["a.json: ", "is the file complete?"]),
     "deep JSON": ("classify", "a.json", "[" * 100_000, ["a.json: nested too deeply"]),

@@ -10,7 +10,7 @@ from lmkit.base.display import note
 from lmkit.base.errors import DataError
 from lmkit.data.documents import read_pairs
 from lmkit.data.encodings import settle_encodings
-from lmkit.data.inputs import KINDS, Input, Pairing, Problems, list_files, list_inputs
+from lmkit.data.inputs import KINDS, Input, Pairing, Problems, list_files, list_inputs, number_sources
 from lmkit.data.lines import guarded, read_lines
 from lmkit.data.records import read_records, with_nested
 from lmkit.data.tables.images import IMAGES, cifar_records, idx_records, image_files
@@ -58,10 +58,16 @@ class Records:
 
 
 def list_sources(patterns: list[str], task: str, config: TableConfig, labelled: bool) -> list[Source]:
-    """Returns the sources that paths, folders, globs and hub: names stand for, sorted, each file once.
+    """Returns the sources that paths, folders, globs and hub: names stand for, sorted, each file once; with weights by
+    the pattern that each stands for.
 
     Raises DataError for whatever gives nothing, files that `task` cannot read, pipes and devices, and for either side
     of parallel text without the other."""
+    if config.weights:
+        alone = config.model_copy(update={"weights": ()})
+        groups = [list_sources([pattern], task, alone, labelled) for pattern in patterns]
+        number_sources([[source.item for source in group] for group in groups])
+        return [source for group in groups for source in group]
     table, pairing = TABLES[task], None
     if "lines" in table.formats and config.text and config.target and labelled:
         pairing = Pairing(config.text, config.target)

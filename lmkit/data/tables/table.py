@@ -5,7 +5,7 @@ import json
 import re
 from bisect import bisect_left
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -56,6 +56,7 @@ class Table:
     problems: Problems  # what was left out, counted
     notes: tuple[str, ...] = ()  # how labels or tags were read, where that is not plain
     lost: tuple[Lost, ...] = ()  # in order; only of a table to predict from
+    origins: dict[str, int] = field(default_factory=dict)  # the source of each place, where sources have weights
 
     def described(self, sources: list[str]) -> list[str]:
         """Returns what was read from where, and what was left out, a line each."""
@@ -89,7 +90,7 @@ def read_table(
     Raises UserError for a setting this task does not read, and DataError when sources or columns cannot be found, when
     a file is wrong as a whole, and when no row is left."""
     check_settings(task, config)
-    problems = Problems()
+    problems, origins = Problems(), dict[str, int]()
     make, settle = TABLES[task].make_row, TABLES[task].settle
     if make is None:
         inputs = settle_encodings(list_inputs(sources, config=config))
@@ -97,6 +98,8 @@ def read_table(
     else:
         located = list_sources(sources, task, config, labelled)
         parts = [_part(source, task, make, config, labelled, problems) for source in located]
+        pairs = zip(located, parts, strict=True) if config.weights else ()
+        origins = {place: source.item.source for source, part in pairs for place in part.places}
     rows = [row for part in parts for row in part.rows]
     places = [place for part in parts for place in part.places]
     notes = settle(rows, places, problems, kind, config.separator, known) if settle and labelled else []
@@ -109,7 +112,7 @@ def read_table(
             seen = columns.get(role, column)
             columns[role] = seen if column in seen.split(", ") else f"{seen}, {column}"
     formats = ", ".join(dict.fromkeys(part.format for part in parts))
-    return Table(rows, places, columns, formats, problems, tuple(notes), lost)
+    return Table(rows, places, columns, formats, problems, tuple(notes), lost, origins)
 
 
 def _no_rows(sources: list[str], problems: Problems) -> DataError:

@@ -26,7 +26,7 @@ from lmkit.base.files import disk_error, fsync_directory, sha256, write_atomic, 
 from lmkit.base.manifest import write_manifest
 from lmkit.data.documents import read_documents, read_pairs, unread_advice
 from lmkit.data.encodings import settle_encodings
-from lmkit.data.inputs import Document, Input, Pairing, Problems, list_inputs
+from lmkit.data.inputs import Document, Input, Pairing, Problems, list_inputs, number_sources
 from lmkit.data.tokens.encode import Encoded, EncoderPool
 from lmkit.data.tokens.store import (
     FORMAT,
@@ -118,7 +118,7 @@ class _Job:
         self.given = None if tokenizer.path is None else load_tokenizer(tokenizer.path)
         self.palette = None if tokenizer.path is None else _palette(Path(os.path.expanduser(tokenizer.path)))
         trained = tokenizer.model_dump(mode="json", exclude={"path"}) | {"family": family}
-        self.settings = {
+        self.settings: dict[str, Any] = {
             "format": FORMAT,
             "tokenizer": trained if self.given is None else self.given.fingerprint,
             "separator": data.separator,
@@ -127,6 +127,8 @@ class _Job:
         }
         if pairing:  # not a key otherwise: stores made before there were pairs stay valid
             self.settings["target"] = data.target
+        if data.weights:
+            self.settings["sources"] = [item.source for item in self.inputs["train"]]
         if data.encoding != "utf-8":
             self.settings["encoding"] = data.encoding
         if self.palette:  # the same words may stand for other colours
@@ -299,7 +301,10 @@ class _Job:
 
 def _inputs(patterns: str | list[str] | float, pairing: Pairing | None, data: DataConfig) -> list[Input]:
     named = [patterns] if isinstance(patterns, str) else list(patterns)  # type: ignore[arg-type]
-    return settle_encodings(list_inputs(named, pairing, data))
+    groups = [[pattern] for pattern in named] if data.weights and patterns == data.train else [named]
+    listed = [list_inputs(group, pairing, data) for group in groups]
+    number_sources(listed)
+    return settle_encodings([item for items in listed for item in items])
 
 
 def _palette(path: Path) -> Path | None:
@@ -335,6 +340,9 @@ def _hash(text: bytes) -> int:
 def _units(items: list[Input]) -> Iterator[list[Input]]:
     unit: list[Input] = []
     for item in items:
+        if unit and unit[0].source != item.source:
+            yield unit
+            unit = []
         unit.append(item)
         if _size(unit) >= UNIT_BYTES:
             yield unit
@@ -377,8 +385,9 @@ class _Unit:
         for split in SPLITS:
             self._send(split)
         self._receive(leave=0)
+        source = {"source": items[0].source} if self.job.data.weights else {}
         entry = {
-            "shards": [self.shards[split].close() for split in SPLITS if split in self.shards],
+            "shards": [self.shards[split].close() | source for split in SPLITS if split in self.shards],
             "inputs": [{"name": i.name, "size": i.size, "sha256": i.sha256} for i in _files(items)],
             "problems": asdict(problems),
             "checked": self.checked,

@@ -39,7 +39,9 @@ def utf16(text: str, place: int) -> int:  # as JavaScript counts
 
 
 def values(text: str, spans: list) -> list[dict[str, Any]]:
-    return [{"start": utf16(text, a), "end": utf16(text, b), "text": text[a:b], "labels": [name]} for a, b, name in spans]
+    return [
+        {"start": utf16(text, a), "end": utf16(text, b), "text": text[a:b], "labels": [name]} for a, b, name in spans
+    ]
 
 
 def label_studio(text: str, spans: list) -> dict[str, Any]:
@@ -68,7 +70,7 @@ def written(path: Path, records: list[dict[str, Any]]) -> Path:
 
 
 def characters(row: dict[str, Any]) -> list[tuple[int, int, str]]:
-    """Returns seqeval's entities as spans of the text, whose words follow one another with nothing but blanks between."""
+    """Returns seqeval's entities as spans of the text, between whose words are only blanks."""
     places, end = [], 0
     for word in row["words"]:
         start = row["text"].index(word, end)
@@ -136,5 +138,5 @@ def test_categories_and_columns_of_zeros_and_ones_are_several_labels(tmp_path: P
     assert [row["label"] for row in table.rows] == [["toxic", "threat"], [], ["toxic", "threat"]]
     assert table.problems.counts == {"rows with a label that is neither 0 nor 1": 1, "rows without a label": 1}
     assert table.columns["label"] == "toxic,in sult,threat"
-    with pytest.raises(DataError, match="no column `thread`\n.*did you mean `threat`"):
+    with pytest.raises(DataError, match=r"no column `thread`\n.*did you mean `threat`"):
         classes(tmp_path / "b.csv", label="toxic,thread")
