@@ -19,6 +19,7 @@ SNIPPET = 160  # characters of a passage that are shown
 kb_app = typer.Typer(no_args_is_help=True, help="Knowledge bases: facts, triples and passages to answer from.")
 app.add_typer(kb_app, name="kb")
 Kb = Annotated[Path, typer.Argument(metavar="KB", help="A knowledge base.", show_default=False)]
+NewKb = Annotated[Path, typer.Argument(metavar="OUT", show_default=False)]
 Facts = Annotated[
     list[str],
     typer.Argument(
@@ -30,11 +31,7 @@ Facts = Annotated[
 
 
 @kb_app.command(name="build", epilog="Example: lmkit kb build facts.sqlite countries.csv articles/*.txt")
-def kb_build(
-    out: Annotated[Path, typer.Argument(metavar="OUT", show_default=False)],
-    sources: Facts,
-    encoding: Encoding = "utf-8",
-) -> None:
+def kb_build(out: NewKb, sources: Facts, encoding: Encoding = "utf-8") -> None:
     """Make a knowledge base of files."""
     from lmkit.kb.knowledge_base import build_knowledge_base
 

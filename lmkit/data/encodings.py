@@ -56,16 +56,11 @@ def detected_encoding(item: Input) -> str:
     if sample.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     known = sum(len(c.encode()) for c in sample.decode(errors="ignore") if c > "\x7f")
-    if 2 * known > sum(byte > 127 for byte in sample):
+    if 2 * known >= sum(byte > 127 for byte in sample):
         return "utf-8"
-    ranked = from_bytes(sample, cp_isolation=list(ENCODINGS), threshold=0.5)
-    matches = {name: match for match in ranked for name in ENCODINGS
-               if _codec(name) in map(_codec, match.could_be_from_charset)}  # fmt: skip
-    return min(matches, key=lambda name: (matches[name].chaos, -matches[name].coherence), default="utf-8")
-
-
-def _codec(name: str) -> str:
-    return codecs.lookup(name).name
+    ranked = {name: match for name in ENCODINGS
+              if (match := from_bytes(sample, cp_isolation=[name], threshold=0.5).best())}  # fmt: skip
+    return min(ranked, key=lambda name: (ranked[name].chaos, -ranked[name].coherence), default="utf-8")
 
 
 def _undecoded_block(item: Input) -> bytes:

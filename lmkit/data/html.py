@@ -3,31 +3,22 @@
 import re
 from html.parser import HTMLParser
 
-UNREAD = frozenset(("script", "style", "template", "noscript"))
-INLINE = re.compile(
-    "[abiqsu]|abbr|bd[io]|cite|code|data|dfn|em|font|kbd|mark|samp|small|span|strong|su[bp]|time|tt|var"
-)
+INLINE = re.compile("[abiqsu]|abbr|bd[io]|cite|code|data|dfn|em|font|kbd|mark|samp|small|span|strong|su[bp]|tt|var")
 
 
 class _Page(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
-        self.parts, self.unread = list[str](), 0  # unread: how many elements without text it stands in
+        self.parts = list[str]()
 
     def handle_starttag(self, tag: str, attrs: object) -> None:
-        self.unread += tag in UNREAD
-        self._border(tag)
+        self.handle_endtag(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        self.unread -= tag in UNREAD and self.unread > 0
-        self._border(tag)
-
-    def _border(self, tag: str) -> None:
-        if not INLINE.fullmatch(tag):
-            self.parts.append("\n")
+        self.parts += [] if INLINE.fullmatch(tag) else ["\n"]
 
     def handle_data(self, data: str) -> None:
-        if not self.unread:
+        if self.cdata_elem not in ("script", "style"):
             self.parts.append(re.sub(r"\s+", " ", data))
 
 

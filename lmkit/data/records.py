@@ -252,54 +252,34 @@ def _columnar(item: Input, problems: Problems, header: Header) -> Iterator[Recor
         for block in read_bytes(item) if item.packing else ():
             unpacked.write(block)
         try:
-            source = unpacked if item.packing else item.name
-            schema, batches = (_open_parquet if item.kind == "parquet" else _open_arrow)(source)
+            schema, total, batches = _opened(item.kind, unpacked if item.packing else item.name)
             columns = list(header(item.name, schema.names))
             classes = _class_names(schema, columns)
             row = 0
-            for batch, done in batches(columns):
+            for batch in batches(columns):
                 for record in batch.to_pylist():
                     row += 1
                     yield row, record | {column: named(record[column], names) for column, names in classes.items()}
-                item.done = int(item.size * done)
+                item.done = item.size * row // total
         except (pyarrow.ArrowException, UnicodeDecodeError) as e:
             raise DamagedFile(str(e)) from e
     item.sha256 = item.sha256 or sha256(Path(item.name))
 
 
-def _open_parquet(source: Any) -> tuple[Any, Callable[[list[str]], Iterator[tuple[Any, float]]]]:
-    """Returns the schema, and a function from columns to (batch of rows, share of the file that is read)."""
+def _opened(kind: str, source: Any) -> tuple[Any, int, Callable[[list[str]], Iterable[Any]]]:
+    """Returns the schema, the number of rows, and a function from columns to batches of rows.
+
+    Arrow comes as a file, which is Feather's format too, or as a stream, which `datasets` saves."""
     import pyarrow.parquet
 
-    file = pyarrow.parquet.ParquetFile(source, pre_buffer=False, buffer_size=BLOCK)
-
-    def batches(columns: list[str]) -> Iterator[tuple[Any, float]]:
-        done = 0
-        for batch in file.iter_batches(512, columns=columns):
-            done += batch.num_rows
-            yield batch, done / file.metadata.num_rows
-
-    return file.schema_arrow, batches
-
-
-def _open_arrow(source: Any) -> tuple[Any, Callable[[list[str]], Iterator[tuple[Any, float]]]]:
-    """Returns the same as `_open_parquet` of Arrow's file format, which is Feather's, and of its stream format, in
-    which `datasets` saves."""
-    import pyarrow
-
+    if kind == "parquet":
+        file = pyarrow.parquet.ParquetFile(source, pre_buffer=False, buffer_size=BLOCK)
+        return file.schema_arrow, file.metadata.num_rows, lambda columns: file.iter_batches(512, columns=columns)
     stream = pyarrow.memory_map(source) if isinstance(source, str) else pyarrow.PythonFile(source)
+    is_file = stream.read_at(6, 0) == b"ARROW1"
     stream.seek(0)
-    is_file = stream.read(6) == b"ARROW1"
-    stream.seek(0)
-    reader = (pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream)(stream)
-
-    def batches(columns: list[str]) -> Iterator[tuple[Any, float]]:
-        whole = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
-        for batch in whole:
-            for start in range(0, batch.num_rows, 512):
-                yield batch.select(columns).slice(start, 512), stream.tell() / stream.size()
-
-    return reader.schema, batches
+    table = (pyarrow.ipc.open_file if is_file else pyarrow.ipc.open_stream)(stream).read_all()
+    return table.schema, table.num_rows, lambda columns: table.select(columns).to_batches(512)
 
 
 def _class_names(schema: Any, columns: list[str]) -> dict[str, list[str]]:

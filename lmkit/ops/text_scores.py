@@ -114,11 +114,8 @@ def evaluate_models(
         columns["text"] = columns["text"] or settings.columns.get("text")
         if columns["target"] is None:
             options["separator"] = options["separator"] or settings.separator
-    options |= {
-        "text": columns["text"] or "text",
-        "target": columns["target"],
-        "encoding": columns.get("encoding") or "utf-8",
-    }
+    options |= {"text": columns["text"] or "text", "encoding": columns.get("encoding") or "utf-8"}
+    options["target"] = columns["target"]
     return evaluate_texts(models[0], data, as_json=as_json, allow_pickle=allow_pickle, **options)
 
 

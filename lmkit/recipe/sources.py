@@ -1,6 +1,5 @@
 """What recipes of pretraining and of fine-tuning both say of the files they read: which, how, how often."""
 
-import codecs
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -10,11 +9,11 @@ from lmkit.recipe.objectives import Section
 
 def _encoding(name: str) -> str:
     try:
-        if name == "auto" or codecs.lookup(name)._is_text_encoding:
-            return name
+        "".encode("utf-8" if name == "auto" else name)
     except LookupError:
-        pass
-    raise ValueError(f"{name!r} is no encoding that Python knows; for example utf-8, cp1252, gbk, shift_jis, or auto")
+        known = "for example utf-8, cp1252, gbk, shift_jis, or auto"
+        raise ValueError(f"{name!r} is no encoding that Python knows; {known}") from None
+    return name
 
 
 def _suffixes(suffixes: tuple[str, ...]) -> tuple[str, ...]:
@@ -39,10 +38,9 @@ class SourcesConfig(Section):
 
     @model_validator(mode="after")
     def _check_weights(self) -> Self:
-        sources = self.train if isinstance(self.train, list) else [self.train]
-        if self.weights and len(self.weights) != len(sources):
+        if self.weights and (isinstance(self.train, str) or len(self.train) != len(self.weights)):
             raise ValueError(
-                f"data.weights has {len(self.weights)} numbers and data.train {len(sources)} sources\n"
+                f"data.weights has {len(self.weights)} numbers, and data.train names other sources\n"
                 "  → one for each, like data.train='[a.txt, b/]' data.weights='[3, 1]'"
             )
         return self

@@ -116,12 +116,9 @@ class Tagger(Task):
         for word in row["words"]:
             start = text.index(word, end)
             places.append((start, end := start + len(word)))
-        found = [
-            (places[first][0], places[last - 1][1], kind)
-            for kind, first, last in tagging.entities_in(output, self.written)
-        ]
-        entities = [{"start": start, "end": end, "label": kind, "text": text[start:end]}
-                    for start, end, kind in sorted(found)]  # fmt: skip
+        found = sorted(tagging.entities_in(output, self.written), key=lambda entity: entity[1])
+        spans = [(places[first][0], places[last - 1][1], kind) for kind, first, last in found]
+        entities = [{"start": a, "end": b, "label": kind, "text": text[a:b]} for a, b, kind in spans]
         return self.say(output) | {"entities": entities}
 
 

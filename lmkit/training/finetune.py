@@ -162,11 +162,9 @@ def _examples(task: Task, train: Table, sources: int) -> list[list[dict[str, Any
     for number in range(sources):
         rows = [i for i, place in enumerate(train.places) if train.origins[place] == number]
         examples = task.examples(taken(train, rows, train.problems)) if rows else []
-        for example in examples:
-            for key in ("row", "documents"):  # are numbers of rows of the whole table
-                if key in example:
-                    value = example[key]
-                    example[key] = [rows[i] for i in value] if isinstance(value, list) else rows[value]
+        for example in examples:  # name their rows by the numbers that these have in the whole table
+            example["row"] = rows[example["row"]]
+            example["documents"] = [rows[i] for i in example.get("documents", ())]
         parts.append(examples)
     return parts
 

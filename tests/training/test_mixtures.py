@@ -89,7 +89,10 @@ def test_other_objectives_read_the_shares(sources, monkeypatch, model):
 
 def test_weights_that_cannot_be_are_refused(sources):
     refused = {
-        ("data.train=[one.txt, more]", "data.weights=[1]"): "2 sources\n.*one for each",
+        (
+            "data.train=[one.txt, more]",
+            "data.weights=[1]",
+        ): "1 numbers, and data.train names other sources\n.*one for each",
         ("data.train=[one.txt, more]", "data.weights=[1, 0]"): "greater than 0",
         ("data.train=[one.txt, one.txt]", "data.weights=[1, 1]"): "belongs to two sources",
     }

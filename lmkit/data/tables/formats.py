@@ -31,15 +31,7 @@ from lmkit.recipe.tasks import TableConfig
 PlacedRecord = tuple[str, dict[str, Any]]  # its place, `file:line`, and its values
 
 SUFFIXES = KINDS | {".po": "po"} | dict.fromkeys((".conll", ".conllu", ".iob", ".iob2", ".bio"), "conll")
-COLUMNS = (
-    "csv",
-    "xlsx",
-    "jsonl",
-    "json",
-    "parquet",
-    "arrow",
-    "hub",
-)  # with columns that have to be found; other formats have roles
+COLUMNS = ("csv", "xlsx", "jsonl", "json", "parquet", "arrow", "hub")  # that have to be found; others have roles
 
 
 @dataclass(frozen=True)
@@ -161,11 +153,10 @@ def _load_columns(source: Source, task: str, config: TableConfig, labelled: bool
         return Records("squad", list(squad_records(item.name, [article for _, article in records], problems)))
     text = config.text or "text"
     if "spans" in TABLES[task].formats and any(has_spans(record, text, config.label) for _, record in records):
-        places = [f"{item.name}:{number}" for number, _ in records]
         label = config.label if labelled else ""
         return Records("texts with spans", [
-            (place, span_row(record, text, label, place, problems))
-            for place, (_, record) in zip(places, records, strict=True)
+            (where := f"{item.name}:{number}", span_row(record, text, label, where, problems))
+            for number, record in records
         ])  # fmt: skip
     named = [column for column in (config.text, config.pair, config.label, config.target) if column]
     rows = [(f"{item.name}:{number}", with_nested(_flat(record), named)) for number, record in records]

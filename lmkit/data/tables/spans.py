@@ -41,13 +41,10 @@ def _span(entry: Any, text: str) -> Span | None:
     """Returns a span of doccano ([start, end, label], start_offset), spaCy (start) or Label Studio (labels).
 
     Label Studio counts in UTF-16, where an emoji is two characters; its `text` of the span shows that."""
+    quoted = entry.get("text") if isinstance(entry, dict) else None
     if isinstance(entry, dict):
-        labels = entry.get("labels") or [entry.get("label")]
-        start = entry.get("start", entry.get("start_offset"))
-        end = entry.get("end", entry.get("end_offset"))
-        entry, quoted = [start, end, labels[0]], entry.get("text")
-    else:
-        quoted = None
+        start, end = (entry.get(key, entry.get(f"{key}_offset")) for key in ("start", "end"))
+        entry = [start, end, (entry.get("labels") or [entry.get("label")])[0]]
     if not (isinstance(entry, list) and len(entry) == 3 and type(entry[0]) is type(entry[1]) is int and entry[2]):
         return None
     start, end, label = entry
@@ -89,13 +86,13 @@ def _annotated(task: dict[str, Any], where: str, problems: Problems) -> list[Any
 def _annotations(record: dict[str, Any], label: str | None) -> list[Any] | None:
     """Returns the list of spans of a record that is no task of Label Studio; None where it has none."""
     lists = [record[key] for key in ([label] if label else KEYS) if isinstance(record.get(key), list)]
-    return next((entries for entries in lists if entries and all(_span(entry, "") for entry in entries)),
-                lists[0] if lists else None)  # fmt: skip
+    return next(filter(None, lists), lists[0] if lists else None)
 
 
 def _without_overlaps(entries: list[Any], content: str, where: str, problems: Problems) -> list[Span]:
     spans = list[Span]()
-    for entry, span in ((entry, _span(entry, content)) for entry in entries):
+    for entry in entries:
+        span = _span(entry, content)
         if isinstance(entry, dict) and len(entry.get("labels") or []) > 1:
             problems.add(MORE_LABELS, where, lost=False)
         if span is None:

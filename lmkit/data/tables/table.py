@@ -98,8 +98,9 @@ def read_table(
     else:
         located = list_sources(sources, task, config, labelled)
         parts = [_part(source, task, make, config, labelled, problems) for source in located]
-        pairs = zip(located, parts, strict=True) if config.weights else ()
-        origins = {place: source.item.source for source, part in pairs for place in part.places}
+        if config.weights:
+            read = zip(located, parts, strict=True)
+            origins = {place: source.item.source for source, part in read for place in part.places}
     rows = [row for part in parts for row in part.rows]
     places = [place for part in parts for place in part.places]
     notes = settle(rows, places, problems, kind, config.separator, known) if settle and labelled else []

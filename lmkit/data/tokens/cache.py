@@ -26,7 +26,7 @@ def open_tokens(data: DataConfig, tokenizer: TokenizerConfig, family: str, verif
     sources = [data.train] if isinstance(data.train, str) else data.train
     if len(sources) == 1 and (is_store(sources[0]) or is_unfinished(sources[0])):
         if data.weights:
-            raise UserError(f"{sources[0]} holds tokens of one source, and data.weights mixes files of text")
+            raise UserError(f"{sources[0]} holds tokens of one source, and data.weights mixes files\n  → name these")
         store = TokenStore(sources[0]).held()
         if verify:
             store.verify()
