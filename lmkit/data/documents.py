@@ -61,7 +61,7 @@ def read_pairs(item: Input, config: DataConfig, problems: Problems) -> Iterator[
 def unread_advice(problems: Problems) -> str:
     """Returns a line of advice where documents or pairs were left out because they are not UTF-8, else ""."""
     places = problems.examples.get(UNDECODABLE, problems.examples.get(UNDECODABLE_SIDE))
-    return f"\n  → {encoding_advice(places[0].rpartition(':')[0])}" if places else ""
+    return f"\n  → {encoding_advice(places[0])}" if places else ""
 
 
 # ---------------------------------------------------------------- files with columns

@@ -1,6 +1,7 @@
 """Encodings of text files other than UTF-8: which one a file has, by its bytes, and which ones unreadable bytes fit."""
 
 import codecs
+import re
 from collections import Counter
 
 from lmkit.base.display import note
@@ -23,9 +24,10 @@ def _can_be(text: str, encoding: str) -> bool:
         return False
 
 
-def encoding_advice(name: str) -> str:
-    """Returns what to do about the file `name`, which is not UTF-8: the encoding that its bytes look like, if any."""
-    encoding = detected_encoding(Input(name))
+def encoding_advice(place: str) -> str:
+    """Returns what to do about a file that is not UTF-8: the encoding that its bytes look like, if any. place: a file,
+    with a line in it or without."""
+    encoding = detected_encoding(Input(re.sub(r":\d+( .*)?$", "", place)))
     return OPTION.format(encoding) if encoding != "utf-8" else OPTION.format("NAME") + ", as the file was written"
 
 

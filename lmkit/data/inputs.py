@@ -260,6 +260,9 @@ def _folder(folder: str, wanted: Callable[[str], bool], allowed: str) -> list[st
             folders.clear()
             continue
         seen.add((info.st_dev, info.st_ino))
+        if "dataset_dict.json" in files:
+            splits = sorted(folders)
+            raise DataError(f"{here} holds splits: {', '.join(splits)}\n  → name one of them: {here}/{splits[-1]}")
         for name in files:
             if wanted(name) and name not in ABOUT_DATA:
                 names.append(os.path.join(here, name))

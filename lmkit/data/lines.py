@@ -88,8 +88,8 @@ def read_blocks(item: Input) -> Iterator[bytes]:
                 pass
             raise BinaryFile
         yield block.removeprefix(codecs.BOM_UTF8) if number == 0 else block
-    if decode:
-        yield decode(b"", final=True).encode(errors=errors)
+    if decode and (rest := decode(b"", final=True)):
+        yield rest.encode(errors=errors)
 
 
 def read_bytes(item: Input) -> Iterator[bytes]:

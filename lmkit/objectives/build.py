@@ -56,7 +56,7 @@ def build_objective(recipe: Recipe, store: TokenStore, tokenizer: Tokenizer) -> 
     rows = JoinedRows([work.rows for work in works], [split.num_documents // (1 + store.pairs) for split in splits])
     mixture = mixture_of([len(work.rows) for work in works], recipe.data, [work.row_tokens for work in works])
     tokens = sum(len(work.rows) * work.row_tokens for work in works) / len(rows)
-    notes = "; ".join(f"{name}: {work.note}" for name, work in zip(recipe.data.train, works, strict=True))
+    notes = "; ".join(f"{name}: {work.note}" for name, work in zip(recipe.data.sources, works, strict=True))
     return replace(works[0], rows=rows, row_tokens=tokens, note=notes, mixture=mixture)
 
 
@@ -66,7 +66,7 @@ def mixture_of(sizes: list[int], data: SourcesConfig, row_tokens: Sequence[float
     if not data.weights:
         return None
     if 0 in sizes:
-        raise DataError(f"{data.train[sizes.index(0)]}: nothing to learn from is left of this source of data.weights")
+        raise DataError(f"{data.sources[sizes.index(0)]}: nothing to learn from is left of this source of data.weights")
     row_tokens = row_tokens or [1.0] * len(sizes)
     return Mixture(tuple(sizes), tuple(w / n for w, n in zip(data.weights, row_tokens, strict=True)))
 

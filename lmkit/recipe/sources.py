@@ -36,11 +36,15 @@ class SourcesConfig(Section):
         " tokens) that are read. Each source is read in epochs of its own, and a small one repeats.",
     )
 
+    @property
+    def sources(self) -> list[str]:
+        return [self.train] if isinstance(self.train, str) else self.train
+
     @model_validator(mode="after")
     def _check_weights(self) -> Self:
-        if self.weights and (isinstance(self.train, str) or len(self.train) != len(self.weights)):
+        if len(self.weights) not in (0, len(self.sources)):
             raise ValueError(
-                f"data.weights has {len(self.weights)} numbers, and data.train names other sources\n"
+                f"data.weights has {len(self.weights)} numbers, and data.train names {len(self.sources)} sources\n"
                 "  → one for each, like data.train='[a.txt, b/]' data.weights='[3, 1]'"
             )
         return self

@@ -111,7 +111,7 @@ class Job:
         drawn = mixture.drawn(self.batch_of(step) * self.batch_rows)
         return {
             name: {"share": weight / sum(data.weights), "rows": rows, "epochs": rows / size}
-            for name, weight, rows, size in zip(data.train, data.weights, drawn, mixture.sizes, strict=True)
+            for name, weight, rows, size in zip(data.sources, data.weights, drawn, mixture.sizes, strict=True)
         }
 
     def tell_sources(self, step: int) -> None:

@@ -70,6 +70,14 @@ def test_every_kind_gives_the_same_documents_rows_and_knowledge(tmp_path: Path, 
     assert passages == [(row["title"], row["text"]) for row in ROWS]
 
 
+def test_splits_that_datasets_saved_are_not_mixed(tmp_path: Path) -> None:
+    splits = {name: datasets.Dataset.from_list(ROWS[:3]) for name in ("train", "test")}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    with pytest.raises(DataError, match=r"holds splits: test, train\n.*name one of them: .*/saved/train"):
+        documents(tmp_path / "saved")
+    assert len(documents(tmp_path / "saved/train")) == 3
+
+
 def test_a_folder_of_json_files_is_a_record_a_file(tmp_path: Path) -> None:
     for i, row in enumerate(ROWS[:20]):
         (tmp_path / f"{i:02}.json").write_text(json.dumps(row | {"notes": [{"by": "me"}]}))

@@ -92,7 +92,7 @@ def test_weights_that_cannot_be_are_refused(sources):
         (
             "data.train=[one.txt, more]",
             "data.weights=[1]",
-        ): "1 numbers, and data.train names other sources\n.*one for each",
+        ): r"1 numbers, and data.train names 2 sources\n.*one for each",
         ("data.train=[one.txt, more]", "data.weights=[1, 0]"): "greater than 0",
         ("data.train=[one.txt, one.txt]", "data.weights=[1, 1]"): "belongs to two sources",
     }

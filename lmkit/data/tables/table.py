@@ -63,7 +63,10 @@ class Table:
         chosen = ", ".join(f"{role} from `{column}`" for role, column in self.columns.items())
         read = f"reads {', '.join(sources)} ({self.format}): {chosen or 'as it is'}; {len(self.rows):,} rows"
         counts, examples = self.problems.counts, self.problems.examples
-        return [read, *(f"left out: {n:,} {kind}, like {examples[kind][0]}" for kind, n in counts.items()), *self.notes]
+        lines = [read, *(f"left out: {n:,} {kind}, like {examples[kind][0]}" for kind, n in counts.items())]
+        if counts.get(UNDECODABLE, 0) > len(self.rows):
+            lines.append(f"→ {encoding_advice(examples[UNDECODABLE][0])}")
+        return lines + list(self.notes)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -120,7 +123,7 @@ def _no_rows(sources: list[str], problems: Problems) -> DataError:
     counted = "".join(f"\n  {n:,} {kind}: {problems.examples[kind][0]}" for kind, n in problems.counts.items())
     advice = "repair the files, or name others"
     if UNDECODABLE in problems.counts:
-        advice = encoding_advice(re.sub(r":\d+( .*)?$", "", problems.examples[UNDECODABLE][0]))
+        advice = encoding_advice(problems.examples[UNDECODABLE][0])
     return DataError(
         f"{', '.join(sources)}: no row is left{counted or chr(10) + '  the files hold no records'}\n  → {advice}"
     )
