@@ -60,11 +60,9 @@ def build_objective(recipe: Recipe, store: TokenStore, tokenizer: Tokenizer) -> 
     return replace(works[0], rows=rows, row_tokens=tokens, note=notes, mixture=mixture)
 
 
-def mixture_of(sizes: list[int], data: SourcesConfig, row_tokens: Sequence[float] = ()) -> Mixture | None:
-    """Returns the mixture of sources of so many examples, by their weights; None where they have none. row_tokens: the
-    mean of each source, where weights are shares of tokens. Raises DataError for a source without examples."""
-    if not data.weights:
-        return None
+def mixture_of(sizes: list[int], data: SourcesConfig, row_tokens: Sequence[float] = ()) -> Mixture:
+    """Returns the mixture of sources of so many examples, by their weights. row_tokens: the mean of each source, where
+    weights are shares of tokens. Raises DataError for a source without examples."""
     if 0 in sizes:
         raise DataError(f"{data.sources[sizes.index(0)]}: nothing to learn from is left of this source of data.weights")
     row_tokens = row_tokens or [1.0] * len(sizes)

@@ -372,8 +372,8 @@ CHINESE = "这部电影非常好看，我很喜欢。演员的表演也很出色
 
 
 def test_commands_read_encodings_and_named_endings(tmp_path, lmkit_):
-    (tmp_path / "a.txt").write_text(CHINESE * 40, encoding="gbk")
-    (tmp_path / "b.md").write_text(CHINESE * 40)
+    (tmp_path / "a.txt").write_text((CHINESE + "\n") * 40, encoding="gbk")
+    (tmp_path / "b.md").write_text((CHINESE + "\n") * 40)
     files = ("tokenize", tmp_path / "a.txt", tmp_path / "b.md", "--kind", "bytes")
     shown = lmkit_(*files, "--out", tmp_path / "out")
     assert shown.code == 3 and "b.md: `.md` is not a kind of text file" in shown.err and "--text-files" in shown.err
