@@ -233,7 +233,12 @@ def _json(item: Input, problems: Problems, header: Header) -> Iterator[Record]:
 
 def _inner_records(content: dict[str, Any]) -> list[Any]:
     """Returns the records of an object that is a whole file: those under `data` or the like, as SQuAD has them, or
-    under its only key, unless they are the messages of a conversation; else the object, which is one record."""
+    under its only key, unless they are the messages of a conversation; the rows of columns as pandas writes them,
+    {"text": {"0": ...}}; else the object, which is one record."""
+    columns = list(content.values())
+    numbers = list(map(str, range(len(columns[0])))) if columns and isinstance(columns[0], dict) else []
+    if numbers and all(isinstance(column, dict) and list(column) == numbers for column in columns):
+        return [{name: column[number] for name, column in content.items()} for number in numbers]
     lists = [key for key, value in content.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
     named = [key for key in lists if key in RECORDS]
     if len(named) == 1:

@@ -74,9 +74,7 @@ class DataConfig(SourcesConfig):
         min_length=1,
         description="Text that ends a document inside .txt files, like '<|endoftext|>'. None: a file is a document.",
     )
-    text: str = Field(
-        "text", description="Column or key that holds the text, as of .jsonl and .csv; `body.text` is inside `body`."
-    )
+    text: str = Field("text", description="Column or key of the text, as of .jsonl; `body.text` lies inside `body`.")
     target: str | None = Field(
         None,
         description="Makes pairs: column or key of the target text, beside that of the source in `text`. For files of "
@@ -235,9 +233,7 @@ class Recipe(Section):
                 "data.document_masking fits packed rows of documents only: causal_lm, or masked_lm without pairs"
             )
         if self.data.weights and getattr(task, "pairs", None):
-            raise ValueError(
-                "data.weights keeps sources apart, and task.pairs draws its texts from all\n  → leave one out"
-            )
+            raise ValueError("data.weights keeps sources apart, and task.pairs draws from all\n  → leave one out")
         head = "pairs" if getattr(task, "pairs", None) else "lm"
         if model.head != head or model.labels:
             raise ValueError(

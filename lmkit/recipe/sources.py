@@ -31,9 +31,7 @@ class SourcesConfig(Section):
         (), description="More endings of files that are text, like [.py, .md]; of .html without its tags."
     )
     weights: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (),
-        description="One for each source that `train` lists, like [3, 1]: their shares of the rows (pretraining: of the"
-        " tokens) that are read. Each source is read in epochs of its own, and a small one repeats.",
+        (), description="Share of rows (pretraining: tokens) from each source of `train`, [3, 1]; each in its own epochs."
     )
 
     @property

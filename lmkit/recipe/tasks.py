@@ -156,9 +156,7 @@ class TableConfig(SourcesConfig):
     )
     text: str | None = Field(None, description="Column of the text, the question of `answer`, or the source.")
     pair: str | None = Field(None, description="Column of the second text of a pair.")
-    label: str | None = Field(
-        None, description="Column of the label, or of the tags of words; `a,b,c`: a column of 0 and 1 for each label."
-    )
+    label: str | None = Field(None, description="Column of the label, or of tags; `a,b`: columns of 0 and 1, one each.")
     target: str | None = Field(
         None, description="Column of the text to write; for files of lines the ending of a name."
     )
@@ -168,9 +166,7 @@ class TableConfig(SourcesConfig):
         description="Between the labels of a row that has several (`|`); for `lm` what ends a document in .txt.",
     )
     words: Literal["blanks", "punctuation"] = Field(
-        "blanks",
-        description="What parts the words of a text for `tag`; punctuation: each mark is a word too, as where spans"
-        " of characters are labelled.",
+        "blanks", description="What parts words to tag; punctuation: marks are words too, as where spans are labelled."
     )
     max_length: Count = Field(0, ge=0, description="Tokens a row is cut to; 0: the model's context, at most 512.")
     pixels: PixelConfig = Field(default_factory=PixelConfig, description="Of images, for a new model.")

@@ -43,6 +43,7 @@ KINDS: dict[str, Callable[[Rows, Path], Any]] = {
     "a.arrow": lambda rows, path: pandas.DataFrame(rows).to_feather(path, compression="zstd"),
     "saved": saved,
     "list.json": lambda rows, path: pandas.DataFrame(rows).to_json(path, orient="records"),
+    "columns.json": lambda rows, path: pandas.DataFrame(rows).to_json(path),
     "data.json": lambda rows, path: path.write_text(json.dumps({"version": 2, "tags": [1], "data": rows})),
     "alone.json": lambda rows, path: path.write_text(json.dumps({"train": rows})),
     "lines.json": lambda rows, path: pandas.DataFrame(rows).to_json(path, orient="records", lines=True),
