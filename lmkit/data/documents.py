@@ -81,7 +81,7 @@ def _from_columns(item: Input, columns: dict[str, str], problems: Problems) -> I
     for line, record in read_records(item, problems, header):
         record = with_nested(record, columns.values())
         if missing := next((column for column in columns.values() if column not in record), None):
-            if not checked:
+            if not checked and (item.kind != "json" or line > 1):  # else it may be about the files beside it
                 where = item.name if item.kind == "hub" else f"{item.name}:{line}"
                 _check_columns(where, "column" if item.kind == "hub" else "key", columns, list(record))
             problems.add(NO_TEXT, f"{item.name}:{line} (no key `{missing}`)")

@@ -85,6 +85,10 @@ def test_a_folder_of_json_files_is_a_record_a_file(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text("{}")  # as `datasets` writes it beside data
     assert documents(tmp_path) == [row["text"] for row in ROWS[:20]]
     assert [row["label"] for row in table(tmp_path).rows] == [row["label"] for row in ROWS[:20]]
+    (tmp_path / "package.json").write_text('{"name": "x"}')
+    problems = Problems()
+    assert len(documents(tmp_path, problems)) == 20
+    assert problems.examples == {"records without text": [f"{tmp_path}/package.json:1 (no key `text`)"]}
     talk = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}
     folder = tmp_path / "talks"
     folder.mkdir()
