@@ -5,19 +5,7 @@ from typing import Annotated
 import typer
 
 from lmkit.commands.app import app
-from lmkit.commands.options import (
-    Column,
-    Data,
-    Encoding,
-    Json,
-    Label,
-    PairColumn,
-    Pickle,
-    Separator,
-    Target,
-    TaskName,
-    TextFiles,
-)
+from lmkit.commands.options import Column, Data, Encoding, Json, Label, Pair, Pickle, Separator, Target, Task, TextFiles
 
 
 @app.command(
@@ -28,7 +16,7 @@ def evaluate_command(
         list[str], typer.Argument(metavar="MODEL [OTHER]", help="Runs or Hugging Face folders; two are compared.")
     ],
     data: Data,
-    task: TaskName = None,
+    task: Task = None,
     stride: Annotated[
         int | None, typer.Option("--stride", help="Decoders: tokens between windows. Default: the context.")
     ] = None,
@@ -37,7 +25,7 @@ def evaluate_command(
         typer.Option("--pll-tokens", min=0, help="Encoders: most tokens of the pseudo-perplexity. Default: 2000."),
     ] = None,
     text: Column = None,
-    pair: PairColumn = None,
+    pair: Pair = None,
     label: Label = None,
     target: Target = None,
     separator: Separator = None,

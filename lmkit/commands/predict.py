@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lmkit.commands.app import app
-from lmkit.commands.options import Column, Data, Encoding, Model, PairColumn, TaskName
+from lmkit.commands.options import Column, Data, Encoding, Model, Pair, Task
 
 
 @app.command(epilog="Example: lmkit predict runs/classify-reviews --data new.csv --out predictions.jsonl")
@@ -14,9 +14,9 @@ def predict(
     model: Model,
     data: Data,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File of JSON lines; else standard output.")] = None,
-    task: TaskName = None,
+    task: Task = None,
     text: Column = None,
-    pair: PairColumn = None,
+    pair: Pair = None,
     encoding: Encoding = "utf-8",
 ) -> None:
     """What a fine-tuned model says of each row, as JSON lines."""

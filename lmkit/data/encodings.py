@@ -35,14 +35,14 @@ def settle_encodings(items: list[Input]) -> list[Input]:
     """Gives each file that is to be read in the encoding `auto` the one that its bytes look like, and tells which.
 
     Returns the files."""
-    found = Counter[str]()
+    counts = Counter[str]()
     for item in items:
         for file in item.files:
             if file.encoding == "auto" and not file.name.startswith("hub:"):
                 file.encoding = detected_encoding(file)
-                found[file.encoding] += 1
-    if found:
-        note("files read by their bytes as " + ", ".join(f"{name}: {n:,}" for name, n in found.most_common()))
+                counts[file.encoding] += 1
+    if counts:
+        note("files read by their bytes as " + ", ".join(f"{name}: {n:,}" for name, n in counts.most_common()))
     return items
 
 

@@ -36,11 +36,8 @@ def read_records(item: Input, problems: Problems, header: Header | None = None) 
     returns the columns to read, and may raise. Records of JSON and the hub bring their own keys. Classes of Parquet,
     Arrow and the hub come by their names. Raises DataError for a file that changes meanwhile, for
     damaged JSON, and where the hub fails, and UserError where a library is missing."""
-    readers: dict[str, Callable[[Input, Problems, Header], Iterator[Record]]] = {
-        "csv": _csv, "xlsx": _xlsx, "jsonl": _jsonl, "json": _json, "parquet": _columnar, "arrow": _columnar,
-        "hub": _hub,
-    }  # fmt: skip
-    read = readers[item.kind]
+    read = {"csv": _csv, "xlsx": _xlsx, "jsonl": _jsonl, "json": _json, "parquet": _columnar, "arrow": _columnar,
+            "hub": _hub}[item.kind]  # fmt: skip
     return guarded(item, read(item, problems, header or _all_columns), problems)
 
 

@@ -31,7 +31,8 @@ class SourcesConfig(Section):
         (), description="More endings of files that are text, like [.py, .md]; of .html without its tags."
     )
     weights: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (), description="Share of rows (pretraining: tokens) from each source of `train`, [3, 1]; each in its own epochs."
+        (),
+        description="Share of rows (pretraining: tokens) from each source of `train`, [3, 1]; each in its own epochs.",
     )
 
     @property

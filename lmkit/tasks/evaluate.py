@@ -52,8 +52,8 @@ def read_labelled(
     }
     if not labelled:
         chosen |= {role.key: "" for role in TABLES[config.name].roles if role.answer}
-    kept = {"separator": settings.separator, "words": settings.words} if settings else {}
-    keys = {"train": sources} | kept | chosen
+    trained = {"separator": settings.separator, "words": settings.words} if settings else {}
+    keys = {"train": sources} | trained | chosen
     table_config = build_recipe(TableConfig, keys, {}, where="command line")
     kind, known = ("auto", frozenset[str]()) if task is None else task.read_as()
     table = read_table(sources, config.name, table_config, labelled, kind, known)

@@ -116,8 +116,8 @@ class Tagger(Task):
         for word in row["words"]:
             start = text.index(word, end)
             places.append((start, end := start + len(word)))
-        found = sorted(tagging.entities_in(output, self.written), key=lambda entity: entity[1])
-        spans = [(places[first][0], places[last - 1][1], kind) for kind, first, last in found]
+        tagged = sorted(tagging.entities_in(output, self.written), key=lambda entity: entity[1])
+        spans = [(places[first][0], places[last - 1][1], kind) for kind, first, last in tagged]
         entities = [{"start": a, "end": b, "label": kind, "text": text[a:b]} for a, b, kind in spans]
         return self.say(output) | {"entities": entities}
 

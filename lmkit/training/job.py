@@ -117,8 +117,8 @@ class Job:
     def tell_sources(self, step: int) -> None:
         """Tells how often each source that has a weight was, or will be, read before step `step`."""
         for name, s in self.sources(step).items():
-            read = f"{s['rows']:,} rows, {s['epochs']:.2f} epochs by step {step:,}"
-            note(f"source   {name}: share {s['share']:.1%}, {read}")
+            extent = f"{s['rows']:,} rows, {s['epochs']:.2f} epochs by step {step:,}"
+            note(f"source   {name}: share {s['share']:.1%}, {extent}")
 
     def better(self, scores: dict[str, float]) -> bool:
         """Says whether these are the best scores so far. Where `metric` is equal, the lower loss is better."""

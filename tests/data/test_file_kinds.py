@@ -3,6 +3,7 @@
 import html
 import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,9 @@ def test_keys_inside_keys_are_named_with_a_dot(tmp_path: Path, name: str) -> Non
         table(tmp_path / name, text="fields.boy", label="meta.stars")
 
 
-def test_excel_reads_as_its_first_sheet_saved_as_csv_and_counts_the_others(tmp_path: Path) -> None:
+def test_excel_reads_as_its_first_sheet_saved_as_csv_and_counts_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     book = openpyxl.Workbook()
     book.active.append([None])
     rows = [["text", "label", None], ["one", 1], [2.5, "x"], [None, None], ["", 3], ["long", "y", "z"]]
@@ -131,6 +134,9 @@ def test_excel_reads_as_its_first_sheet_saved_as_csv_and_counts_the_others(tmp_p
     (tmp_path / "b.xlsx").write_bytes(b"PK")
     with pytest.raises(DataError, match=r"1 unreadable files: .*b.xlsx"):
         table(tmp_path / "b.xlsx")
+    monkeypatch.setitem(sys.modules, "openpyxl", None)  # as where it is not installed
+    with pytest.raises(UserError, match=r'pip install "lmkit\[excel\]"'):
+        table(tmp_path / "a.xlsx")
 
 
 def test_named_endings_are_text_and_pages_lose_their_tags(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -101,10 +101,10 @@ def _without_overlaps(entries: list[Any], content: str, where: str, problems: Pr
             problems.add(OUTSIDE, where, lost=False)
         else:
             spans.append(span)
-    kept = list[Span]()
+    longest = list[Span]()
     for span in sorted(spans, key=lambda span: (span[0] - span[1], span[0])):
-        if any(span[0] < end and start < span[1] for start, end, _ in kept):
+        if any(span[0] < end and start < span[1] for start, end, _ in longest):
             problems.add(OVERLAPPING, where, lost=False)
         else:
-            kept.append(span)
-    return kept
+            longest.append(span)
+    return longest

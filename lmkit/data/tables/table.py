@@ -102,8 +102,8 @@ def read_table(
         located = list_sources(sources, task, config, labelled)
         parts = [_part(source, task, make, config, labelled, problems) for source in located]
         if config.weights:
-            read = zip(located, parts, strict=True)
-            origins = {place: source.item.source for source, part in read for place in part.places}
+            by_source = zip(located, parts, strict=True)
+            origins = {place: source.item.source for source, part in by_source for place in part.places}
     rows = [row for part in parts for row in part.rows]
     places = [place for part in parts for place in part.places]
     notes = settle(rows, places, problems, kind, config.separator, known) if settle and labelled else []
