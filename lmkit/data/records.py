@@ -21,7 +21,7 @@ from lmkit.data.lines import BLOCK, BROKEN, MAX_RECORD, DamagedFile, guarded, re
 
 MAX_JSON = 2**31  # bytes of a .json file, which is read as one; what is packed can be much more than it seems
 # keys under which an object that is a whole file holds its records
-RECORDS = ("data", "rows", "records", "examples", "items", "instances", "documents", "entries", "results")
+RECORDS = ("data", "rows", "records", "examples")
 SPEAKER = {"role", "from"}  # keys of a message: a list of these is one conversation
 LONE_QUOTE = re.compile(r'"(?!(?:[^"]|"")*"\Z)')  # a field that begins with a quotation mark and is not quoted
 
