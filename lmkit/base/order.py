@@ -3,6 +3,9 @@
 The examples depend only on step and seed, so the place of a run in its data is one integer."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -35,11 +38,47 @@ def _mix(x: int, seed: int, epoch: int, r: int) -> int:
     return x ^ (x >> 31)
 
 
-def batch_rows(step: int, size: int, n: int, seed: int) -> list[tuple[int, int]]:
-    """Returns (epoch, example) of each of the `size` rows of global batch `step`.
+@dataclass(frozen=True)
+class Mixture:
+    """Sources of examples, which stand one after the other, and how often each is read beside the others.
+
+    Of any number of rows each source has its share, to less than a row for each source before it. It reads its own
+    examples in shuffled epochs."""
+
+    sizes: tuple[int, ...]  # examples of each source
+    weights: tuple[float, ...]
+
+    def drawn(self, rows: int) -> list[int]:
+        """Returns how many of the first `rows` rows come from each source. A source takes its share, rounded down, of
+        the rows that those before it leave, so no count ever falls."""
+        counts = list[int]()
+        for share in self._shares:
+            counts.append(rows * share.numerator // share.denominator)
+            rows -= counts[-1]
+        return counts
+
+    @cached_property
+    def _shares(self) -> list[Fraction]:
+        """The share of each source in what those before it leave."""
+        weights = [Fraction(weight) for weight in self.weights]
+        return [weight / sum(weights[i:]) for i, weight in enumerate(weights)]
+
+    def row(self, index: int, seed: int) -> tuple[int, int]:
+        """Returns (epoch of its source, example) of row `index`."""
+        before, after = self.drawn(index), self.drawn(index + 1)
+        source = next(i for i, count in enumerate(before) if after[i] > count)
+        epoch, at = divmod(before[source], self.sizes[source])
+        return epoch, sum(self.sizes[:source]) + shuffled(at, self.sizes[source], seed, epoch)
+
+
+def batch_rows(step: int, size: int, n: int, seed: int, mixture: Mixture | None = None) -> list[tuple[int, int]]:
+    """Returns (epoch, example) of each of the `size` rows of global batch `step`. mixture: of the `n` examples, where
+    they are of several sources.
 
     A batch may reach into the next epoch, so there is no short last batch."""
     rows = range(step * size, (step + 1) * size)
+    if mixture:
+        return [mixture.row(i, seed) for i in rows]
     return [(i // n, shuffled(i % n, n, seed, i // n)) for i in rows]
 
 

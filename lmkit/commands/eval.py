@@ -8,15 +8,17 @@ from lmkit.commands.app import app
 from lmkit.commands.options import (
     Column,
     Data,
+    Encoding,
     Json,
     Label,
-    PairColumn,
+    Pair,
     Pickle,
     Separator,
     SourceLang,
     Target,
     TargetLang,
-    TaskName,
+    Task,
+    TextFiles,
 )
 
 
@@ -28,7 +30,7 @@ def evaluate_command(
         list[str], typer.Argument(metavar="MODEL [OTHER]", help="Runs or Hugging Face folders; two are compared.")
     ],
     data: Data,
-    task: TaskName = None,
+    task: Task = None,
     stride: Annotated[
         int | None, typer.Option("--stride", help="Decoders: tokens between windows. Default: the context.")
     ] = None,
@@ -37,10 +39,12 @@ def evaluate_command(
         typer.Option("--pll-tokens", min=0, help="Encoders: most tokens of the pseudo-perplexity. Default: 2000."),
     ] = None,
     text: Column = None,
-    pair: PairColumn = None,
+    pair: Pair = None,
     label: Label = None,
     target: Target = None,
     separator: Separator = None,
+    encoding: Encoding = "utf-8",
+    text_files: TextFiles = None,
     source_lang: SourceLang = None,
     target_lang: TargetLang = None,
     as_json: Json = False,
@@ -49,16 +53,8 @@ def evaluate_command(
     """How well a model predicts texts, masked tokens or targets, or solves what it was fine-tuned for."""
     from lmkit.ops import text_scores
 
-    columns = {"text": text, "pair": pair, "label": label, "target": target}
+    keys = {"text": text, "pair": pair, "label": label, "target": target, "encoding": encoding}
     text_scores.evaluate_models(
-        models,
-        data,
-        task,
-        columns,
-        as_json,
-        allow_pickle,
-        (source_lang, target_lang),
-        stride=stride,
-        pll_tokens=pll_tokens,
-        separator=separator,
-    )
+        models, data, task, keys, as_json, allow_pickle, (source_lang, target_lang), stride=stride,
+        pll_tokens=pll_tokens, separator=separator, text_files=text_files,
+    )  # fmt: skip

@@ -10,7 +10,7 @@ import typer
 
 from lmkit.base.units import show_seconds
 from lmkit.commands.app import app
-from lmkit.commands.options import Json
+from lmkit.commands.options import Encoding, Json
 
 if TYPE_CHECKING:
     from lmkit.kb.knowledge_base import Added
@@ -19,33 +19,34 @@ SNIPPET = 160  # characters of a passage that are shown
 kb_app = typer.Typer(no_args_is_help=True, help="Knowledge bases: facts, triples and passages to answer from.")
 app.add_typer(kb_app, name="kb")
 Kb = Annotated[Path, typer.Argument(metavar="KB", help="A knowledge base.", show_default=False)]
+NewKb = Annotated[Path, typer.Argument(metavar="OUT", show_default=False)]
 Facts = Annotated[
     list[str],
     typer.Argument(
-        help="Files, folders or globs: .csv, .tsv, .jsonl, .json, .parquet, .txt. Columns: subject, relation, object; "
-        "question, answer; title, text; name, alias; relation, phrase.",
+        help="Files, folders or globs: .csv, .xlsx, .jsonl, .json, .parquet, .arrow, .txt. Columns: subject, relation, "
+        "object; question, answer; title, text; name, alias; relation, phrase.",
         show_default=False,
     ),
 ]
 
 
 @kb_app.command(name="build", epilog="Example: lmkit kb build facts.sqlite countries.csv articles/*.txt")
-def kb_build(out: Annotated[Path, typer.Argument(metavar="OUT", show_default=False)], sources: Facts) -> None:
+def kb_build(out: NewKb, sources: Facts, encoding: Encoding = "utf-8") -> None:
     """Make a knowledge base of files."""
     from lmkit.kb.knowledge_base import build_knowledge_base
 
     began = time.monotonic()
-    _tell(out, build_knowledge_base(out, sources), began)
+    _tell(out, build_knowledge_base(out, sources, encoding), began)
 
 
 @kb_app.command(name="add", epilog="Example: lmkit kb add facts.sqlite more.jsonl")
-def kb_add(kb: Kb, sources: Facts) -> None:
+def kb_add(kb: Kb, sources: Facts, encoding: Encoding = "utf-8") -> None:
     """Put files in: known ones are passed over, changed ones replace what they were."""
     from lmkit.kb.knowledge_base import KnowledgeBase
 
     began = time.monotonic()
     with KnowledgeBase(kb) as knowledge:
-        added = knowledge.add(sources)
+        added = knowledge.add(sources, encoding)
     _tell(kb, added, began)
 
 

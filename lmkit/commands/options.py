@@ -25,12 +25,16 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, for 
 Pickle = Annotated[
     bool, typer.Option("--allow-pickle", help="Load old .bin weights (weights only, nothing else runs).")
 ]
-Text = Annotated[str, typer.Option("--text", help="Column or key of the text in .jsonl, .csv and .parquet.")]
+Text = Annotated[str, typer.Option("--text", help="Column or key of the text, as of .jsonl and .csv.")]
+Encoding = Annotated[str, typer.Option("--encoding", help="Of text, CSV and JSON: cp1252, gbk, ...; auto: by bytes.")]
+TextFiles = Annotated[
+    list[str] | None, typer.Option("--text-files", metavar=".END", help="Read files named so as text. Repeatable.")
+]
 Column = Annotated[str | None, typer.Option("--text", help="Column or key of the text; of pairs the sources.")]
-PairColumn = Annotated[str | None, typer.Option("--pair", help="Column of the second text of a pair.")]
+Pair = Annotated[str | None, typer.Option("--pair", help="Column of the second text of a pair.")]
 Label = Annotated[str | None, typer.Option("--label", help="Column or key of the label.")]
 Data = Annotated[list[str], typer.Option("--data", "-d", help="Files, folders or globs. Repeatable.")]
-TaskName = Annotated[str | None, typer.Option("--task", help="translate or summarize, for models without a run.")]
+Task = Annotated[str | None, typer.Option("--task", help="translate or summarize, for models without a run.")]
 Target = Annotated[str | None, typer.Option("--target", help="Pairs: column, key or file ending of the target text.")]
 Separator = Annotated[str | None, typer.Option("--separator", help="Text that ends a document inside .txt files.")]
 

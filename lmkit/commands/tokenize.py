@@ -8,7 +8,7 @@ import typer
 
 from lmkit.base.errors import UserError, did_you_mean
 from lmkit.commands.app import app
-from lmkit.commands.options import Separator, Target, Text
+from lmkit.commands.options import Encoding, Separator, Target, Text, TextFiles
 
 if TYPE_CHECKING:
     from lmkit.data.tokens.store import TokenStore
@@ -30,6 +30,8 @@ def tokenize(
     text: Text = "text",
     target: Target = None,
     separator: Separator = None,
+    encoding: Encoding = "utf-8",
+    text_files: TextFiles = None,
     pixels: Annotated[
         str | None, typer.Option("--pixels", help="Of images, how they become words: 'size=14 patch=1 colours=16'.")
     ] = None,
@@ -44,7 +46,8 @@ def tokenize(
     if family not in FAMILIES:
         raise UserError(f"--family {family}: unknown{did_you_mean(family, FAMILIES)}")
     columns = {"text": text, "target": target, "separator": separator}
-    data = {"train": inputs, "validation": validation} | columns
+    reading = {"encoding": encoding, "text_files": text_files or []}
+    data = {"train": inputs, "validation": validation} | columns | reading
     settings = recipe_file.build_recipe(DataConfig, data, {}, where="lmkit tokenize")
     choice = {"type": kind, "vocab_size": vocab_size, "path": tokenizer}
     config = recipe_file.build_recipe(TokenizerConfig, choice, {}, where="lmkit tokenize")

@@ -7,9 +7,11 @@ from itertools import zip_longest
 from typing import Any
 
 from lmkit.base.errors import DataError, did_you_mean
+from lmkit.data.encodings import encoding_advice
+from lmkit.data.html import text_of_html
 from lmkit.data.inputs import Document, Input, Problems
 from lmkit.data.lines import guarded, not_unicode, read_blocks, read_lines
-from lmkit.data.records import read_records
+from lmkit.data.records import outer_column, read_records, with_nested
 from lmkit.recipe.pretraining import DataConfig
 
 MAX_CHARS = 1_000_000  # a longer document is cut at a line end: memory stays bounded, and all cores have work
@@ -28,8 +30,9 @@ def read_documents(item: Input, config: DataConfig, problems: Problems) -> Itera
 
     Raises DataError when the key or column `config.text` is not there at all, when the file changes meanwhile, and when
     a hub dataset fails; all else that cannot be read is counted in `problems` as `file:line`."""
-    if item.kind == "txt":
-        documents = guarded(item, _txt(item, config, problems), problems)
+    if item.kind in ("txt", "html"):
+        read = _txt if item.kind == "txt" else _html
+        documents = guarded(item, read(item, config, problems), problems)
     else:
         documents = _from_columns(item, {"text": config.text}, problems)
     for document in documents:
@@ -55,6 +58,12 @@ def read_pairs(item: Input, config: DataConfig, problems: Problems) -> Iterator[
             yield pair
 
 
+def unread_advice(problems: Problems) -> str:
+    """Returns a line of advice where documents or pairs were left out because they are not UTF-8, else ""."""
+    places = problems.examples.get(UNDECODABLE, problems.examples.get(UNDECODABLE_SIDE))
+    return f"\n  → {encoding_advice(places[0])}" if places else ""
+
+
 # ---------------------------------------------------------------- files with columns
 
 
@@ -64,13 +73,15 @@ def _from_columns(item: Input, columns: dict[str, str], problems: Problems) -> I
     columns: the names of columns, by their key of the recipe's `data` section: `text` and, of pairs, `target`."""
 
     def header(where: str, names: list[str]) -> list[str]:
-        _check_columns(where, "column", columns, names)
-        return list(columns.values())
+        outer = {key: outer_column(column, names) for key, column in columns.items()}
+        _check_columns(where, "column", outer, names)
+        return list(dict.fromkeys(outer.values()))
 
     digest, checked = hashlib.sha256(), False
     for line, record in read_records(item, problems, header):
+        record = with_nested(record, columns.values())
         if missing := next((column for column in columns.values() if column not in record), None):
-            if not checked:
+            if not checked and (item.kind != "json" or line > 1):  # else it may be about the files beside it
                 where = item.name if item.kind == "hub" else f"{item.name}:{line}"
                 _check_columns(where, "column" if item.kind == "hub" else "key", columns, list(record))
             problems.add(NO_TEXT, f"{item.name}:{line} (no key `{missing}`)")
@@ -152,6 +163,11 @@ def _txt(item: Input, config: DataConfig, problems: Problems) -> Iterator[Docume
     yield from cutter.finish()
     if config.separator and cutter.documents == 1:
         problems.add(UNCUT, item.name, lost=False)
+
+
+def _html(item: Input, config: DataConfig, problems: Problems) -> Iterator[Document]:
+    """Yields the text of a page."""
+    yield Document(text_of_html(b"".join(read_blocks(item)).decode(errors="surrogateescape")), 1)
 
 
 class _Cutter:

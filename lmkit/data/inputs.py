@@ -4,19 +4,24 @@ import glob
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lmkit.base.display import note
 from lmkit.base.errors import DataError, UserError, nearest
+from lmkit.recipe.sources import SourcesConfig
 
 KINDS = {
     ".txt": "txt", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv",
-    ".parquet": "parquet",
+    ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow", ".xlsx": "xlsx",
 }  # fmt: skip
 PACKED = (".gz", ".zst")
-READABLE = ".txt, .jsonl, .csv, .tsv, .parquet, and .gz or .zst of these"
+READABLE = (
+    ".txt, .jsonl, .json, .csv, .tsv, .xlsx, .parquet, .arrow, .feather, .gz or .zst of these; others by "
+    "data.text_files (--text-files)"
+)
+ABOUT_DATA = ("dataset_info.json", "dataset_dict.json", "state.json")  # that `datasets` puts beside data
 EXAMPLES = 5  # places remembered for each kind of problem
 
 
@@ -51,6 +56,9 @@ class Input:
     size: int = 0  # bytes on disk; 0 for a hub dataset
     mtime: int = 0  # nanoseconds
     tail: float = 0.0  # share of a plain .txt file, at its end, that is held out for validation
+    encoding: str = "utf-8"  # of its text; auto: by its bytes
+    text_files: tuple[str, ...] = ()  # endings of files that are text besides .txt
+    source: int = 0  # which one of those it is that a recipe weighs
     targets: "Input | None" = None  # line by line the target texts of the sentences in this file
     sha256: str = ""  # of the file's bytes; of the texts for a hub dataset; "" when it could not be read
     done: int = 0  # bytes of the file read so far
@@ -65,7 +73,10 @@ class Input:
     def kind(self) -> str:
         if self.name.startswith("hub:"):
             return "hub"
-        return "lines" if self.targets else KINDS.get(Path(_unpacked(self.name)).suffix, "")
+        suffix = Path(_unpacked(self.name)).suffix
+        if suffix in self.text_files:
+            return "html" if suffix in (".html", ".htm") else "txt"
+        return "lines" if self.targets else KINDS.get(suffix, "")
 
     @property
     def packing(self) -> str:
@@ -144,7 +155,9 @@ def _unpacked(name: str) -> str:
     return name.removesuffix(Input(name).packing)
 
 
-def list_inputs(patterns: list[str], pairing: Pairing | None = None) -> list[Input]:
+def list_inputs(
+    patterns: list[str], pairing: Pairing | None = None, config: SourcesConfig | None = None
+) -> list[Input]:
     """Returns the files that paths, folders, globs and hub: names stand for, sorted, each once. With a `pairing`, files
     of a sentence a line come with those of their targets.
 
@@ -155,10 +168,9 @@ def list_inputs(patterns: list[str], pairing: Pairing | None = None) -> list[Inp
     def kind_of(name: str) -> str:
         if pairing and (pairing.target_of(name) or pairing.is_target(name)):
             return "lines"
-        kind = Input(name).kind
-        return kind if kind != "json" else ""
+        return Input(name, text_files=config.text_files if config else ()).kind
 
-    files = list_files(patterns, kind_of, _readable(pairing), "is not a kind of text file")
+    files = list_files(patterns, kind_of, _readable(pairing), "is not a kind of text file", config)
     if pairing is None:
         return files
     targets = [item for item in files if pairing.is_target(item.name)]
@@ -166,6 +178,7 @@ def list_inputs(patterns: list[str], pairing: Pairing | None = None) -> list[Inp
     for item in sources:
         item.targets = pairing.find(item.name)
         if item.targets:
+            item.targets.encoding = item.encoding
             item.targets.look()
     known = {os.path.realpath(item.targets.name) for item in sources if item.targets}
     for item in targets:
@@ -178,11 +191,23 @@ def list_inputs(patterns: list[str], pairing: Pairing | None = None) -> list[Inp
     return sources
 
 
-def list_files(patterns: list[str], kind_of: Callable[[str], str], allowed: str, refusal: str) -> list[Input]:
+def number_sources(groups: Sequence[Sequence[Input]]) -> None:
+    """Notes on each file which source it belongs to: the files of each are a group. Raises DataError for one in two."""
+    owners: dict[str, int] = {}
+    for number, item in ((number, item) for number, items in enumerate(groups) for item in items):
+        item.source = number
+        if owners.setdefault(os.path.realpath(item.name), number) != number:
+            raise DataError(f"{item.name} belongs to two sources of data.weights\n  → leave it out of one of them")
+
+
+def list_files(
+    patterns: list[str], kind_of: Callable[[str], str], allowed: str, refusal: str, config: SourcesConfig | None = None
+) -> list[Input]:
     """Returns the files that paths, folders, globs and hub: names stand for, sorted, each once.
 
     kind_of: returns "" for a name that cannot be read. allowed, refusal: for the message about such a file, where it is
-    named and not in a folder. Raises DataError for it, for whatever gives nothing, and for pipes and devices."""
+    named and not in a folder. config: says how files are read. Raises DataError for such a file, for
+    whatever gives nothing, and for pipes and devices."""
     items: dict[str, Input] = {}  # by real path
     repeated = list[str]()
     for pattern in patterns:
@@ -192,7 +217,7 @@ def list_files(patterns: list[str], kind_of: Callable[[str], str], allowed: str,
         for name in files_of(pattern, lambda name: bool(kind_of(name)), allowed):
             if not kind_of(name):
                 raise DataError(f"{name}: `{Path(name).suffix or 'no suffix'}` {refusal}\n  allowed: {allowed}")
-            item = Input(name)
+            item = Input(name, encoding=config.encoding, text_files=config.text_files) if config else Input(name)
             item.look()
             if items.setdefault(os.path.realpath(name), item) is not item:
                 repeated.append(name)
@@ -235,8 +260,11 @@ def _folder(folder: str, wanted: Callable[[str], bool], allowed: str) -> list[st
             folders.clear()
             continue
         seen.add((info.st_dev, info.st_ino))
+        if "dataset_dict.json" in files:
+            splits = sorted(folders)
+            raise DataError(f"{here} holds splits: {', '.join(splits)}\n  → name one of them: {here}/{splits[-1]}")
         for name in files:
-            if wanted(name):
+            if wanted(name) and name not in ABOUT_DATA:
                 names.append(os.path.join(here, name))
             else:
                 others[Path(name).suffix or "no suffix"] += 1

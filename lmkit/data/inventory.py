@@ -77,7 +77,7 @@ def _found(patterns: list[str], recipe: Recipe | FinetuneRecipe) -> list[str]:
         items = [source.item for source in list_sources(patterns, recipe.task.name, recipe.data, labelled=True)]
     else:
         pairing = Pairing(str(data.text), data.target) if data.target is not None else None
-        items = list_inputs(patterns, pairing)
+        items = list_inputs(patterns, pairing, data)
     return [name for item in items for file in item.files for name in _inside(file.name)]
 
 

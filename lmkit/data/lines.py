@@ -13,7 +13,6 @@ from lmkit.data.inputs import Input, Problems
 
 MAX_RECORD = 128 * 2**20  # bytes of one line of JSON, characters of one CSV field
 BLOCK = 2**20
-ENCODINGS = ("gbk", "big5", "shift_jis", "euc-kr", "cp1252", "cp1251")  # that tables are found in besides UTF-8
 BROKEN, BINARY, UNREADABLE = "broken records", "binary files", "unreadable files"
 T = TypeVar("T")
 
@@ -72,21 +71,25 @@ class _Raw(io.RawIOBase):
 
 
 def read_blocks(item: Input) -> Iterator[bytes]:
-    """Yields the text, unpacked and in UTF-8, about a megabyte at a time. UTF-16 with a BOM is recoded."""
-    decode = None
+    """Yields the text, unpacked and in UTF-8, about a megabyte at a time. `item.encoding`, and UTF-16 with a BOM, are
+    recoded; bytes that are no text there stay as they are."""
+    decode, errors = None, "surrogateescape"
+    if codecs.lookup(item.encoding).name != "utf-8":
+        decode = codecs.getincrementaldecoder(item.encoding)(errors).decode
     blocks = read_bytes(item)
     for number, block in enumerate(blocks):
         if number == 0 and block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            decode = codecs.getincrementaldecoder("utf-16")("surrogatepass").decode
+            errors = "surrogatepass"
+            decode = codecs.getincrementaldecoder("utf-16")(errors).decode
         if decode:
-            block = decode(block).encode(errors="surrogatepass")
+            block = decode(block).encode(errors=errors)
         if number == 0 and b"\0" in block:  # UTF-32 too, whose BOM begins like that of UTF-16
             for _ in blocks:  # the rest is read for its checksum
                 pass
             raise BinaryFile
         yield block.removeprefix(codecs.BOM_UTF8) if number == 0 else block
-    if decode:
-        yield decode(b"", final=True).encode(errors="surrogatepass")
+    if decode and (rest := decode(b"", final=True)):
+        yield rest.encode(errors=errors)
 
 
 def read_bytes(item: Input) -> Iterator[bytes]:
@@ -163,15 +166,3 @@ def not_unicode(text: str) -> int | None:
     except UnicodeEncodeError as error:
         return error.start
     return None
-
-
-def encodings_of(text: str) -> list[str]:
-    """Returns the encodings in which bytes that are not UTF-8, here half surrogates, are text."""
-    return [name for name in ENCODINGS if _can_be(text, name)]
-
-
-def _can_be(text: str, encoding: str) -> bool:
-    try:
-        return text.encode(errors="surrogateescape").decode(encoding).isprintable()
-    except UnicodeError:
-        return False

@@ -62,6 +62,11 @@ def entities(tags: Sequence[str], bioes: bool = False) -> set[Entity]:
     return complete
 
 
+def entities_in(tags: Sequence[str], written: Scheme) -> set[Entity]:
+    """Returns the entities of one sentence, in whatever scheme its tags are written."""
+    return entities(_uniform(tags, written), written not in ("iob1", "iob2"))
+
+
 def score_tags(
     gold: Sequence[Sequence[str]],
     predicted: Sequence[Sequence[str]],
@@ -83,8 +88,7 @@ def score_tags(
         place = {tag: i for i, tag in enumerate(seen)}
         counts = [_tag_counts(g, p, place) for g, p in pairs]
     else:
-        bioes = written not in ("iob1", "iob2")
-        both = [[entities(_uniform(row, written), bioes) for row in pair] for pair in pairs]
+        both = [[entities_in(row, written) for row in pair] for pair in pairs]
         counts = [np.array([[len(g & p)], [len(g)], [len(p)]]) for g, p in both]
     table = np.array(counts, float)  # (N, 3, classes): right, actual, predicted
 

@@ -228,12 +228,12 @@ class KnowledgeBase:
 
     # ---- write
 
-    def add(self, patterns: Sequence[str]) -> Added:
+    def add(self, patterns: Sequence[str], encoding: str = "utf-8") -> Added:
         """Adds files, in one transaction.
 
         Files that it already holds are left out, and the rows of a changed file replace its old rows. Raises DataError
         as `sources.read_rows` does; then nothing is changed."""
-        items = knowledge_files(list(patterns))
+        items = knowledge_files(list(patterns), encoding)
         with told(self.path):
             self.db.execute("BEGIN IMMEDIATE")
             try:
@@ -248,7 +248,7 @@ class KnowledgeBase:
         return added
 
 
-def build_knowledge_base(path: Path, patterns: Sequence[str]) -> Added:
+def build_knowledge_base(path: Path, patterns: Sequence[str], encoding: str = "utf-8") -> Added:
     """Builds a new knowledge base out of files.
 
     Raises UserError where `path` exists already, StorageError where it cannot be written, and DataError as
@@ -257,7 +257,7 @@ def build_knowledge_base(path: Path, patterns: Sequence[str]) -> Added:
         raise UserError(f"{path}: is there already\n  → lmkit kb add {path} FILES, or build under another name")
     if not path.parent.is_dir():
         raise StorageError(f"{path.parent}: no such folder\n  → make it, or name another place")
-    items = knowledge_files(list(patterns))
+    items = knowledge_files(list(patterns), encoding)
     with replacing(path) as part, told(path):
         db = _connect(part, "rw")
         try:  # nobody reads the file yet, and a broken build is deleted, so journal and flushing are not needed

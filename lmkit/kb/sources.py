@@ -8,11 +8,14 @@ from typing import Any, NamedTuple
 
 from lmkit.base.display import note
 from lmkit.base.errors import DataError
+from lmkit.data.encodings import settle_encodings
 from lmkit.data.inputs import Input, Problems, list_files
 from lmkit.data.lines import guarded, not_unicode, read_lines
 from lmkit.data.records import read_records
+from lmkit.recipe.recipe_file import build_recipe
+from lmkit.recipe.sources import SourcesConfig
 
-ALLOWED = ".csv, .tsv, .jsonl, .json, .parquet, .txt, .gz or .zst of these"
+ALLOWED = ".csv, .tsv, .xlsx, .jsonl, .json, .parquet, .arrow, .feather, .txt, .gz or .zst of these"
 PASSAGE = 2000  # characters; longer passages are cut at the end of a sentence
 BORDER = re.compile(r"(?<=[.!?。])\s")
 MISSING, UNDECODABLE, OTHER = "rows with an empty field", "undecodable rows", "records of another kind"
@@ -50,11 +53,14 @@ class KnowledgeRow(NamedTuple):
     values: tuple[str, ...]
 
 
-def knowledge_files(patterns: list[str]) -> list[Input]:
+def knowledge_files(patterns: list[str], encoding: str = "utf-8") -> list[Input]:
     """Returns the files that paths, folders and globs stand for, each once, sorted.
 
-    Raises DataError for a pattern that matches nothing, and for kinds of files that cannot be read."""
-    return list_files(patterns, lambda name: Input(name).kind, ALLOWED, "is no kind of file that can be added")
+    Raises UserError for an encoding that is none, and DataError for a pattern that matches nothing and for kinds of
+    files that cannot be read."""
+    config = build_recipe(SourcesConfig, {"train": patterns, "encoding": encoding}, {}, where="lmkit kb")
+    kind_of = lambda name: Input(name).kind
+    return settle_encodings(list_files(patterns, kind_of, ALLOWED, "is no kind of file that can be added", config))
 
 
 def read_rows(item: Input, problems: Problems) -> Iterator[KnowledgeRow]:

@@ -1,13 +1,15 @@
 """Builds the objective and its rows from a recipe's task and data."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from lmkit.architecture.families import FAMILIES
 from lmkit.base.errors import DataError, ModelError, UserError
+from lmkit.base.order import Mixture
 from lmkit.data.tokens.packing import PackedRows
-from lmkit.data.tokens.rows import ParallelRows, SentenceChunks, StreamRows
+from lmkit.data.tokens.rows import JoinedRows, ParallelRows, SentenceChunks, StreamRows
 from lmkit.data.tokens.store import Split, TokenStore
 from lmkit.objectives.batch import ExampleSource, Objective
 from lmkit.objectives.causal_lm import CausalLM
@@ -16,6 +18,7 @@ from lmkit.objectives.noise.spans import corrupted_lengths, raw_length
 from lmkit.objectives.seq2seq import Denoising, Seq2Seq, SpanCorruption, parallel
 from lmkit.recipe.objectives import Denoiser, DenoisingConfig, MaskedLMConfig, Seq2SeqConfig, SpanCorruptionConfig
 from lmkit.recipe.pretraining import Recipe
+from lmkit.recipe.sources import SourcesConfig
 from lmkit.text.pieces import ordinary_ids, sentence_ends, word_starts
 from lmkit.text.tokenizer import Tokenizer
 
@@ -31,6 +34,7 @@ class Work:
     row_tokens: float  # tokens of an average row, as `train.batch` counts them
     note: str  # a line for people: how the text was cut into rows
     tokens_per_byte: float | None = None  # of the held-out text; None unless every token of it is predicted
+    mixture: Mixture | None = None  # of the rows, where sources have weights
 
 
 def build_objective(recipe: Recipe, store: TokenStore, tokenizer: Tokenizer) -> Work:
@@ -44,7 +48,29 @@ def build_objective(recipe: Recipe, store: TokenStore, tokenizer: Tokenizer) -> 
         raise DataError(
             f"{store.path} holds {content}, which {task.name} does not learn from\n  → tokenize the data again"
         )
-    train, held_out = store.split("train"), store.split("validation")
+    held_out, count = store.split("validation"), len(recipe.data.weights)
+    if not count:
+        return _of_split(recipe, store.split("train"), held_out, tokenizer)
+    splits = [store.split("train", source) for source in range(count)]
+    works = [_of_split(recipe, split, held_out, tokenizer) for split in splits]
+    rows = JoinedRows([work.rows for work in works], [split.num_documents // (1 + store.pairs) for split in splits])
+    mixture = mixture_of([len(work.rows) for work in works], recipe.data, [work.row_tokens for work in works])
+    tokens = sum(len(work.rows) * work.row_tokens for work in works) / len(rows)
+    notes = "; ".join(f"{name}: {work.note}" for name, work in zip(recipe.data.sources, works, strict=True))
+    return replace(works[0], rows=rows, row_tokens=tokens, note=notes, mixture=mixture)
+
+
+def mixture_of(sizes: list[int], data: SourcesConfig, row_tokens: Sequence[float] = ()) -> Mixture:
+    """Returns the mixture of sources of so many examples, by their weights. row_tokens: the mean of each source, where
+    weights are shares of tokens. Raises DataError for a source without examples."""
+    if 0 in sizes:
+        raise DataError(f"{data.sources[sizes.index(0)]}: nothing to learn from is left of this source of data.weights")
+    row_tokens = row_tokens or [1.0] * len(sizes)
+    return Mixture(tuple(sizes), tuple(w / n for w, n in zip(data.weights, row_tokens, strict=True)))
+
+
+def _of_split(recipe: Recipe, train: Split, held_out: Split, tokenizer: Tokenizer) -> Work:
+    task = recipe.task
     if isinstance(task, MaskedLMConfig):
         return _masked(recipe, task, train, held_out, tokenizer)
     if isinstance(task, SpanCorruptionConfig):

@@ -67,7 +67,8 @@ def _predictions(
     if cut := len({e["row"] for e in examples if e["cut"]}):
         note(f"{cut:,} of {len(table.rows):,} rows are longer than the model reads and were cut")
     outputs = together([task.outputs(one.model, table, examples) for one in loaded])
-    records = [{"place": place} | task.say(output) for place, output in zip(table.places, outputs, strict=True)]
+    predictions = map(task.say_of, table.rows, outputs)
+    records = [{"place": place} | prediction for place, prediction in zip(table.places, predictions, strict=True)]
     for lost in reversed(table.lost):
         records.insert(lost.before, {"place": lost.place, "error": lost.reason})
     return records

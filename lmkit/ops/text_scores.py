@@ -25,7 +25,8 @@ from rich.table import Table
 
 from lmkit.base.display import Meter, note
 from lmkit.base.errors import DataError, UserError
-from lmkit.data.documents import read_documents, read_pairs
+from lmkit.data.documents import read_documents, read_pairs, unread_advice
+from lmkit.data.encodings import settle_encodings
 from lmkit.data.inputs import Document, Input, Pairing, Problems, list_inputs
 from lmkit.evaluation import masked_lm, perplexity, seq2seq
 from lmkit.evaluation.intervals import Estimate
@@ -86,7 +87,7 @@ class Texts:
             before += item.done
         if not number:
             names = ", ".join(item.name for item in self.inputs)
-            raise DataError(f"{names}: there is no text to score{_listed(self.problems)}")
+            raise DataError(f"{names}: there is no text to score{_listed(self.problems)}{unread_advice(self.problems)}")
 
 
 def evaluate_models(
@@ -95,8 +96,8 @@ def evaluate_models(
 ) -> None:  # fmt: skip
     """Prints the scores of one model on what it was made for, or of two side by side.
 
-    columns: those that a person named, of text, pair, label and target. languages: as for `task_of`. options: of
-    `evaluate_texts`, for models that predict words. Raises UserError for options without a use."""
+    columns: those that a person named, of text, pair, label and target; and `encoding`. languages: as for `task_of`.
+    options: of `evaluate_texts`, for models that predict words. Raises UserError for options without a use."""
     if len(set(models)) != len(models) or len(models) > 2:
         what = f"{models[0]} is named twice" if len(models) == 2 else f"{len(models)} models"
         raise UserError(f"{what}\n  → name one model, or two that differ, to compare them")
@@ -115,7 +116,8 @@ def evaluate_models(
         columns["text"] = columns["text"] or settings.columns.get("text")
         if columns["target"] is None:
             options["separator"] = options["separator"] or settings.separator
-    options |= {"text": columns["text"] or "text", "target": columns["target"]}
+    options |= {"text": columns["text"] or "text", "encoding": columns.get("encoding") or "utf-8"}
+    options["target"] = columns["target"]
     return evaluate_texts(models[0], data, as_json=as_json, allow_pickle=allow_pickle, **options)
 
 
@@ -130,13 +132,17 @@ def evaluate_texts(
     allow_pickle: bool = False,
     target: str | None = None,
     pll_tokens: int | None = None,
+    encoding: str = "utf-8",
+    text_files: list[str] | None = None,
 ) -> None:
     """Prints a table, or one JSON object, and says what was skipped. Raises UserError for a model that predicts no
     words and for options it has no use for, DataError when no text is left."""
     if target is not None and separator is not None:
         raise UserError("--separator ends documents and --target makes pairs\n  → leave one of them out")
-    inputs = list_inputs(data, None if target is None else Pairing(text, target))
-    texts = Texts(inputs, DataConfig(train=data, text=text, separator=separator, target=target))
+    keys = {"train": data, "text": text, "separator": separator, "target": target, "encoding": encoding}
+    config = recipes.build_recipe(DataConfig, keys | {"text_files": text_files or []}, {}, where="lmkit eval")
+    inputs = settle_encodings(list_inputs(data, None if target is None else Pairing(text, target), config))
+    texts = Texts(inputs, config)
     loaded = load(model, allow_pickle)
     _check(model, loaded, {"stride": stride, "target": target, "pll-tokens": pll_tokens})
     if loaded.config.stacks == "decoder":

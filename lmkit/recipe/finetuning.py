@@ -90,6 +90,8 @@ class FinetuneRecipe(Section):
             raise ValueError("parallel.tensor is for pretraining: scores of tasks need whole matrices\n  → data: fsdp")
         if self.lora and self.parallel.data == "fsdp":
             raise ValueError("lora leaves little to shard\n  → parallel.data=ddp")
+        if self.data.weights and not task.in_steps:
+            raise ValueError(f"data.weights: task {task.name} is not trained step by step\n  → leave it out")
         if isinstance(task, AnswerConfig) and not task.kb:
             raise ValueError("task.kb is missing: the knowledge base that answers are looked up in (`lmkit kb build`)")
         return self

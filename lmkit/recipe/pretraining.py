@@ -11,6 +11,7 @@ from lmkit.architecture.model_config import ModelConfig
 from lmkit.base import units
 from lmkit.recipe.objectives import OBJECTIVES, CausalLMConfig, Count, Fraction, ObjectiveConfig, Section
 from lmkit.recipe.optimizers import OptimizerName
+from lmkit.recipe.sources import SourcesConfig
 
 Tokens = Annotated[int, BeforeValidator(lambda v: units.count(v, "token"))]
 Steps = Annotated[int, BeforeValidator(lambda v: units.count(v, "step"))]
@@ -63,7 +64,7 @@ class TokenizerConfig(Section):
     )
 
 
-class DataConfig(Section):
+class DataConfig(SourcesConfig):
     train: str | list[str] = Field(description="Files, folders, globs, a folder made by `lmkit tokenize`, or hub:NAME.")
     validation: Fraction | str | list[str] = Field(
         0.05, description="Share of the documents held out, chosen by document hash; or files of their own."
@@ -73,7 +74,7 @@ class DataConfig(Section):
         min_length=1,
         description="Text that ends a document inside .txt files, like '<|endoftext|>'. None: a file is a document.",
     )
-    text: str = Field("text", description="Column or key that holds the text in .jsonl, .csv and .parquet.")
+    text: str = Field("text", description="Column or key of the text, as of .jsonl; `body.text` lies inside `body`.")
     target: str | None = Field(
         None,
         description="Makes pairs: column or key of the target text, beside that of the source in `text`. For files of "
@@ -233,6 +234,8 @@ class Recipe(Section):
             raise ValueError(
                 "data.document_masking fits packed rows of documents only: causal_lm, or masked_lm without pairs"
             )
+        if self.data.weights and getattr(task, "pairs", None):
+            raise ValueError("data.weights keeps sources apart, and task.pairs draws from all\n  → leave one out")
         head = "pairs" if getattr(task, "pairs", None) else "lm"
         if model.head != head or model.labels:
             raise ValueError(

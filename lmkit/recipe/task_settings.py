@@ -30,6 +30,7 @@ class TaskSettings(Section):
     max_length: Count = 0  # tokens a row is cut to; 0: the default of the task
     columns: dict[str, str] = Field(default_factory=dict)  # those the recipe names, by role
     separator: str | None = None  # between the labels of a row that has several
+    words: str = "blanks"  # what parts the words of a text to tag, as `data.words`
     fitted: dict[str, Any] = Field(default_factory=dict)  # chosen on held-out rows, like `no_answer_threshold`
 
     @classmethod
@@ -39,8 +40,8 @@ class TaskSettings(Section):
         data = recipe.data
         named = {"text": data.text, "pair": data.pair, "label": data.label, "target": data.target}
         columns = {role: column for role, column in named.items() if column is not None}
-        given = {"task": recipe.task, "max_length": data.max_length, "columns": columns, "separator": data.separator}
-        return cls(**(given | settled))
+        given = {"task": recipe.task, "max_length": data.max_length, "columns": columns}
+        return cls(**(given | {"separator": data.separator, "words": data.words} | settled))
 
     def write(self, folder: Path) -> None:
         write_json(folder / FILE, recipes.as_tree(self))

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 from pydantic import Field
 
 from lmkit.recipe.objectives import Count, Fraction, Section
+from lmkit.recipe.sources import SourcesConfig
 
 
 class TaskSection(Section):
@@ -151,16 +152,15 @@ class PixelConfig(Section):
     colours: Count = Field(64, ge=2, description="Different tokens: the means that k-means finds among patches.")
 
 
-class TableConfig(Section):
+class TableConfig(SourcesConfig):
     """Labelled data. Columns are found by common names; naming one here settles it."""
 
-    train: str | list[str] = Field(description="Files, folders, globs, or hub:NAME.")
     validation: Fraction | str | list[str] = Field(
         0.1, description="Share of the rows held out, the same of each class; or files of their own."
     )
     text: str | None = Field(None, description="Column of the text, the question of `answer`, or the source.")
     pair: str | None = Field(None, description="Column of the second text of a pair.")
-    label: str | None = Field(None, description="Column of the label, or of the tags of words.")
+    label: str | None = Field(None, description="Column of the label, or of tags; `a,b`: columns of 0 and 1, one each.")
     target: str | None = Field(
         None, description="Column of the text to write; for files of lines the ending of a name."
     )
@@ -168,6 +168,9 @@ class TableConfig(Section):
         None,
         min_length=1,
         description="Between the labels of a row that has several (`|`); for `lm` what ends a document in .txt.",
+    )
+    words: Literal["blanks", "punctuation"] = Field(
+        "blanks", description="What parts words to tag; punctuation: marks are words too, as where spans are labelled."
     )
     max_length: Count = Field(0, ge=0, description="Tokens a row is cut to; 0: the model's context, at most 512.")
     pixels: PixelConfig = Field(default_factory=PixelConfig, description="Of images, for a new model.")

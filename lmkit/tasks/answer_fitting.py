@@ -84,7 +84,7 @@ def fit_answering(recipe: FinetuneRecipe, path: Path, latest: Path | None) -> in
 
 def _tables(recipe: FinetuneRecipe) -> tuple[Table, Table]:
     data, config = recipe.data, recipe.task
-    columns = {"text": data.text, "target": data.target}
+    columns = {"text": data.text, "target": data.target, "encoding": data.encoding}
     folder = model_folder(str(recipe.model))
     read = lambda names: read_labelled([names] if isinstance(names, str) else names, config, columns, True, folder)
     train = read(data.train)

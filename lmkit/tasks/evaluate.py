@@ -17,6 +17,7 @@ from lmkit.evaluation import paired
 from lmkit.evaluation.intervals import Estimate
 from lmkit.images.palette import as_texts, holds_images, load_palette
 from lmkit.pretrained import Pretrained
+from lmkit.recipe.recipe_file import build_recipe
 from lmkit.recipe.task_settings import settings_of
 from lmkit.recipe.tasks import TableConfig, TaskConfig
 from lmkit.tasks.table import trained_task
@@ -41,7 +42,7 @@ def read_labelled(
 ) -> Table:  # fmt: skip
     """Returns the rows, with images in the words of the model in `folder`, and notes what was read and left out.
     Columns that are not named are those the model's run was trained with; without `labelled`, none of what is to be
-    predicted.
+    predicted. columns: by their keys of a recipe's `data`; and `encoding`.
 
     task: of the model, whose labels the rows are read for."""
     settings = settings_of(folder)
@@ -51,7 +52,9 @@ def read_labelled(
     }
     if not labelled:
         chosen |= {role.key: "" for role in TABLES[config.name].roles if role.answer}
-    table_config = TableConfig(train=sources, separator=settings.separator if settings else None, **chosen)
+    trained = {"separator": settings.separator, "words": settings.words} if settings else {}
+    keys = {"train": sources} | trained | chosen
+    table_config = build_recipe(TableConfig, keys, {}, where="command line")
     kind, known = ("auto", frozenset[str]()) if task is None else task.read_as()
     table = read_table(sources, config.name, table_config, labelled, kind, known)
     for line in table.described(sources):

@@ -114,6 +114,19 @@ class Tagger(Task):
     def say(self, output: list[str]) -> dict[str, Any]:
         return {"tags": output}
 
+    def say_of(self, row: dict[str, Any], output: list[str]) -> dict[str, Any]:
+        """Returns the tags; and the entities, by their characters, where the words were cut out of a text."""
+        if "text" not in row or self.written == "words":
+            return self.say(output)
+        text, places, end = row["text"], list[tuple[int, int]](), 0
+        for word in row["words"]:
+            start = text.index(word, end)
+            places.append((start, end := start + len(word)))
+        tagged = sorted(tagging.entities_in(output, self.written), key=lambda entity: entity[1])
+        spans = [(places[first][0], places[last - 1][1], kind) for kind, first, last in tagged]
+        entities = [{"start": a, "end": b, "label": kind, "text": text[a:b]} for a, b, kind in spans]
+        return self.say(output) | {"entities": entities}
+
 
 def first_tokens(words: list[str], framed: Framed) -> list[int | None]:
     """Returns the place of the first token that holds a character of each word, in words joined by spaces; None for

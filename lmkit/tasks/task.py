@@ -113,6 +113,10 @@ class Task(ABC):
 
     # ---- what only some tasks have
 
+    def say_of(self, row: dict[str, Any], output: Any) -> dict[str, Any]:
+        """Returns an output as JSON, with what it says of the text of its row."""
+        return self.say(output)
+
     @classmethod
     def settle_tokenizer(
         cls, config: Any, model: ModelConfig, home: Path | None, tokenizer: Tokenizer, folder: Path

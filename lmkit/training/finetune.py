@@ -11,10 +11,11 @@ from lmkit.base import units
 from lmkit.base.display import MarkedText, note
 from lmkit.base.errors import DataError, ModelError, UserError, did_you_mean
 from lmkit.base.files import write_json
+from lmkit.base.order import Mixture
 from lmkit.base.runs import model_folder
 from lmkit.base.units import brief, show_count, split_quantity
 from lmkit.data.tables.columns import trained_columns
-from lmkit.data.tables.splitting import limit
+from lmkit.data.tables.splitting import limit, taken
 from lmkit.data.tables.table import Table
 from lmkit.data.tokens.cache import open_tokens
 from lmkit.data.tokens.store import TokenStore
@@ -25,12 +26,13 @@ from lmkit.model.initial import init_weights
 from lmkit.model.lora import add_lora, freeze
 from lmkit.model.resize import order_labels
 from lmkit.model.transformer import Transformer
-from lmkit.objectives.build import Work, starts
+from lmkit.objectives.build import Work, mixture_of, starts
 from lmkit.pretrained import BESIDE, copy_beside, load
 from lmkit.recipe.finetuning import FinetuneRecipe, with_default_lr
 from lmkit.recipe.objectives import default_objective
 from lmkit.recipe.pretraining import DataConfig, EvaluateConfig, ModelSection, Recipe, TokenizerConfig, TrainConfig
 from lmkit.recipe.task_settings import TaskSettings
+from lmkit.recipe.tasks import TableConfig
 from lmkit.tasks.table import TASKS
 from lmkit.tasks.task import Reading, Task, texts
 from lmkit.text.tokenizer import Tokenizer
@@ -102,15 +104,16 @@ def build_finetuning(
     task = TASKS[recipe.task.name].for_training(recipe.task, train, reading)
     model, new = _with_head(source, before, task, recipe.train.seed)
     columns = trained_columns(recipe.task.name, recipe.data, train.columns)
+    words = "punctuation" if {"text", "words"} <= train.rows[0].keys() else recipe.data.words
     settings = TaskSettings.of_recipe(
-        recipe, task=task.settled(recipe.task), max_length=task.max_length, columns=columns
+        recipe, task=task.settled(recipe.task), max_length=task.max_length, columns=columns, words=words
     )
     settings.write(folder / "tokenizer")
     if generation_config := task.generation_config():
         write_json(folder / "tokenizer" / GENERATION_CONFIG, generation_config)
     adapter = adapt(model, recipe, str(recipe.model))
     some = limit(held_out, recipe.evaluate.rows, seed=0)
-    rows = task.examples(train)
+    rows, mixture = _examples(task, train, recipe.data)
     try:
         held = task.examples(some)
     except DataError as e:  # that rows held out cannot be read, as by a chat template, is no reason not to learn
@@ -124,7 +127,7 @@ def build_finetuning(
         task.objective.length(rows[0]) if task.packed else task.objective.collate(some_rows).num_tokens / len(some_rows)
     )
     lengths = [n for e in rows for n in e.get("lengths", [task.objective.length(e)])]
-    work = Work(task.objective, rows, task.objective, held, mean, "")
+    work = Work(task.objective, rows, task.objective, held, mean, "", mixture=mixture)
     recipe = with_default_lr(recipe, model.config.hidden_size)
     job = build_job(
         recipe, model, work, _batch_rows(recipe.train.batch, mean, len(rows), task.packed), tokenizer,
@@ -150,6 +153,22 @@ def build_finetuning(
     job.closing = beam * len(held_out.rows) / max(len(some.rows), 1)
     cut = len({e["row"] for e in rows if e["cut"]})
     return Finetuning(job, task, train, held_out, cut, new, rows, lengths, settings)
+
+
+def _examples(task: Task, train: Table, data: TableConfig) -> tuple[list[dict[str, Any]], Mixture | None]:
+    """Returns the examples of the training rows, one source after the other where these have weights, and how they are
+    mixed. Raises DataError for a source without examples."""
+    if not data.weights:
+        return task.examples(train), None
+    parts = []
+    for number in range(len(data.sources)):
+        rows = [i for i, place in enumerate(train.places) if train.origins[place] == number]
+        examples = task.examples(taken(train, rows, train.problems)) if rows else []
+        for example in examples:  # name their rows by the numbers that these have in the whole table
+            example["row"] = rows[example["row"]]
+            example["documents"] = [rows[i] for i in example.get("documents", ())]
+        parts.append(examples)
+    return [example for part in parts for example in part], mixture_of([len(part) for part in parts], data)
 
 
 def adapt(model: Transformer, recipe: FinetuneRecipe, base: str) -> Adapter | None:
@@ -279,7 +298,8 @@ def build_continued(recipe: FinetuneRecipe, folder: Path, world: World) -> tuple
     recipe = with_default_lr(recipe, c.hidden_size)
     data = DataConfig(
         train=recipe.data.train, validation=recipe.data.validation, text=recipe.data.text or "text",
-        separator=recipe.data.separator,
+        separator=recipe.data.separator, encoding=recipe.data.encoding, text_files=recipe.data.text_files,
+        weights=recipe.data.weights,
     )  # fmt: skip
     with world.first_alone():
         store = open_tokens(data, TokenizerConfig(path=str(loaded.tokenizer_folder)), c.family, verify=world.first)

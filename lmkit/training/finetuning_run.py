@@ -124,7 +124,8 @@ def tables(recipe: FinetuneRecipe) -> tuple[Table, Table]:
 def _read(sources: str | list[str], recipe: FinetuneRecipe, kind: str = "") -> Table:
     """Reads a table, and tells what was read. kind: of the labels of the training rows, where they are read already."""
     named = [sources] if isinstance(sources, str) else sources
-    table = read_table(named, recipe.task.name, recipe.data, kind=kind or getattr(recipe.task, "kind", "auto"))
+    config = recipe.data if sources == recipe.data.train else recipe.data.model_copy(update={"weights": ()})
+    table = read_table(named, recipe.task.name, config, kind=kind or getattr(recipe.task, "kind", "auto"))
     for line in table.described(named):
         note(line)
     return table

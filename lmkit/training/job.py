@@ -100,7 +100,26 @@ class Job:
         """Returns the progress of the run for status.json: steps, tokens and the best scores, `metric` first."""
         s = self.state
         best = s.best and {"step": s.best["step"], self.metric: s.best[self.metric]} | s.best
-        return {"step": s.step, "tokens": s.tokens, "best": best, "skipped": s.skipped}
+        sources = {"sources": self.sources(s.step)} if self.work.mixture else {}
+        return {"step": s.step, "tokens": s.tokens, "best": best, "skipped": s.skipped} | sources
+
+    def sources(self, step: int) -> dict[str, dict[str, float]]:
+        """Returns, of each source that has a weight, its share, the rows that were read of it before step `step`, and
+        how often that is all of it."""
+        data, mixture = self.recipe.data, self.work.mixture
+        if mixture is None:
+            return {}
+        drawn = mixture.drawn(self.batch_of(step) * self.batch_rows)
+        return {
+            name: {"share": weight / sum(data.weights), "rows": rows, "epochs": rows / size}
+            for name, weight, rows, size in zip(data.sources, data.weights, drawn, mixture.sizes, strict=True)
+        }
+
+    def tell_sources(self, step: int) -> None:
+        """Tells how often each source that has a weight was, or will be, read before step `step`."""
+        for name, s in self.sources(step).items():
+            extent = f"{s['rows']:,} rows, {s['epochs']:.2f} epochs by step {step:,}"
+            note(f"source   {name}: share {s['share']:.1%}, {extent}")
 
     def better(self, scores: dict[str, float]) -> bool:
         """Says whether these are the best scores so far.

@@ -70,6 +70,7 @@ def dry_run(recipe_path: Path, overrides: tuple[str, ...]) -> None:
     """Prints what would happen. It writes tokens into their cache, and nothing else."""
     recipe, store = _settle(recipe_file.load_recipe(Recipe, recipe_path, overrides, expand_pretraining))
     job = build_pretraining(recipe, store)
+    job.tell_sources(job.horizon.steps or 0)
     print("\n".join([*describe_pretraining(job, store), *expected_time(job, job.recipe.train.batch)]))
 
 

@@ -61,6 +61,7 @@ def execute(
         else:
             begin(job, run, prepared.facts, prepared.files)
         prepared.introduce()
+        job.tell_sources(job.horizon.steps or job.state.step)
         began = time.monotonic()
         code = run_to_end(job, run, verb)
         if code is not None:
@@ -191,6 +192,9 @@ def run_to_end(job: Job, run: Run, verb: str) -> int | None:
         if outcome != "done":
             run.status("stopped", reason=outcome, **job.progress)
     if outcome == "done":
+        job.tell_sources(job.state.step)
+        if sources := job.sources(job.state.step):
+            run.event("sources", step=job.state.step, sources=sources)
         return None
     print(f"stopped by {outcome} at step {job.state.step}, saved\n  → {going_on(run.path, verb)}")
     return STOPPED_RESUMABLE

@@ -45,7 +45,8 @@ def read_share(job: Job, step: int) -> Share:
 
     Rows go to the processes in turn. The counts are still those of this process alone."""
     seed, objective, rows, world = job.recipe.train.seed, job.work.objective, job.work.rows, job.world
-    places = batch_rows(nth_left(step, job.state.passed_over), job.batch_rows, len(rows), seed)
+    number = nth_left(step, job.state.passed_over)
+    places = batch_rows(number, job.batch_rows, len(rows), seed, job.work.mixture)
     own_places = places[world.data_rank :: world.data_size]
     examples = [objective.prepare(rows[i], rng_for(seed, epoch, i)) for epoch, i in own_places]
     overhead, multiple = passes_cost(job.device, job.precision, job.model.config.context)

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from lmkit.base.order import batch_rows, by_length, rng_for, shuffled
+from lmkit.base.order import Mixture, batch_rows, by_length, rng_for, shuffled
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 64, 1000])
@@ -38,3 +38,19 @@ def test_groups_hold_every_item_once_within_the_limit_and_cost_no_more_than_a_gr
     padded = lambda gs: sum(len(g) * max(n for _, n in g) for g in gs)
     assert padded(alone) == sum(n for _, n in items)
     assert padded(groups) + overhead * len(groups) <= padded(alone) + overhead * len(alone)
+
+
+@pytest.mark.parametrize("weights", [(3, 1), (1, 1, 1), (0.7, 0.2, 0.1), (5,), (1e-3, 1, 1000, 2)])
+def test_a_mixture_gives_each_source_its_share_in_epochs_of_its_own(weights):
+    sizes = (7, 40, 3, 11)[: len(weights)]
+    mixture, n = Mixture(sizes, weights), 2000
+    rows = [row for step in range(n // 20) for row in batch_rows(step, 20, sum(sizes), 4, mixture)]
+    first = 0
+    for size, weight, drawn in zip(sizes, weights, mixture.drawn(n), strict=True):
+        own = [(epoch, i - first) for epoch, i in rows if first <= i < first + size]
+        assert len(own) == drawn and abs(drawn - n * weight / sum(weights)) < len(sizes)
+        assert own == [(at // size, shuffled(at % size, size, 4, at // size)) for at in range(drawn)]
+        first += size
+    counts = [mixture.drawn(k) for k in range(200)]  # at every point, not only at the end
+    assert all(abs(c - k * w / sum(weights)) < len(sizes)
+               for k, row in enumerate(counts) for c, w in zip(row, weights, strict=True))  # fmt: skip

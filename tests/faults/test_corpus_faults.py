@@ -366,3 +366,22 @@ def test_files_line_by_line_belong_together(sources, targets, code, says, here, 
         (here / "a.de").write_text("".join(line + "\n" for line in ["", "zwei", *DOCUMENTS[2:]][:targets]))
     shown = tokenize("a.en", text="en", target="de", family="transformer")
     assert shown.code == code and all(part in shown.err + shown.out for part in says), shown
+
+
+CHINESE = "这部电影非常好看，我很喜欢。演员的表演也很出色。"
+
+
+def test_commands_read_encodings_and_named_endings(tmp_path, lmkit_):
+    (tmp_path / "a.txt").write_text((CHINESE + "\n") * 40, encoding="gbk")
+    (tmp_path / "b.md").write_text((CHINESE + "\n") * 40)
+    files = ("tokenize", tmp_path / "a.txt", tmp_path / "b.md", "--kind", "bytes")
+    shown = lmkit_(*files, "--out", tmp_path / "out")
+    assert shown.code == 3 and "b.md: `.md` is not a kind of text file" in shown.err and "--text-files" in shown.err
+    shown = lmkit_(*files[:2], *files[3:], "--out", tmp_path / "out")
+    assert shown.code == 3 and "→ data.encoding=gbk" in shown.err and "--encoding gbk" in shown.err
+    shown = lmkit_(*files, "--text-files", ".md", "--encoding", "auto", "--out", tmp_path / "auto")
+    assert shown.code == 0 and "read by their bytes as gbk: 1, utf-8: 1" in shown.err
+    passages = "".join(f"Über {i}\n\n" for i in range(3))
+    (tmp_path / "kb.txt").write_text(passages, encoding="cp1252")
+    shown = lmkit_("kb", "build", tmp_path / "kb.sqlite", tmp_path / "kb.txt", "--encoding", "cp1252")
+    assert shown.code == 0 and "3 passages" in shown.out

@@ -393,3 +393,33 @@ def test_what_is_learnt_is_coloured_on_a_terminal_and_marked_elsewhere(monkeypat
     monkeypatch.setattr(display, "console", Console(file=out, force_terminal=True, color_system="standard"))
     display.note_marked("example  ", pieces)
     assert "[red] cat → " in out.getvalue() and "\x1b[1;32mkatze\x1b[0m" in out.getvalue()
+
+
+def test_a_tagger_of_spans_says_entities_of_any_text(tmp_path, capsys):
+    rng, names = random.Random(0), {"Ann": "PER", "Rome": "LOC", "New York": "LOC", "IBM": "ORG"}
+    records = []
+    for _ in range(300):
+        text, spans = "", []
+        parts = rng.choices(NOISE, k=5) + rng.choices(list(names), k=2)
+        for part in rng.sample(parts, len(parts)):
+            spans += [[len(text), len(text) + len(part), names[part]]] if part in names else []
+            text += part + rng.choice([" ", ", ", "; "])
+        records.append({"text": text, "label": spans})
+    doccano = tmp_path / "spans.jsonl"
+    doccano.write_text("".join(json.dumps(record) + "\n" for record in records))
+    model = f"model={{family: bert, {SMALL}}}"
+    scores = run(tmp_path / "run", model, "task.name=tag", f"data.train={doccano}", *TRAIN, "train.budget=120 steps")
+    assert scores["scores"]["f1"]["value"] > 0.95
+    text = "it was Rome, and Ann (of IBM) in New York."
+    (tmp_path / "new.txt").write_text(text + "\n")
+    (tmp_path / "new.json").write_text(json.dumps([{"id": 1, "data": {"text": text}, "annotations": []}]))
+    for name in ("new.txt", "new.json"):
+        predictions.predict_rows(str(tmp_path / "run"), [str(tmp_path / name)], tmp_path / "said.jsonl", {}, None)
+        (said,) = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+        assert [(e["text"], e["label"]) for e in said["entities"]] == [
+            ("Rome", "LOC"), ("Ann", "PER"), ("IBM", "ORG"), ("New York", "LOC")
+        ]  # fmt: skip
+        assert all(text[e["start"] : e["end"]] == e["text"] for e in said["entities"])
+    capsys.readouterr()
+    evaluate_models([str(tmp_path / "run")], [str(doccano)], None, {}, as_json=True, allow_pickle=False)
+    assert json.loads(capsys.readouterr().out)["models"][str(tmp_path / "run")]["f1"]["value"] > 0.95

@@ -3,7 +3,8 @@
 import re
 
 from lmkit.base.errors import DataError, UserError, did_you_mean
-from lmkit.data.lines import encodings_of, not_unicode
+from lmkit.data.encodings import encoding_advice, encodings_of
+from lmkit.data.lines import not_unicode
 from lmkit.data.tables.task_tables import TABLES, Role, TaskTable
 from lmkit.recipe.tasks import TableConfig
 
@@ -49,10 +50,15 @@ def choose_columns(
             candidates = [named[role.key]]
         else:
             candidates = _candidates(role, [column for column in columns if column not in named.values()])
-        if candidates and candidates[0] not in columns:
+        if candidates and role.answer and "," in candidates[0] and candidates[0] not in columns:  # a column each
+            candidates = [",".join(name.strip() for name in candidates[0].split(","))]
+            missing = [name for name in candidates[0].split(",") if name not in columns]
+        else:
+            missing = [name for name in candidates[:1] if name not in columns]
+        if missing:
             _check_header(where, columns, header)
             raise DataError(
-                f"{where}: no column `{candidates[0]}`{did_you_mean(candidates[0], columns)}\n"
+                f"{where}: no column `{missing[0]}`{did_you_mean(missing[0], columns)}\n"
                 f"  → say which one holds the {role.name} with data.{role.key}=NAME"
             )
         if len(candidates) > 1 or (not candidates and role.noun and (labelled or not role.answer)):
@@ -68,11 +74,9 @@ def choose_columns(
 
 
 def _not_utf8(where: str, column: str) -> DataError:
-    names = encodings_of(column)
-    known = ", ".join(names) or "nothing common"
+    known = ", ".join(encodings_of(column)) or "nothing common"
     return DataError(
-        f"{where}: the names of its columns are not UTF-8 (they can be read as {known})\n"
-        f"  → write the file in UTF-8, for example: iconv -f {names[0] if names else 'ENCODING'} -t UTF-8 {where} > NEW"
+        f"{where}: the names of its columns are not UTF-8 (they can be read as {known})\n  → {encoding_advice(where)}"
     )
 
 

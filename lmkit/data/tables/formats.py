@@ -9,10 +9,12 @@ from typing import Any
 from lmkit.base.display import note
 from lmkit.base.errors import DataError
 from lmkit.data.documents import read_pairs
-from lmkit.data.inputs import KINDS, Input, Pairing, Problems, list_files, list_inputs
+from lmkit.data.encodings import settle_encodings
+from lmkit.data.inputs import KINDS, Input, Pairing, Problems, list_files, list_inputs, number_sources
 from lmkit.data.lines import guarded, read_lines
-from lmkit.data.records import read_records
+from lmkit.data.records import read_records, with_nested
 from lmkit.data.tables.images import IMAGES, cifar_records, idx_records, image_files
+from lmkit.data.tables.spans import has_spans, span_row
 from lmkit.data.tables.task_tables import TABLES, TaskTable
 from lmkit.data.tables.texts import (
     CONLLU,
@@ -29,7 +31,7 @@ from lmkit.recipe.tasks import TableConfig
 PlacedRecord = tuple[str, dict[str, Any]]  # its place, `file:line`, and its values
 
 SUFFIXES = KINDS | {".po": "po"} | dict.fromkeys((".conll", ".conllu", ".iob", ".iob2", ".bio"), "conll")
-COLUMNS = ("csv", "jsonl", "json", "parquet", "hub")  # with columns that have to be found; other formats have roles
+COLUMNS = ("csv", "xlsx", "jsonl", "json", "parquet", "arrow", "hub")  # that have to be found; others have roles
 
 
 @dataclass(frozen=True)
@@ -48,38 +50,46 @@ class Records:
 
 
 def list_sources(patterns: list[str], task: str, config: TableConfig, labelled: bool) -> list[Source]:
-    """Returns the sources that paths, folders, globs and hub: names stand for, sorted, each file once.
+    """Returns the sources that paths, folders, globs and hub: names stand for, sorted, each file once; with weights by
+    the pattern that each stands for.
 
     Raises DataError for whatever gives nothing, files that `task` cannot read, pipes and devices, and for either side
     of parallel text without the other."""
+    if config.weights:
+        alone = config.model_copy(update={"weights": ()})
+        groups = [list_sources([pattern], task, alone, labelled) for pattern in patterns]
+        number_sources([[source.item for source in group] for group in groups])
+        return [source for group in groups for source in group]
     table, pairing = TABLES[task], None
     if "lines" in table.formats and config.text and config.target and labelled:
         pairing = Pairing(config.text, config.target)
-    allowed = ".csv, .tsv, .jsonl, .json, .parquet, .gz or .zst of these, hub:NAME" + table.allowed
+    allowed = ".csv, .tsv, .xlsx, .jsonl, .json, .parquet, .arrow, .feather, .gz or .zst of these, hub:NAME"
+    allowed += table.allowed
 
     def format_of(name: str) -> str:
         return _format(name, table, config, labelled, pairing)
 
     sources, patterns_of_files = list[Source](), list[str]()
     for pattern in patterns:
-        folders, images = _special(pattern, format_of) if "folder" in table.formats else ([], [])
+        folders, images = _special(pattern, format_of, config) if "folder" in table.formats else ([], [])
         if folders:
             sources.append(Source(Input(pattern), "folder"))
         patterns_of_files += images or ([] if folders else [pattern])
-    files = list_files(patterns_of_files, format_of, allowed, f"is no kind of file that {task} reads")
+    files = list_files(patterns_of_files, format_of, allowed, f"is no kind of file that {task} reads", config)
     lines = [item.name for item in files if format_of(item.name) == "lines"]
     sources += [Source(item, format_of(item.name)) for item in files if item.name not in lines]
-    sources += [Source(item, "lines") for item in list_inputs(lines, pairing)]
+    sources += [Source(item, "lines") for item in list_inputs(lines, pairing, config)]
+    settle_encodings([source.item for source in sources if source.format != "folder"])
     return sorted(sources, key=lambda source: source.item.name)
 
 
-def _special(folder: str, format_of: Callable[[str], str]) -> tuple[list[str], list[str]]:
+def _special(folder: str, format_of: Callable[[str], str], config: TableConfig) -> tuple[list[str], list[str]]:
     """Returns the sub-folders of labels, or the files of images, if this is a folder with such and without tables."""
     if not os.path.isdir(folder):
         return [], []
     images, beside = image_files(folder), sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
     tables = [name for name in beside if format_of(os.path.join(folder, name)) in COLUMNS]
-    labels = [] if images or tables else label_folders(folder)
+    labels = [] if images or tables else label_folders(folder, config)
     if labels and beside:
         note(f"{folder}: {len(beside)} files beside the folders of labels left alone ({', '.join(beside[:6])})")
     return labels, images
@@ -94,7 +104,8 @@ def _format(name: str, table: TaskTable, config: TableConfig, labelled: bool, pa
         return "lines"
     if "idx" in table.formats and (match := IMAGES.search(bare)):
         return "idx" if match["idx"] else "cifar10"
-    kind = SUFFIXES.get(Path(bare).suffix, "")
+    suffix = Path(bare).suffix
+    kind = "txt" if suffix in config.text_files else SUFFIXES.get(suffix, "")
     if not labelled and table.lines and (kind == "txt" or (config.text and bare.endswith(f".{config.text}"))):
         return "texts"
     if kind == "txt" and "conll" in table.formats:
@@ -107,13 +118,13 @@ def load_source(source: Source, task: str, config: TableConfig, labelled: bool, 
     are damaged in ways that leave nothing to trust, and whatever `lmkit.data.records` raises."""
     item = source.item
     if source.format in COLUMNS:
-        return _load_columns(source, task, problems)
+        return _load_columns(source, task, config, labelled, problems)
     if source.format == "texts" and "conll" in TABLES[task].formats and is_conll(item):
         source = Source(item, "conll")
     of_roles: dict[str, Callable[[], Iterable[PlacedRecord]]] = {
         "lines": lambda: _lines(item, config, problems),
         "texts": lambda: guarded(item, _texts(item, TABLES[task].lines, problems), problems),
-        "folder": lambda: folder_records(item.name, problems),
+        "folder": lambda: folder_records(item.name, config, problems),
         "conll": lambda: guarded(item, conll_records(item, labelled, problems), problems),
         "po": lambda: guarded(item, po_records(item, problems), problems),
         "idx": lambda: guarded(item, idx_records(item, labelled), problems),
@@ -125,7 +136,7 @@ def load_source(source: Source, task: str, config: TableConfig, labelled: bool, 
     return Records(source.format, rows)
 
 
-def _load_columns(source: Source, task: str, problems: Problems) -> Records:
+def _load_columns(source: Source, task: str, config: TableConfig, labelled: bool, problems: Problems) -> Records:
     """Returns the records of a file with columns: those of the header, or all keys of all objects, since an optional
     key may be missing from the first. Pairs that datasets of the hub keep as {"translation": {"en": ..., "de": ...}}
     are taken out of it."""
@@ -140,8 +151,16 @@ def _load_columns(source: Source, task: str, problems: Problems) -> Records:
         if "squad" not in TABLES[task].formats:
             raise DataError(f"{item.name} holds questions and answers (SQuAD)\n  → task.name=qa or task.name=answer")
         return Records("squad", list(squad_records(item.name, [article for _, article in records], problems)))
-    rows = [(f"{item.name}:{number}", _flat(record)) for number, record in records]
-    if source.format != "csv":
+    text = config.text or "text"
+    if "spans" in TABLES[task].formats and any(has_spans(record, text, config.label) for _, record in records):
+        label = config.label if labelled else ""
+        return Records("texts with spans", [
+            (where := f"{item.name}:{number}", span_row(record, text, label, where, problems))
+            for number, record in records
+        ])  # fmt: skip
+    named = [column for column in (config.text, config.pair, config.label, config.target) if column]
+    rows = [(f"{item.name}:{number}", with_nested(_flat(record), named)) for number, record in records]
+    if source.format not in ("csv", "xlsx"):
         columns = list(dict.fromkeys(key for _, record in rows for key in record)) or columns
     return Records(source.format, rows, columns)
 

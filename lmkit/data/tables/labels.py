@@ -45,6 +45,8 @@ def settle_labels(
     what people should know. Raises DataError for labels of which over a tenth are of another sort than the others, for
     unreadable lists, and for numbers written as people read them."""
     labels = [without_list_syntax(row["label"]) for row in rows]
+    if kind == "single":  # as of columns of 0 and 1 of which one is 1
+        labels = [label[0] if isinstance(label, list) and len(label) == 1 else label for label in labels]
     named = [label for label in labels if label not in ("", None) and str(label).lower() not in NO_VALUE]
     if _mostly(named, is_number) or _mostly(named, _is_list):
         labels = [None if str(label).lower() in NO_VALUE else label for label in labels]

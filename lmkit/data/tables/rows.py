@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from lmkit.data.encodings import encodings_of
 from lmkit.data.inputs import Problems
-from lmkit.data.lines import encodings_of, not_unicode
-from lmkit.data.tables.labels import BRACKETED, NO_LABEL, NUMPY_TEXTS, without_list_syntax
+from lmkit.data.lines import not_unicode
+from lmkit.data.tables.labels import BITS, BRACKETED, NO_LABEL, NUMPY_TEXTS, without_list_syntax
 
 EMPTY, NO_TEXT, UNDECODABLE = "empty texts", "texts that are no text", "undecodable texts"
 UNEVEN = "rows with another number of tags than of words"
+NO_BITS = "rows with a label that is neither 0 nor 1"
 NO_ANSWER, NO_ASSISTANT = "questions without an answer", "conversations without answer"
 NULL_ANSWERS = "questions whose answers are null (an empty list or text says that there is none)"
 NOT_FOUND = "answers that are not in their context"
@@ -86,23 +88,35 @@ def classify_row(values: Values, where: str, labelled: bool, problems: Problems)
     if not labelled:
         return row
     label = values.get("label")
-    if label is None or isinstance(label, dict) or (isinstance(label, float) and not math.isfinite(label)):
+    if isinstance(label, dict):
+        label = _named_labels(label)
+    if label is None or (isinstance(label, float) and not math.isfinite(label)):
         raise Unfit(NO_LABEL)
     return row | {"label": label.strip() if isinstance(label, str) else label}  # `settle_labels` goes on from there
 
 
+def _named_labels(shares: dict[str, Any]) -> list[str] | None:
+    """Returns the labels that hold, by columns of 0 and 1 or spaCy's `cats`, which has at least 0.5 where one holds;
+    None where nothing says so of any. Raises Unfit for another value."""
+    given = {name: value for name, value in shares.items() if value is not None}
+    bits = {name: BITS.get(str(value).lower(), value) for name, value in given.items()}
+    if set(bits.values()) <= {""}:
+        return None
+    if not all(isinstance(bit, int | float) and 0 <= bit <= 1 for bit in bits.values()):
+        raise Unfit(NO_BITS)
+    return [name for name, bit in bits.items() if bit >= 0.5]
+
+
 def tag_row(values: Values, where: str, labelled: bool, problems: Problems) -> Row:
-    words = _words(values.get("words"), EMPTY)
+    row: Row = {"words": _words(values.get("words"), EMPTY)}
+    if "text" in values:  # that the words were cut out of
+        row["text"] = values["text"]
     tags = None if values.get("tags") is None else _words(values["tags"], NO_LABEL)
-    if tags is None:
-        if labelled:
-            raise Unfit(NO_LABEL)
-        return {"words": words}
-    if len(words) != len(tags):
-        if labelled:
-            raise Unfit(UNEVEN)
-        return {"words": words}
-    return {"words": words, "tags": tags}
+    if tags is not None and len(tags) == len(row["words"]):
+        return row | {"tags": tags}
+    if labelled:
+        raise Unfit(NO_LABEL if tags is None else UNEVEN)
+    return row
 
 
 def _words(value: Any, empty: str) -> list[str]:

@@ -21,7 +21,7 @@ def split(table: Table, share: float, seed: int, task: str) -> tuple[Table, Tabl
     only rows of one of several labels, is trained on. Raises DataError for rows that cannot be
     parted, all alike."""
     if share <= 0:
-        return table, _taken(table, [], Problems())
+        return table, taken(table, [], Problems())
     by_article = TABLES[task].by_article
     groups = _articles(table.rows) if by_article else _alike(table.rows, task)
     if len(groups) < 2:
@@ -36,7 +36,7 @@ def split(table: Table, share: float, seed: int, task: str) -> tuple[Table, Tabl
     held_out = {i for group in _learnable(table.rows, chosen) for i in group}
     held_out = held_out or set(groups[0])  # where every class has one group
     train = [i for i in range(len(table.rows)) if i not in held_out]
-    return _taken(table, train, table.problems), _taken(table, sorted(held_out), Problems())
+    return taken(table, train, table.problems), taken(table, sorted(held_out), Problems())
 
 
 def limit(table: Table, n: int, seed: int) -> Table:
@@ -44,7 +44,7 @@ def limit(table: Table, n: int, seed: int) -> Table:
     if not 0 < n < len(table.rows):
         return table
     drawn = sorted(range(len(table.rows)), key=lambda i: _key(seed, table.rows[i], i))[:n]
-    return _taken(table, sorted(drawn), table.problems)
+    return taken(table, sorted(drawn), table.problems)
 
 
 def same_input(row: Row, task: str) -> Any:
@@ -58,8 +58,10 @@ def _key(seed: int, value: Any, index: int) -> tuple[bytes, int]:
     return hashlib.sha256(b"%d:" % seed + row_bytes(value)).digest(), index
 
 
-def _taken(table: Table, rows: list[int], problems: Problems) -> Table:
-    return Table([table.rows[i] for i in rows], [table.places[i] for i in rows], table.columns, table.format, problems)
+def taken(table: Table, rows: list[int], problems: Problems) -> Table:
+    """Returns a table of these rows, by their numbers."""
+    taken, places = [table.rows[i] for i in rows], [table.places[i] for i in rows]
+    return Table(taken, places, table.columns, table.format, problems, origins=table.origins)
 
 
 def _alike(rows: list[Row], task: str) -> list[list[int]]:

@@ -5,16 +5,19 @@ import json
 import re
 from bisect import bisect_left
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from lmkit.base.errors import DataError
 from lmkit.data.documents import read_documents
+from lmkit.data.encodings import encoding_advice, settle_encodings
 from lmkit.data.inputs import Input, Problems, list_inputs
 from lmkit.data.tables.columns import check_settings, choose_columns
 from lmkit.data.tables.formats import Source, list_sources, load_source
+from lmkit.data.tables.labels import without_list_syntax
 from lmkit.data.tables.rows import UNDECODABLE, Maker, Unfit, as_json, make_row
+from lmkit.data.tables.spans import split_words
 from lmkit.data.tables.task_tables import TABLES
 from lmkit.recipe.pretraining import DataConfig
 from lmkit.recipe.tasks import TableConfig
@@ -37,7 +40,7 @@ class Table:
 
     classify:  text (or image: bytes of (height, width) or (height, width, channels)), label, and pair if there is one;
                a label is text, a list of texts or a float, all of one kind (`labels.settle_labels`)
-    tag:       words, tags (as many), never in IOB1
+    tag:       words, tags (as many), never in IOB1; text, where they were cut out of one
     qa:        id, title, context, question, answers: [{text, start}], empty where there is none
     translate, summarize:  source, target
     chat:      messages: [{role: system, user, assistant or tool, content, and what else templates may read}]; tools
@@ -53,13 +56,17 @@ class Table:
     problems: Problems  # what was left out, counted
     notes: tuple[str, ...] = ()  # how labels or tags were read, where that is not plain
     lost: tuple[Lost, ...] = ()  # in order; only of a table to predict from
+    origins: dict[str, int] = field(default_factory=dict)  # the source of each place, where sources have weights
 
     def described(self, sources: list[str]) -> list[str]:
         """Returns what was read from where, and what was left out, a line each."""
         chosen = ", ".join(f"{role} from `{column}`" for role, column in self.columns.items())
         read = f"reads {', '.join(sources)} ({self.format}): {chosen or 'as it is'}; {len(self.rows):,} rows"
         counts, examples = self.problems.counts, self.problems.examples
-        return [read, *(f"left out: {n:,} {kind}, like {examples[kind][0]}" for kind, n in counts.items()), *self.notes]
+        lines = [read, *(f"left out: {n:,} {kind}, like {examples[kind][0]}" for kind, n in counts.items())]
+        if counts.get(UNDECODABLE, 0) > len(self.rows):
+            lines.append(f"→ {encoding_advice(examples[UNDECODABLE][0])}")
+        return lines + list(self.notes)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -86,13 +93,17 @@ def read_table(
     Raises UserError for a setting this task does not read, and DataError when sources or columns cannot be found, when
     a file is wrong as a whole, and when no row is left."""
     check_settings(task, config)
-    problems = Problems()
+    problems, origins = Problems(), dict[str, int]()
     make, settle = TABLES[task].make_row, TABLES[task].settle
     if make is None:
-        parts = [_documents(item, config, problems) for item in list_inputs(sources)]
+        inputs = settle_encodings(list_inputs(sources, config=config))
+        parts = [_documents(item, config, problems) for item in inputs]
     else:
         located = list_sources(sources, task, config, labelled)
         parts = [_part(source, task, make, config, labelled, problems) for source in located]
+        if config.weights:
+            by_source = zip(located, parts, strict=True)
+            origins = {place: source.item.source for source, part in by_source for place in part.places}
     rows = [row for part in parts for row in part.rows]
     places = [place for part in parts for place in part.places]
     notes = settle(rows, places, problems, kind, config.separator, known) if settle and labelled else []
@@ -105,16 +116,14 @@ def read_table(
             seen = columns.get(role, column)
             columns[role] = seen if column in seen.split(", ") else f"{seen}, {column}"
     formats = ", ".join(dict.fromkeys(part.format for part in parts))
-    return Table(rows, places, columns, formats, problems, tuple(notes), lost)
+    return Table(rows, places, columns, formats, problems, tuple(notes), lost, origins)
 
 
 def _no_rows(sources: list[str], problems: Problems) -> DataError:
     counted = "".join(f"\n  {n:,} {kind}: {problems.examples[kind][0]}" for kind, n in problems.counts.items())
     advice = "repair the files, or name others"
     if UNDECODABLE in problems.counts:
-        first = re.search(r"can be read as ([\w-]+)", problems.examples[UNDECODABLE][0])
-        encoding = first[1] if first and first[1] != "nothing" else "ENCODING"
-        advice = f"write the files in UTF-8, for example: iconv -f {encoding} -t UTF-8 FILE > NEW"
+        advice = encoding_advice(problems.examples[UNDECODABLE][0])
     return DataError(
         f"{', '.join(sources)}: no row is left{counted or chr(10) + '  the files hold no records'}\n  → {advice}"
     )
@@ -136,6 +145,13 @@ def _documents(item: Input, config: TableConfig, problems: Problems) -> Table:
     return Table([{"text": document.text} for document in documents], places, columns, item.kind, problems)
 
 
+def _value(record: dict[str, Any], column: str) -> Any:
+    """Returns what stands in a column; of several, `a,b`, what stands in each by its name."""
+    if column in record or "," not in column:
+        return record.get(column)
+    return {name: record.get(name) for name in column.split(",")}
+
+
 def _part(source: Source, task: str, make: Maker, config: TableConfig, labelled: bool, problems: Problems) -> Table:
     """Returns the rows of one source."""
     name, own = source.item.name, Problems(rows=None if labelled else [])
@@ -146,7 +162,9 @@ def _part(source: Source, task: str, make: Maker, config: TableConfig, labelled:
     rows, places, unfit = [], [], list[tuple[int, int, str, str]]()
     for number, (where, values) in enumerate(records.rows):
         if chosen is not None:
-            values = {role: values.get(column) for role, column in chosen.items()}
+            values = {role: _value(values, column) for role, column in chosen.items()}
+        if config.words == "punctuation" and isinstance(text := without_list_syntax(values.get("words")), str):
+            values = values | {"text": text, "words": [text[start:end] for start, end in split_words(text)]}
         try:
             rows.append(make_row(make, values, where, labelled, own))
             places.append(where)

@@ -45,7 +45,7 @@ TABLES = {
                       "premise question question1 query phrase message", "a text", "text"),
          Role("pair", "pair sentence2 text_b text2 hypothesis question2 passage", key="pair"),
          Role("label", "label labels gold_label class category sentiment target stars rating score topic intent "
-                       "emotion", "a label", "label", answer=True)),
+                       "emotion cats", "a label", "label", answer=True)),
         rows.classify_row, formats=("folder", "idx", "cifar10"), lines="text", settle=settle_labels,
         allowed="; a folder with a sub-folder of .txt files for each label; MNIST's images in idx files, "
                 "their labels beside them; CIFAR-10's .bin files",
@@ -53,7 +53,7 @@ TABLES = {
     "tag": TaskTable(
         (Role("words", "words tokens text sentence form", "words", "text"),
          Role("tags", "tags ner_tags pos_tags labels ner pos upos", "their tags", "label", answer=True)),
-        rows.tag_row, formats=("conll",), lines="words", settle=settle_tags,
+        rows.tag_row, formats=("conll", "spans"), lines="words", settle=settle_tags,
         allowed="; CoNLL columns in .conll, .conllu, .iob, .bio, .txt",
     ),
     "qa": TaskTable(

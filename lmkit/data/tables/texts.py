@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from lmkit.base.errors import DataError
+from lmkit.data.encodings import settle_encodings
+from lmkit.data.html import text_of_html
 from lmkit.data.inputs import Input, Problems
 from lmkit.data.lines import BROKEN, guarded, read_lines
+from lmkit.recipe.tasks import TableConfig
 
 PlacedRecord = tuple[str, dict[str, Any]]
 UNLABELLED = "files without a label (in `unsup`)"
@@ -16,14 +19,14 @@ TEXTS = (".txt", ".txt.gz", ".txt.zst")
 SPLITS = {"train", "test", "dev", "val", "valid", "validation"}
 
 
-def label_folders(folder: str) -> list[str]:
+def label_folders(folder: str, config: TableConfig) -> list[str]:
     """Returns the sub-folders of labels, sorted; none when `folder` is a file, or holds no texts in sub-folders.
 
     Raises DataError when the sub-folders are splits and not labels."""
     if not os.path.isdir(folder):
         return []
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    labels = [name for name in names if next(_texts_in(os.path.join(folder, name)), None)]
+    labels = [name for name in names if next(_texts_in(os.path.join(folder, name), config), None)]
     if splits := [name for name in labels if name.lower() in SPLITS]:
         raise DataError(
             f"{folder} holds splits, and the folders of labels inside them: {', '.join(splits)}\n"
@@ -32,24 +35,26 @@ def label_folders(folder: str) -> list[str]:
     return labels
 
 
-def _texts_in(folder: str) -> Iterator[str]:
+def _texts_in(folder: str, config: TableConfig) -> Iterator[str]:
     for here, folders, files in os.walk(folder):
         folders.sort()
-        yield from (os.path.join(here, name) for name in sorted(files) if name.endswith(TEXTS))
+        yield from (os.path.join(here, name) for name in sorted(files) if name.endswith((*TEXTS, *config.text_files)))
 
 
-def folder_records(folder: str, problems: Problems) -> Iterator[PlacedRecord]:
-    """Yields a text for each .txt file, with the sub-folder it is in as its label (IMDB, Maas et al. 2011)."""
-    for label in label_folders(folder):
-        for name in _texts_in(os.path.join(folder, label)):
-            if label == "unsup":
-                problems.add(UNLABELLED, name)
-                continue
-            item = Input(name)
-            item.look()
-            lines = [line for _, line in guarded(item, read_lines(item, problems), problems)]
-            if item.whole:
-                yield f"{name}:1", {"text": "".join(line or "" for line in lines), "label": label}
+def folder_records(folder: str, config: TableConfig, problems: Problems) -> Iterator[PlacedRecord]:
+    """Yields a text for each file of text, with the sub-folder it is in as its label (IMDB, Maas et al. 2011)."""
+    labels = {name: label for label in label_folders(folder, config) for name in
+              _texts_in(os.path.join(folder, label), config)}  # fmt: skip
+    for unlabelled in [name for name, label in labels.items() if label == "unsup"]:
+        problems.add(UNLABELLED, unlabelled)
+        del labels[unlabelled]
+    for item in settle_encodings([Input(name, encoding=config.encoding) for name in labels]):
+        item.look()
+        lines = [line for _, line in guarded(item, read_lines(item, problems), problems)]
+        if item.whole:
+            text = "".join(line or "" for line in lines)
+            is_page = item.name.endswith((".html", ".htm"))
+            yield f"{item.name}:1", {"text": text_of_html(text) if is_page else text, "label": labels[item.name]}
 
 
 METADATA = re.compile(r"# +(?:[\w.:-]+ *=|(?:newdoc|newpar)\b)")  # of CoNLL-U, where it stands before a sentence

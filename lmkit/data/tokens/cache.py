@@ -7,7 +7,7 @@ from itertools import count
 from pathlib import Path
 
 from lmkit.base.display import note
-from lmkit.base.errors import DataError, RunInUse, StorageError
+from lmkit.base.errors import DataError, RunInUse, StorageError, UserError
 from lmkit.base.files import write_json
 from lmkit.data.tokens.store import PLAN, TokenStore, is_store, is_unfinished, unmake
 from lmkit.data.tokens.tokenize import tokenize
@@ -25,12 +25,15 @@ def open_tokens(data: DataConfig, tokenizer: TokenizerConfig, family: str, verif
     for a folder that is being made anew."""
     sources = [data.train] if isinstance(data.train, str) else data.train
     if len(sources) == 1 and (is_store(sources[0]) or is_unfinished(sources[0])):
+        if data.weights:
+            raise UserError(f"{sources[0]} holds tokens of one source, and data.weights mixes files\n  → name these")
         store = TokenStore(sources[0]).held()
         if verify:
             store.verify()
         return store
     cache = cache_folder()
-    identity = recipe_file.dump(data) + recipe_file.dump(tokenizer) + family
+    alike = data.model_copy(update={"weights": (1.0,) * len(data.weights)})  # any weights read the same tokens
+    identity = recipe_file.dump(alike) + recipe_file.dump(tokenizer) + family
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
     for number in count():
         with suppress(RunInUse):  # of files that have changed while a run reads what was made of them

@@ -1,6 +1,7 @@
 """Rows for encoders and encoder-decoders: a stream of tokens, chunks of sentences, pairs. `packing` is for decoders."""
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -139,6 +140,26 @@ class ParallelRows:
         pair = int(self._pairs[index])
         source, target = (self.split.document(2 * pair + side).astype(np.int64) for side in (0, 1))
         return {"source": source, "target": target, "documents": [pair]}
+
+
+class JoinedRows:
+    """The rows of several sources, one after the other.
+
+    documents: of each source; the documents that a row names are counted over all of them."""
+
+    def __init__(self, parts: Sequence[Any], documents: Sequence[int]):
+        self.parts = parts
+        self._rows = np.cumsum([0, *map(len, parts)]).tolist()
+        self._documents = np.cumsum([0, *documents]).tolist()
+
+    def __len__(self) -> int:
+        return self._rows[-1]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Returns what the source's own rows give."""
+        source = bisect_right(self._rows, index) - 1
+        row = self.parts[source][index - self._rows[source]]
+        return row | {"documents": [document + self._documents[source] for document in row["documents"]]}
 
 
 def _blocks(split: Split) -> Iterator[tuple[int, int]]:

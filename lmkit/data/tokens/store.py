@@ -193,10 +193,12 @@ class TokenStore:
         """Whether it is parallel text: every two documents are a source and its target."""
         return bool(self.manifest.get("pairs", False))
 
-    def split(self, name: str) -> Split:
-        """Returns the split `train` or `validation`."""
-        ids = self.manifest["tokenizer"]
-        return Split(self.path, self.manifest["shards"][name], self.manifest["dtype"], ids, self._read_tokenizer)
+    def split(self, name: str, source: int | None = None) -> Split:
+        """Returns the split `train` or `validation`, or what is in it of one of the sources that have weights."""
+        ids, shards = self.manifest["tokenizer"], self.manifest["shards"][name]
+        if source is not None:
+            shards = [shard for shard in shards if shard["source"] == source]
+        return Split(self.path, shards, self.manifest["dtype"], ids, self._read_tokenizer)
 
     def verify(self) -> None:
         """Reads every file and compares its checksum. Raises DataError, which names the first that differs."""

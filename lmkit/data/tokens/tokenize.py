@@ -24,8 +24,9 @@ from lmkit.base.environment import usable_cores
 from lmkit.base.errors import DataError, StorageError, UserError
 from lmkit.base.files import disk_error, fsync_directory, sha256, write_atomic, write_json
 from lmkit.base.manifest import write_manifest
-from lmkit.data.documents import read_documents, read_pairs
-from lmkit.data.inputs import Document, Input, Pairing, Problems, list_inputs
+from lmkit.data.documents import read_documents, read_pairs, unread_advice
+from lmkit.data.encodings import settle_encodings
+from lmkit.data.inputs import Document, Input, Pairing, Problems, list_inputs, number_sources
 from lmkit.data.tokens.encode import Encoded, EncoderPool
 from lmkit.data.tokens.store import (
     FORMAT,
@@ -104,8 +105,8 @@ class _Job:
         share = data.validation if isinstance(data.validation, float) else None
         self.share = share or 0.0  # of the documents, chosen by hash
         self.inputs = {
-            "train": _inputs(data.train, pairing),
-            "validation": [] if share is not None else _inputs(data.validation, pairing),
+            "train": _inputs(data.train, pairing, data),
+            "validation": [] if share is not None else _inputs(data.validation, pairing, data),
         }
         tails = data.separator is None and len(self.inputs["train"]) < FEW_FILES
         self.tails = tails and all(i.kind == "txt" and not i.packing for i in self.inputs["train"])
@@ -122,7 +123,7 @@ class _Job:
             )
         self.palette = None if tokenizer.path is None else _palette(Path(os.path.expanduser(tokenizer.path)))
         trained = tokenizer.model_dump(mode="json", exclude={"path"}) | {"family": family}
-        self.settings = {
+        self.settings: dict[str, Any] = {
             "format": FORMAT,
             "tokenizer": trained if self.given is None else self.given.fingerprint,
             "separator": data.separator,
@@ -131,6 +132,10 @@ class _Job:
         }
         if pairing:  # not a key otherwise: stores made before there were pairs stay valid
             self.settings["target"] = data.target
+        if data.weights:
+            self.settings["sources"] = [item.source for item in self.inputs["train"]]
+        if data.encoding != "utf-8":
+            self.settings["encoding"] = data.encoding
         if self.palette:  # the same words may stand for other colours
             self.settings["palette"] = sha256(self.palette)
 
@@ -289,6 +294,7 @@ class _Job:
 
     def _nothing(self, split: str, problems: Problems) -> DataError:
         counted = "".join(f"\n  {n:,} {kind}: {problems.examples[kind][0]}" for kind, n in problems.counts.items())
+        counted += unread_advice(problems)
         if split == "train" or not self.share:
             return DataError(f"no {split} document could be read from {len(self.inputs[split]):,} inputs{counted}")
         return DataError(
@@ -298,8 +304,12 @@ class _Job:
         )
 
 
-def _inputs(patterns: str | list[str] | float, pairing: Pairing | None) -> list[Input]:
-    return list_inputs([patterns] if isinstance(patterns, str) else list(patterns), pairing)  # type: ignore[arg-type]
+def _inputs(patterns: str | list[str] | float, pairing: Pairing | None, data: DataConfig) -> list[Input]:
+    named = [patterns] if isinstance(patterns, str) else list(patterns)  # type: ignore[arg-type]
+    groups = [[pattern] for pattern in named] if data.weights and patterns == data.train else [named]
+    listed = [list_inputs(group, pairing, data) for group in groups]
+    number_sources(listed)
+    return settle_encodings([item for items in listed for item in items])
 
 
 def _palette(path: Path) -> Path | None:
@@ -335,6 +345,9 @@ def _hash(text: bytes) -> int:
 def _units(items: list[Input]) -> Iterator[list[Input]]:
     unit: list[Input] = []
     for item in items:
+        if unit and unit[0].source != item.source:
+            yield unit
+            unit = []
         unit.append(item)
         if _size(unit) >= UNIT_BYTES:
             yield unit
@@ -377,8 +390,9 @@ class _Unit:
         for split in SPLITS:
             self._send(split)
         self._receive(leave=0)
+        source = {"source": items[0].source} if self.job.data.weights else {}
         entry = {
-            "shards": [self.shards[split].close() for split in SPLITS if split in self.shards],
+            "shards": [self.shards[split].close() | source for split in SPLITS if split in self.shards],
             "inputs": [{"name": i.name, "size": i.size, "sha256": i.sha256} for i in _files(items)],
             "problems": asdict(problems),
             "checked": self.checked,

@@ -78,7 +78,7 @@ def test_lists_that_cannot_be_read_are_refused(values: list[Any], message: str, 
     with pytest.raises(DataError, match=message):
         read(values, tmp_path / "a.csv")
     with pytest.raises(DataError, match=r"task.kind=single does not take\n  → task.kind=multi"):
-        read([["a"], ["b"]], tmp_path / "a.jsonl", "single")
+        read([["a", "c"], ["b"]], tmp_path / "a.jsonl", "single")
 
 
 def test_whole_numbers_name_the_same_classes_whatever_wrote_them(tmp_path: Path) -> None:

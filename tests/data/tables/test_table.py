@@ -187,8 +187,8 @@ def test_files_a_task_does_not_read_are_refused(tmp_path: Path) -> None:
         (tmp_path / name).write_text("x")
         with pytest.raises(DataError, match=rf"is no kind of file that {task} reads\n  allowed: .csv"):
             read(tmp_path / name, task)
-    (tmp_path / "a.json").write_text('{"a": 1}')
-    with pytest.raises(DataError, match="allowed: a list of objects"):
+    (tmp_path / "a.json").write_text("[1]")
+    with pytest.raises(DataError, match="allowed: an object, a list of objects"):
         read(tmp_path / "a.json")
     (tmp_path / "a.json").write_text('[{"a": 1}, ')
     with pytest.raises(DataError, match="is the file complete"):

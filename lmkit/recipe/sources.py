@@ -1,0 +1,49 @@
+"""What recipes of pretraining and of fine-tuning both say of the files they read: which, how, how often."""
+
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from lmkit.recipe.objectives import Section
+
+
+def _encoding(name: str) -> str:
+    try:
+        "".encode("utf-8" if name == "auto" else name)
+    except LookupError:
+        known = "for example utf-8, cp1252, gbk, shift_jis, or auto"
+        raise ValueError(f"{name!r} is no encoding that Python knows; {known}") from None
+    return name
+
+
+def _suffixes(suffixes: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f".{suffix.strip().removeprefix('*').removeprefix('.')}" for suffix in suffixes)
+
+
+class SourcesConfig(Section):
+    """Where data comes from, and how its files are read."""
+
+    train: str | list[str] = Field(description="Files, folders, globs, or hub:NAME.")
+    encoding: Annotated[str, AfterValidator(_encoding)] = Field(
+        "utf-8", description="Of files of text, CSV and JSON, as cp1252 or gbk; auto: what the bytes of each look like."
+    )
+    text_files: Annotated[tuple[str, ...], AfterValidator(_suffixes)] = Field(
+        (), description="More endings of files that are text, like [.py, .md]; of .html without its tags."
+    )
+    weights: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (),
+        description="Share of rows (pretraining: tokens) from each source of `train`, [3, 1]; each in its own epochs.",
+    )
+
+    @property
+    def sources(self) -> list[str]:
+        return [self.train] if isinstance(self.train, str) else self.train
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        if len(self.weights) not in (0, len(self.sources)):
+            raise ValueError(
+                f"data.weights has {len(self.weights)} numbers, and data.train names {len(self.sources)} sources\n"
+                "  → one for each, like data.train='[a.txt, b/]' data.weights='[3, 1]'"
+            )
+        return self
