@@ -25,6 +25,12 @@ def generate(
     repetition_penalty: options.Penalty = 1.0,
     seed: options.Seed = 0,
     stop: options.Stop = None,
+    min_tokens: options.MinTokens = 0,
+    no_repeat_ngram: options.NoRepeatNgram = 0,
+    stop_ids: options.StopIds = None,
+    control_tokens: options.ControlTokens = False,
+    beam: options.Beam = 1,
+    length_penalty: options.LengthPenalty = 1.0,
     source_lang: options.SourceLang = None,
     target_lang: options.TargetLang = None,
     stream: options.Stream = None,
@@ -54,5 +60,8 @@ def generate(
         )
     else:
         show = sys.stdout.isatty() if stream is None else stream
-        languages = source_lang, target_lang
-        writing.write_texts(model, prompts, config, n, as_json, show, allow_pickle, given, languages)
+        asked = writing.WritingOptions(
+            (source_lang, target_lang), min_tokens, no_repeat_ngram, tuple(stop_ids or ()), control_tokens, beam,
+            length_penalty,
+        )  # fmt: skip
+        writing.write_texts(model, prompts, config, n, as_json, show, allow_pickle, given, asked)

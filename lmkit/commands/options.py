@@ -62,6 +62,18 @@ Penalty = Annotated[float, typer.Option("--repetition-penalty", help="Above 1 av
 SourceLang = Annotated[str | None, typer.Option("--source-lang", help="Language of the prompt, as the model names it.")]
 TargetLang = Annotated[str | None, typer.Option("--target-lang", help="Language to write, for models with several.")]
 Seed = Annotated[int, typer.Option("--seed", help="Same seed, same text.")]
+MinTokens = Annotated[int, typer.Option("--min-tokens", help="Fewest tokens before a text may end.", min=0)]
+NoRepeatNgram = Annotated[
+    int, typer.Option("--no-repeat-ngram", help="Never repeat a sequence of so many tokens; 0: off.", min=0)
+]
+StopIds = Annotated[
+    list[int] | None, typer.Option("--stop-ids", help="Ids of more tokens that end a text. Repeatable.", min=0)
+]
+ControlTokens = Annotated[
+    bool, typer.Option("--control-tokens", help="Names of control tokens in a decoder's prompt stand for them.")
+]
+Beam = Annotated[int, typer.Option("--beam", help="Search with so many hypotheses, draw nothing.", min=1)]
+LengthPenalty = Annotated[float, typer.Option("--length-penalty", help="With --beam: above 1 prefers longer texts.")]
 Stop = Annotated[list[str] | None, typer.Option("--stop", help="End before this text. Repeatable.")]
 Stream = Annotated[bool | None, typer.Option("--stream/--no-stream", help="Print as it is written.")]
 

@@ -26,6 +26,9 @@ def tokenize(
     family: Annotated[
         str, typer.Option("--family", help="Whose special tokens: nanochat, gpt2, llama, ...")
     ] = "nanochat",
+    special: Annotated[
+        list[str] | None, typer.Option("--special", help="A text that is to be one token, like <drug>. Repeatable.")
+    ] = None,
     validation: Annotated[str, typer.Option("--validation", help="Share of documents held out.")] = "5%",
     text: Text = "text",
     target: Target = None,
@@ -49,7 +52,7 @@ def tokenize(
     reading = {"encoding": encoding, "text_files": text_files or []}
     data = {"train": inputs, "validation": validation} | columns | reading
     settings = recipe_file.build_recipe(DataConfig, data, {}, where="lmkit tokenize")
-    choice = {"type": kind, "vocab_size": vocab_size, "path": tokenizer}
+    choice = {"type": kind, "vocab_size": vocab_size, "path": tokenizer, "special": special or []}
     config = recipe_file.build_recipe(TokenizerConfig, choice, {}, where="lmkit tokenize")
     if pixels is None:
         store = make_store(settings, config, family, out)

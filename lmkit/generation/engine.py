@@ -211,13 +211,14 @@ def generate(
 def complete(
     model: Transformer, tokenizer: Tokenizer, prompts: Iterable[str], config: SamplingConfig, eos: frozenset[int],
     samples: int = 1, on_text: Callable[[Completion, str], None] | None = None, opening: Opening | None = None,
-    frame: PairFrame | None = None,
+    frame: PairFrame | None = None, control_tokens: bool = False,
 ) -> Iterator[Completion]:  # fmt: skip
     """Does what `generate` does, for prompts that are texts; `prompts.py` says what they may contain.
 
-    frame: the control tokens around an encoder-decoder's sources; None: those of documents."""
+    frame: the control tokens around an encoder-decoder's sources; None: those of documents. control_tokens: as for
+    `prompt_ids`."""
     if opening is None:
-        ids = (prompt_ids(tokenizer, prompt) for prompt in prompts)
+        ids = (prompt_ids(tokenizer, prompt, control_tokens) for prompt in prompts)
     else:
         ids = (source_ids(tokenizer, prompt, frame) for prompt in prompts)
     return generate(model, ids, config, eos, samples, on_text, tokenizer, opening)

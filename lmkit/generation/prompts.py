@@ -10,12 +10,12 @@ from lmkit.text.languages import PairFrame, plain_frame
 from lmkit.text.tokenizer import Tokenizer
 
 
-def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+def prompt_ids(tokenizer: Tokenizer, text: str, control_tokens: bool = False) -> list[int]:
     """Returns the ids that a decoder continues: the tokens of `text`, after BOS where the tokenizer itself adds one.
 
-    If that makes no ids, they are BOS, or EOS where there is no BOS, so that the model begins a new text. Raises
-    UserError for text that is not Unicode."""
-    ids = tokenizer.first_ids + tokenizer.encode(text)
+    control_tokens: names of control tokens in the text stand for these tokens. If that makes no ids, they are BOS, or
+    EOS where there is no BOS, so that the model begins a new text. Raises UserError for text that is not Unicode."""
+    ids = tokenizer.first_ids + (tokenizer.encode_control(text) if control_tokens else tokenizer.encode(text))
     return ids or [i for i in (tokenizer.bos_id, tokenizer.eos_id) if i is not None][:1]
 
 

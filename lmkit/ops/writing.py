@@ -2,32 +2,43 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from lmkit.base.display import note, write
 from lmkit.base.errors import UserError
-from lmkit.generation.batches import Completion
+from lmkit.generation.batches import Completion, Opening
+from lmkit.generation.beam import beam_search
 from lmkit.generation.engine import complete
 from lmkit.generation.filling import Filled, fill_masks
+from lmkit.generation.prompts import prompt_ids, source_ids
 from lmkit.generation.sampling import SamplingConfig
 from lmkit.pretrained import Pretrained, load, say_not_followed
-from lmkit.text.languages import language_frame
+from lmkit.recipe.tasks import LengthPenalty
+from lmkit.text.languages import Languages, PairFrame, language_frame
+from lmkit.text.tokenizer import Tokenizer
 
 CANDIDATES = 5  # listed for a mask
 # Options that filling has no use for.
 OF_WRITING = (
-    "n",
-    "max_tokens",
-    "temperature",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "seed",
-    "stop",
-    "source_lang",
-    "target_lang",
-)
+    "n", "max_tokens", "temperature", "top_p", "min_p", "repetition_penalty", "seed", "stop", "source_lang",
+    "target_lang", "min_tokens", "no_repeat_ngram", "stop_ids", "control_tokens", "beam", "length_penalty",
+)  # fmt: skip
+# Options that beam search has no use for.
+OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed", "stream", "stop")
+
+
+@dataclass(frozen=True)
+class WritingOptions:
+    """What a person may ask of texts beyond `SamplingConfig`."""
+
+    languages: Languages = (None, None)  # of the prompts, and of the texts to write
+    min_tokens: int = 0  # new tokens before a text may end; 0: as the model's folder says
+    no_repeat_ngram: int = 0  # every sequence of so many tokens occurs at most once; 0: as the model's folder says
+    stop_ids: tuple[int, ...] = ()  # more tokens that end a text
+    control_tokens: bool = False  # names of control tokens in prompts stand for these tokens
+    beam: int = 1  # hypotheses of beam search; 1: texts are drawn by `SamplingConfig`
+    length_penalty: float = 1.0  # the exponent of the length by which beam search divides log-probabilities
 
 
 def write_texts(
@@ -39,7 +50,7 @@ def write_texts(
     stream: bool,
     allow_pickle: bool,
     given: Sequence[str] = (),
-    languages: tuple[str | None, str | None] = (None, None),
+    options: WritingOptions | None = None,
 ) -> None:
     """Prints each prompt with its continuation, `---` between texts, or a JSON line for each. A text that an
     encoder-decoder writes stands alone, with its source restored below where that had sentinels.
@@ -48,8 +59,8 @@ def write_texts(
     mask; `config.top_k` says how many candidates.
 
     stream: prints while the model writes, one text at a time; otherwise prompts go through the model in batches. given:
-    the options that a person named. languages: of the prompts, and of the texts to write. Raises UserError for those
-    without a meaning for the model."""
+    the options that a person named. options: None for those that change nothing. Raises UserError for those without a
+    meaning for the model."""
     loaded = load(model, allow_pickle)
     if loaded.config.stacks == "encoder":
         if idle := [f"--{'samples' if k == 'n' else k.replace('_', '-')}" for k in given if k in OF_WRITING]:
@@ -59,14 +70,27 @@ def write_texts(
             )
         _fill(loaded, prompts, config.top_k or CANDIDATES, as_json)
     else:
-        config = replace(config, rules=loaded.rules)
+        options = options or WritingOptions()
+        rules = replace(
+            loaded.rules, ends=(*loaded.rules.ends, *options.stop_ids),
+            min_new_tokens=options.min_tokens or loaded.rules.min_new_tokens,
+            no_repeat_ngram_size=options.no_repeat_ngram or loaded.rules.no_repeat_ngram_size,
+        )  # fmt: skip
         say_not_followed(loaded)
-        _write(loaded, prompts, config, samples, as_json, stream, languages)
+        config = replace(config, rules=rules)
+        if options.beam > 1:
+            idle = [name for name in given if name in OF_SAMPLING]
+            if idle or samples > 1:
+                named = ", ".join(f"--{name.replace('_', '-')}" for name in idle or ["samples"])
+                raise UserError(f"{named}: beam search takes the likeliest text, and draws nothing\n  → leave it out")
+            _search(loaded, prompts, config, as_json, options)
+        else:
+            _write(loaded, prompts, config, samples, as_json, stream, options)
 
 
 def _write(
     loaded: Pretrained, prompts: list[str], config: SamplingConfig, samples: int, as_json: bool, stream: bool,
-    languages: tuple[str | None, str | None],
+    options: WritingOptions,
 ) -> None:  # fmt: skip
     loaded.check_use("generate")
     tokenizer, opening, context = loaded.needs_tokenizer(), loaded.opening, loaded.config.context
@@ -74,15 +98,46 @@ def _write(
         note("temperature 0 always takes the likeliest token: all samples of a prompt are the same")
     printer, cut = _Printer(prompts, samples, as_json, echo=opening is None), 0
     on_text = printer.piece if stream and not as_json else None
-    frame = language_frame(tokenizer, *languages) if any(languages) else None
-    if frame and opening:
-        opening = replace(opening, start=opening.start if frame.start is None else frame.start, forced=frame.forced)
-    for row in complete(loaded.model, tokenizer, prompts, config, loaded.eos, samples, on_text, opening, frame):
+    frame, opening = _framed(tokenizer, opening, options)
+    for row in complete(
+        loaded.model, tokenizer, prompts, config, loaded.eos | {*options.stop_ids}, samples, on_text, opening, frame,
+        options.control_tokens,
+    ):  # fmt: skip
         printer.done(row)
         cut += row.finish == "length" and len(row.ids) < config.max_tokens
     if cut:
         included = ", prompt included" if opening is None else ""
         note(f"{cut:,} of the texts ended early: the model's context is {context:,} tokens{included}")
+
+
+def _search(
+    loaded: Pretrained, prompts: list[str], config: SamplingConfig, as_json: bool, options: WritingOptions
+) -> None:
+    """Prints the likeliest text of each prompt that beam search finds."""
+    loaded.check_use("generate")
+    tokenizer = loaded.needs_tokenizer()
+    frame, opening = _framed(tokenizer, loaded.opening, options)
+    if opening is None:
+        ids = [prompt_ids(tokenizer, prompt, options.control_tokens) for prompt in prompts]
+    else:
+        ids = [source_ids(tokenizer, prompt, frame) for prompt in prompts]
+    penalty, eos = LengthPenalty(alpha=options.length_penalty), loaded.eos | {*options.stop_ids}
+    printer = _Printer(prompts, 1, as_json, echo=opening is None)
+    for row in beam_search(loaded.model, ids, config, options.beam, penalty, eos, opening):
+        row.text = tokenizer.decode(i for i in row.ids if i not in eos)
+        printer.done(row)
+
+
+def _framed(
+    tokenizer: Tokenizer, opening: Opening | None, options: WritingOptions
+) -> tuple[PairFrame | None, Opening | None]:
+    """Returns the control tokens around sources, and how texts begin, where languages are asked for."""
+    if not any(options.languages):
+        return None, opening
+    frame = language_frame(tokenizer, *options.languages)
+    if opening:
+        opening = replace(opening, start=opening.start if frame.start is None else frame.start, forced=frame.forced)
+    return frame, opening
 
 
 def write_filled(model: str, prompts: list[str], top_k: int, as_json: bool, allow_pickle: bool) -> None:

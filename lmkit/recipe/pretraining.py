@@ -54,6 +54,9 @@ class TokenizerConfig(Section):
         ge=260,
         description="Entries, special tokens included. Small models on a CPU want 2k-8k: the head dominates.",
     )
+    special: tuple[str, ...] = Field(
+        (), description="Texts that are one token each wherever they stand, like `[<drug>, <gene>]`."
+    )
     path: str | None = Field(
         None,
         description="Take this tokenizer instead: a tokenizer.json, Hugging Face folder, sentencepiece .model or run.",

@@ -186,6 +186,14 @@ class Tokenizer:
             ) from None
         return [e.ids for e in encodings]
 
+    def encode_control(self, text: str) -> list[int]:
+        """Returns the ids of a text in which names of control tokens stand for these tokens."""
+        from tokenizers import Tokenizer as Backend
+
+        backend = Backend.from_str(self.backend.to_str())
+        backend.encode_special_tokens = False
+        return backend.encode(text, add_special_tokens=False).ids
+
     def count_unknown(self, ids: Sequence[int] | np.ndarray) -> int:
         """Returns how many of `ids` stand for text that the vocabulary cannot spell."""
         return 0 if self.unk_id is None else int(np.count_nonzero(np.asarray(ids) == self.unk_id))

@@ -39,12 +39,14 @@ def train_tokenizer(texts: Iterator[str], config: TokenizerConfig, family: str) 
     special = SPECIAL[FAMILIES[family].tokens]
     if config.type not in ("bpe", "bytes") and special.unk is None:
         special = replace(special, unk="<unk>")
-    smallest = 256 + len(special.tokens) + 1
+    own = _own_tokens(config, special)
+    smallest = 256 + len(special.tokens) + len(own) + 1
     if config.vocab_size < smallest and config.type != "bytes":
         raise UserError(
             f"tokenizer.vocab_size is {config.vocab_size}; {family} needs at least {smallest}: 256 bytes, "
-            f"{len(special.tokens)} control tokens and something to learn"
+            f"{len(special.tokens) + len(own)} control and special tokens, and something to learn"
         )
+    config = config.model_copy(update={"vocab_size": config.vocab_size - len(own)})
     texts = _in_short_runs(texts)
     train = {"wordpiece": _wordpiece, "unigram": _sentencepiece, "sentencepiece": _sentencepiece}
     # RoBERTa counts positions from the id of its padding, and its table has a row for every smaller number too.
@@ -56,8 +58,18 @@ def train_tokenizer(texts: Iterator[str], config: TokenizerConfig, family: str) 
             train[config.type](texts, config, special) if config.type != "bpe" else _bpe(texts, config, special, first)
         )
     backend.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in special.tokens])
+    backend.add_tokens([AddedToken(t, normalized=False, special=False) for t in own])
     add_post_processor(backend, special)
     return Tokenizer(backend, special)
+
+
+def _own_tokens(config: TokenizerConfig, special: Special) -> list[str]:
+    """Returns the tokens in `tokenizer.special`, each once. Raises UserError for those that no text can hold."""
+    own = list(dict.fromkeys(config.special))
+    if wrong := [token for token in own if not token.strip() or token in special.tokens]:
+        what = "is a control token of the family already" if wrong[0].strip() else "is empty"
+        raise UserError(f"tokenizer.special: {wrong[0]!r} {what}\n  → leave it out")
+    return own
 
 
 def check_kept(tokenizer: Tokenizer, trained: str, text: str) -> None:
