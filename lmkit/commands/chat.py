@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from lmkit.base.errors import UserError
 from lmkit.commands import options
 from lmkit.commands.app import app
 from lmkit.commands.options import read_prompts
@@ -15,6 +16,9 @@ def chat(
     model: options.Model,
     prompt: options.Prompt = None,
     file: options.PromptFile = None,
+    data: Annotated[
+        list[str] | None, typer.Option("--data", "-d", help="Files of conversations to answer. Repeatable.")
+    ] = None,
     system: Annotated[str | None, typer.Option("--system", help="What the assistant is told first.")] = None,
     n: Annotated[int, typer.Option("-n", "--samples", help="Answers to each message.", min=1)] = 1,
     max_tokens: options.MaxTokens = 128,
@@ -29,9 +33,13 @@ def chat(
     as_json: options.Json = False,
     allow_pickle: options.Pickle = False,
 ) -> None:
-    """Answer messages, each as the first of a conversation; on a terminal and without a message, talk."""
+    """Answer messages, each as the first of a conversation; on a terminal and without a message, talk.
+
+    With --data, a JSON line is printed for each conversation of the files, with the answer to its last turn."""
+    if data and (prompt is not None or file or system is not None):
+        raise UserError("--data holds whole conversations\n  → leave out the prompt, --file and --system")
     talks = prompt is None and file is None and sys.stdin.isatty()
-    prompts = None if talks else read_prompts(prompt, file)
+    prompts = None if talks or data else read_prompts(prompt, file)
     from lmkit.generation.sampling import SamplingConfig
     from lmkit.ops import conversation
 
@@ -40,4 +48,7 @@ def chat(
         repetition_penalty=repetition_penalty, seed=seed, stop=tuple(stop or ()),
     )  # fmt: skip
     show = sys.stdout.isatty() if stream is None else stream
-    conversation.converse(model, prompts, system, config, n, as_json, show, allow_pickle)
+    if data:
+        conversation.answer_file(model, data, config, n, allow_pickle)
+    else:
+        conversation.converse(model, prompts, system, config, n, as_json, show, allow_pickle)

@@ -2,22 +2,26 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 from lmkit.base.display import note, write
 from lmkit.base.errors import UserError
 from lmkit.base.runs import ADAPTER_CONFIG, model_folder
 from lmkit.evaluation.scoring import check_embedded
 from lmkit.generation.batches import Completion
-from lmkit.generation.engine import generate
+from lmkit.generation.engine import MAX_ROWS, generate
 from lmkit.generation.sampling import SamplingConfig
 from lmkit.pretrained import Pretrained, load, say_not_followed
-from lmkit.text.chat import Chat, find_template
+from lmkit.recipe.task_settings import settings_of
+from lmkit.recipe.tasks import ChatConfig
+from lmkit.tasks.evaluate import read_labelled
+from lmkit.text.chat import Chat, find_template, fold_system
 from lmkit.text.tokenizer import read_object
 
-Conversation = list[dict[str, str]]
+Conversation = list[dict[str, Any]]
 
 
 def converse(
@@ -45,6 +49,39 @@ def converse(
         raise UserError("--samples: a conversation goes on from one answer\n  → name a prompt, or leave it out")
     else:
         _converse(speaker, start)
+
+
+def answer_file(model: str, sources: list[str], config: SamplingConfig, samples: int, allow_pickle: bool) -> None:
+    """Prints a JSON line for each conversation in files, with the assistant's answer to its last turn.
+
+    What the assistant itself says there last is left out, and stands beside the answer as `gold`. Raises UserError for
+    a model that cannot chat, DataError for files without conversations."""
+    loaded = load(model, allow_pickle)
+    speaker = Speaker(model, loaded, replace(config, rules=loaded.rules), True, False)
+    say_not_followed(loaded)
+    table = read_labelled(sources, ChatConfig(), {}, False, loaded.folder)
+    for start in range(0, len(table.rows), MAX_ROWS):
+        lines, fitting = dict[int, dict[str, Any]](), list[tuple[int, Conversation, list[int]]]()
+        for i in range(start, min(start + MAX_ROWS, len(table.rows))):
+            messages, lines[i] = table.rows[i]["messages"], {"place": table.places[i]}
+            if messages[-1]["role"] == "assistant":
+                lines[i]["gold"], messages = messages[-1]["content"], messages[:-1]
+            try:
+                fitting.append((i, *speaker.fitting(messages)))
+            except UserError as e:  # one that is too long, or that the template refuses, leaves the others alone
+                lines[i]["error"] = str(e)
+        rows = speaker.written([ids for _, _, ids in fitting], samples)
+        answers = [(fitting[row.row // samples], row) for row in rows]
+        written = [(i, lines[i] | _as_line(messages, row)) for (i, messages, _), row in answers]
+        written += [(i, line) for i, line in lines.items() if "error" in line]
+        for _, line in sorted(written, key=lambda pair: pair[0]):
+            print(json.dumps(line, ensure_ascii=False), flush=True)
+
+
+def _as_line(messages: Conversation, row: Completion) -> dict[str, Any]:
+    """Returns a conversation with its answer as it is printed for machines."""
+    answered = [*messages, {"role": "assistant", "content": row.text}]
+    return {"messages": answered, "sample": row.sample, "finish": row.finish, "ids": row.ids}
 
 
 def _message(role: str, content: str) -> dict[str, str]:
@@ -93,12 +130,24 @@ class Speaker:
                 f"  → `lmkit finetune --task chat --model {name} --data CONVERSATIONS` teaches it to chat"
             )
         self.chat = Chat(tokenizer, template)
+        settings = settings_of(loaded.folder)
+        self.fold_system = settings is not None and getattr(settings.task, "fold_system", False)
         check_embedded(loaded.model, self.chat.ends)
         self.eos = loaded.eos | frozenset(self.chat.ends)
 
+    def written(
+        self, prompts: Sequence[list[int]], samples: int, on_text: Callable[[Completion, str], None] | None = None
+    ) -> Iterator[Completion]:
+        """Yields what the assistant says after each prompt, in order, and says what was cut."""
+        for row in generate(self.loaded.model, prompts, self.config, self.eos, samples, on_text, self.chat.tokenizer):
+            yield row
+            if row.finish == "length":
+                limit = "--max-tokens" if len(row.ids) == self.config.max_tokens else "the model's context"
+                note(f"the answer was cut: {len(row.ids):,} tokens is all that {limit} allows")
+
     def answer(self, conversations: list[Conversation], samples: int = 1) -> list[Conversation]:
         """Writes what the assistant says next. Returns the conversations with it. Raises UserError."""
-        fitting = [self._fitting(messages) for messages in conversations]
+        fitting = [self.fitting(messages) for messages in conversations]
         out, shown = [], -1
 
         def show(row: Completion, piece: str) -> None:
@@ -108,24 +157,19 @@ class Speaker:
                 shown = row.row
             write(piece)
 
-        prompts, on_text = [ids for _, ids in fitting], show if self.stream else None
-        for row in generate(self.loaded.model, prompts, self.config, self.eos, samples, on_text, self.chat.tokenizer):
-            before = fitting[row.row // samples][0]
-            messages = [*before, {"role": "assistant", "content": row.text}]
-            out.append(messages)
+        for row in self.written([ids for _, ids in fitting], samples, show if self.stream else None):
+            line = _as_line(fitting[row.row // samples][0], row)
+            out.append(line["messages"])
             if self.as_json:
-                line = {"messages": messages, "sample": row.sample, "finish": row.finish, "ids": row.ids}
                 print(json.dumps(line, ensure_ascii=False), flush=True)
             else:
                 show(row, "\n" if row.row == shown else f"{row.text}\n")
-            if row.finish == "length":
-                limit = "--max-tokens" if len(row.ids) == self.config.max_tokens else "the model's context"
-                note(f"the answer was cut: {len(row.ids):,} tokens is all that {limit} allows")
         return out
 
-    def _fitting(self, messages: Conversation) -> tuple[Conversation, list[int]]:
+    def fitting(self, messages: Conversation) -> tuple[Conversation, list[int]]:
         """Returns the conversation, without its oldest turns where it leaves no room for an answer, and the token ids
         that the model reads."""
+        messages = fold_system(messages) if self.fold_system else messages
         context, dropped = self.loaded.config.context, 0
         room = context - min(self.config.max_tokens, context // 2)
         while len(ids := self.chat.prompt(messages)) > room:

@@ -100,6 +100,9 @@ class ChatConfig(TaskSection):
 
     name: Literal["chat"] = Field("chat", description="Answer in conversations.")
     template: str = Field("auto", description="auto: the model's own, else chatml; chatml; or a Jinja file.")
+    fold_system: bool = Field(
+        False, description="Put the system's message before the first of the user, for templates that have none."
+    )
 
 
 class LMConfig(TaskSection):

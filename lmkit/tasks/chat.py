@@ -26,7 +26,7 @@ from lmkit.pretrained import Pretrained
 from lmkit.recipe.task_settings import TaskSettings
 from lmkit.recipe.tasks import ChatConfig
 from lmkit.tasks.task import Reading, Task, in_batches
-from lmkit.text.chat import TEMPLATE_FILE, Chat, EncodedChat, Spelled, find_template, with_tokens
+from lmkit.text.chat import TEMPLATE_FILE, Chat, EncodedChat, Spelled, find_template, fold_system, with_tokens
 from lmkit.text.tokenizer import Tokenizer, read_object
 
 MOST_TOKENS = 1024  # a conversation is cut to, unless `data.max_length` says otherwise
@@ -48,6 +48,7 @@ class ChatLearner(Task):
 
     chat: Chat
     max_length: int
+    fold_system: bool = False
     objective: Objective = field(default_factory=lambda: CausalLM(document_masking=True))
     said: set[str] = field(default_factory=set)  # notes, each said once
 
@@ -93,13 +94,13 @@ class ChatLearner(Task):
     def for_training(cls, config: ChatConfig, train: Table, reading: Reading) -> Self:
         """Makes the task with the template that `settle_tokenizer` has put beside the tokenizer."""
         template = find_template([reading.folder] if reading.folder else [], "auto", reading.tokenizer)
-        return cls(Chat(reading.tokenizer, template), reading.length(MOST_TOKENS))
+        return cls(Chat(reading.tokenizer, template), reading.length(MOST_TOKENS), config.fold_system)
 
     @classmethod
     def of_folder(cls, config: ChatConfig, loaded: Pretrained, settings: TaskSettings | None) -> Self:
         reading = Reading.of(loaded, settings)
-        return cls(Chat(reading.tokenizer, find_template([loaded.folder], "auto", reading.tokenizer)),
-                   reading.length(MOST_TOKENS))  # fmt: skip
+        template = find_template([loaded.folder], "auto", reading.tokenizer)
+        return cls(Chat(reading.tokenizer, template), reading.length(MOST_TOKENS), config.fold_system)
 
     def examples(self, table: Table) -> list[dict[str, Any]]:
         """Returns packed rows. `documents` are rows of the table, `lengths` what each would have if it were not cut;
@@ -145,14 +146,18 @@ class ChatLearner(Task):
         """Returns an encoded conversation, the keys that its template does not write, and why nothing of it can be
         learnt, if so."""
         messages, tools = row["messages"], row.get("tools")
+        messages = fold_system(messages) if self.fold_system else messages
         found, unread = self.chat.encode(messages, tools), self.chat.ignored(messages, tools)
         if "tool_calls" in unread and any(m.get("tool_calls") and not m["content"] for m in messages):
             return [], unread, "call tools, which the chat template does not write"
         return found, unread, "" if any(map(_end, found)) else "have no answer but such of weight 0"
 
     def _piece(self, encoded: EncodedChat) -> tuple[np.ndarray, np.ndarray] | None:
-        """Returns tokens and labels (n,) of a conversation; None if nothing would be learnt."""
-        n = min(_end(encoded), self.max_length)
+        """Returns tokens and labels (n,) of a conversation; None if nothing would be learnt.
+
+        One that is too long ends with the last of the assistant's turns that fits whole, if any does."""
+        ends = [i + 1 for i, learnt in enumerate(encoded.learnt) if learnt and not any(encoded.learnt[i + 1 : i + 2])]
+        n = max((end for end in ends if end <= self.max_length), default=self.max_length)
         ids, labels = np.array(encoded.ids[:n], np.int64), np.full(n, UNSCORED, np.int64)
         labels[:-1] = np.where(encoded.learnt[1:n], ids[1:], UNSCORED)
         return (ids, labels) if (labels != UNSCORED).any() else None
@@ -163,7 +168,7 @@ class ChatLearner(Task):
                   for key, n in ignored.items()]  # fmt: skip
         if cut:
             lines.append(
-                f"cut: {cut:,} of {rows:,} conversations ({cut / rows:.1%}) lose what is behind their first"
+                f"cut: {cut:,} of {rows:,} conversations ({cut / rows:.1%}) lose the turns that end behind their first"
                 f" {self.max_length:,} tokens"
             )
         for line in lines:

@@ -61,6 +61,16 @@ class EncodedChat(NamedTuple):
     learnt: list[bool]  # True for the words of the assistant, and for the token that ends its turn
 
 
+def fold_system(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the conversation with its first message, if that is the system's, before the text of the user's first."""
+    folded = [dict(message) for message in messages]
+    first_user = next((message for message in folded if message["role"] == "user"), None)
+    if not folded or folded[0]["role"] != "system" or first_user is None:
+        return folded
+    first_user["content"] = f"{folded[0]['content']}\n\n{first_user['content']}"
+    return folded[1:]
+
+
 # ---------------------------------------------------------------- templates
 
 

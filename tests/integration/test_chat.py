@@ -198,3 +198,53 @@ def test_held_out_conversations_that_a_template_refuses_end_no_run(taught, tmp_p
     assert got.exit_code == 0 and "nothing is held out: no conversation is left of 2" in got.stderr
     assert "alternate" in got.stderr
     assert lmkit.load(tmp_path / "run").config.family == "llama"
+
+
+def test_files_of_conversations_are_answered_in_their_order(taught, tmp_path):
+    """An answer that the file has already stands beside the new one; a conversation that cannot be read leaves the
+    others alone."""
+    asked = [TALKS[1][:1], TALKS[0], [{"role": "user", "content": "long " * 200}], TALKS[5][:1]]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps({"messages": t}) + "\n" for t in asked))
+    command = ("chat", str(taught / "run"), "--data", str(tmp_path / "asked.jsonl"), "-t", "0", "--max-tokens", "24")
+    lines = [json.loads(line) for line in lmkit_(*command).splitlines()]
+    assert [line["place"].rpartition(":")[2] for line in lines] == ["1", "2", "3", "4"]
+    assert "context" in lines[2]["error"] and lines[1]["gold"] == "Quite."
+    for line, talk in zip(lines, (TALKS[1], TALKS[0], None, TALKS[5]), strict=True):
+        if talk:
+            assert [m["content"] for m in line["messages"]] == [m["content"] for m in talk]
+    with pytest.raises(UserError, match="--data holds whole conversations"):
+        lmkit_(*command, "Hello")
+
+
+def test_a_long_conversation_ends_with_a_whole_turn(learner):
+    """Not in the middle of an answer, unless that is the first."""
+    task = ChatLearner(learner.chat, 64)
+    talk = [{"role": role, "content": f"{word} {word}"} for word in ("alpha", "beta", "gamma", "delta", "epsilon")
+            for role in ("user", "assistant")]  # fmt: skip
+    (encoded,) = task.chat.encode(talk)
+    ends = [i + 1 for i in range(len(encoded.ids)) if encoded.learnt[i] and not any(encoded.learnt[i + 1 : i + 2])]
+    task.max_length = ends[2] + 3
+    (row,) = task.examples(table([talk]))
+    assert len(row["tokens"]) == ends[2] and row["tokens"].tolist() == encoded.ids[: ends[2]]
+    task.max_length = ends[0] - 2
+    (row,) = task.examples(table([talk]))
+    assert len(row["tokens"]) == ends[0] - 2
+
+
+def test_the_system_can_be_folded_into_the_first_turn(taught, tmp_path):
+    """For a template that refuses a system message, in training and in answers."""
+    template = tmp_path / "plain.jinja"
+    template.write_text(
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+        "<s>{{ m.role }}\n{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+    )
+    talks = [[{"role": "system", "content": "Be brief."}, *talk] for talk in TALKS]
+    (tmp_path / "talks.jsonl").write_text("".join(json.dumps({"messages": t}) + "\n" for t in talks))
+    data = str(tmp_path / "talks.jsonl")
+    command = ("finetune", "--task", "chat", "--model", str(taught / "base"), "--data", data, "--validation", data,
+               f"task.template={template}", *FAST)  # fmt: skip
+    with pytest.raises(DataError, match="no system here"):
+        lmkit_(*command, "train.budget=1 step", "--out", str(tmp_path / "refused"))
+    lmkit_(*command, "task.fold_system=true", "train.budget=2 steps", "--out", str(tmp_path / "run"))
+    shown = lmkit_("chat", str(tmp_path / "run"), "Who?", "--system", "Be brief.", "--json", "--max-tokens", "2")
+    assert json.loads(shown)["messages"][0] == {"role": "user", "content": "Be brief.\n\nWho?"}

@@ -89,7 +89,7 @@ def _candidates(role: Role, columns: list[str]) -> list[str]:
 
 def _layout(table: TaskTable, columns: list[str], config: TableConfig) -> tuple[Role, ...]:
     """Returns the roles of one file: conversations are lists of messages, or a prompt and a response."""
-    if not table.messages or config.target is not None:
+    if not table.messages or config.target:
         return table.roles
     if config.text is None:
         return table.messages if _candidates(table.messages[0], columns) else table.roles

@@ -26,11 +26,14 @@ BROKEN_MESSAGES = "conversations that are no lists of messages of text"
 BROKEN_HISTORY = "conversations whose history is no list of pairs of texts"
 BROKEN_TOOLS = "conversations whose tools are no list of objects"
 BROKEN_CALLS = "conversations with a function_call that is no JSON with a name"
+BROKEN_PARTS = "conversations with parts that are no text"
 BROKEN_WEIGHTS = "conversations with a weight that is neither 0 nor 1"
 TWO_SYSTEMS = "system columns beside conversations that begin with a system message of their own"
 # the names that conversations with `from` and `value` have
 SHAREGPT = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"}
 SPEAKERS = ("system", "user", "assistant", "tool")
+OTHER_NAMES = {"developer": "system", "function": "tool", "model": "assistant"}  # of OpenAI and Gemini
+NOT_LEARNT = ("train", "training", "loss")  # flags of a turn, in files of axolotl and LLaMA-Factory
 
 BLANKS = re.compile(r"[ \t\r\n]+")  # between words
 
@@ -212,6 +215,9 @@ def chat_row(values: Values, where: str, labelled: bool, problems: Problems) -> 
     system, tools = _optional(values.get("system")), _parsed(values.get("tools")) or []
     if "messages" in values:
         messages = _messages(_parsed(values["messages"]))
+    elif isinstance(before := _parsed(values.get("prompt")), list):  # TRL's: of it nothing is learnt
+        answer = _messages(_parsed(values.get("response")) or [])
+        messages = [*({**message, "weight": 0} for message in _messages(before)), *answer]
     else:
         prompt = "\n\n".join(filter(None, (_text(values.get("prompt")), _optional(values.get("input")))))
         messages = [*_history(_parsed(values.get("history"))), {"role": "user", "content": prompt}]
@@ -253,9 +259,12 @@ def _messages(value: Any) -> list[dict[str, Any]]:
     messages = []
     for message in value:
         named = message.get("role", message.get("from"))
-        role = SHAREGPT.get(named, named) if isinstance(named, str) else named
-        content = message.get("content", message.get("value"))
-        more = {k: v for k, v in message.items() if k not in ("role", "from", "content", "value") and v is not None}
+        role = (SHAREGPT | OTHER_NAMES).get(named, named) if isinstance(named, str) else named
+        content = _joined(message.get("content", message.get("value")))
+        read = ("role", "from", "content", "value", *NOT_LEARNT)
+        more = {k: v for k, v in message.items() if k not in read and v is not None}
+        if any(message.get(flag) is False for flag in NOT_LEARNT):
+            more["weight"] = 0
         if role not in SPEAKERS:
             raise Unfit(f"conversations with the role `{role}` (allowed: {', '.join(SPEAKERS)}, {', '.join(SHAREGPT)})")
         if named == "function_call":
@@ -266,6 +275,17 @@ def _messages(value: Any) -> list[dict[str, Any]]:
             raise Unfit(BROKEN_WEIGHTS)
         messages.append({"role": role, "content": content} | _plain(more))
     return messages
+
+
+def _joined(content: Any) -> Any:
+    """Returns content that is a list of parts as one text. Raises Unfit for a part that is no text."""
+    if not isinstance(content, list):
+        return content
+    parts = [part.get("text") if isinstance(part, dict) else part for part in content]
+    texts = [part for part in parts if isinstance(part, str)]
+    if len(texts) < len(parts):
+        raise Unfit(BROKEN_PARTS)
+    return "".join(texts)
 
 
 def _calls(value: Any) -> list[dict[str, Any]]:

@@ -359,6 +359,35 @@ def test_conversations_are_the_same_in_all_layouts(tmp_path: Path) -> None:
         read(tmp_path / "a.jsonl", "chat")
 
 
+def test_conversations_as_other_tools_write_them(tmp_path: Path) -> None:
+    """Content in parts, roles of OpenAI and Gemini, turns that axolotl leaves out, and TRL's prompts of messages."""
+    part = lambda *texts: [{"type": "text", "text": text} for text in texts]
+    rows = [
+        {"messages": [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": part("Hi", "!")},
+                      {"role": "model", "content": part("Hello.")}]},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "train": False},
+                      {"role": "function", "content": "3"}, {"role": "assistant", "content": "c", "train": True}]},
+        {"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
+                    {"role": "user", "content": "c"}], "completion": [{"role": "assistant", "content": "d"}]},
+        {"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]},
+                      {"role": "assistant", "content": "?"}]},
+    ]  # fmt: skip
+    (tmp_path / "a.jsonl").write_bytes(as_jsonl([rows[0], rows[1], rows[3]]))
+    table = read(tmp_path / "a.jsonl", "chat")
+    first, second = (row["messages"] for row in table.rows)
+    assert [(m["role"], m["content"]) for m in first] == [
+        ("system", "Be brief."), ("user", "Hi!"), ("assistant", "Hello."),
+    ]  # fmt: skip
+    assert [(m["role"], m.get("weight")) for m in second] == [
+        ("user", None), ("assistant", 0), ("tool", None), ("assistant", None),
+    ]  # fmt: skip
+    assert all("train" not in m for m in second)
+    assert table.problems.counts == {"conversations with parts that are no text": 1}
+    (tmp_path / "b.jsonl").write_bytes(as_jsonl([rows[2]]))
+    (row,) = read(tmp_path / "b.jsonl", "chat").rows
+    assert [(m["content"], m.get("weight")) for m in row["messages"]] == [("a", 0), ("b", 0), ("c", 0), ("d", None)]
+
+
 def test_documents_are_read_like_those_of_pretraining(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\ntwo")
     (tmp_path / "b.jsonl").write_bytes(as_jsonl([{"body": "three"}]))
