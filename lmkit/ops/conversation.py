@@ -11,7 +11,7 @@ from lmkit.base.display import note, write
 from lmkit.base.errors import UserError
 from lmkit.base.runs import ADAPTER_CONFIG, model_folder
 from lmkit.evaluation.scoring import check_embedded
-from lmkit.generation.batches import Completion
+from lmkit.generation.batches import Completion, room_after
 from lmkit.generation.engine import MAX_ROWS, generate
 from lmkit.generation.sampling import SamplingConfig
 from lmkit.pretrained import Pretrained, load, say_not_followed
@@ -67,7 +67,9 @@ def answer_file(model: str, sources: list[str], config: SamplingConfig, samples:
             if messages[-1]["role"] == "assistant":
                 lines[i]["gold"], messages = messages[-1]["content"], messages[:-1]
             try:
-                fitting.append((i, *speaker.fitting(messages)))
+                read, ids = speaker.fitting(messages)
+                room_after(loaded.model, ids, config, i + 1)
+                fitting.append((i, read, ids))
             except UserError as e:  # one that is too long, or that the template refuses, leaves the others alone
                 lines[i]["error"] = str(e)
         rows = speaker.written([ids for _, _, ids in fitting], samples)
