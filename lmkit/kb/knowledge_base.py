@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,6 +27,8 @@ from lmkit.base.errors import DataError, StorageError, UserError
 from lmkit.base.files import replacing
 from lmkit.kb.lookup import (
     STOP,
+    UNSPACED,
+    UNSPACED_CHARACTER,
     Lookup,
     Matcher,
     Option,
@@ -36,12 +39,13 @@ from lmkit.kb.lookup import (
     proper_names,
     relation_words,
     same_compounds,
+    spaced,
     tokens,
 )
 from lmkit.kb.sources import knowledge_files
 from lmkit.kb.writing import APPLICATION, INDEXES, SCHEMA, VERSION, Added, fill_database
 
-LONGEST_NAME = 10  # words of a name that are looked up
+LONGEST_NAME = 24  # tokens of a name that are looked up: words, or characters of scripts without spaces
 MOST_OBJECTS = 50  # objects in one answer; a longer list ends with an ellipsis
 MOST_NAMESAKES = 20  # the most subjects of one alias
 MOST_RELATIONS = 500  # the most relations of a subject that are read
@@ -191,7 +195,7 @@ class KnowledgeBase:
     def search(self, query: str, k: int = 5) -> list[Passage]:
         """Returns the `k` passages with the highest BM25 score (k1 = 1.2, b = 0.75, title and text as one), best
         first."""
-        words = list(dict.fromkeys(re.findall(r"[^\W_]+", query)))
+        words = list(dict.fromkeys(_search_words(query)))
         words = [w for w in words if w.casefold() not in STOP] or words
         if not words or k < 1:
             return []
@@ -277,6 +281,15 @@ def build_knowledge_base(path: Path, patterns: Sequence[str], encoding: str = "u
     return added
 
 
+def _search_words(query: str) -> Iterator[str]:
+    """Yields the words of a query; for scripts without spaces, each two neighbouring characters as a phrase."""
+    for word in re.findall(r"[^\W_]+", spaced(query)):
+        if not UNSPACED_CHARACTER.match(word):
+            yield word
+    for run in re.findall(f"[{UNSPACED}]+", query):
+        yield from (f"{a} {b}" for a, b in pairwise(run)) if len(run) > 1 else [run]
+
+
 def candidate(option: Option, score: float) -> Lookup:
     shown, objects = option.objects, option.objects[:MOST_OBJECTS]
     answer = ", ".join(objects) + (", …" if len(shown) > len(objects) else "")
@@ -307,6 +320,7 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
     where it may not write."""
     db = sqlite3.connect(f"{path.resolve().as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=30)
     db.execute("PRAGMA cache_size = -200000")
+    db.create_function("spaced", 1, spaced, deterministic=True)
     return db
 
 

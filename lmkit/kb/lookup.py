@@ -8,7 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import blake2b
 from itertools import pairwise
 from typing import Any
@@ -17,10 +17,26 @@ import numpy as np
 
 # A token is a word; a single character of a script without spaces, so that names inside a sentence are found; a sign
 # that distinguishes names (C, C++, C#, C--); or an emoji. Other punctuation separates tokens.
+# Thai, Lao, Tibetan, Burmese, Khmer, kana, Chinese characters; and Hangul, whose particles have no space before them
+UNSPACED = (
+    "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0002fa1f"
+)
 TOKEN = re.compile(
-    r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+|[+#&\u2600-\u27bf\U0001f000-\U0001faff]"
+    rf"[{UNSPACED}]|[^\W_{UNSPACED}]+|[+#&\u2600-\u27bf\U0001f000-\U0001faff]"
     r"|(?<=\w)--(?!\w)"
 )
+THOUSANDS = re.compile(r"(?<=\d)[,\u00a0\u202f'’](?=\d{3}(?!\d))")
+MONTHS = {
+    "january": 1, "february": 2, "march": 3, "april": 4, "may": 5, "june": 6, "july": 7, "august": 8, "september": 9,
+    "october": 10, "november": 11, "december": 12,
+}  # fmt: skip
+_MONTH = f"({'|'.join([*MONTHS, *(month[:3] for month in MONTHS)])})\\.?"
+DATES = (  # 4 July 1776, the 4th of July 1776; July 4, 1776; 4.7.1776
+    (re.compile(rf"\b(\d{{1,2}})(?:st|nd|rd|th)?(?: of)? {_MONTH},? (\d{{4}})\b", re.IGNORECASE), (2, 1, 0)),
+    (re.compile(rf"\b{_MONTH} (\d{{1,2}})(?:st|nd|rd|th)?,? (\d{{4}})\b", re.IGNORECASE), (2, 0, 1)),
+    (re.compile(r"\b(\d{1,2})\. ?(\d{1,2})\. ?(\d{4})\b"), (2, 1, 0)),
+)
+UNSPACED_CHARACTER = re.compile(f"[{UNSPACED}]")
 SIGNS = frozenset(("+", "#", "&", "♯", "♭", "--"))
 JOINERS = re.compile(r"[-._\u2010-\u2013]")  # signs that join words without spaces
 CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
@@ -41,11 +57,26 @@ def tokens(text: str) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Returns the text without accents."""
+    """Returns the text without accents, with dates as 1776-07-04 and numbers without signs between thousands."""
+    text = THOUSANDS.sub("", text)
+    for pattern, order in DATES:
+        text = pattern.sub(partial(_iso_date, order), text)
     if not text.isascii():
         text = "".join(c for c in unicodedata.normalize("NFKD", text) if unicodedata.category(c) != "Mn")
         text = unicodedata.normalize("NFC", text)
     return text
+
+
+def _iso_date(order: tuple[int, int, int], match: re.Match[str]) -> str:
+    """Returns a date as ISO 8601 writes it. order: which group is the year, the month and the day."""
+    year, month, day = (match[1 + i].casefold() for i in order)
+    number = next((n for name, n in MONTHS.items() if name.startswith(month)), month)
+    return f"{year}-{number:0>2}-{day:0>2}"
+
+
+def spaced(text: str | None) -> str:
+    """Returns the text with spaces around each character of scripts that write none, for a full-text index."""
+    return UNSPACED_CHARACTER.sub(r" \g<0> ", text or "")
 
 
 def compounds(text: str) -> list[tuple[int, int]]:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +12,14 @@ from lmkit.data.encodings import settle_encodings
 from lmkit.data.inputs import Input, Problems, list_files
 from lmkit.data.lines import guarded, not_unicode, read_lines
 from lmkit.data.records import read_records
+from lmkit.kb.graphs import RDF, is_wikidata, label_of, read_entity, read_rdf
 from lmkit.recipe.recipe_file import build_recipe
 from lmkit.recipe.sources import SourcesConfig
 
-ALLOWED = ".csv, .tsv, .xlsx, .jsonl, .json, .parquet, .arrow, .feather, .txt, .gz or .zst of these"
+ALLOWED = (
+    ".csv, .tsv, .xlsx, .jsonl, .json, .parquet, .arrow, .feather, .txt, .gz or .zst of these; .ttl, .nt, .n3, .rdf,"
+    " .owl, .jsonld"
+)
 PASSAGE = 2000  # characters; longer passages are cut at the end of a sentence
 BORDER = re.compile(r"(?<=[.!?。])\s")
 MISSING, UNDECODABLE, OTHER = "rows with an empty field", "undecodable rows", "records of another kind"
@@ -59,7 +63,7 @@ def knowledge_files(patterns: list[str], encoding: str = "utf-8") -> list[Input]
     Raises UserError for an encoding that is none, and DataError for a pattern that matches nothing and for kinds of
     files that cannot be read."""
     config = build_recipe(SourcesConfig, {"train": patterns, "encoding": encoding}, {}, where="lmkit kb")
-    kind_of = lambda name: Input(name).kind
+    kind_of = lambda name: "rdf" if Path(name).suffix in RDF else Input(name).kind
     return settle_encodings(list_files(patterns, kind_of, ALLOWED, "is no kind of file that can be added", config))
 
 
@@ -70,6 +74,12 @@ def read_rows(item: Input, problems: Problems) -> Iterator[KnowledgeRow]:
     Raises DataError where the columns fit no known layout, and for JSON that is damaged or of another shape."""
     if item.kind == "txt":
         yield from _paragraphs(item, problems)
+        return
+    if Path(item.name).suffix in RDF:
+        yield from (KnowledgeRow(kind, 0, values) for kind, values in read_rdf(item.name))
+        return
+    if _is_wikidata_file(item):
+        yield from _wikidata(item, problems)
         return
     chosen: dict[tuple[str, ...], tuple[KnowledgeColumns, list[int]] | None] = {}  # by columns: JSON may mix them
     for line, columns, values in _read_columns(item, problems):
@@ -96,6 +106,30 @@ def read_rows(item: Input, problems: Problems) -> Iterator[KnowledgeRow]:
             problems.add(UNDECODABLE, f"{item.name}:{line}")
         else:
             yield from _rows(kind, texts, line)
+
+
+def _entities(item: Input, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields the entities of a file of Wikidata's JSON, each with its line."""
+    for line, record in read_records(item, problems, lambda where, names: names):
+        if is_wikidata(record):
+            yield line, record
+        else:
+            problems.add(OTHER, f"{item.name}:{line}")
+
+
+def _is_wikidata_file(item: Input) -> bool:
+    """Says whether the first record of a file of JSON is an entity of Wikidata."""
+    if item.kind not in ("json", "jsonl"):
+        return False
+    first = next(read_records(replace(item), Problems(), lambda where, names: names), None)
+    return first is not None and is_wikidata(first[1])
+
+
+def _wikidata(item: Input, problems: Problems) -> Iterator[KnowledgeRow]:
+    """Yields the statements of the entities in a file, which is read twice: once for the names that ids stand for."""
+    labels = {str(record["id"]): label_of(record) for _, record in _entities(replace(item), Problems())}
+    for line, record in _entities(item, problems):
+        yield from (KnowledgeRow(kind, line, values) for kind, values in read_entity(record, labels))
 
 
 def _read_columns(item: Input, problems: Problems) -> Iterator[tuple[int, tuple[str, ...], list[Any]]]:

@@ -17,7 +17,7 @@ from lmkit.data.lines import UNREADABLE
 from lmkit.kb.lookup import fold, key_of
 from lmkit.kb.sources import KnowledgeRow, read_rows
 
-APPLICATION, VERSION = 0x6C6D6B62, 1  # written into the file; the first is "lmkb"
+APPLICATION, VERSION = 0x6C6D6B62, 2  # written into the file; the first is "lmkb"
 BATCH = 20_000  # rows in memory at a time
 
 SCHEMA = f"""
@@ -86,8 +86,9 @@ def _add_file(
                 kinds[kind] += len(chosen)
         report(sum((added.rows + kinds).values()))
     db.execute(
-        "INSERT INTO passage_index(rowid, title, text) SELECT id, title, text FROM passages WHERE id > ?", (last,)
-    )
+        "INSERT INTO passage_index(rowid, title, text) SELECT id, spaced(title), spaced(text) FROM passages"
+        " WHERE id > ?", (last,)
+    )  # fmt: skip
     written = (kinds.total(), json.dumps(kinds), source)
     db.execute("UPDATE sources SET rows = ?, kinds = ? WHERE id = ?", written)
     added.rows += kinds
@@ -96,7 +97,7 @@ def _add_file(
 def _forget(db: sqlite3.Connection, source: int) -> None:
     db.execute(
         "INSERT INTO passage_index(passage_index, rowid, title, text) "
-        "SELECT 'delete', id, title, text FROM passages WHERE source = ?", (source,)
+        "SELECT 'delete', id, spaced(title), spaced(text) FROM passages WHERE source = ?", (source,)
     )  # fmt: skip
     for table in ("triples", "aliases", "phrases", "passages"):
         db.execute(f"DELETE FROM {table} WHERE source = ?", (source,))

@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
+import rdflib
 import zstandard
 
 from lmkit.base.errors import DataError, StorageError, UserError
@@ -272,3 +273,97 @@ def test_what_is_no_knowledge_base_is_said(tmp_path):
         kb.db.execute("PRAGMA busy_timeout = 10")
         with pytest.raises(StorageError, match="another process"):
             kb.add([wrote(tmp_path / "c.csv", "s,p,o\nx,y,z\n")])
+
+
+ASKED = {  # in scripts that write no spaces, and one whose particles follow without a space
+    "日本の首都はどこですか。": "東京",
+    "中国的首都是什么？": "北京",
+    "ประเทศไทยมีเมืองหลวงชื่ออะไร": "กรุงเทพมหานคร",
+    "한국의 수도는 어디입니까?": "서울",
+    "国際連合教育科学文化機関の本部はどこにありますか": "パリ",
+}
+
+
+def test_names_are_found_in_scripts_without_spaces(tmp_path):
+    rows = [
+        ("日本", "首都", "東京"), ("中国", "首都", "北京"), ("ประเทศไทย", "เมืองหลวง", "กรุงเทพมหานคร"),
+        ("한국", "수도", "서울"), ("国際連合教育科学文化機関", "本部", "パリ"),
+        ("国際連合", "本部", "ニューヨーク"),
+    ]  # fmt: skip
+    table = "\n".join(["subject,relation,object", *map(",".join, rows)])
+    build_knowledge_base(tmp_path / "a.sqlite", [wrote(tmp_path / "a.csv", table)])
+    with KnowledgeBase(tmp_path / "a.sqlite") as kb:
+        assert {question: best(kb, question) for question in ASKED} == ASKED
+
+
+def test_passages_are_found_in_scripts_without_spaces(tmp_path):
+    passages = [
+        "東京は日本の首都である。",
+        "京都は古い都市である。",
+        "กรุงเทพมหานครเป็นเมืองหลวงของประเทศไทย",
+        "Paris is old.",
+    ]
+    build_knowledge_base(tmp_path / "a.sqlite", [wrote(tmp_path / "a.txt", "\n\n".join(passages))])
+    with KnowledgeBase(tmp_path / "a.sqlite") as kb:
+        assert texts(kb, "日本の首都")[0] == passages[0] and texts(kb, "京都")[0] == passages[1]
+        assert texts(kb, "เมืองหลวง")[0] == passages[2] and texts(kb, "old Paris") == [passages[3]]
+        kb.add([wrote(tmp_path / "a.txt", "大阪は日本の都市である。")])  # the old rows leave the index as they came
+        assert texts(kb, "日本の首都") == ["大阪は日本の都市である。"] and texts(kb, "Paris") == []
+
+
+@pytest.mark.parametrize(
+    ("written", "same"),
+    [
+        ("July 4, 1776", "4 July 1776"), ("the 4th of July 1776", "the 1776-07-04"), ("4.7.1776", "Jul. 4th, 1776"),
+        ("1,234,567 people", "1234567 people"), ("CO2 and 1'000", "CO2 and 1000"),
+    ],
+)  # fmt: skip
+def test_dates_and_numbers_are_the_same_in_all_spellings(written, same):
+    assert tokens(written) == tokens(same)
+    assert tokens("in 1,234, 5,67 and 12 May") == ["in", "1234", "5", "67", "and", "12", "may"]
+
+
+def test_rdf_is_read_with_the_names_of_things(tmp_path):
+    turtle = """
+        @prefix ex: <http://example.org/ns#> . @prefix rdfs: <http://www.w3.org/2000/01/rdf-schema#> .
+        ex:Q1 rdfs:label "France"@en, "Frankreich"@de ; ex:capitalCity ex:Q2 ; ex:population 68000000 .
+        ex:Q2 rdfs:label "Paris"@en . ex:Mount_Fuji ex:height "3776 m" .
+    """
+    wrote(tmp_path / "a.ttl", turtle)
+    graph = rdflib.Graph().parse(tmp_path / "a.ttl", format="turtle")
+    for name, kind in (("a.nt", "nt"), ("a.rdf", "xml"), ("a.jsonld", "json-ld")):
+        graph.serialize(tmp_path / name, format=kind)
+    for name in ("a.ttl", "a.nt", "a.rdf", "a.jsonld"):
+        build_knowledge_base(tmp_path / f"{name}.sqlite", [str(tmp_path / name)])
+        with KnowledgeBase(tmp_path / f"{name}.sqlite") as kb:
+            assert best(kb, "What is the capital city of Frankreich?") == "Paris", name
+            assert best(kb, "What is the height of Mount Fuji?") == "3776 m"
+            assert best(kb, "What is the population of France?") == "68000000"
+    with pytest.raises(DataError, match="rdflib cannot read it"):
+        build_knowledge_base(tmp_path / "b.sqlite", [wrote(tmp_path / "b.ttl", "this is no turtle")])
+
+
+def test_entities_of_wikidata_are_read_with_their_labels(tmp_path):
+    """As Special:EntityData and the dumps have them: an entity a line, or a list."""
+    label = lambda text: {"en": {"language": "en", "value": text}}
+    item = lambda value: [{"mainsnak": {"snaktype": "value", "datavalue": {"value": value, "type": "x"}}}]
+    entities = [
+        {"type": "item", "id": "Q42", "labels": label("Douglas Adams"),
+         "aliases": {"en": [{"language": "en", "value": "Douglas Noel Adams"}]},
+         "claims": {"P19": item({"entity-type": "item", "id": "Q350"}),
+                    "P569": item({"time": "+1952-03-11T00:00:00Z", "precision": 11}),
+                    "P2048": item({"amount": "+1.96", "unit": "http://www.wikidata.org/entity/Q11573"}),
+                    "P9": [{"mainsnak": {"snaktype": "novalue"}}]}},
+        {"type": "item", "id": "Q350", "labels": label("Cambridge"), "aliases": {}, "claims": {}},
+        {"type": "property", "id": "P19", "labels": label("place of birth"), "aliases": {}, "claims": {}},
+        {"type": "property", "id": "P569", "labels": label("date of birth"), "aliases": {}, "claims": {}},
+        {"type": "property", "id": "P2048", "labels": label("height"), "aliases": {}, "claims": {}},
+        {"type": "item", "id": "Q11573", "labels": label("metre"), "aliases": {}, "claims": {}},
+    ]  # fmt: skip
+    for name, content in (("a.json", json.dumps(entities)), ("a.jsonl", "\n".join(map(json.dumps, entities)))):
+        build_knowledge_base(tmp_path / f"{name}.sqlite", [wrote(tmp_path / name, content)])
+        with KnowledgeBase(tmp_path / f"{name}.sqlite") as kb:
+            assert best(kb, "What is the place of birth of Douglas Noel Adams?") == "Cambridge"
+            assert best(kb, "What is the date of birth of Douglas Adams?") == "1952-03-11"
+            assert best(kb, "What is the height of Douglas Adams?") == "1.96 metre"
+            assert kb.counts()["triples"] == 3
