@@ -142,7 +142,7 @@ def expand_finetuning(tree: dict[str, Any]) -> dict[str, Any]:
         if not defaults.section(tree, "tokenizer").get("path"):  # the words are learnt from the rows
             tree["model"].setdefault("vocab_size", 0)
         train.setdefault("budget", "10 epochs")
-        train.setdefault("batch", "4096 tokens")
+        train.setdefault("batch", "4096 tokens" if learns_tokens else "32 rows")
         number, unit = units.split_quantity(train["batch"])
         context = defaults.section(tree, "model").get("context", 512)
         tokens = int(number if unit == "token" else number * min(int(units.count(context)), 64))

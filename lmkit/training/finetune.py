@@ -130,7 +130,7 @@ def build_finetuning(
     work = Work(task.objective, rows, task.objective, held, mean, "", mixture=mixture)
     recipe = with_default_lr(recipe, model.config.hidden_size)
     job = build_job(
-        recipe, model, work, _batch_rows(recipe.train.batch, mean, len(rows), task.packed), tokenizer,
+        recipe, model, work, _batch_rows(recipe.train.batch, mean, len(rows)), tokenizer,
         folder / "tokenizer", static=False, world=world, ragged=not task.packed,
     )  # fmt: skip
     job.special |= task.config_json()
@@ -246,17 +246,13 @@ def _listed(labels: tuple[str, ...], most: int = 6) -> str:
     return ", ".join(map(brief, labels[:most])) + more
 
 
-def _batch_rows(batch: str, mean_tokens: float, rows: int, packed: bool) -> int:
-    """Returns the rows of an optimizer step. Raises DataError where there are fewer, unless the recipe leaves their
-    number open."""
+def _batch_rows(batch: str, mean_tokens: float, rows: int) -> int:
+    """Returns the rows of an optimizer step; all rows, which is said, where there are fewer."""
     number, unit = units.split_quantity(batch)
     wanted = max(1, round(number / mean_tokens)) if unit == "token" else int(number)
-    if wanted > rows and (packed or unit == "token"):  # nobody chose how many rows there are
-        note(f"train.batch {batch}: all there is, {rows:,} rows of {mean_tokens:,.0f} tokens, is one step")
-        return rows
     if wanted > rows:
-        raise DataError(f"{rows} training rows are fewer than a batch of {wanted}\n  → train.batch={rows}")
-    return wanted
+        note(f"train.batch {batch}: all there is, {rows:,} rows of {mean_tokens:,.0f} tokens, is one step")
+    return min(wanted, rows)
 
 
 def describe_finetuning(f: Finetuning) -> list[str]:

@@ -85,12 +85,11 @@ def test_labels_that_are_never_predicted_are_named_after_a_run(here):
     )
     assert "verdict  never predicts `rare` (7), of 91 rows held out" in shown
     assert "task.class_weights=true" in shown and "is no better than that of" in shown
-    lines = [["here O"] * 10 for _ in range(30)]
-    for i, row in enumerate(lines):
-        row[1 + i % 7] = "here B-PER"  # which nothing tells apart
-        row.append(f"{i} O\n")
-    Path("words.conll").write_text("\n".join("\n".join(row) for row in lines) + "\n")
-    shown = said(f"finetune --task tag --data words.conll {small} train.budget='20 epochs' --out tags")
+    sentence = lambda i, tag: "\n".join(["here O"] * 9 + [f"{i} {tag}", ""])
+    Path("train.conll").write_text("\n".join(sentence(i, "O" if i else "B-PER") for i in range(40)) + "\n")
+    Path("new.conll").write_text("\n".join(sentence(i, "B-PER") for i in (51, 52, 53)) + "\n")
+    task = "finetune --task tag --data train.conll --validation new.conll"
+    shown = said(f"{task} {small} train.budget='8 epochs' --out tags")
     assert "never predicts `B-PER` (3), of 3 rows" in shown and "class_weights" not in shown
 
 
