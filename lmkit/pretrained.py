@@ -49,7 +49,8 @@ class Pretrained:
         beside the weights that are damaged, or another model's."""
         self.model, self.folder = model, folder
         self.homes = [folder, base] if base else [folder]  # of what stands beside the weights
-        with_tokenizer = (home for home in self.homes if any(any(home.glob(name)) for name in TOKENIZER_FILES))
+        has_one = lambda home: home.is_file() or any(any(home.glob(name)) for name in TOKENIZER_FILES)
+        with_tokenizer = filter(has_one, self.homes)
         self.tokenizer_folder = next(with_tokenizer, None)
         self.tokenizer = tokenizer = load_tokenizer(self.tokenizer_folder) if self.tokenizer_folder else None
         if tokenizer is not None:
@@ -243,7 +244,7 @@ def copy_beside(homes: Sequence[Path], folder: Path, names: Sequence[str] = BESI
 
 
 def load(path: Path | str, allow_pickle: bool = False, device: str = "auto") -> Pretrained:
-    """Returns the model in a run (its best checkpoint) or a Hugging Face folder, in float32. An adapter's folder, as
+    """Returns the model in a run (its best checkpoint), a Hugging Face folder or a GGUF file, in float32. An adapter's folder, as
     PEFT keeps it, is merged into the base model it names, whose tokenizer it takes if it has none of its own.
 
     device: as torch names it; auto takes a GPU if one is there. Raises ModelError for a folder that is missing, damaged

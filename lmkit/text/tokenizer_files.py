@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmkit.base.errors import ModelError
+from lmkit.base.gguf_file import is_gguf
+from lmkit.text.gguf import tokenizer_of_gguf
 from lmkit.text.sentencepiece import as_library, read_model, vocabulary_of
 from lmkit.text.special import Special
 from lmkit.text.tokenizer import ROLES, Tokenizer, add_post_processor, read_object
@@ -65,11 +67,13 @@ NO_CLASS = ("", "llama", "nanochat", "smollm3", "deepseek_v2", "deepseek_v3", "e
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:
-    """Returns the tokenizer in a tokenizer.json, a Hugging Face folder (fast or slow), a sentencepiece .model, a run or
-    a token store.
+    """Returns the tokenizer in a tokenizer.json, a Hugging Face folder (fast or slow), a sentencepiece .model, a GGUF
+    file, a run or a token store.
 
     Raises ModelError where there is none, where it is damaged, and where lmkit cannot read it as its own tool does."""
     path = Path(os.path.expanduser(path)) if isinstance(path, str) else path  # only a typed path may have a ~
+    if is_gguf(path):
+        return tokenizer_of_gguf(path)
     if path.is_file():
         return _from_file(path)
     if not path.is_dir():
