@@ -150,7 +150,8 @@ def find_template(folders: Sequence[Path], setting: str, tokenizer: Tokenizer) -
 
 
 def own_template(folder: Path) -> str | None:
-    """Returns the template of the model in this folder or GGUF file, or None. Raises ModelError where it cannot be read."""
+    """Returns the template of the model in this folder or GGUF file, or None. Raises ModelError where it cannot be
+    read."""
     if is_gguf(folder):
         return template_of_gguf(folder)
     file = folder / TEMPLATE_FILE

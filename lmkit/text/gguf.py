@@ -172,6 +172,8 @@ def _byte_level_keys(tokenizer: Tokenizer) -> dict[str, Any]:
             f"{_REFUSED} it {how}\n  allowed: {', '.join(dict.fromkeys(CUTS))}\n"
             "  → a tokenizer that this version of `lmkit tokenize` trains can be exported"
         )
+    if not model["merges"]:
+        raise ModelError(f"{_REFUSED} it cuts text into bytes, and llama.cpp needs merges")
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     return {f"{KEY}model": "gpt2", f"{KEY}pre": name, f"{KEY}merges": merges}
 
@@ -196,7 +198,9 @@ def _sentencepiece_keys(tokenizer: Tokenizer, common: dict[str, Any], types: lis
     tokens, ranks = common[f"{KEY}tokens"], dict[str, int]()
     for rank, merge in enumerate(tokenizer.definition["model"]["merges"]):
         ranks.setdefault("".join(merge.split(" ") if isinstance(merge, str) else merge), rank)
-    types = [BYTE if kind == NORMAL and BYTE_PIECE.fullmatch(t) else kind for t, kind in zip(tokens, types, strict=True)]
+    types = [
+        BYTE if kind == NORMAL and BYTE_PIECE.fullmatch(t) else kind for t, kind in zip(tokens, types, strict=True)
+    ]
     if tokenizer.unk_id is not None:
         types[tokenizer.unk_id] = UNKNOWN
     keys = common | {f"{KEY}model": "llama", f"{KEY}pre": "default", f"{KEY}token_type": types}

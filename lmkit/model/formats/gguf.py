@@ -74,16 +74,30 @@ def _rope_of(file: GgufFile, values: Mapping[str, Any], h: Mapping[str, Any]) ->
     theta, kind = float(values.get("rope.freq_base", 10_000.0)), values.get("rope.scaling.type", "none")
     if ROPE_FACTORS in file.tensors:
         factors = torch.tensor(np.array(file.tensors[ROPE_FACTORS].data, np.float32))
-        dim = h.get("head_dim") or h["hidden_size"] // h["num_attention_heads"]
-        factor = float(factors.max())  # a file does not say what its factors were made of
-        made = _rope_factors(RopeScaling(type="llama3", factor=factor), dim, theta)
-        if factors.shape != made.shape or not torch.allclose(factors, made, rtol=1e-4):
+        scaling = _scaling_of(factors, theta)
+        made = _rope_factors(scaling, 2 * factors.numel(), theta)
+        if not torch.allclose(factors, made, rtol=1e-3):
             raise ModelError(f"{file.path}: {ROPE_FACTORS} are not those of a Llama 3")
-        known = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-        return {"rope_type": "llama3", "rope_theta": theta, "factor": factor} | known
+        return {
+            "rope_type": "llama3", "rope_theta": theta, "factor": scaling.factor, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": scaling.original_context,
+        }  # fmt: skip
     return {"rope_theta": theta} | (
         {"rope_type": "default"} if kind == "none" else {"rope_type": kind, "factor": values.get("rope.scaling.factor")}
     )
+
+
+def _scaling_of(factors: Tensor, theta: float) -> RopeScaling:
+    """Returns what Llama 3's stretching of wavelengths was made from, which a file does not say.
+
+    The context is solved for where a wavelength is stretched in part; frequency factors are taken to be 1 and 4."""
+    factor, wavelength = float(factors.max()), 2 * torch.pi / rope_frequencies(2 * factors.numel(), theta, None)
+    between = (factors > 1) & (factors < factor)
+    if not between.any():
+        return RopeScaling(type="llama3", factor=factor)
+    share_kept = (1 / factors[between] - 1 / factor) / (1 - 1 / factor)
+    context = (wavelength[between] * (1 + 3 * share_kept)).mean()
+    return RopeScaling(type="llama3", factor=factor, original_context=round(float(context)))
 
 
 def _rope_factors(scaling: RopeScaling, dim: int, theta: float) -> Tensor:
@@ -198,7 +212,9 @@ def _settings(c: ModelConfig, architecture: str) -> dict[str, Any]:
         values |= {"rope.scaling.type": "linear", "rope.scaling.factor": c.rope_scaling.factor}
     if c.sliding_window is not None and c.sliding_window < c.context:
         values["context_length"] = c.sliding_window
-        note(f"llama.cpp has no sliding window here: the file says a context of {c.sliding_window:,}, where all is seen")
+        note(
+            f"llama.cpp has no sliding window here: the file says a context of {c.sliding_window:,}, where all is seen"
+        )
     return {f"{architecture}.{key}": value for key, value in values.items()}
 
 

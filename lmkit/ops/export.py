@@ -1,0 +1,85 @@
+"""`lmkit export`: a model in the files of other tools: transformers, llama.cpp, ONNX runtimes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from lmkit.base.errors import StorageError, UserError
+from lmkit.base.files import write_atomic
+from lmkit.base.runs import ADAPTER_CONFIG, model_folder
+from lmkit.model.formats.gguf import Quantization, write_gguf
+from lmkit.model.formats.huggingface import to_hf
+from lmkit.model.formats.model_card import CARD, exported_card
+from lmkit.ops.onnx_graph import write_onnx
+from lmkit.pretrained import Pretrained, load
+from lmkit.text.chat import own_template
+from lmkit.text.gguf import KEY, TEMPLATE_KEY, tokenizer_metadata
+
+DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+
+
+def export(model: str, out: Path, kind: str, quantization: Quantization | None, dtype: str | None, merge: bool) -> None:
+    """Writes the model in a run, folder or GGUF file to the folder `out`, and prints what to do with it.
+
+    kind: hf, gguf or onnx; dtype: a key of DTYPES, None for the number format that the model is kept in; merge: adds an
+    adapter to the weights of its base. Raises UserError and ModelError for what the format cannot hold."""
+    origin = model_folder(model)
+    if (origin / ADAPTER_CONFIG).exists() and not merge:
+        raise UserError(
+            f"{origin} is an adapter, and not a whole model\n"
+            "  → --merge adds it to the weights of its base; an adapter alone is exported by copying its folder"
+        )
+    if quantization and kind != "gguf":
+        raise UserError(f"--quant {quantization} is for --to gguf alone")
+    loaded = load(model, device="cpu")
+    kept = str(loaded.config_json.get("dtype") or loaded.config_json.get("torch_dtype") or "float32")
+    number = DTYPES[dtype] if dtype else getattr(torch, kept) if kept in map(_name, DTYPES.values()) else torch.float32
+    if kind != "gguf":
+        _check_empty(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        uses = {"hf": _to_folder, "gguf": _to_gguf, "onnx": _to_onnx}[kind](loaded, out, number, quantization)
+        write_atomic(out / CARD, exported_card(loaded.model, loaded.config_json, origin, model, uses))
+    except OSError as e:
+        raise StorageError(f"{e.filename or out}: cannot be written: {e.strerror}") from None
+    print(f"{out}   ({', '.join(sorted(path.name for path in out.iterdir()))})")
+    print("\n".join(f"  next   {use}" for use in uses))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _check_empty(out: Path) -> None:
+    if out.is_dir() and (names := sorted(path.name for path in out.iterdir())):
+        raise UserError(f"{out}: holds {', '.join(names[:6])}\n  → name a new folder")
+
+
+def _to_folder(loaded: Pretrained, out: Path, dtype: torch.dtype, quantization: None) -> Sequence[str]:
+    loaded.save(out, dtype)
+    return [f"transformers: {loaded.config.spec.cls}.from_pretrained({str(out)!r})"]
+
+
+def _to_gguf(loaded: Pretrained, out: Path, dtype: torch.dtype, quantization: Quantization | None) -> Sequence[str]:
+    c, tokenizer = loaded.config, loaded.needs_tokenizer()
+    metadata = {"general.name": out.name} | tokenizer_metadata(tokenizer, c.vocab_size)
+    named = loaded.special.get("eos_token_id")
+    ends = [*(named if isinstance(named, list) else [named] if named is not None else []), *sorted(loaded.eos)]
+    control = [i for i in dict.fromkeys(ends) if i in tokenizer.special_ids]
+    metadata |= {f"{KEY}{key}_token_id": i for key, i in zip(("eos", "eot"), control, strict=False)}
+    if template := next(filter(None, map(own_template, loaded.homes)), None):
+        metadata[TEMPLATE_KEY] = template
+    short = {kind: name for name, kind in DTYPES.items()}
+    file = out / f"model-{quantization or short[dtype]}.gguf"
+    write_gguf(c, to_hf(loaded.model), file, metadata, dtype, quantization)
+    return [f"lmkit generate {file}", f"llama-cli -m {file}"]
+
+
+def _to_onnx(loaded: Pretrained, out: Path, dtype: torch.dtype, quantization: None) -> Sequence[str]:
+    if dtype != torch.float32:
+        raise UserError("ONNX files are written in float32 alone\n  → --dtype f32")
+    loaded.save(out)
+    (out / "model.safetensors").unlink()
+    write_onnx(loaded, out / "model.onnx")
+    return [f"onnxruntime.InferenceSession({str(out / 'model.onnx')!r})"]
