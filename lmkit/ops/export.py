@@ -32,6 +32,8 @@ def export(model: str, out: Path, kind: str, quantization: Quantization | None, 
         )
     if quantization and kind != "gguf":
         raise UserError(f"--quant {quantization} is for --to gguf alone")
+    if kind == "onnx" and dtype not in (None, "f32"):
+        raise UserError("ONNX files are written in float32 alone\n  → leave out --dtype")
     loaded = load(model, device="cpu")
     kept = str(loaded.config_json.get("dtype") or loaded.config_json.get("torch_dtype") or "float32")
     number = DTYPES[dtype] if dtype else getattr(torch, kept) if kept in map(_name, DTYPES.values()) else torch.float32
@@ -77,9 +79,8 @@ def _to_gguf(loaded: Pretrained, out: Path, dtype: torch.dtype, quantization: Qu
 
 
 def _to_onnx(loaded: Pretrained, out: Path, dtype: torch.dtype, quantization: None) -> Sequence[str]:
-    if dtype != torch.float32:
-        raise UserError("ONNX files are written in float32 alone\n  → --dtype f32")
     loaded.save(out)
-    (out / "model.safetensors").unlink()
+    for weights in out.glob("*.safetensors*"):
+        weights.unlink()
     write_onnx(loaded, out / "model.onnx")
     return [f"onnxruntime.InferenceSession({str(out / 'model.onnx')!r})"]

@@ -1,5 +1,6 @@
 """Writes a model as an ONNX graph: ids in, logits out, for any number of rows and any length."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 from lmkit.base.errors import ModelError, UserError
 from lmkit.pretrained import Pretrained
 
-TRACED = (2, 5)  # rows and tokens of the example that is traced; others give the same graph
+TRACED = (3, 5)  # rows and tokens of the example that is traced; others give the same graph
+MOST_INSIDE = 400_000_000  # weights that one file holds, whose format ends at 2 GB; more are kept beside it
 
 
 class Logits(nn.Module):
@@ -17,7 +19,7 @@ class Logits(nn.Module):
 
     def __init__(self, loaded: Pretrained):
         super().__init__()
-        self.model, self.loaded = loaded.model, loaded
+        self.model, self.loaded = loaded.model.requires_grad_(False), loaded  # torch chooses kernels by it
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, decoder_input_ids: Tensor | None = None
@@ -51,10 +53,12 @@ def write_onnx(loaded: Pretrained, path: Path) -> None:
     axes: dict[str, Any] = {name: {0: "batch", 1: "length"} for name in names}
     if "decoder_input_ids" in names:
         axes["decoder_input_ids"] = {0: "batch", 1: "decoder_length"}
+    numbers = sum(p.numel() for p in loaded.model.parameters())
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that nothing here needs
     try:
         torch.onnx.export(
             Logits(loaded).eval(), (), str(path), kwargs=example, dynamic_shapes=axes, output_names=["logits"],
-            dynamo=True, external_data=False, verbose=False,
+            dynamo=True, external_data=numbers > MOST_INSIDE, verbose=False,
         )  # fmt: skip
     except Exception as e:  # the exporter raises errors of many types for what it cannot trace
-        raise ModelError(f"{loaded.folder}: a {c.spec.cls} cannot be written as ONNX: {e}") from e
+        raise ModelError(f"{loaded.folder}: a {c.spec.cls} cannot be written as ONNX: {str(e).splitlines()[-1]}") from e

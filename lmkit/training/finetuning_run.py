@@ -30,7 +30,7 @@ from lmkit.training.distributed.world import World
 from lmkit.training.finetune import Finetuning, build_continued, build_finetuning, describe_finetuning
 from lmkit.training.job import Job
 from lmkit.training.job import describe_pretraining as describe_text
-from lmkit.training.run_shell import Prepared, execute, keep_average, meet
+from lmkit.training.run_shell import Prepared, card, execute, keep_average, meet
 
 
 def start(recipe: FinetuneRecipe, name: str, out: Path | None) -> int:
@@ -203,6 +203,7 @@ def _tell_continued(job: Job, run: Run, seconds: float) -> None:
         print(f"  best   step {job.state.best['step']:.0f}: perplexity {job.state.best['val_perplexity']:.2f}{was}")
         after = {k: {"value": v} for k, v in job.state.best.items() if k != "step"}
         write_json(run.path / "scores.json", {"before": before, "scores": after})
+    card(job, run)
     run.status("done", **job.progress)
     print(f"  next   lmkit eval {shlex.quote(str(run.path))} --data FILE")
 
@@ -218,6 +219,7 @@ def _tell(f: Finetuning, run: Run, seconds: float) -> None:
         return
     if f.held_out.rows:
         _scores(f, folder, run)
+    card(job, run)
     run.status("done", **job.progress)
     print(f"  model  {folder}   (transformers: {job.model.config.spec.cls})")
     use = "predict {} --data FILE --out predictions.jsonl" if f.task.labels_rows else "chat {}"

@@ -1,5 +1,6 @@
-"""The model card of a folder: README.md, as the hub shows it."""
+"""The model card of a folder: README.md, as the hub shows it, made of what a run recorded."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,17 @@ from typing import Any
 import yaml
 
 from lmkit.architecture.model_config import ModelConfig
+from lmkit.base.environment import read_environment
+from lmkit.base.files import write_atomic
+from lmkit.base.runs import ADAPTER_CONFIG
 from lmkit.base.units import show_count
 from lmkit.model.transformer import Transformer
+from lmkit.recipe.finetuning import FinetuneRecipe
+from lmkit.recipe.pretraining import Recipe
+from lmkit.recipe.recipe_file import as_tree
 
 CARD = "README.md"
+WEIGHTS = (".safetensors", ".bin", ".gguf")  # of the model that fine-tuning starts from, among the files that were read
 USE = "\n## Use\n"
 PIPELINES = {"sequence": "text-classification", "token": "token-classification", "span": "question-answering",
              "none": "feature-extraction"}  # fmt: skip
@@ -47,9 +55,94 @@ def exported_card(
     return model_card(model, Path(name).name, uses)
 
 
+def folder_uses(c: ModelConfig, task: str, folder: Path | str) -> list[str]:
+    """Returns lines of Python and shell that load a folder, which the card calls FOLDER."""
+    if (Path(folder) / ADAPTER_CONFIG).exists():
+        uses = ["lmkit export FOLDER MERGED --merge"]
+    else:
+        uses = [f"from transformers import AutoTokenizer, {c.spec.cls}",
+                f'model = {c.spec.cls}.from_pretrained("FOLDER")',
+                'tokenizer = AutoTokenizer.from_pretrained("FOLDER")']  # fmt: skip
+    labels = c.head not in ("lm", "pairs") or task in TASKS
+    verb = "predict" if labels else "fill" if c.stacks == "encoder" else "chat" if task == "chat" else "generate"
+    return [*uses, f"lmkit {verb} FOLDER{' --data FILE' if labels else ''}"]
+
+
 def _context(c: ModelConfig) -> str:
     return f"a context of {c.context:,} tokens" if c.positions != "relative" else "relative positions"
 
 
 def _use(uses: Sequence[str]) -> str:
     return USE + "\n" + "\n".join(f"    {use}" for use in uses) + "\n"
+
+
+# ---------------------------------------------------------------- of a run
+
+
+def write_card(
+    run: Path, model: Transformer, recipe: Recipe | FinetuneRecipe, learnt: str, best: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Writes README.md into the folder of the model that a run made. A resume that ends alike writes the same bytes.
+
+    learnt: how much was read; best: scores where the run has no scores.json."""
+    folder = run / ("best" if (run / "best").exists() else "latest")
+    file = run / "scores.json"
+    scores = json.loads(file.read_text(encoding="utf-8"))["scores"] if file.is_file() else best
+    tuned = recipe.model if isinstance(recipe, FinetuneRecipe) and isinstance(recipe.model, str) else None
+    base, task = _shown(tuned) if tuned else None, recipe.task.name
+    sources = read_environment(run).get("files", [])
+    data = [_source(entry) for entry in sources if Path(entry["path"]).suffix not in WEIGHTS]
+    verb = "finetune" if isinstance(recipe, FinetuneRecipe) else "pretrain"
+    keys = yaml.safe_dump(_changed_keys(recipe), sort_keys=False, allow_unicode=True, width=120)
+    sections = {
+        "Data": [*data, "", learnt],
+        "Recipe": [f"`lmkit {verb} recipe.yaml`, where recipe.yaml holds:", "", f"```yaml\n{keys}```"],
+        "Scores": _table(scores),
+        "Limits": _limits(model, bool(scores), base),
+    }
+    name = f"{model.config.spec.cls}, {task.replace('_', ' ')}"
+    write_atomic(folder / CARD, model_card(model, name, folder_uses(model.config, task, folder), sections, task, base))
+
+
+def _source(entry: Mapping[str, Any]) -> str:
+    size = "" if entry["bytes"] is None else f", {entry['bytes']:,} bytes"
+    return f"- `{_shown(entry['path'])}`{size}"
+
+
+def _shown(path: str) -> str:
+    """Returns the last part of a path, since where files lie on a machine is nobody's business."""
+    names = [name for name in Path(path).parts if name not in ("best", "latest", "checkpoints")]
+    return path if path.startswith("hub:") else names[-1] if names else path
+
+
+def _changed_keys(recipe: Recipe | FinetuneRecipe) -> dict[str, Any]:
+    """Returns the keys of a recipe that are not at their defaults, with files by their names alone."""
+    tree = recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True) | {"task": as_tree(recipe.task)}
+    for section, key in ((tree, "model"), (tree["data"], "train"), (tree["data"], "validation"),
+                         (tree.get("tokenizer", {}), "path"), (tree["task"], "kb")):  # fmt: skip
+        value = section.get(key)
+        if isinstance(value, str) and not (key == "validation" and value.endswith("%")):
+            section[key] = _shown(value)
+        elif isinstance(value, list):
+            section[key] = [_shown(name) for name in value]
+    return tree
+
+
+def _table(scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    rows = []
+    for name, score in scores.items():
+        low, high = score.get("low"), score.get("high")
+        interval = "" if low is None or high is None else f"{low:.4f} to {high:.4f}"
+        rows.append(f"| {name.removeprefix('val_').replace('_', ' ')} | {score['value']:.4f} | {interval} |")
+    return ["| on what was held out | score | 95% interval |", "|---|---|---|", *rows] if rows else []
+
+
+def _limits(model: Transformer, scored: bool, base: str | None) -> list[str]:
+    c = model.config
+    lines = [f"- It reads at most {c.context:,} tokens at a time."] if c.positions != "relative" else []
+    before = f"Beyond what `{base}` had read before, it" if base else "It"
+    lines.append(f"- {before} has learnt from the data above and from nothing else; on other texts it was not tested.")
+    lines += [] if scored else ["- Nothing was held out, so it has no scores."]
+    if c.head == "lm" and c.stacks != "encoder":
+        lines.append("- What it writes may be false, and may repeat what it has read; nothing checks it.")
+    return lines
