@@ -10,7 +10,7 @@ from lmkit.base.files import write_atomic
 from lmkit.base.runs import ADAPTER_CONFIG, model_folder
 from lmkit.model.formats.gguf import Quantization, write_gguf
 from lmkit.model.formats.huggingface import to_hf
-from lmkit.model.formats.model_card import CARD, exported_card
+from lmkit.model.formats.model_card import CARD, exported_card, folder_uses
 from lmkit.ops.onnx_graph import write_onnx
 from lmkit.pretrained import Pretrained, load
 from lmkit.text.chat import own_template
@@ -35,22 +35,22 @@ def export(model: str, out: Path, kind: str, quantization: Quantization | None, 
     if kind == "onnx" and dtype not in (None, "f32"):
         raise UserError("ONNX files are written in float32 alone\n  → leave out --dtype")
     loaded = load(model, device="cpu")
-    kept = str(loaded.config_json.get("dtype") or loaded.config_json.get("torch_dtype") or "float32")
-    number = DTYPES[dtype] if dtype else getattr(torch, kept) if kept in map(_name, DTYPES.values()) else torch.float32
+    by_name = {str(number).removeprefix("torch."): number for number in DTYPES.values()}
+    kept = loaded.config_json.get("dtype") or loaded.config_json.get("torch_dtype")
+    number = DTYPES[dtype] if dtype else by_name.get(str(kept), torch.float32)
     if kind != "gguf":
         _check_empty(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        uses = {"hf": _to_folder, "gguf": _to_gguf, "onnx": _to_onnx}[kind](loaded, out, number, quantization)
-        write_atomic(out / CARD, exported_card(loaded.model, loaded.config_json, origin, model, uses))
+        if kind == "gguf":
+            uses = _to_gguf(loaded, out, number, quantization)
+        else:
+            uses = _to_folder(loaded, out, number) if kind == "hf" else _to_onnx(loaded, out)
+        write_atomic(out / CARD, exported_card(loaded.model, origin, model, uses))
     except OSError as e:
         raise StorageError(f"{e.filename or out}: cannot be written: {e.strerror}") from None
     print(f"{out}   ({', '.join(sorted(path.name for path in out.iterdir()))})")
-    print("\n".join(f"  next   {use}" for use in uses))
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    print("\n".join(f"  next   {use.replace('FOLDER', str(out))}" for use in uses))
 
 
 def _check_empty(out: Path) -> None:
@@ -58,9 +58,9 @@ def _check_empty(out: Path) -> None:
         raise UserError(f"{out}: holds {', '.join(names[:6])}\n  → name a new folder")
 
 
-def _to_folder(loaded: Pretrained, out: Path, dtype: torch.dtype, quantization: None) -> Sequence[str]:
+def _to_folder(loaded: Pretrained, out: Path, dtype: torch.dtype) -> Sequence[str]:
     loaded.save(out, dtype)
-    return [f"transformers: {loaded.config.spec.cls}.from_pretrained({str(out)!r})"]
+    return folder_uses(loaded.config, "", out)
 
 
 def _to_gguf(loaded: Pretrained, out: Path, dtype: torch.dtype, quantization: Quantization | None) -> Sequence[str]:
@@ -75,12 +75,12 @@ def _to_gguf(loaded: Pretrained, out: Path, dtype: torch.dtype, quantization: Qu
     short = {kind: name for name, kind in DTYPES.items()}
     file = out / f"model-{quantization or short[dtype]}.gguf"
     write_gguf(c, to_hf(loaded.model), file, metadata, dtype, quantization)
-    return [f"lmkit generate {file}", f"llama-cli -m {file}"]
+    return [f"lmkit generate FOLDER/{file.name}", f"llama-cli -m FOLDER/{file.name}"]
 
 
-def _to_onnx(loaded: Pretrained, out: Path, dtype: torch.dtype, quantization: None) -> Sequence[str]:
+def _to_onnx(loaded: Pretrained, out: Path) -> Sequence[str]:
+    write_onnx(loaded, out / "model.onnx")
     loaded.save(out)
     for weights in out.glob("*.safetensors*"):
         weights.unlink()
-    write_onnx(loaded, out / "model.onnx")
-    return [f"onnxruntime.InferenceSession({str(out / 'model.onnx')!r})"]
+    return ["import onnxruntime", 'session = onnxruntime.InferenceSession("FOLDER/model.onnx")']

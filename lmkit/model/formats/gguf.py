@@ -160,7 +160,7 @@ def _permuted(c: ModelConfig, name: str, values: Tensor, undo: bool = False) -> 
 
 
 def write_gguf(
-    c: ModelConfig, tensors: Iterable[tuple[str, Tensor]], path: Path, metadata: Mapping[str, Any], dtype: torch.dtype,
+    c: ModelConfig, tensors: Iterable[tuple[str, Tensor]], path: Path, metadata: dict[str, Any], dtype: torch.dtype,
     quantization: Quantization | None,
 ) -> None:  # fmt: skip
     """Writes a GGUF file. tensors: with transformers' names; metadata: of tokenizer and name; dtype: of matrices that

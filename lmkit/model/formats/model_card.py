@@ -44,9 +44,7 @@ def model_card(
     return f"---\n{front}---\n\n" + "\n\n".join(body) + "\n" + _use(uses)
 
 
-def exported_card(
-    model: Transformer, config_json: Mapping[str, Any], origin: Path, name: str, uses: Sequence[str]
-) -> str:
+def exported_card(model: Transformer, origin: Path, name: str, uses: Sequence[str]) -> str:
     """Returns the card of an export: that of the folder `origin`, if lmkit wrote it, with other ways to load it."""
     file = origin / CARD
     own = file.read_text(encoding="utf-8") if file.is_file() else ""
