@@ -304,6 +304,15 @@ def add_post_processor(backend: "Backend", special: Special) -> None:
     )
 
 
+def add_ends(backend: "Backend", first: str | None, last: str | None) -> None:
+    """Puts these tokens, where they are given, before and after every text."""
+    from tokenizers.processors import TemplateProcessing
+
+    single, second = ([f"{token}:{n}" for token in (first, f"${side}", last) if token] for n, side in enumerate("AB"))
+    tokens = [(token, backend.token_to_id(token)) for token in dict.fromkeys((first, last)) if token]
+    backend.post_processor = TemplateProcessing(single=single, pair=[*single, *second], special_tokens=tokens)
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """Returns the JSON object in a file; {} where there is no file. Raises ModelError for other content."""
     if not path.is_file():

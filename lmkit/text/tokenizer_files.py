@@ -15,7 +15,7 @@ from lmkit.base.gguf_file import is_gguf
 from lmkit.text.gguf import tokenizer_of_gguf
 from lmkit.text.sentencepiece import as_library, read_model, vocabulary_of
 from lmkit.text.special import Special
-from lmkit.text.tokenizer import ROLES, Tokenizer, add_post_processor, read_object
+from lmkit.text.tokenizer import ROLES, Tokenizer, add_ends, add_post_processor, read_object
 from lmkit.text.tokenizer_classes import CLASSES, TokenizerClass, Vocabulary
 
 if TYPE_CHECKING:
@@ -136,7 +136,8 @@ def _from_folder(folder: Path, file: Path) -> Tokenizer:
     elif definition:
         backend.post_processor = _backend(file).post_processor
     elif rules or "add_bos_token" in settings or "add_eos_token" in settings:
-        _add_ends(backend, settings, special)
+        bos, eos = (settings.get(f"add_{role}_token") for role in ("bos", "eos"))
+        add_ends(backend, special.bos if bos else None, special.eos if eos else None)
     else:
         add_post_processor(backend, special)
     # The saved folder may have another config.json, or none, so the class must be named in its settings.
@@ -323,17 +324,6 @@ def _special(backend: "Backend", roles: Mapping[str, str], usual_names: Mapping[
 
 
 # ---------------------------------------------------------------- frames
-
-
-def _add_ends(backend: "Backend", settings: Mapping[str, Any], special: Special) -> None:
-    """Puts BOS and EOS around texts, where `add_bos_token` and `add_eos_token` ask for them."""
-    from tokenizers.processors import TemplateProcessing
-
-    bos = special.bos if settings.get("add_bos_token") else None
-    eos = special.eos if settings.get("add_eos_token") else None
-    single, second = ([f"{token}:{n}" for token in (bos, f"${side}", eos) if token] for n, side in ((0, "A"), (1, "B")))
-    tokens = [(token, backend.token_to_id(token)) for token in dict.fromkeys((bos, eos)) if token]
-    backend.post_processor = TemplateProcessing(single=single, pair=[*single, *second], special_tokens=tokens)
 
 
 def _check_roles(folder: Path, name: str, rules: TokenizerClass, known: Mapping[str, str]) -> None:
