@@ -1,11 +1,10 @@
 """`lmkit export`: a model in the files of other tools: transformers, llama.cpp, ONNX runtimes."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from lmkit.base.errors import StorageError, UserError
+from lmkit.base.errors import UserError
 from lmkit.base.files import write_atomic
 from lmkit.base.runs import ADAPTER_CONFIG, model_folder
 from lmkit.model.formats.gguf import Quantization, write_gguf
@@ -30,57 +29,38 @@ def export(model: str, out: Path, kind: str, quantization: Quantization | None, 
             f"{origin} is an adapter, and not a whole model\n"
             "  → --merge adds it to the weights of its base; an adapter alone is exported by copying its folder"
         )
-    if quantization and kind != "gguf":
-        raise UserError(f"--quant {quantization} is for --to gguf alone")
-    if kind == "onnx" and dtype not in (None, "f32"):
-        raise UserError("ONNX files are written in float32 alone\n  → leave out --dtype")
+    if (quantization and kind != "gguf") or (kind == "onnx" and dtype not in (None, "f32")):
+        raise UserError("--quant is for GGUF files, --dtype for these and for folders; ONNX files are in float32")
+    if kind != "gguf" and out.is_dir() and (names := sorted(path.name for path in out.iterdir())):
+        raise UserError(f"{out}: holds {', '.join(names[:6])}\n  → name a new folder")
     loaded = load(model, device="cpu")
-    by_name = {str(number).removeprefix("torch."): number for number in DTYPES.values()}
-    kept = loaded.config_json.get("dtype") or loaded.config_json.get("torch_dtype")
-    number = DTYPES[dtype] if dtype else by_name.get(str(kept), torch.float32)
-    if kind != "gguf":
-        _check_empty(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if kind == "gguf":
-            uses = _to_gguf(loaded, out, number, quantization)
-        else:
-            uses = _to_folder(loaded, out, number) if kind == "hf" else _to_onnx(loaded, out)
-        write_atomic(out / CARD, exported_card(loaded.model, origin, model, uses))
-    except OSError as e:
-        raise StorageError(f"{e.filename or out}: cannot be written: {e.strerror}") from None
+    kept = str(loaded.config_json.get("dtype") or loaded.config_json.get("torch_dtype"))
+    dtype = dtype or next((name for name, number in DTYPES.items() if str(number) == f"torch.{kept}"), "f32")
+    out.mkdir(parents=True, exist_ok=True)
+    if kind == "gguf":
+        file = out / f"model-{quantization or dtype}.gguf"
+        write_gguf(loaded.config, to_hf(loaded.model), file, _metadata(loaded, out.name), dtype, quantization)
+        uses = [f"lmkit generate FOLDER/{file.name}", f"llama-cli -m FOLDER/{file.name}"]
+    elif kind == "onnx":
+        write_onnx(loaded, out / "model.onnx")
+        loaded.save(out)
+        for weights in out.glob("*.safetensors*"):
+            weights.unlink()
+        uses = ["import onnxruntime", 'session = onnxruntime.InferenceSession("FOLDER/model.onnx")']
+    else:
+        loaded.save(out, DTYPES[dtype])
+        uses = folder_uses(loaded.config, "", out)
+    write_atomic(out / CARD, exported_card(loaded.model, origin, model, uses))
     print(f"{out}   ({', '.join(sorted(path.name for path in out.iterdir()))})")
     print("\n".join(f"  next   {use.replace('FOLDER', str(out))}" for use in uses))
 
 
-def _check_empty(out: Path) -> None:
-    if out.is_dir() and (names := sorted(path.name for path in out.iterdir())):
-        raise UserError(f"{out}: holds {', '.join(names[:6])}\n  → name a new folder")
-
-
-def _to_folder(loaded: Pretrained, out: Path, dtype: torch.dtype) -> Sequence[str]:
-    loaded.save(out, dtype)
-    return folder_uses(loaded.config, "", out)
-
-
-def _to_gguf(loaded: Pretrained, out: Path, dtype: torch.dtype, quantization: Quantization | None) -> Sequence[str]:
-    c, tokenizer = loaded.config, loaded.needs_tokenizer()
-    metadata = {"general.name": out.name} | tokenizer_metadata(tokenizer, c.vocab_size)
-    named = loaded.special.get("eos_token_id")
-    ends = [*(named if isinstance(named, list) else [named] if named is not None else []), *sorted(loaded.eos)]
-    control = [i for i in dict.fromkeys(ends) if i in tokenizer.special_ids]
+def _metadata(loaded: Pretrained, name: str) -> dict[str, object]:
+    """Returns what a GGUF file says besides the model's sizes: its name, tokenizer, ends and chat template."""
+    tokenizer, named = loaded.needs_tokenizer(), loaded.special.get("eos_token_id")
+    metadata = {"general.name": name} | tokenizer_metadata(tokenizer, loaded.config.vocab_size)
+    ends = dict.fromkeys([*(named if isinstance(named, list) else [named]), *sorted(loaded.eos)])
+    control = [i for i in ends if i in tokenizer.special_ids]
     metadata |= {f"{KEY}{key}_token_id": i for key, i in zip(("eos", "eot"), control, strict=False)}
-    if template := next(filter(None, map(own_template, loaded.homes)), None):
-        metadata[TEMPLATE_KEY] = template
-    short = {kind: name for name, kind in DTYPES.items()}
-    file = out / f"model-{quantization or short[dtype]}.gguf"
-    write_gguf(c, to_hf(loaded.model), file, metadata, dtype, quantization)
-    return [f"lmkit generate FOLDER/{file.name}", f"llama-cli -m FOLDER/{file.name}"]
-
-
-def _to_onnx(loaded: Pretrained, out: Path) -> Sequence[str]:
-    write_onnx(loaded, out / "model.onnx")
-    loaded.save(out)
-    for weights in out.glob("*.safetensors*"):
-        weights.unlink()
-    return ["import onnxruntime", 'session = onnxruntime.InferenceSession("FOLDER/model.onnx")']
+    template = next(filter(None, map(own_template, loaded.homes)), None)
+    return metadata | ({TEMPLATE_KEY: template} if template else {})

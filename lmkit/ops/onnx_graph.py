@@ -2,7 +2,6 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +9,6 @@ from torch import Tensor, nn
 from lmkit.base.errors import ModelError, UserError
 from lmkit.pretrained import Pretrained
 
-TRACED = (3, 5)  # rows and tokens of the example that is traced; others give the same graph
 MOST_INSIDE = 400_000_000  # weights that one file holds, whose format ends at 2 GB; more are kept beside it
 
 
@@ -45,14 +43,11 @@ def write_onnx(loaded: Pretrained, path: Path) -> None:
         raise UserError('ONNX files need the packages of pip install "lmkit[onnx]"') from None
     if c.head == "none":
         raise ModelError(f"{loaded.folder}: a {c.spec.cls} has no head, so there are no logits to export")
-    names = ["input_ids"] if c.causal else ["input_ids", "attention_mask"]
-    names += ["decoder_input_ids"] if c.stacks == "encoder_decoder" and c.head == "lm" else []
-    example = {name: torch.ones(TRACED, dtype=torch.long) for name in names}
-    if "decoder_input_ids" in example:
-        example["decoder_input_ids"] = torch.ones(TRACED[0], TRACED[1] - 1, dtype=torch.long)
-    axes: dict[str, Any] = {name: {0: "batch", 1: "length"} for name in names}
-    if "decoder_input_ids" in names:
-        axes["decoder_input_ids"] = {0: "batch", 1: "decoder_length"}
+    lengths = {"input_ids": 5, "attention_mask": 5, "decoder_input_ids": 4}  # of the rows that are traced
+    writes = c.stacks == "encoder_decoder" and c.head == "lm"
+    names = list(lengths)[: 1 if c.causal else 3 if writes else 2]
+    example = {name: torch.ones(3, lengths[name], dtype=torch.long) for name in names}
+    axes = {name: {0: "batch", 1: f"length_{lengths[name]}"} for name in names}
     numbers = sum(p.numel() for p in loaded.model.parameters())
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that nothing here needs
     try:

@@ -52,52 +52,26 @@ def gguf_config(path: Path) -> dict[str, Any]:
     activation = family.axes.get("activation", "silu")
     h |= {
         "model_type": name, "architectures": [family.heads["lm"].cls], "tie_word_embeddings": not has("output.weight"),
-        "vocab_size": _rows(file, "token_embd.weight"), "attention_bias": has("blk.0.attn_q.bias"),
+        "vocab_size": len(file.needed("tokenizer.ggml.tokens")), "attention_bias": has("blk.0.attn_q.bias"),
         "mlp_bias": has("blk.0.ffn_gate.bias"), family.keys["activation"]: TO_HF_ACTIVATION.get(activation, activation),
     }  # fmt: skip
     if "rope_theta" in family.coded:
         h["rope_parameters"] = _rope_of(file, values, h)
-    ids = {role: file.metadata.get(f"tokenizer.ggml.{key}_token_id") for role, key in _CONFIG_IDS.items()}
-    return h | {f"{role}_token_id": i for role, i in ids.items() if i is not None}
-
-
-_CONFIG_IDS = {"bos": "bos", "eos": "eos", "pad": "padding"}
-
-
-def _rows(file: GgufFile, name: str) -> int:
-    if name not in file.tensors:
-        raise ModelError(f"{file.path}: the tensor {name} is missing")
-    return int(file.tensors[name].shape[-1])
+    return h
 
 
 def _rope_of(file: GgufFile, values: Mapping[str, Any], h: Mapping[str, Any]) -> dict[str, Any]:
     theta, kind = float(values.get("rope.freq_base", 10_000.0)), values.get("rope.scaling.type", "none")
     if ROPE_FACTORS in file.tensors:
         factors = torch.tensor(np.array(file.tensors[ROPE_FACTORS].data, np.float32))
-        scaling = _scaling_of(factors, theta)
-        made = _rope_factors(scaling, 2 * factors.numel(), theta)
-        if not torch.allclose(factors, made, rtol=1e-3):
+        scaling = RopeScaling(type="llama3", factor=float(factors.max()))  # a file has no more than the factors
+        if not torch.allclose(factors, _rope_factors(scaling, 2 * factors.numel(), theta), rtol=1e-3):
             raise ModelError(f"{file.path}: {ROPE_FACTORS} are not those of a Llama 3")
-        return {
-            "rope_type": "llama3", "rope_theta": theta, "factor": scaling.factor, "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0, "original_max_position_embeddings": scaling.original_context,
-        }  # fmt: skip
+        known = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+        return {"rope_type": "llama3", "rope_theta": theta, "factor": scaling.factor} | known
     return {"rope_theta": theta} | (
         {"rope_type": "default"} if kind == "none" else {"rope_type": kind, "factor": values.get("rope.scaling.factor")}
     )
-
-
-def _scaling_of(factors: Tensor, theta: float) -> RopeScaling:
-    """Returns what Llama 3's stretching of wavelengths was made from, which a file does not say.
-
-    The context is solved for where a wavelength is stretched in part; frequency factors are taken to be 1 and 4."""
-    factor, wavelength = float(factors.max()), 2 * torch.pi / rope_frequencies(2 * factors.numel(), theta, None)
-    between = (factors > 1) & (factors < factor)
-    if not between.any():
-        return RopeScaling(type="llama3", factor=factor)
-    share_kept = (1 / factors[between] - 1 / factor) / (1 - 1 / factor)
-    context = (wavelength[between] * (1 + 3 * share_kept)).mean()
-    return RopeScaling(type="llama3", factor=factor, original_context=round(float(context)))
 
 
 def _rope_factors(scaling: RopeScaling, dim: int, theta: float) -> Tensor:
@@ -111,16 +85,13 @@ def gguf_tensors(path: Path) -> dict[str, Tensor]:
     c = config_from_hf(h)
     theirs, tensors = {ggml: name for name, ggml in _names(c).items()}, dict[str, Tensor]()
     for ggml, stored in file.tensors.items():
-        if ggml == ROPE_FACTORS:  # read with the configuration
-            continue
+        name = theirs.get(ggml, ggml)  # a name that is not known is left over, and said
         try:
-            values = torch.from_numpy(np.array(gguf_library().dequantize(stored.data, stored.tensor_type), np.float32))
-        except (NotImplementedError, ValueError) as e:
+            values = np.array(gguf_library().dequantize(stored.data, stored.tensor_type), np.float32)
+            tensors[name] = _turned(c, name, torch.from_numpy(values), back=True)
+        except (NotImplementedError, ValueError, RuntimeError) as e:
             raise ModelError(f"{path}: {ggml} ({stored.tensor_type.name}) cannot be read: {e}") from None
-        name = theirs.get(ggml, ggml)
-        tensors[name] = _permuted(c, name, values, undo=True)
-        if c.family == "gpt2" and TRANSPOSED.search(name):
-            tensors[name] = values.t()
+    tensors.pop(ROPE_FACTORS, None)  # read with the configuration
     return tensors
 
 
@@ -130,11 +101,12 @@ def _names(c: ModelConfig) -> dict[str, str]:
     numbers = {name: number for number, name in library.MODEL_ARCH_NAMES.items()}
     table = library.get_tensor_name_map(numbers[_architecture(c)], c.num_layers)
     modules = [module for group in tensor_names(c).values() for module in group] + ["lm_head"]
-    pairs = [(f"{m}.{leaf}", table.get_name(f"{m}.{leaf}", (".weight", ".bias"))) for m in modules for leaf in _LEAVES]
+    pairs = [
+        (f"{m}.{leaf}", table.get_name(f"{m}.{leaf}", (".weight", ".bias")))
+        for m in modules
+        for leaf in ("weight", "bias")
+    ]
     return {name: ggml for name, ggml in pairs if ggml}
-
-
-_LEAVES = ("weight", "bias")
 
 
 def _architecture(c: ModelConfig) -> str:
@@ -145,14 +117,16 @@ def _architecture(c: ModelConfig) -> str:
     return architecture
 
 
-def _permuted(c: ModelConfig, name: str, values: Tensor, undo: bool = False) -> Tensor:
-    """Returns rows of queries and keys in the order of llama.cpp's llama: RoPE turns neighbours there, halves here.
+def _turned(c: ModelConfig, name: str, values: Tensor, back: bool = False) -> Tensor:
+    """Returns a tensor with rows and columns in the order of llama.cpp. back: in the order of transformers.
 
-    undo: returns them in our order."""
-    heads = {"q_proj": c.num_heads, "k_proj": c.num_kv_heads}.get(name.split(".")[-2])
-    if _architecture(c) != "llama" or heads is None:
+    RoPE turns neighbours in llama.cpp's llama, and halves elsewhere; GPT-2's matrices are transposed."""
+    if c.family == "gpt2" and TRANSPOSED.search(name):
+        return values.t().contiguous()
+    heads = c.num_heads if ".q_proj." in name else c.num_kv_heads if ".k_proj." in name else 0
+    if _architecture(c) != "llama" or not heads:
         return values
-    inner = (-1, 2) if undo else (2, -1)
+    inner = (-1, 2) if back else (2, -1)
     return values.unflatten(0, (heads, -1)).unflatten(1, inner).transpose(1, 2).reshape(values.shape)
 
 
@@ -160,32 +134,29 @@ def _permuted(c: ModelConfig, name: str, values: Tensor, undo: bool = False) -> 
 
 
 def write_gguf(
-    c: ModelConfig, tensors: Iterable[tuple[str, Tensor]], path: Path, metadata: dict[str, Any], dtype: torch.dtype,
+    c: ModelConfig, tensors: Iterable[tuple[str, Tensor]], path: Path, metadata: dict[str, Any], dtype: str,
     quantization: Quantization | None,
 ) -> None:  # fmt: skip
-    """Writes a GGUF file. tensors: with transformers' names; metadata: of tokenizer and name; dtype: of matrices that
-    are not quantized.
+    """Writes a GGUF file. tensors: with transformers' names; metadata: of tokenizer and name; dtype: f32, f16 or bf16,
+    of matrices that are not quantized.
 
     Raises ModelError for a model that llama.cpp would compute in another way, and StorageError."""
     library = gguf_library()
-    architecture, kinds = _architecture(c), library.GGMLQuantizationType
-    _check_shape(c)
-    plain = {torch.float32: kinds.F32, torch.float16: kinds.F16, torch.bfloat16: kinds.BF16}[dtype]
-    names, kind = _names(c), kinds[quantization.upper()] if quantization else plain
+    architecture, kinds, names = _architecture(c), library.GGMLQuantizationType, _names(c)
+    kind = kinds[(quantization or dtype).upper()]
     with replacing(path) as part:
         writer = library.GGUFWriter(part, architecture)
         for key, value in (_settings(c, architecture) | metadata).items():
-            _ADD[type(value)](writer, key, value)
+            writer.add_key_value(key, value, library.GGUFValueType[_TYPES[type(value)]])
         writer.add_file_type(library.LlamaFileType[f"MOSTLY_{kind.name}" if kind != kinds.F32 else "ALL_F32"])
         if c.rope_scaling and c.rope_scaling.type == "llama3":
             writer.add_tensor(ROPE_FACTORS, _rope_factors(c.rope_scaling, c.head_dim, c.rope_theta).numpy())
         for name, values in tensors:
-            if c.family == "gpt2" and TRANSPOSED.search(name):
-                values = values.t().contiguous()
-            own = kinds.F32 if values.dim() < 2 or names[name].startswith("position_embd") else kind
-            if quantization and own == kind and values.size(-1) % library.GGML_QUANT_SIZES[kind][0]:
-                own = plain  # a row is no whole number of blocks
-            array = _permuted(c, name, values).float().cpu().numpy()
+            array, own = _turned(c, name, values).float().cpu().numpy(), kind
+            if array.ndim < 2 or names[name].startswith("position_embd"):
+                own = kinds.F32
+            elif array.shape[-1] % library.GGML_QUANT_SIZES[kind][0]:  # a row is no whole number of blocks
+                own = kinds[dtype.upper()]
             writer.add_tensor(names[name], library.quants.quantize(array, own), raw_dtype=own)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -193,16 +164,12 @@ def write_gguf(
         writer.close()
 
 
-_ADD = {
-    int: lambda writer, key, value: writer.add_uint32(key, value),
-    float: lambda writer, key, value: writer.add_float32(key, value),
-    bool: lambda writer, key, value: writer.add_bool(key, value),
-    str: lambda writer, key, value: writer.add_string(key, value),
-    list: lambda writer, key, value: writer.add_array(key, value),
-}  # fmt: skip
+_TYPES = {int: "UINT32", float: "FLOAT32", bool: "BOOL", str: "STRING", list: "ARRAY"}
 
 
 def _settings(c: ModelConfig, architecture: str) -> dict[str, Any]:
+    if c.activation != c.table.axes.get("activation", "silu") or (c.family == "qwen3" and c.qkv_bias):
+        raise ModelError(f"llama.cpp has no {c.family} with activation {c.activation} and qkv_bias {c.qkv_bias}")
     keys = AXES | {"norm_eps": EPSILON[c.norm]}
     values = {key: getattr(c, axis) for axis, key in keys.items()}
     values |= {"attention.value_length": c.head_dim, "vocab_size": c.vocab_size}
@@ -212,16 +179,5 @@ def _settings(c: ModelConfig, architecture: str) -> dict[str, Any]:
         values |= {"rope.scaling.type": "linear", "rope.scaling.factor": c.rope_scaling.factor}
     if c.sliding_window is not None and c.sliding_window < c.context:
         values["context_length"] = c.sliding_window
-        note(
-            f"llama.cpp has no sliding window here: the file says a context of {c.sliding_window:,}, where all is seen"
-        )
+        note(f"llama.cpp has no sliding window here: the file's context is {c.sliding_window:,}, where all is seen")
     return {f"{architecture}.{key}": value for key, value in values.items()}
-
-
-def _check_shape(c: ModelConfig) -> None:
-    """Raises ModelError for settings of a family that a GGUF file cannot say."""
-    activation = c.table.axes.get("activation", "silu")
-    if c.activation != activation:
-        raise ModelError(f"llama.cpp computes a {c.family} with {activation}, and this one has {c.activation}")
-    if c.family == "qwen3" and c.qkv_bias:
-        raise ModelError("llama.cpp has no biases in the attention of a qwen3, and this one has")

@@ -1,6 +1,7 @@
 """The model card of a folder: README.md, as the hub shows it, made of what a run recorded."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from lmkit.recipe.recipe_file import as_tree
 CARD = "README.md"
 WEIGHTS = (".safetensors", ".bin", ".gguf")  # of the model that fine-tuning starts from, among the files that were read
 USE = "\n## Use\n"
+ABSOLUTE = re.compile(r"""(?m)(^|[\s'"])/(?:[^'"\n/]+/)+""")  # the folders of a path
 PIPELINES = {"sequence": "text-classification", "token": "token-classification", "span": "question-answering",
              "none": "feature-extraction"}  # fmt: skip
 WRITERS = {"decoder": "text-generation", "encoder": "fill-mask"}
@@ -89,9 +91,14 @@ def write_card(
     tuned = recipe.model if isinstance(recipe, FinetuneRecipe) and isinstance(recipe.model, str) else None
     base, task = _shown(tuned) if tuned else None, recipe.task.name
     sources = read_environment(run).get("files", [])
-    data = [_source(entry) for entry in sources if Path(entry["path"]).suffix not in WEIGHTS]
+    data = [
+        f"- `{_shown(file['path'])}`" + (f", {file['bytes']:,} bytes" if file["bytes"] is not None else "")
+        for file in sources
+        if Path(file["path"]).suffix not in WEIGHTS
+    ]
     verb = "finetune" if isinstance(recipe, FinetuneRecipe) else "pretrain"
-    keys = yaml.safe_dump(_changed_keys(recipe), sort_keys=False, allow_unicode=True, width=120)
+    tree = recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True) | {"task": as_tree(recipe.task)}
+    keys = ABSOLUTE.sub(r"\1", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=1000))
     sections = {
         "Data": [*data, "", learnt],
         "Recipe": [f"`lmkit {verb} recipe.yaml`, where recipe.yaml holds:", "", f"```yaml\n{keys}```"],
@@ -102,28 +109,10 @@ def write_card(
     write_atomic(folder / CARD, model_card(model, name, folder_uses(model.config, task, folder), sections, task, base))
 
 
-def _source(entry: Mapping[str, Any]) -> str:
-    size = "" if entry["bytes"] is None else f", {entry['bytes']:,} bytes"
-    return f"- `{_shown(entry['path'])}`{size}"
-
-
 def _shown(path: str) -> str:
     """Returns the last part of a path, since where files lie on a machine is nobody's business."""
-    names = [name for name in Path(path).parts if name not in ("best", "latest", "checkpoints")]
-    return path if path.startswith("hub:") else names[-1] if names else path
-
-
-def _changed_keys(recipe: Recipe | FinetuneRecipe) -> dict[str, Any]:
-    """Returns the keys of a recipe that are not at their defaults, with files by their names alone."""
-    tree = recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True) | {"task": as_tree(recipe.task)}
-    for section, key in ((tree, "model"), (tree["data"], "train"), (tree["data"], "validation"),
-                         (tree.get("tokenizer", {}), "path"), (tree["task"], "kb")):  # fmt: skip
-        value = section.get(key)
-        if isinstance(value, str) and not (key == "validation" and value.endswith("%")):
-            section[key] = _shown(value)
-        elif isinstance(value, list):
-            section[key] = [_shown(name) for name in value]
-    return tree
+    names = [name for name in Path(path).parts if name not in ("best", "latest")]
+    return path if path.startswith("hub:") or not names else names[-1]
 
 
 def _table(scores: Mapping[str, Mapping[str, Any]]) -> list[str]:

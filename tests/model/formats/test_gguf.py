@@ -28,8 +28,8 @@ CONFIGS = {
     "qwen3": hf.Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=128),
     "gpt2": hf.GPT2Config(vocab_size=416, n_embd=32, n_layer=2, n_head=4),
 }
-STRETCHED = {"rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0,
-             "high_freq_factor": 4.0, "original_max_position_embeddings": 16}  # fmt: skip
+STRETCHED = {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0,
+             "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}  # fmt: skip
 ONLY_LLAMA_CPP = {  # that transformers' reader of GGUF does not read
     "biased": hf.LlamaConfig(**SIZES, num_key_value_heads=2, attention_bias=True, mlp_bias=True),
     "llama3": hf.LlamaConfig(**SIZES, rope_parameters=STRETCHED),
