@@ -1,6 +1,7 @@
 """`lmkit push`: uploads a model folder to the Hugging Face hub, where a person asks for it."""
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,11 +16,8 @@ def push(
     folder: Annotated[str, typer.Argument(help="A run, or the folder of an export.", show_default=False)],
     repo: Annotated[str, typer.Argument(help="USER/NAME on the hub; made if it is not there.", show_default=False)],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask first, as in scripts.")] = False,
-    private: Annotated[bool, typer.Option("--private", help="If the repository is new: only for you.")] = False,
 ) -> None:
     """Upload the files of a model folder to the Hugging Face hub."""
-    from pathlib import Path
-
     source = Path(folder) if any(Path(folder).glob("*.gguf")) else model_folder(folder)
     files = sorted(path.name for path in source.iterdir() if path.is_file())
     if not yes:
@@ -31,7 +29,7 @@ def push(
 
     try:
         api = HfApi()
-        api.create_repo(repo, private=private, exist_ok=True)
+        api.create_repo(repo, exist_ok=True)
         print(api.upload_folder(repo_id=repo, folder_path=source, allow_patterns=files))
     except (HfHubHTTPError, HFValidationError, OSError) as e:
         raise UserError(f"{repo}: not uploaded: {e}\n  → `hf auth login` says who you are") from None

@@ -12,7 +12,6 @@ from lmkit.architecture.model_config import ModelConfig
 from lmkit.base.environment import read_environment
 from lmkit.base.files import write_atomic
 from lmkit.base.runs import ADAPTER_CONFIG
-from lmkit.base.units import show_count
 from lmkit.model.transformer import Transformer
 from lmkit.recipe.finetuning import FinetuneRecipe
 from lmkit.recipe.pretraining import Recipe
@@ -21,6 +20,7 @@ from lmkit.recipe.recipe_file import as_tree
 CARD = "README.md"
 WEIGHTS = (".safetensors", ".bin", ".gguf")  # of the model that fine-tuning starts from, among the files that were read
 USE = "\n## Use\n"
+MOST_FILES = 20  # that are named
 ABSOLUTE = re.compile(r"""(?m)(^|[\s'"])/(?:[^'"\n/]+/)+""")  # the folders of a path
 PIPELINES = {"sequence": "text-classification", "token": "token-classification", "span": "question-answering",
              "none": "feature-extraction"}  # fmt: skip
@@ -38,9 +38,9 @@ def model_card(
     pipeline = TASKS.get(task) or (WRITERS.get(c.stacks) if c.head in ("lm", "pairs") else PIPELINES[c.head])
     data: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": pipeline, "base_model": base}
     header = {key: value for key, value in data.items() if value} | {"tags": ["lmkit", c.family]}
-    total = sum(model.num_parameters().values())
-    what = f"A {c.spec.cls} of {show_count(total)} parameters ({total:,}), with {_context(c)}."
-    body = [f"# {name}", f"{what} It was written by lmkit."]
+    context = "" if c.positions == "relative" else f" and a context of {c.context:,} tokens"
+    what = f"A {c.spec.cls} of {sum(model.num_parameters().values()):,} parameters{context}, written by lmkit."
+    body = [f"# {name}", what]
     body += [f"## {heading}\n\n" + "\n".join(lines) for heading, lines in sections.items() if lines]
     front = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
     return f"---\n{front}---\n\n" + "\n\n".join(body) + "\n" + _use(uses)
@@ -68,10 +68,6 @@ def folder_uses(c: ModelConfig, task: str, folder: Path | str) -> list[str]:
     return [*uses, f"lmkit {verb} FOLDER{' --data FILE' if labels else ''}"]
 
 
-def _context(c: ModelConfig) -> str:
-    return f"a context of {c.context:,} tokens" if c.positions != "relative" else "relative positions"
-
-
 def _use(uses: Sequence[str]) -> str:
     return USE + "\n" + "\n".join(f"    {use}" for use in uses) + "\n"
 
@@ -90,12 +86,9 @@ def write_card(
     scores = json.loads(file.read_text(encoding="utf-8"))["scores"] if file.is_file() else best
     tuned = recipe.model if isinstance(recipe, FinetuneRecipe) and isinstance(recipe.model, str) else None
     base, task = _shown(tuned) if tuned else None, recipe.task.name
-    sources = read_environment(run).get("files", [])
-    data = [
-        f"- `{_shown(file['path'])}`" + (f", {file['bytes']:,} bytes" if file["bytes"] is not None else "")
-        for file in sources
-        if Path(file["path"]).suffix not in WEIGHTS
-    ]
+    files = [file for file in read_environment(run).get("files", []) if Path(file["path"]).suffix not in WEIGHTS]
+    data = [f"- `{_shown(file['path'])}`, {file['bytes'] or 0:,} bytes".replace(", 0 bytes", "") for file in files]
+    data[MOST_FILES:] = [f"- and {len(data) - MOST_FILES:,} more files"] if len(data) > MOST_FILES else []
     verb = "finetune" if isinstance(recipe, FinetuneRecipe) else "pretrain"
     tree = recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True) | {"task": as_tree(recipe.task)}
     keys = ABSOLUTE.sub(r"\1", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=1000))
@@ -103,7 +96,7 @@ def write_card(
         "Data": [*data, "", learnt],
         "Recipe": [f"`lmkit {verb} recipe.yaml`, where recipe.yaml holds:", "", f"```yaml\n{keys}```"],
         "Scores": _table(scores),
-        "Limits": _limits(model, bool(scores), base),
+        "Limits": _limits(model.config, bool(scores), base),
     }
     name = f"{model.config.spec.cls}, {task.replace('_', ' ')}"
     write_atomic(folder / CARD, model_card(model, name, folder_uses(model.config, task, folder), sections, task, base))
@@ -118,18 +111,17 @@ def _shown(path: str) -> str:
 def _table(scores: Mapping[str, Mapping[str, Any]]) -> list[str]:
     rows = []
     for name, score in scores.items():
-        low, high = score.get("low"), score.get("high")
-        interval = "" if low is None or high is None else f"{low:.4f} to {high:.4f}"
-        rows.append(f"| {name.removeprefix('val_').replace('_', ' ')} | {score['value']:.4f} | {interval} |")
+        ends = [f"{score[end]:.4f}" for end in ("low", "high") if score.get(end) is not None]
+        rows.append(f"| {name.removeprefix('val_').replace('_', ' ')} | {score['value']:.4f} | {' to '.join(ends)} |")
     return ["| on what was held out | score | 95% interval |", "|---|---|---|", *rows] if rows else []
 
 
-def _limits(model: Transformer, scored: bool, base: str | None) -> list[str]:
-    c = model.config
-    lines = [f"- It reads at most {c.context:,} tokens at a time."] if c.positions != "relative" else []
-    before = f"Beyond what `{base}` had read before, it" if base else "It"
-    lines.append(f"- {before} has learnt from the data above and from nothing else; on other texts it was not tested.")
-    lines += [] if scored else ["- Nothing was held out, so it has no scores."]
-    if c.head == "lm" and c.stacks != "encoder":
-        lines.append("- What it writes may be false, and may repeat what it has read; nothing checks it.")
-    return lines
+def _limits(c: ModelConfig, scored: bool, base: str | None) -> list[str]:
+    writes, before = c.head == "lm" and c.stacks != "encoder", f"Beyond what `{base}` had read before, it"
+    lines = {
+        f"- It reads at most {c.context:,} tokens at a time.": c.positions != "relative",
+        f"- {before if base else 'It'} has learnt from the data above and from nothing else.": True,
+        "- Nothing was held out, so it has no scores.": not scored,
+        "- What it writes may be false, and may repeat what it has read; nothing checks it.": writes,
+    }
+    return [line for line, holds in lines.items() if holds]
