@@ -13,7 +13,8 @@ from lmkit.commands.options import Column, Data, Json, Label, PairColumn, Pickle
 )
 def evaluate_command(
     models: Annotated[
-        list[str], typer.Argument(metavar="MODEL [OTHER]", help="Runs or Hugging Face folders; two are compared.")
+        list[str],
+        typer.Argument(metavar="MODEL [OTHER]", help="Runs, Hugging Face folders or GGUF files; two are compared."),
     ],
     data: Data,
     task: TaskName = None,

@@ -159,7 +159,7 @@ def _add_byte_level(tokenizer: Tokenizer, keys: dict[str, Any]) -> dict[str, Any
     if not fitting or (tokenizer.definition["normalizer"] or {}).get("type") not in (None, "NFC"):
         raise ModelError(
             f"{NO_TOKENIZER} it cuts words by {split.decode()}\n  allowed: {', '.join(CUTS)}\n"
-            "  → tokenizers that this version of `lmkit tokenize` trains can be exported"
+            "  → `lmkit tokenize TEXT --out NEW` trains one that it has; the model must then be trained anew"
         )
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
     return keys | {f"{KEY}model": "gpt2", f"{KEY}pre": fitting[0], f"{KEY}merges": merges}

@@ -91,7 +91,8 @@ def _byte_level(first: list[str]) -> "Backend":
 
     backend = Tokenizer(models.BPE({piece: i for i, piece in enumerate([*first, *byte_alphabet()])}, []))
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(QWEN2_SPLIT), "isolated"), byte_level])
+    split = pre_tokenizers.Split(Regex(QWEN2_SPLIT), "isolated")  # one that llama.cpp can do, for `lmkit export`
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     backend.decoder = decoders.ByteLevel()
     return backend
 
