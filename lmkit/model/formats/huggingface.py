@@ -110,6 +110,8 @@ def _unfit(weights: Tensor) -> str:
     """Returns the reason why these numbers cannot be weights, or "" if they can."""
     if not weights.is_floating_point():
         return f"{weights.dtype}, the model has floating-point numbers"
+    if not weights.numel():
+        return "holds no numbers"
     return "" if all(bound.isfinite() for bound in weights.aminmax()) else "holds numbers that are not finite (NaN)"
 
 

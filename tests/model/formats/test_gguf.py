@@ -1,5 +1,6 @@
 """GGUF files: what is written is what transformers and llama.cpp read, and what is read is what they compute."""
 
+import sys
 from pathlib import Path
 
 import gguf
@@ -194,3 +195,10 @@ def test_damaged_and_foreign_files_are_refused_by_name(tmp_path):
     other.write_bytes(whole.replace(named(b"llama"), named(b"mamba")))
     with pytest.raises(ModelError, match=r"`mamba` is not supported\n  allowed: llama, qwen2, qwen3, gpt2"):
         lmkit.load(other)
+
+
+def test_without_the_package_its_extra_is_named(tmp_path, monkeypatch):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(UserError, match=r"pip install \"lmkit\[gguf\]\""):
+        lmkit.load(tmp_path / "model.gguf")
