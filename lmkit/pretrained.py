@@ -23,7 +23,7 @@ from lmkit.generation.sampling import SamplingConfig
 from lmkit.images import palette
 from lmkit.model.formats.huggingface import check_whole, load_folder, read_config, save_folder
 from lmkit.model.formats.peft import adapted_config, load_adapted
-from lmkit.model.heads import Head
+from lmkit.model.heads import Head, TaskHead
 from lmkit.model.transformer import Transformer
 from lmkit.recipe.task_settings import settings_of
 from lmkit.text.chat import TEMPLATE_FILE, own_template
@@ -49,7 +49,8 @@ class Pretrained:
         beside the weights that are damaged, or another model's."""
         self.model, self.folder = model, folder
         self.homes = [folder, base] if base else [folder]  # of what stands beside the weights
-        with_tokenizer = (home for home in self.homes if any(any(home.glob(name)) for name in TOKENIZER_FILES))
+        has_one = lambda home: home.is_file() or any(any(home.glob(name)) for name in TOKENIZER_FILES)
+        with_tokenizer = filter(has_one, self.homes)
         self.tokenizer_folder = next(with_tokenizer, None)
         self.tokenizer = tokenizer = load_tokenizer(self.tokenizer_folder) if self.tokenizer_folder else None
         if tokenizer is not None:
@@ -87,19 +88,27 @@ class Pretrained:
             raise UserError(f"{self.folder}: a model without a head has no logits\n  → use `hidden`")
         ids, mask = self._ids("input_ids", input_ids), self._mask(input_ids, attention_mask)
         states = self.hidden(ids, mask, token_type_ids, decoder_input_ids)
+        if isinstance(self.model.head, TaskHead) and not bool(self._marked(ids, mask)[0].any(1).all()):
+            raise UserError("input_ids: a row has no end token (EOS), which this model's head reads")
+        with torch.no_grad():
+            return self.apply_head(states, ids, mask)
+
+    def apply_head(self, states: Tensor, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """Returns the logits of hidden states (batch, length, hidden). ids: what the model read, (batch, length);
+        mask: the same shape, bool, True on real tokens, None where only padding tells."""
         head = self.model.head
         if isinstance(head, Head):
-            with torch.no_grad():
-                return head(states)
-        pad = self.special.get("pad_token_id")
-        real = mask if mask is not None else torch.ones_like(ids).bool() if pad is None else ids != pad
-        end = self.special.get("eos_token_id")
-        marked = ids.eq(-1 if end is None else end) if head.pool == "end" else real
-        if not bool(marked.any(1).all()):
-            raise UserError("input_ids: a row has no end token (EOS), which this model's head reads")
+            return head(states)
+        marked, real = self._marked(ids, mask)
         last = (marked * torch.arange(ids.size(1), device=ids.device)).argmax(1)
-        with torch.no_grad():
-            return head(states, last, real)
+        return head(states, last, real)
+
+    def _marked(self, ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Returns which tokens may stand for a row, the last of them does, and which are real."""
+        pad, end = self.special.get("pad_token_id"), self.special.get("eos_token_id")
+        real = mask if mask is not None else torch.ones_like(ids).bool() if pad is None else ids != pad
+        by_end = isinstance(self.model.head, TaskHead) and self.model.head.pool == "end"
+        return ids.eq(-1 if end is None else end) if by_end else real, real
 
     @torch.no_grad()
     def hidden(
@@ -120,7 +129,7 @@ class Pretrained:
             return self.model(ids, keep, types=types)
         if decoder_input_ids is None and c.head in ("lm", "none"):
             raise UserError("decoder_input_ids is missing: this model's decoder needs something to read")
-        targets = self._shifted(ids) if decoder_input_ids is None else self._ids("decoder_input_ids", decoder_input_ids)
+        targets = self.shifted(ids) if decoder_input_ids is None else self._ids("decoder_input_ids", decoder_input_ids)
         return self.model(ids, keep, targets=targets)
 
     @property
@@ -132,7 +141,8 @@ class Pretrained:
             raise ModelError(f"{self.folder}: config.json names no decoder_start_token_id")
         return int(start)
 
-    def _shifted(self, ids: Tensor) -> Tensor:
+    def shifted(self, ids: Tensor) -> Tensor:
+        """Returns what a decoder reads whose heads label `ids` (batch, length), which its encoder reads."""
         return torch.cat((torch.full_like(ids[:, :1], self.decoder_start), ids[:, :-1]), dim=1)
 
     def _ids(self, name: str, given: Any, limit: int | None = None) -> Tensor:
@@ -210,14 +220,15 @@ class Pretrained:
             raise ModelError(f"{self.folder}: no tokenizer (none of {looked})\n  → copy the model's own there")
         return self.tokenizer
 
-    def save(self, path: Path | str) -> None:
-        """Writes a folder that transformers loads: config, weights in float32, tokenizer, chat template, generation
-        settings; and what lmkit knows of the task. Raises StorageError."""
+    def save(self, path: Path | str, dtype: torch.dtype = torch.float32) -> None:
+        """Writes a folder that transformers loads: config, weights, tokenizer, chat template, generation settings; and
+        what lmkit knows of the task. Raises StorageError."""
         folder = Path(path)
         problem_type = self.config_json.get("problem_type")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            save_folder(self.model, folder, self.special | ({"problem_type": problem_type} if problem_type else {}))
+            special = self.special | ({"problem_type": problem_type} if problem_type else {})
+            save_folder(self.model, folder, special, dtype)
             if self.generation_config:
                 write_json(folder / GENERATION_CONFIG, self.generation_config)
             if self.tokenizer is not None:
@@ -243,8 +254,9 @@ def copy_beside(homes: Sequence[Path], folder: Path, names: Sequence[str] = BESI
 
 
 def load(path: Path | str, allow_pickle: bool = False, device: str = "auto") -> Pretrained:
-    """Returns the model in a run (its best checkpoint) or a Hugging Face folder, in float32. An adapter's folder, as
-    PEFT keeps it, is merged into the base model it names, whose tokenizer it takes if it has none of its own.
+    """Returns the model in a run (its best checkpoint), a Hugging Face folder or a GGUF file, in float32. An adapter's
+    folder, as PEFT keeps it, is merged into the base model it names, whose tokenizer it takes if it has none of its
+    own.
 
     device: as torch names it; auto takes a GPU if one is there. Raises ModelError for a folder that is missing, damaged
     or unsupported, or whose tokenizer is another model's."""

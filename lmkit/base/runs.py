@@ -24,6 +24,7 @@ from typing import IO, Any
 from lmkit.base.environment import environment
 from lmkit.base.errors import CONTROL, ModelError, RunInUse, StorageError, UserError
 from lmkit.base.files import disk_error, replace_link, write_atomic, write_json
+from lmkit.base.gguf_file import is_gguf
 from lmkit.base.manifest import damage, put_whole
 
 OWN = re.compile(r"step-\d{8,}")  # names of checkpoints; other files beside them are not ours
@@ -352,8 +353,11 @@ def read_jsonl(path: Path, damaged: list[int] | None = None) -> Iterator[dict[st
 def model_folder(path: Path | str) -> Path:
     """Returns the Hugging Face folder, of a model or an adapter, that `path` stands for.
 
-    `path` is such a folder, or a run, which stands for its `best`, else its `latest`. Raises ModelError for others."""
+    `path` is such a folder, or a run, which stands for its `best`, else its `latest`; or a GGUF file, which stands for
+    itself. Raises ModelError for others."""
     path = Path(path)
+    if is_gguf(path):
+        return path
     for folder in (path, path / "best", path / "latest"):
         if any((folder / name).exists() for name in ("config.json", ADAPTER_CONFIG)):
             return folder
@@ -363,7 +367,7 @@ def model_folder(path: Path | str) -> Path:
         raise ModelError(f"{path}: no such model or run{here}\n  → `lmkit runs` lists runs")
     if seeds := seeds_of(path):
         raise ModelError(f"{path}: a run for each of several seeds\n  → name one: {', '.join(p.name for p in seeds)}")
-    raise ModelError(f"{path}: neither a run with a checkpoint nor a model folder (no config.json)")
+    raise ModelError(f"{path}: neither a run with a checkpoint, nor a model folder (no config.json), nor a .gguf file")
 
 
 def read_status(path: Path) -> dict[str, Any]:

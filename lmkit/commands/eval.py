@@ -27,7 +27,8 @@ from lmkit.commands.options import (
 )
 def evaluate_command(
     models: Annotated[
-        list[str], typer.Argument(metavar="MODEL [OTHER]", help="Runs or Hugging Face folders; two are compared.")
+        list[str],
+        typer.Argument(metavar="MODEL [OTHER]", help="Runs, Hugging Face folders or GGUF files; two are compared."),
     ],
     data: Data,
     task: Task = None,

@@ -24,7 +24,9 @@ def finetune(
     task: Annotated[
         str | None, typer.Option("--task", help="classify, tag, qa, translate, summarize, chat, lm or answer.")
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="A run or a Hugging Face folder.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="A run, a Hugging Face folder or a GGUF file.")
+    ] = None,
     data: Annotated[list[str] | None, typer.Option("--data", "-d", help="Labelled files. Repeatable.")] = None,
     validation: Annotated[str | None, typer.Option("--validation", help="Files of their own, or a share: 10%.")] = None,
     out: Annotated[Path | None, run_folder("runs/TASK-DATA")] = None,

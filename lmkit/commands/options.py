@@ -8,7 +8,7 @@ import typer
 
 from lmkit.base.errors import DataError, UserError
 
-Model = Annotated[str, typer.Argument(help="A run, or a Hugging Face folder.", show_default=False)]
+Model = Annotated[str, typer.Argument(help="A run, a Hugging Face folder or a GGUF file.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to change, like train.budget='10 min'."),

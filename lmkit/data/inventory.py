@@ -38,6 +38,8 @@ def of_model(recipe: FinetuneRecipe) -> list[Entry]:
     if not isinstance(recipe.model, str):
         return []
     folder = model_folder(recipe.model)
+    if folder.is_file():
+        return [_entry(str(folder))]
     return [_entry(str(file)) for pattern in WEIGHTS for file in sorted(folder.glob(pattern))]
 
 

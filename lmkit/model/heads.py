@@ -98,7 +98,7 @@ class TaskHead(nn.Module):
             x = (x * weight).sum(1) / weight.sum(1)
         elif self.pool in ("last", "end"):
             assert at is not None, f"pooling `{self.pool}` needs `at`"
-            x = x[torch.arange(len(x), device=x.device), at]
+            x = x[torch.arange(x.size(0), device=x.device), at]  # `len` would fix the size in a traced graph
         if self.dense is not None:
             x = self.norm(self.activation(self.dense(x)))
         return x if self.output is None else self.output(self.dropout(x))

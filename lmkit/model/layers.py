@@ -179,7 +179,7 @@ class Attention(nn.Module):
             k, v = cache.append(k, v)
         if mask is not None and mask.size(1) > 1:
             mask = mask[:, self.own_heads]
-        causal = self.causal and mask is None and q.size(2) > 1
+        causal = bool(self.causal and mask is None and q.size(2) > 1)  # `bool`: a traced size is not a number
         y = attend(q, k, v, mask, causal, self.dropout if self.training else 0.0, self.scale, self.softcap)
         return self.output(y.transpose(1, 2).flatten(2))
 

@@ -57,7 +57,7 @@ class FinetuneEvaluateConfig(Section):
 class FinetuneRecipe(Section):
     task: TaskConfig = Field(description="What is learnt.")
     model: str | ModelSection = Field(
-        description="A run or Hugging Face folder to start from; or a section like that of pretraining: from scratch."
+        description="A run, folder or GGUF file to start from; or a section like that of pretraining: from scratch."
     )
     tokenizer: TokenizerConfig = Field(default_factory=TokenizerConfig, description="From scratch: text to ids.")
     data: TableConfig = Field(description="What to learn from.")

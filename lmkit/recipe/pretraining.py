@@ -59,7 +59,7 @@ class TokenizerConfig(Section):
     )
     path: str | None = Field(
         None,
-        description="Take this tokenizer instead: a tokenizer.json, Hugging Face folder, sentencepiece .model or run.",
+        description="Take this tokenizer instead: a tokenizer.json, folder, sentencepiece .model, GGUF file or run.",
     )
     lowercase: bool = Field(False, description="WordPiece only: lower-case and strip accents, as uncased BERT does.")
     sample: Count = Field(

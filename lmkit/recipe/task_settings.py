@@ -61,7 +61,7 @@ def settings_of(model: str | Path) -> TaskSettings | None:
     file = folder / FILE
     try:
         tree = dict(json.loads(file.read_bytes()))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the second of a GGUF file
         run = run_of(model)
         return _of_older_run(run) if run else None
     except (OSError, ValueError, TypeError, RecursionError) as e:

@@ -15,6 +15,7 @@ import numpy as np
 from lmkit.base.display import note
 from lmkit.base.errors import UserError
 from lmkit.base.files import write_json
+from lmkit.base.gguf_file import is_gguf
 from lmkit.base.runs import Run, model_folder
 from lmkit.data.inventory import of_tables
 from lmkit.data.tables.columns import trained_columns
@@ -24,6 +25,7 @@ from lmkit.evaluation.answers import coverage_curve, threshold_for_precision
 from lmkit.evaluation.intervals import Estimate, means
 from lmkit.kb.knowledge_base import KnowledgeBase, candidate
 from lmkit.kb.lookup import SLOT, Matcher, Option, tokens
+from lmkit.model.formats.model_card import CARD, write_card
 from lmkit.model.transformer import Transformer
 from lmkit.pretrained import load
 from lmkit.recipe import recipe_file as recipes
@@ -49,6 +51,8 @@ def fit_answering(recipe: FinetuneRecipe, path: Path, latest: Path | None) -> in
     assert isinstance(config, AnswerConfig)
     if not isinstance(model, str) or recipe.lora or recipe.freeze:
         raise UserError("answer takes a trained model as it is\n  → name one in `model`; leave out lora and freeze")
+    if is_gguf(Path(model)):
+        raise UserError(f"answer keeps its model's folder, and {model} is a file\n  → lmkit export {model} FOLDER")
     if "validation" not in recipe.data.model_fields_set:
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"validation": HELD_OUT})})
     train, held_out = _tables(recipe)
@@ -75,6 +79,7 @@ def fit_answering(recipe: FinetuneRecipe, path: Path, latest: Path | None) -> in
             named = {name: scores_as_json(scores) for name, scores in columns.items()}
             write_json(path / "scores.json",
                        {"scores": named.pop("answers"), "baselines": named, "rows": len(held_out.rows)})  # fmt: skip
+            write_card(path, loaded.model, recipe, f"{len(train.rows):,} questions to fit to.", {})
             run.status("done", step=0, tokens=None, best=None)
         finally:
             run.close()
@@ -108,7 +113,7 @@ def _link_model(folder: Path, run: Run, settings: TaskSettings) -> None:
 
     def write(part: Path) -> None:
         for file in folder.iterdir():
-            if file.is_file():
+            if file.is_file() and file.name != CARD:
                 try:
                     os.link(file.resolve(), part / file.name)
                 except OSError:

@@ -20,6 +20,8 @@ from jinja2 import nodes
 from jinja2.parser import Parser
 
 from lmkit.base.errors import ModelError, UserError
+from lmkit.base.gguf_file import is_gguf
+from lmkit.text.gguf import template_of_gguf
 from lmkit.text.sandbox import Sandbox, set_limits
 from lmkit.text.tokenizer import ROLES, Tokenizer, read_object
 
@@ -158,7 +160,10 @@ def find_template(folders: Sequence[Path], setting: str, tokenizer: Tokenizer) -
 
 
 def own_template(folder: Path) -> str | None:
-    """Returns the template of the model in this folder, or None. Raises ModelError where it cannot be read."""
+    """Returns the template of the model in this folder or GGUF file, or None. Raises ModelError where it cannot be
+    read."""
+    if is_gguf(folder):
+        return template_of_gguf(folder)
     file = folder / TEMPLATE_FILE
     try:
         if file.is_file():

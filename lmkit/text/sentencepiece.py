@@ -63,9 +63,7 @@ def as_library(model: bytes, name: str) -> "Backend":
         raise ModelError(f"{name}: only sentencepiece models of type unigram and bpe can be read")
     backend = _build(spec)
     backend.encode_special_tokens = True
-    pieces = [text.replace(SPACE, " ") for text, _, kind in spec.pieces if kind == NORMAL]
-    step = max(40, len(pieces) // 200)
-    texts = [*SAMPLE, *("".join(pieces[i : i + 40]) for i in range(0, len(pieces), step))]
+    texts = sample_texts([text for text, _, kind in spec.pieces if kind == NORMAL])
     texts += [unicodedata.normalize("NFD", text) for text in texts]  # some systems write names of files in this form
     texts += [f"a {text} b{text}  {text}" for text, _, kind in spec.pieces if kind == USER][:100]
     for text in texts:
@@ -77,6 +75,12 @@ def as_library(model: bytes, name: str) -> "Backend":
                 "  → convert it to a tokenizer.json with the software it came from"
             )
     return backend
+
+
+def sample_texts(pieces: list[str]) -> list[str]:
+    """Returns texts to compare two tokenizers on: some of any kind, and some made of these pieces."""
+    step = max(40, len(pieces) // 200)
+    return SAMPLE + ["".join(pieces[i : i + 40]).replace(SPACE, " ") for i in range(0, len(pieces), step)]
 
 
 def vocabulary_of(spec: Spec, kind: str, settings: Mapping[str, Any], sentinels: int) -> Vocabulary:

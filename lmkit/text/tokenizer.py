@@ -205,10 +205,10 @@ class Tokenizer:
         if model["type"] != "BPE" or model["unk_token"] is not None:
             return False
         named = [f"<0x{byte:02X}>" for byte in range(256)] if model["byte_fallback"] else byte_alphabet()
-        return not ((model["byte_fallback"] or self._byte_level) and self.vocab.keys() >= set(named))
+        return not ((model["byte_fallback"] or self.is_byte_level) and self.vocab.keys() >= set(named))
 
     @cached_property
-    def _byte_level(self) -> bool:
+    def is_byte_level(self) -> bool:
         """Says whether the model spells bytes, not characters."""
         split = self.definition["pre_tokenizer"] or {}
         return any(step.get("type") == "ByteLevel" for step in split.get("pretokenizers", [split]))
@@ -225,7 +225,7 @@ class Tokenizer:
             text = normalizer.normalize_str(text) if normalizer else text
             words = [word for word, _ in split.pre_tokenize_str(text)] if split else [text]
             lost = [char for word in words for char in word if char not in pieces]
-            count += len(lost) if self._byte_level else len("".join(lost).encode())
+            count += len(lost) if self.is_byte_level else len("".join(lost).encode())
         return count
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
@@ -245,7 +245,7 @@ class Tokenizer:
         """Says whether decode(encode(text)) == text for every text: it works on bytes and normalises nothing."""
         split = self.definition["pre_tokenizer"] or {}
         prefixed = any(step.get("add_prefix_space") for step in split.get("pretokenizers", [split]))
-        return self._byte_level and self.definition["normalizer"] is None and not prefixed and not self.drops_text
+        return self.is_byte_level and self.definition["normalizer"] is None and not prefixed and not self.drops_text
 
     @cached_property
     def fingerprint(self) -> str:
@@ -315,6 +315,15 @@ def add_post_processor(backend: "Backend", special: Special) -> None:
         pair=[*head, "$A:0", *tail, *second],
         special_tokens=[(t, backend.token_to_id(t)) for t in used],
     )
+
+
+def add_ends(backend: "Backend", first: str | None, last: str | None) -> None:
+    """Puts these tokens, where they are given, before and after every text."""
+    from tokenizers.processors import TemplateProcessing
+
+    single, second = ([f"{token}:{n}" for token in (first, f"${side}", last) if token] for n, side in enumerate("AB"))
+    tokens = [(token, backend.token_to_id(token)) for token in dict.fromkeys((first, last)) if token]
+    backend.post_processor = TemplateProcessing(single=single, pair=[*single, *second], special_tokens=tokens)
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmkit.base.errors import ModelError
+from lmkit.base.gguf_file import is_gguf
+from lmkit.text.gguf import tokenizer_of_gguf
 from lmkit.text.marian import SOURCE, read_marian
 from lmkit.text.sentencepiece import as_library, read_model, vocabulary_of
 from lmkit.text.special import Special
-from lmkit.text.tokenizer import ROLES, Tokenizer, add_post_processor, read_object
+from lmkit.text.tokenizer import ROLES, Tokenizer, add_ends, add_post_processor, read_object
 from lmkit.text.tokenizer_classes import CLASSES, TokenizerClass, Vocabulary
 
 if TYPE_CHECKING:
@@ -71,11 +73,13 @@ NO_CLASS = ("", "llama", "nanochat", "smollm3", "deepseek_v2", "deepseek_v3", "e
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:
-    """Returns the tokenizer in a tokenizer.json, a Hugging Face folder (fast or slow), a sentencepiece .model, a run or
-    a token store.
+    """Returns the tokenizer in a tokenizer.json, a Hugging Face folder (fast or slow), a sentencepiece .model, a GGUF
+    file, a run or a token store.
 
     Raises ModelError where there is none, where it is damaged, and where lmkit cannot read it as its own tool does."""
     path = Path(os.path.expanduser(path)) if isinstance(path, str) else path  # only a typed path may have a ~
+    if is_gguf(path):
+        return tokenizer_of_gguf(path)
     if path.is_file():
         return _from_file(path)
     if not path.is_dir():
@@ -140,7 +144,8 @@ def _from_folder(folder: Path, file: Path) -> Tokenizer:
     elif definition:
         backend.post_processor = _backend(file).post_processor
     elif rules or "add_bos_token" in settings or "add_eos_token" in settings:
-        _add_ends(backend, settings, special)
+        bos, eos = (settings.get(f"add_{role}_token") for role in ("bos", "eos"))
+        add_ends(backend, special.bos if bos else None, special.eos if eos else None)
     else:
         add_post_processor(backend, special)
     # The saved folder may have another config.json, or none, so the class must be named in its settings.
@@ -329,17 +334,6 @@ def _special(backend: "Backend", roles: Mapping[str, str], usual_names: Mapping[
 
 
 # ---------------------------------------------------------------- frames
-
-
-def _add_ends(backend: "Backend", settings: Mapping[str, Any], special: Special) -> None:
-    """Puts BOS and EOS around texts, where `add_bos_token` and `add_eos_token` ask for them."""
-    from tokenizers.processors import TemplateProcessing
-
-    bos = special.bos if settings.get("add_bos_token") else None
-    eos = special.eos if settings.get("add_eos_token") else None
-    single, second = ([f"{token}:{n}" for token in (bos, f"${side}", eos) if token] for n, side in ((0, "A"), (1, "B")))
-    tokens = [(token, backend.token_to_id(token)) for token in dict.fromkeys((bos, eos)) if token]
-    backend.post_processor = TemplateProcessing(single=single, pair=[*single, *second], special_tokens=tokens)
 
 
 def _check_roles(folder: Path, name: str, rules: TokenizerClass, known: Mapping[str, str]) -> None:

@@ -14,8 +14,7 @@ from lmkit.recipe.pretraining import TokenizerConfig
 from lmkit.text.sentencepiece import as_library
 from lmkit.text.special import SPECIAL, Special
 from lmkit.text.tokenizer import Tokenizer, add_post_processor, byte_alphabet
-from lmkit.text.tokenizer_classes import SPACE
-from lmkit.text.words import SPLIT
+from lmkit.text.tokenizer_classes import QWEN2_SPLIT, SPACE
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -104,7 +103,8 @@ def _byte_level(first: list[str]) -> "Backend":
 
     backend = Tokenizer(models.BPE({piece: i for i, piece in enumerate([*first, *byte_alphabet()])}, []))
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(SPLIT), "isolated"), byte_level])
+    split = pre_tokenizers.Split(Regex(QWEN2_SPLIT), "isolated")  # one that llama.cpp can do, for `lmkit export`
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     backend.decoder = decoders.ByteLevel()
     return backend
 

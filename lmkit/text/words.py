@@ -12,10 +12,16 @@ import numpy as np
 
 from lmkit.text.tokenizer import Tokenizer, byte_alphabet
 
-# GPT-4's split, but with at most two digits in a word, which is better for small vocabularies (nanochat).
-SPLIT = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+# What older versions trained with: GPT-4's split, but with at most two digits in a word, which llama.cpp cannot do.
+OLD_SPLIT = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
 _CL100K = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-SAME_CUTS = {SPLIT, _CL100K % r"\p{N}{1,3}", _CL100K % r"\p{N}"}  # those of lmkit, Llama 3 and Qwen
+SAME_CUTS = {
+    OLD_SPLIT,
+    _CL100K % r"\p{N}{1,3}",
+    _CL100K % r"\p{N}",
+}  # the second is Llama 3's, the third Qwen's and ours
 GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # There is always a cut before a space or tab that follows a non-space, and after the last newline of a run of white
 # space. The first alternative of the expression is only faster for plain words. Python counts \x1c-\x1f as spaces and

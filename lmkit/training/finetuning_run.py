@@ -31,7 +31,7 @@ from lmkit.training.distributed.world import ALONE, World
 from lmkit.training.finetune import Finetuning, build_continued, build_finetuning, describe_finetuning
 from lmkit.training.job import Job
 from lmkit.training.job import describe_pretraining as describe_text
-from lmkit.training.run_shell import Prepared, execute, keep_average, meet
+from lmkit.training.run_shell import Prepared, card, execute, keep_average, meet
 from lmkit.training.step import expected_time
 
 
@@ -221,6 +221,7 @@ def _tell_continued(job: Job, run: Run, seconds: float) -> None:
         write_json(run.path / "scores.json", {"before": before, "scores": after})
     if lines := verdict.course(run.path, job.recipe.train.budget, "finetune"):
         print(verdict.as_text(lines))
+    card(job, run)
     run.status("done", **job.progress)
     print(f"  next   lmkit eval {shlex.quote(str(run.path))} --data FILE")
 
@@ -238,6 +239,7 @@ def _tell(f: Finetuning, run: Run, seconds: float) -> None:
     verdicts += verdict.course(run.path, job.recipe.train.budget, "finetune")
     if verdicts:
         print(verdict.as_text(verdicts))
+    card(job, run)
     run.status("done", **job.progress)
     print(f"  model  {folder}   (transformers: {job.model.config.spec.cls})")
     use = "predict {} --data FILE --out predictions.jsonl" if f.task.labels_rows else "chat {}"

@@ -18,7 +18,7 @@ from lmkit.recipe.pretraining import Recipe
 from lmkit.training import verdict
 from lmkit.training.distributed.world import ALONE, World
 from lmkit.training.job import Job, build_pretraining, describe_pretraining, fit_vocabulary
-from lmkit.training.run_shell import Prepared, execute, keep_average, meet
+from lmkit.training.run_shell import Prepared, card, execute, keep_average, meet
 from lmkit.training.step import expected_time
 
 
@@ -78,6 +78,7 @@ def _tell(job: Job, run: Run, seconds: float) -> None:
     """Prints the result of training that has ended, and what to do next. seconds: how long training took."""
     keep_average(job, run)
     state = job.state
+    card(job, run)
     run.status("done", **job.progress)
     best = ""
     if state.best:

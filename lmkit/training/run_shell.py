@@ -18,6 +18,7 @@ from lmkit.base.manifest import replace_listed
 from lmkit.base.runs import BY_THE_CLOCK, Follower, Run, going_on, read_status
 from lmkit.base.units import show_bytes
 from lmkit.data.inventory import Entry
+from lmkit.model.formats.model_card import write_card
 from lmkit.recipe import recipe_file
 from lmkit.recipe.finetuning import FinetuneRecipe
 from lmkit.recipe.pretraining import Recipe
@@ -264,6 +265,16 @@ def _go_back(job: Job, run: Run, bad: Rollback) -> None:
     run.truncate_logs(job.state.step, note)
     run.event("rollback", from_step=bad.step, to_step=job.state.step, batches=ahead)
     note(f"step {bad.step} went wrong: back to step {job.state.step}, and past its batch from there (events.jsonl)")
+
+
+def card(job: Job, run: Run) -> None:
+    """Writes the model card of the run's final folder."""
+    state = job.state
+    rows = f"{len(job.work.rows):,} sequences to learn from, {len(job.work.held_out):,} held out"
+    learnt = f"{rows}; {state.tokens:,} tokens were read in {state.step:,} steps."
+    best = {name: {"value": value} for name, value in (state.best or {}).items() if name != "step"}
+    if job.world.first:
+        write_card(run.path, job.model, job.recipe, learnt, best)
 
 
 def keep_average(job: Job, run: Run) -> None:

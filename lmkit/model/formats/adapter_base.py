@@ -10,8 +10,8 @@ FILE = "adapter_base.json"  # a file in an adapter's folder, which PEFT ignores
 
 
 def weight_checksums(base: Path) -> dict[str, str]:
-    """Returns the sha256 of each file of weights in a model's folder, by the file's name."""
-    files = sorted(p for kind in ("*.safetensors", "*.bin") for p in base.glob(kind))
+    """Returns the sha256 of each file of weights of a model's folder, or of a GGUF file, by the file's name."""
+    files = [base] if base.is_file() else sorted(p for kind in ("*.safetensors", "*.bin") for p in base.glob(kind))
     return {file.name: sha256(file) for file in files}
 
 

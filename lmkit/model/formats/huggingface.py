@@ -16,9 +16,11 @@ from lmkit.architecture.tensor_names import tensor_names
 from lmkit.base.display import note
 from lmkit.base.errors import ModelError, did_you_mean
 from lmkit.base.files import share, write_json
+from lmkit.base.gguf_file import is_gguf
 from lmkit.base.manifest import MANIFEST, damage
 from lmkit.base.runs import OWN
 from lmkit.model.formats.config_json import config_from_hf, config_to_hf
+from lmkit.model.formats.gguf import TRANSPOSED, gguf_config, gguf_tensors
 from lmkit.model.sharding import fill_tensor, whole
 from lmkit.model.transformer import Transformer
 
@@ -30,7 +32,6 @@ IGNORED = re.compile(
     r"(\.(attn|attention)\.(masked_)?bias|rotary_emb\.inv_freq|position_ids|coder\.version"
     r"|EncDecAttention\.relative_attention_bias\.weight)$"
 )
-TRANSPOSED = re.compile(r"\.c_(attn|proj|fc)\.weight$")  # GPT-2's Conv1D stores (in, out)
 RENAMED = {"embed_out.": "lm_head."}  # of GPT-NeoX in older files
 LEGACY = {".gamma": ".weight", ".beta": ".bias"}  # names of LayerNorm's parameters in files that come from TensorFlow
 
@@ -133,6 +134,8 @@ def _unfit(weights: Tensor) -> str:
     """Returns the reason why these numbers cannot be weights, or "" if they can."""
     if not weights.is_floating_point():
         return f"{weights.dtype}, the model has floating-point numbers"
+    if not weights.numel():
+        return "holds no numbers"
     return "" if all(bound.isfinite() for bound in weights.aminmax()) else "holds numbers that are not finite (NaN)"
 
 
@@ -208,6 +211,8 @@ def write_folder(c: ModelConfig, tensors: dict[str, Tensor], folder: Path, speci
 
 
 def read_config(folder: Path) -> dict[str, Any]:
+    if is_gguf(folder):
+        return gguf_config(folder)
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text())
@@ -223,7 +228,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def load_folder(folder: Path, allow_pickle: bool = False) -> Transformer:
-    """Returns the model in a Hugging Face folder, in float32, in eval mode.
+    """Returns the model in a Hugging Face folder or a GGUF file, in float32, in eval mode.
 
     Raises ModelError where the folder cannot be read, and for pickled weights without `allow_pickle`."""
     check_whole(folder)
@@ -272,6 +277,8 @@ def check_sizes(c: ModelConfig, tensors: dict[str, Tensor], where: str) -> None:
 
 
 def read_tensors(folder: Path, allow_pickle: bool = False) -> dict[str, Tensor]:
+    if is_gguf(folder):
+        return gguf_tensors(folder)
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -17,6 +17,7 @@ from lmkit.architecture.model_config import ModelConfig
 from lmkit.architecture.tensor_names import tensor_names
 from lmkit.base.errors import ModelError
 from lmkit.base.files import write_json
+from lmkit.base.gguf_file import is_gguf
 from lmkit.base.runs import ADAPTER_CONFIG, model_folder
 from lmkit.model.formats.adapter_base import check_base
 from lmkit.model.formats.config_json import config_from_hf, config_to_hf
@@ -332,7 +333,7 @@ def _base_folder(folder: Path, settings: dict[str, Any]) -> Path:
     if not name:
         raise ModelError(f"{path}: base_model_name_or_path is missing\n  → write the base model's folder there")
     for candidate in (folder / name, Path(name)):
-        if candidate.is_dir():
+        if candidate.is_dir() or is_gguf(candidate):
             base = model_folder(candidate)
             if (base / ADAPTER_CONFIG).exists():
                 raise ModelError(
