@@ -117,9 +117,15 @@ class Job:
 
     def tell_sources(self, step: int) -> None:
         """Tells how often each source that has a weight was, or will be, read before step `step`."""
-        for name, s in self.sources(step).items():
-            extent = f"{s['rows']:,} rows, {s['epochs']:.2f} epochs by step {step:,}"
-            note(f"source   {name}: share {s['share']:.1%}, {extent}")
+        for line in self.source_lines(step):
+            note(f"source   {line} by step {step:,}")
+
+    def source_lines(self, step: int) -> list[str]:
+        """Returns a line for each source that has a weight, with how often it was read before step `step`."""
+        return [
+            f"{name}: share {s['share']:.1%}, {s['rows']:,} rows, {s['epochs']:.2f} epochs"
+            for name, s in self.sources(step).items()
+        ]
 
     def better(self, scores: dict[str, float]) -> bool:
         """Says whether these are the best scores so far.

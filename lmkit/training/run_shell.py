@@ -274,7 +274,8 @@ def card(job: Job, run: Run) -> None:
     learnt = f"{rows}; {state.tokens:,} tokens were read in {state.step:,} steps."
     best = {name: {"value": value} for name, value in (state.best or {}).items() if name != "step"}
     if job.world.first:
-        write_card(run.path, job.model, job.recipe, learnt, best)
+        sources = [f"- source {line}" for line in job.source_lines(state.step)]
+        write_card(run.path, job.model, job.recipe, [*sources, "", learnt] if sources else ["", learnt], best)
 
 
 def keep_average(job: Job, run: Run) -> None:

@@ -131,6 +131,8 @@ def test_fine_tuning_draws_rows_by_weights_and_resumes_to_the_same_bytes(tiny, m
     assert finetune("straight", *changes) == 0
     work = jobs[-1].work
     assert work.mixture.drawn(96) == [24, 72]
+    card = Path("straight/best/README.md").read_text()
+    assert "- source b.jsonl: share 25.0%, 24 rows, " in card and "- source a.jsonl: share 75.0%, 72 rows, " in card
     assert "b.jsonl: share 25.0%, 24 rows" in capsys.readouterr().err
     for i, example in enumerate(work.rows):
         text = jobs[-1].tokenizer.decode([int(t) for t in example["tokens"]])

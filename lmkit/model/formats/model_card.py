@@ -76,11 +76,12 @@ def _use(uses: Sequence[str]) -> str:
 
 
 def write_card(
-    run: Path, model: Transformer, recipe: Recipe | FinetuneRecipe, learnt: str, best: Mapping[str, Mapping[str, Any]]
-) -> None:
+    run: Path, model: Transformer, recipe: Recipe | FinetuneRecipe, learnt: Sequence[str],
+    best: Mapping[str, Mapping[str, Any]],
+) -> None:  # fmt: skip
     """Writes README.md into the folder of the model that a run made. A resume that ends alike writes the same bytes.
 
-    learnt: how much was read; best: scores where the run has no scores.json."""
+    learnt: lines on how much was read; best: scores where the run has no scores.json."""
     folder = run / ("best" if (run / "best").exists() else "latest")
     file = run / "scores.json"
     scores = json.loads(file.read_text(encoding="utf-8"))["scores"] if file.is_file() else best
@@ -93,7 +94,7 @@ def write_card(
     tree = recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True) | {"task": as_tree(recipe.task)}
     keys = ABSOLUTE.sub(r"\1", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=1000))
     sections = {
-        "Data": [*data, "", learnt],
+        "Data": [*data, *(ABSOLUTE.sub(r"\1", line) for line in learnt)],
         "Recipe": [f"`lmkit {verb} recipe.yaml`, where recipe.yaml holds:", "", f"```yaml\n{keys}```"],
         "Scores": _table(scores),
         "Limits": _limits(model.config, bool(scores), base),
