@@ -6,7 +6,9 @@ Everything here writes to standard error; results (tables, texts, JSON) go to st
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from threading import Event, Thread
 from types import TracebackType
 from typing import Self
 
@@ -21,6 +23,7 @@ HUSHED = int(os.environ.get("RANK", "0")) > 0  # of several processes, only the 
 UNKNOWN = None if os.environ.get("TERM") else False  # False: a terminal without TERM gets plain lines
 console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=HUSHED, force_terminal=UNKNOWN)
 MarkedText = tuple[str, bool]  # a part of a text, and whether it is marked
+SILENT_SECONDS = 5.0  # after which work that shows nothing says that it goes on
 PLAIN_INTERVAL = float(os.environ.get("LMKIT_LOG_SECONDS", "10"))
 
 
@@ -44,6 +47,35 @@ def write(text: str) -> None:
     """Writes a part of a result to standard output at once; on a terminal without control characters."""
     sys.stdout.write(text.translate(CONTROL) if sys.stdout.isatty() else text)
     sys.stdout.flush()
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Shows that work without a measure still goes on in a `with` block, from its sixth second on.
+
+    Elsewhere than on a terminal it writes a line then, and after each interval of plain lines."""
+    done, began = Event(), time.monotonic()
+
+    def watch() -> None:
+        shown = console.status(what) if console.is_terminal else None
+        if not done.wait(SILENT_SECONDS):
+            if shown:
+                shown.start()
+            while not shown and not HUSHED:
+                say(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {what}: {time.monotonic() - began:.0f} s")
+                if done.wait(PLAIN_INTERVAL):
+                    break
+            done.wait()
+            if shown:
+                shown.stop()
+
+    thread = Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 class Meter:

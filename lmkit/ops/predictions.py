@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lmkit.base.display import note
+from lmkit.base.display import note, waiting
 from lmkit.base.errors import UserError
 from lmkit.base.files import replacing
 from lmkit.data.tables.table import Table
@@ -66,7 +66,8 @@ def _predictions(
     examples = task.examples(table)
     if cut := len({e["row"] for e in examples if e["cut"]}):
         note(f"{cut:,} of {len(table.rows):,} rows are longer than the model reads and were cut")
-    outputs = together([task.outputs(one.model, table, examples) for one in loaded])
+    with waiting(f"{model}: {len(table.rows):,} rows"):
+        outputs = together([task.outputs(one.model, table, examples) for one in loaded])
     predictions = map(task.say_of, table.rows, outputs)
     records = [{"place": place} | prediction for place, prediction in zip(table.places, predictions, strict=True)]
     for lost in reversed(table.lost):

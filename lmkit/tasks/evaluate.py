@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lmkit.base.display import note
+from lmkit.base.display import note, waiting
 from lmkit.base.errors import ModelError, UserError
 from lmkit.base.runs import seeds_of
 from lmkit.data.tables.table import Table, read_table
@@ -77,7 +77,8 @@ def evaluate_task(model: str, loaded: Sequence[Pretrained], task: Task, table: T
     examples = task.examples(table)
     if cut := len({e["row"] for e in examples if e["cut"]}):
         note(f"{model}: {cut:,} of {len(table.rows):,} rows are longer than it reads and were cut")
-    each = [task.outputs(one.model, table, examples) for one in loaded]
+    with waiting(f"{model}: scoring {len(table.rows):,} rows"):
+        each = [task.outputs(one.model, table, examples) for one in loaded]
     seeds = {str(p): task.scores(table, o, True) for p, o in zip(seeds_of(model), each, strict=False)}
     outputs = together(each)
     return Evaluated(model, task, outputs, task.scores(table, outputs, True), seeds)

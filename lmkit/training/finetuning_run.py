@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lmkit.base.display import note, note_marked
+from lmkit.base.display import note, note_marked, waiting
 from lmkit.base.errors import ModelError, UserError
 from lmkit.base.files import write_atomic, write_json
 from lmkit.base.runs import Run, find_run, fresh_path, going_on, model_folder, read_status, takes_latest
@@ -250,8 +250,11 @@ def _scores(f: Finetuning, folder: Path, run: Run) -> list[str]:
     """Scores the model to use, which lies in `folder`, on all rows held out, beside the baselines. Writes scores.json,
     and returns what is to be said of them."""
     task, table, model = f.task, f.held_out, load(folder).model
-    outputs = task.outputs(model, table, task.examples(table))
-    columns = {"model": task.scores(table, outputs, True)} | task.baselines(f.train, table)
+    with waiting(f"scoring {len(table.rows):,} rows held out"):
+        outputs = task.outputs(model, table, task.examples(table))
+        columns = {"model": task.scores(table, outputs, True)}
+    with waiting("training the baselines"):
+        columns |= task.baselines(f.train, table)
     scores = score_table(str(run.path), columns, len(table.rows))
     print("\n".join([scores, *task.stated(), *task.details(table, outputs)]))
     fitted, message = task.fit(model, table)
