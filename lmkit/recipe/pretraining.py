@@ -54,6 +54,10 @@ class TokenizerConfig(Section):
         ge=260,
         description="Entries, special tokens included. Small models on a CPU want 2k-8k: the head dominates.",
     )
+    split: Literal["qwen2", "two_digits"] = Field(
+        "qwen2",
+        description="Words of bpe and bytes: as Qwen2 cuts them, which llama.cpp can do; or with two digits in a word.",
+    )
     special: tuple[str, ...] = Field(
         (), description="Texts that are one token each wherever they stand, like `[<drug>, <gene>]`."
     )

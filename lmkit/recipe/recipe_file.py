@@ -25,6 +25,7 @@ MAX_BYTES = 1_000_000
 MAX_DEPTH = 50
 SIGN = re.compile(r""":\s+[^\w\s"'\[{~./$]""")  # begins a value, and means something in YAML
 PATH_KEYS = {("data", "train"), ("data", "validation"), ("tokenizer", "path"), ("task", "kb"), ("task", "template")}
+BEFORE = {"tokenizer": {"split": "two_digits"}}  # what runs of versions without these keys did
 BY_NAME = ("auto", "chatml")  # chat templates that are no files
 
 
@@ -168,6 +169,12 @@ def build_recipe(schema: type[T], tree: dict, lines: dict[str, str], expand: Any
         problems = [f"{where}: the sizes of `model` do not go together ({failed})\n  → name num_heads and head_dim too"]
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
     raise UserError(f"{where}: {count}; nothing was started.\n\n" + "\n\n".join(problems))
+
+
+def read_run(path: Path) -> tuple[dict, dict[str, str]]:
+    """Does what `read_tree` does for the recipe of a run. Keys that its version did not have stand for what it did."""
+    tree, lines = read_tree(path / "recipe.yaml")
+    return _merge(BEFORE, tree), lines
 
 
 def dump(config: BaseModel) -> str:

@@ -15,6 +15,7 @@ from lmkit.text.sentencepiece import as_library
 from lmkit.text.special import SPECIAL, Special
 from lmkit.text.tokenizer import Tokenizer, add_post_processor, byte_alphabet
 from lmkit.text.tokenizer_classes import QWEN2_SPLIT, SPACE
+from lmkit.text.words import TWO_DIGITS_SPLIT
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from tokenizers.pre_tokenizers import PreTokenizer
 
 
+SPLITS = {"qwen2": QWEN2_SPLIT, "two_digits": TWO_DIGITS_SPLIT}
 LONGEST = 1000  # characters of a run without a cut, since the trainers' time grows with the square of its length
 LINE = 4000  # characters of a line for sentencepiece, whose time grows with the square of what repeats in a line
 RUN = re.compile(rf"(?<!\S)\S{{{LONGEST},}}|(?<!\s)\s{{{LONGEST},}}")
@@ -51,7 +53,7 @@ def train_tokenizer(texts: Iterator[str], config: TokenizerConfig, family: str) 
     # RoBERTa counts positions from the id of its padding, and its table has a row for every smaller number too.
     first = special.tokens if FAMILIES[family].tokens == "roberta" else []
     if config.type == "bytes":
-        backend = _byte_level(first)
+        backend = _byte_level(first, config.split)
     else:
         backend = (
             train[config.type](texts, config, special) if config.type != "bpe" else _bpe(texts, config, special, first)
@@ -97,14 +99,14 @@ def _in_short_runs(texts: Iterator[str]) -> Iterator[str]:
             yield text[done:]
 
 
-def _byte_level(first: list[str]) -> "Backend":
+def _byte_level(first: list[str], split: str) -> "Backend":
     """Returns a byte-level tokenizer without merges: the tokens `first`, which no text can spell, then 256 bytes."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     backend = Tokenizer(models.BPE({piece: i for i, piece in enumerate([*first, *byte_alphabet()])}, []))
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    split = pre_tokenizers.Split(Regex(QWEN2_SPLIT), "isolated")  # one that llama.cpp can do, for `lmkit export`
-    backend.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    words = pre_tokenizers.Split(Regex(SPLITS[split]), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([words, byte_level])
     backend.decoder = decoders.ByteLevel()
     return backend
 
@@ -112,7 +114,7 @@ def _byte_level(first: list[str]) -> "Backend":
 def _bpe(texts: Iterator[str], config: TokenizerConfig, special: Special, first: list[str]) -> "Backend":
     from tokenizers import trainers
 
-    backend = _byte_level([])
+    backend = _byte_level([], config.split)
     room = config.vocab_size - len(special.tokens) + len(first)
     trainer = trainers.BpeTrainer(
         vocab_size=room, initial_alphabet=byte_alphabet(), special_tokens=first, show_progress=False

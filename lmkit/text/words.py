@@ -12,13 +12,13 @@ import numpy as np
 
 from lmkit.text.tokenizer import Tokenizer, byte_alphabet
 
-# What older versions trained with: GPT-4's split, but with at most two digits in a word, which llama.cpp cannot do.
-OLD_SPLIT = (
+# GPT-4's split, but with at most two digits in a word, which is better for small vocabularies (nanochat).
+TWO_DIGITS_SPLIT = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
 _CL100K = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SAME_CUTS = {
-    OLD_SPLIT,
+    TWO_DIGITS_SPLIT,
     _CL100K % r"\p{N}{1,3}",
     _CL100K % r"\p{N}",
 }  # the second is Llama 3's, the third Qwen's and ours

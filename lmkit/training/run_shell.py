@@ -158,7 +158,8 @@ def _check_recipe(job: Job, run: Run, newest: Path | None, accept: bool) -> None
     That copy is used because people do not edit it; checkpoints of older versions have none, and then the run's own
     recipe.yaml is used. Raises UserError where more than harmless keys differ, unless `accept` is set."""
     file = newest / checkpoints.RECIPE if newest else None
-    before = recipe_file.load_recipe(type(job.recipe), file if file and file.is_file() else run.path / "recipe.yaml")
+    file = file if file and file.is_file() else run.path / "recipe.yaml"
+    before = recipe_file.load_recipe(type(job.recipe), file, low=recipe_file.BEFORE)
     changes = recipe_file.differences(recipe_file.as_tree(before), recipe_file.as_tree(job.recipe))
     if not changes:
         return

@@ -225,7 +225,7 @@ def test_weights_behind_links_are_read_as_the_hubs_cache_keeps_them(folder):
         ({"hidden_act": ["silu"]}, "activation"),
         ({"hidden_act": "sillu"}, "did you mean `silu`"),
         ({"rope_parameters": 7}, "wrong kind"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "`yarn` is not supported"),
+        ({"rope_parameters": {"rope_type": "ntk_by_parts", "factor": 2.0}}, "`ntk_by_parts` is not supported"),
         ({"rms_norm_eps": "small"}, "norm_eps"),
         ({"rms_norm_eps": -1}, "norm_eps"),
         ({"eos_token_id": {"a": 1}}, "eos_token_id"),

@@ -100,13 +100,13 @@ def test_a_run_is_begun_in_no_folder_that_holds_something_else(name, verb, tiny,
 
 
 def test_a_start_that_failed_leaves_nothing_to_the_next(rows, lmkit_, monkeypatch):
-    """A smaller tokenizer is written, then there are too few rows; one that was killed leaves it as well."""
+    """A smaller tokenizer is written, then a name in `freeze` is no parameter; one that was killed leaves it as well."""
     trained = ("tokenizer.type=bpe", "tokenizer.vocab_size=263")
-    shown = classify(lmkit_, *trained, "train.batch=5000 rows")
-    assert shown.code == 3 and not Path("run").exists(), shown
+    shown = classify(lmkit_, *trained, "freeze=[zzz]")
+    assert shown.code == 2 and not Path("run").exists(), shown
     with monkeypatch.context() as patch:
         patch.setattr("lmkit.base.runs.Run.close", lambda run: run._lock.close())  # as a kill leaves it
-        assert classify(lmkit_, *trained, "train.batch=5000 rows").code == 3
+        assert classify(lmkit_, *trained, "freeze=[zzz]").code == 2
     assert Path("run/tokenizer").is_dir()
     assert classify(lmkit_, "tokenizer.type=bpe", "tokenizer.vocab_size=265").code == 0
     assert load_tokenizer("run").vocab_size == 265

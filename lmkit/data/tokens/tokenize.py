@@ -122,7 +122,9 @@ class _Job:
                 " files cannot hold\n  → fine-tune its model with --task translate, or leave out tokenizer.path"
             )
         self.palette = None if tokenizer.path is None else _palette(Path(os.path.expanduser(tokenizer.path)))
-        trained = tokenizer.model_dump(mode="json", exclude={"path"}) | {"family": family}
+        defaults = {"special": (), "split": "two_digits"}  # of versions without these keys, whose stores stay valid
+        later = {key for key, value in defaults.items() if getattr(tokenizer, key) == value}
+        trained = tokenizer.model_dump(mode="json", exclude={"path", *later}) | {"family": family}
         self.settings: dict[str, Any] = {
             "format": FORMAT,
             "tokenizer": trained if self.given is None else self.given.fingerprint,
