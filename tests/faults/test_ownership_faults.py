@@ -100,7 +100,7 @@ def test_a_run_is_begun_in_no_folder_that_holds_something_else(name, verb, tiny,
 
 
 def test_a_start_that_failed_leaves_nothing_to_the_next(rows, lmkit_, monkeypatch):
-    """A smaller tokenizer is written, then a name in `freeze` is no parameter; one that was killed leaves it as well."""
+    """A smaller tokenizer is written, then `freeze` names no parameter; one that was killed leaves it as well."""
     trained = ("tokenizer.type=bpe", "tokenizer.vocab_size=263")
     shown = classify(lmkit_, *trained, "freeze=[zzz]")
     assert shown.code == 2 and not Path("run").exists(), shown
