@@ -5,7 +5,21 @@ from typing import Annotated
 import typer
 
 from lmkit.commands.app import app
-from lmkit.commands.options import Column, Data, Encoding, Json, Label, Pair, Pickle, Separator, Target, Task, TextFiles
+from lmkit.commands.options import (  # fmt: skip
+    Column,
+    Data,
+    Encoding,
+    Json,
+    Label,
+    Labels,
+    Pair,
+    Pickle,
+    Separator,
+    Target,
+    Task,
+    TextFiles,
+    task_changes,
+)
 
 
 @app.command(
@@ -28,6 +42,7 @@ def evaluate_command(
     pair: Pair = None,
     label: Label = None,
     target: Target = None,
+    labels: Labels = None,
     separator: Separator = None,
     encoding: Encoding = "utf-8",
     text_files: TextFiles = None,
@@ -39,6 +54,6 @@ def evaluate_command(
 
     keys = {"text": text, "pair": pair, "label": label, "target": target, "encoding": encoding}
     text_scores.evaluate_models(
-        models, data, task, keys, as_json, allow_pickle, stride=stride, pll_tokens=pll_tokens, separator=separator,
-        text_files=text_files,
+        models, data, task, keys, as_json, allow_pickle, task_changes(labels), stride=stride, pll_tokens=pll_tokens,
+        separator=separator, text_files=text_files,
     )  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lmkit.commands.app import app
-from lmkit.commands.options import Column, Data, Encoding, Model, Pair, Task
+from lmkit.commands.options import Column, Data, Encoding, Labels, Model, Pair, Task, task_changes
 
 
 @app.command(epilog="Example: lmkit predict runs/classify-reviews --data new.csv --out predictions.jsonl")
@@ -17,9 +17,14 @@ def predict(
     task: Task = None,
     text: Column = None,
     pair: Pair = None,
+    labels: Labels = None,
+    threshold: Annotated[
+        float | None, typer.Option("--threshold", help="Probability from which one of several labels holds.")
+    ] = None,
     encoding: Encoding = "utf-8",
 ) -> None:
     """What a fine-tuned model says of each row, as JSON lines."""
     from lmkit.ops import predictions
 
-    predictions.predict_rows(model, data, out, {"text": text, "pair": pair, "encoding": encoding}, task)
+    changes = task_changes(labels, threshold=threshold)
+    predictions.predict_rows(model, data, out, {"text": text, "pair": pair, "encoding": encoding}, task, changes)

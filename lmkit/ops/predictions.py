@@ -13,20 +13,21 @@ from lmkit.base.errors import UserError
 from lmkit.base.files import replacing
 from lmkit.data.tables.table import Table
 from lmkit.tasks.evaluate import read_labelled, together
-from lmkit.tasks.table import TASKS, load_all, task_of, trained_task
+from lmkit.tasks.table import TASKS, changed, load_all, task_of, trained_task
 
 
 def predict_rows(
-    model: str, sources: list[str], out: Path | None, columns: dict[str, str | None], task_name: str | None
-) -> None:
+    model: str, sources: list[str], out: Path | None, columns: dict[str, str | None], task_name: str | None,
+    changes: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
     """Writes a JSON line for each row: `place`, its file and line, and what the task predicts; for a row that cannot be
     read, `error` says why. A file `out` appears when all lines are written. Raises UserError for a model that is not
     fine-tuned and for an `out` that is read, StorageError for one that cannot be written."""
     if out is None:
-        sys.stdout.writelines(_lines(_predictions(model, sources, out, columns, task_name)))
+        sys.stdout.writelines(_lines(_predictions(model, sources, out, columns, task_name, changes)))
         return
     with replacing(out) as part:
-        records = _predictions(model, sources, out, columns, task_name)
+        records = _predictions(model, sources, out, columns, task_name, changes)
         with part.open("w", encoding="utf-8") as file:
             file.writelines(_lines(records))
     errors = sum("error" in record for record in records)
@@ -38,13 +39,15 @@ def _lines(records: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _predictions(
-    model: str, sources: list[str], out: Path | None, columns: dict[str, str | None], task_name: str | None
-) -> list[dict[str, Any]]:
+    model: str, sources: list[str], out: Path | None, columns: dict[str, str | None], task_name: str | None,
+    changes: dict[str, Any] | None,
+) -> list[dict[str, Any]]:  # fmt: skip
     config = task_of(model, task_name)
     if config is not None and not (config.name in TASKS and TASKS[config.name].labels_rows):
         raise UserError(f"{model}: fine-tuned for {config.name}, and labels no rows\n  → `lmkit generate`")
     if config is None:
         raise UserError(f"{model}: not fine-tuned for a task\n  → `lmkit generate` continues texts and fills masks")
+    config = changed(config, changes or {})
     loaded = load_all(model, config)
     task = trained_task(model, loaded[0], config)
     table = read_labelled(sources, config, columns, False, loaded[0].folder, task)

@@ -1,6 +1,7 @@
 """The tasks of fine-tuning by name, and which of them a trained model is for: told by its run's recipe or its head."""
 
 from pathlib import Path
+from typing import Any
 
 from lmkit.base.display import note
 from lmkit.base.errors import UserError
@@ -8,6 +9,7 @@ from lmkit.base.manifest import MANIFEST
 from lmkit.base.runs import model_folder, read_status, seeds_of
 from lmkit.model.formats.peft import config_and_head
 from lmkit.pretrained import Pretrained, load
+from lmkit.recipe.recipe_file import build_recipe
 from lmkit.recipe.task_settings import FILE, recipe_of, settings_of
 from lmkit.recipe.tasks import TaskConfig, section_of
 from lmkit.tasks.answer import Answering
@@ -40,6 +42,13 @@ def task_of(model: str | Path, named: str | None = None) -> TaskConfig | None:
         return section_of(named)
     can = task.name if task else "translate or summarize" if head == "lm" else "nothing of this kind"
     raise UserError(f"{model} ({', '.join(config.get('architectures') or [])}) does not {named}\n  it does {can}")
+
+
+def changed(task: TaskConfig, changes: dict[str, Any]) -> TaskConfig:
+    """Returns the section with what the command line says instead. Raises UserError for what the task does not have."""
+    if unread := [key for key in changes if key not in type(task).model_fields]:
+        raise UserError(f"--{unread[0]}: {task.name} has no such setting\n  → leave it out")
+    return build_recipe(type(task), task.model_dump() | changes, {}, where="command line")
 
 
 def load_all(model: str, task: TaskConfig, allow_pickle: bool = False) -> list[Pretrained]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from lmkit.base.display import note
 from lmkit.base.units import brief
+from lmkit.data.tables.labels import with_prefixes
 from lmkit.data.tables.table import Table
 from lmkit.evaluation import tagging
 from lmkit.evaluation.intervals import Estimate
@@ -46,7 +47,13 @@ class Tagger(Task):
     @classmethod
     def of_folder(cls, config: TagConfig, loaded: Pretrained, settings: TaskSettings | None) -> Self:
         reading = Reading.of(loaded, settings)
-        return cls(reading.tokenizer, reading.layout, loaded.config.labels, reading.length(MOST_TOKENS))
+        labels = cls.label_names(config, loaded.config.labels)
+        return cls(reading.tokenizer, reading.layout, labels, reading.length(MOST_TOKENS))
+
+    @classmethod
+    def label_names(cls, config: TagConfig, labels: tuple[str, ...]) -> tuple[str, ...]:
+        """Returns the tags as `settle_tags` writes those of data."""
+        return with_prefixes(labels)
 
     def __post_init__(self) -> None:
         self.objective = Tag(self.layout)

@@ -135,6 +135,11 @@ class Task(ABC):
         out. Raises UserError for settings that do not fit the rows."""
         return held_out
 
+    @classmethod
+    def label_names(cls, config: Any, labels: tuple[str, ...]) -> tuple[str, ...]:
+        """Returns what the labels of a trained model's head are called here, in their order."""
+        return labels
+
     def read_as(self) -> tuple[str, frozenset[str]]:
         """Returns the kind of the labels in rows for this task, and the labels that the model knows."""
         return "auto", frozenset()

@@ -1,7 +1,10 @@
 """Entities are those of seqeval's strict mode (1.2.2); here worked by hand from its definition."""
 
 import pytest
+from seqeval.metrics import f1_score
+from seqeval.scheme import IOB2 as IOB
 
+from lmkit.data.tables.labels import settle_tags, with_prefixes
 from lmkit.evaluation.tagging import entities, scheme, score_tags
 
 IOB2 = {
@@ -72,3 +75,20 @@ def test_schemes_in_other_letters_have_the_same_entities():
         ]
         assert {k: e.value for k, e in score_tags([other[0]], [other[1]]).items()} == wanted
     assert score_tags([["I-P", "I-P", "I-L"]], [["I-P", "I-P", "O"]])["f1"].value == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("spelling", ["{1}-{0}", "{0}_{1}", "{1}_{0}"])
+def test_tags_with_the_prefix_elsewhere_are_the_entities_of_seqeval(spelling):
+    gold = [["B-PER", "I-PER", "O", "B-LOC"], ["O", "B-LOC", "I-LOC", "B-LOC"]]
+    said = [["B-PER", "I-PER", "O", "O"], ["O", "B-LOC", "B-LOC", "B-LOC"]]
+    write = lambda tags: ["O" if tag == "O" else spelling.format(*tag.split("-")) for tag in tags]
+    rows = [{"words": ["w"] * 4, "tags": write(tags)} for tags in gold + said]
+    (note,) = settle_tags(rows, ["a:1"] * 4)
+    tags = [row["tags"] for row in rows]
+    assert tags == gold + said and f"{spelling.format('B', 'LOC')} as B-LOC" in note
+    assert score_tags(tags[:2], tags[2:])["f1"].value == pytest.approx(f1_score(gold, said, mode="strict", scheme=IOB))
+
+
+@pytest.mark.parametrize("tags", [["NOUN", "X-B"], ["vitamin-E", "O"], ["B-PER", "I-B"], ["I-M", "I-S", "O"]])
+def test_other_tags_with_a_letter_at_an_end_stay_as_they_are(tags):
+    assert with_prefixes(tags) == tuple(tags)

@@ -5,6 +5,7 @@ import io
 import json
 import random
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ import pytest
 import torch
 import transformers
 from rich.console import Console
+from sklearn import metrics
 
 import lmkit
 from lmkit.base import display
 from lmkit.base.errors import DataError, ModelError, UserError
+from lmkit.commands.options import task_changes
 from lmkit.ops import predictions
 from lmkit.ops.text_scores import evaluate_models
 from lmkit.recipe import recipe_file
@@ -134,6 +137,25 @@ def test_a_head_is_taken_over_by_the_names_of_its_labels(reviews, tmp_path, caps
     shown = capsys.readouterr().err
     assert "a new head: the labels (bad, good) are not those of the start (Good, bad)" in shown
     assert "head.output.weight" in shown
+    (advice,) = re.findall(r"the head goes on with (.*)", shown)
+    scores = run(tmp_path / "advised", f"model={named}", *columns, *still, *shlex.split(advice))["scores"]
+    assert scores["accuracy"]["value"] == 1.0
+    assert lmkit.load(tmp_path / "advised").config.labels == ("bad", "good")
+
+    unnamed = json.dumps({"Good": "LABEL_0", "bad": "LABEL_1"})  # and then as they are named where nobody named them
+    for old, new in json.loads(unnamed).items():
+        config_file.write_text(config_file.read_text().replace(f'"{old}"', f'"{new}"'))
+    rows = {"text": "body", "label": "stars"}
+    with pytest.raises(DataError, match=r"--labels 'LABEL_0=NAME'"):
+        evaluate_models([named], [str(reviews)], None, rows, as_json=True, allow_pickle=False)
+    capsys.readouterr()
+    changes = task_changes(["LABEL_0=good", "LABEL_1=bad"])
+    evaluate_models([named], [str(reviews)], None, rows, as_json=True, allow_pickle=False, changes=changes)
+    assert json.loads(capsys.readouterr().out)["models"][named]["accuracy"]["value"] == 1.0
+    with pytest.raises(UserError, match="`LABEL_2` is no label of the model\n  allowed: LABEL_0, LABEL_1"):
+        predictions.predict_rows(named, [str(reviews)], None, rows, None, task_changes(["LABEL_2=good"]))
+    with pytest.raises(UserError, match="two labels would be called `bad`"):
+        predictions.predict_rows(named, [str(reviews)], None, rows, None, task_changes(["LABEL_0=bad", "LABEL_1=bad"]))
 
 
 def test_cut_in_the_middle_long_texts_are_known_by_their_end(tmp_path, capsys):
@@ -217,6 +239,32 @@ def test_several_labels_numbers_pairs_and_adapters(tmp_path):
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(ModelError, match=r"its base .* has other weights than those it was trained on"):
         lmkit.load(tmp_path / "adapter")
+
+
+def test_the_threshold_of_several_labels_is_fitted_and_kept(tmp_path):
+    """Judge: scikit-learn's F1 at every threshold there is."""
+    rng, topics = random.Random(0), {"sport": "ball", "food": "soup", "art": "paint"}
+    rows = [{"text": sentence(rng, *(topics[name] for name in names)), "label": names}
+            for names in ([name for name in topics if rng.random() < 0.25] for _ in range(200))]  # fmt: skip
+    data, held, said = (tmp_path / name for name in ("several.jsonl", "held.jsonl", "said.jsonl"))
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows[:150]))
+    held.write_text("".join(json.dumps(row) + "\n" for row in rows[150:]))
+    run(tmp_path / "run", f"model={{family: bert, {SMALL}}}", *TRAIN, "train.budget=6 steps", f"data.train={data}",
+        f"data.validation={held}", "task={name: classify, threshold: auto, baseline: false}")  # fmt: skip
+    folder, model = tmp_path / "run/best", str(tmp_path / "run")
+    fitted = json.loads((folder / "lmkit.json").read_text())["fitted"]["threshold"]
+
+    def predicted(**changes) -> tuple[np.ndarray, np.ndarray]:
+        predictions.predict_rows(model, [str(held)], said, {}, None, changes)
+        lines = [json.loads(line) for line in said.read_text().splitlines()]
+        held_labels = np.array([[name in line["labels"] for name in sorted(topics)] for line in lines])
+        return held_labels, np.array([[line["scores"][name] for name in sorted(topics)] for line in lines])
+
+    gold = np.array([[name in row["label"] for name in sorted(topics)] for row in rows[150:]])
+    holds, p = predicted()
+    best = max(metrics.f1_score(gold, p >= t, average="micro", zero_division=0) for t in np.unique(p))
+    assert metrics.f1_score(gold, holds, average="micro") == pytest.approx(best) and 0 < fitted != 0.5
+    np.testing.assert_array_equal(predicted(threshold=0.3)[0], p >= 0.3)
 
 
 def test_labels_in_one_cell_are_cut_where_the_user_says_and_so_when_scored(tmp_path, capsys):
