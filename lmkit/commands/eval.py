@@ -4,22 +4,9 @@ from typing import Annotated
 
 import typer
 
+from lmkit.commands import options
 from lmkit.commands.app import app
-from lmkit.commands.options import (  # fmt: skip
-    Column,
-    Data,
-    Encoding,
-    Json,
-    Label,
-    Labels,
-    Pair,
-    Pickle,
-    Separator,
-    Target,
-    Task,
-    TextFiles,
-    task_changes,
-)
+from lmkit.commands.options import Column, Data, Encoding, Json, Label, Pair, Pickle, Separator, Target, Task, TextFiles
 
 
 @app.command(
@@ -42,7 +29,7 @@ def evaluate_command(
     pair: Pair = None,
     label: Label = None,
     target: Target = None,
-    labels: Labels = None,
+    labels: options.Labels = None,
     separator: Separator = None,
     encoding: Encoding = "utf-8",
     text_files: TextFiles = None,
@@ -54,6 +41,6 @@ def evaluate_command(
 
     keys = {"text": text, "pair": pair, "label": label, "target": target, "encoding": encoding}
     text_scores.evaluate_models(
-        models, data, task, keys, as_json, allow_pickle, task_changes(labels), stride=stride, pll_tokens=pll_tokens,
-        separator=separator, text_files=text_files,
+        models, data, task, keys, as_json, allow_pickle, options.task_changes(labels), stride=stride,
+        pll_tokens=pll_tokens, separator=separator, text_files=text_files,
     )  # fmt: skip

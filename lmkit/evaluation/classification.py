@@ -20,7 +20,7 @@ class ClassScore(NamedTuple):
     precision: float
     recall: float
     f1: float
-    n: int  # rows that have this label
+    rows: int  # that have this label
 
 
 def confusion(labels: Sequence[int] | np.ndarray, predicted: Sequence[int] | np.ndarray, classes: int) -> np.ndarray:
@@ -29,14 +29,19 @@ def confusion(labels: Sequence[int] | np.ndarray, predicted: Sequence[int] | np.
     return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
 
 
+def class_scores(hits: np.ndarray, actual: np.ndarray, guessed: np.ndarray) -> list[ClassScore]:
+    """Returns the scores of each class, out of the number of rows, (C,) each, that are right, that have the label, and
+    that are predicted to have it."""
+    columns = (divide(hits, guessed), divide(hits, actual), divide(2 * hits, actual + guessed))
+    return [ClassScore(float(p), float(r), float(f), int(n)) for p, r, f, n in zip(*columns, actual, strict=True)]
+
+
 def per_class(
     labels: Sequence[int] | np.ndarray, predicted: Sequence[int] | np.ndarray, classes: int
 ) -> list[ClassScore]:
     """Returns the scores of each class, in the order of the classes."""
-    table = confusion(labels, predicted, classes)
-    hits, actual, guessed = table.diagonal(), table.sum(1), table.sum(0)
-    columns = (divide(hits, guessed), divide(hits, actual), divide(2 * hits, actual + guessed))
-    return [ClassScore(float(p), float(r), float(f), int(n)) for p, r, f, n in zip(*columns, actual, strict=True)]
+    gold, guess = np.asarray(labels, int), np.asarray(predicted, int)
+    return class_scores(*(np.bincount(x, minlength=classes) for x in (gold[gold == guess], gold, guess)))
 
 
 def single(

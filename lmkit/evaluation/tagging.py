@@ -1,13 +1,14 @@
 """Scores of tagged words: of whole entities where tags have prefixes, else of each word."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
 
 from lmkit.data.tables.labels import as_iob2
-from lmkit.evaluation.classification import divide
+from lmkit.evaluation.classification import ClassScore, class_scores, divide
 from lmkit.evaluation.intervals import Estimate, resampled
 
 Scheme = Literal["iob1", "iob2", "bioes", "bilou", "bmes", "words"]
@@ -103,6 +104,23 @@ def score_tags(
         return {"f1": f1[0], "precision": divide(hits, guessed)[0], "recall": divide(hits, actual)[0]} | accuracy
 
     return resampled(statistic, len(pairs), intervals)
+
+
+def score_types(
+    gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], tags: Iterable[str]
+) -> dict[str, ClassScore]:
+    """Returns the scores of each type of entity, by its name; without prefixes of each tag. tags: all of the task."""
+    written, counts = scheme(tags), (Counter[str](), Counter[str](), Counter[str]())
+    for pair in zip(gold, predicted, strict=True):
+        g, p = (
+            {(tag, i, i + 1) for i, tag in enumerate(row)} if written == "words" else entities_in(row, written)
+            for row in pair
+        )
+        for counter, units in zip(counts, (g & p, g, p), strict=True):
+            counter.update(kind for kind, _, _ in units)
+    names = sorted(set().union(*counts))
+    each = class_scores(*(np.array([counter[name] for name in names]) for counter in counts))
+    return dict(zip(names, each, strict=True))
 
 
 def _tag_counts(gold: Sequence[str], predicted: Sequence[str], place: dict[str, int]) -> np.ndarray:

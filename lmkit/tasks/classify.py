@@ -14,7 +14,7 @@ from lmkit.base.units import brief
 from lmkit.data.tables.labels import Kind, label_kind
 from lmkit.data.tables.table import Table
 from lmkit.evaluation import baseline, classification
-from lmkit.evaluation.classification import HALF
+from lmkit.evaluation.classification import HALF, ClassScore
 from lmkit.evaluation.intervals import Estimate, means
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.batch import Batch
@@ -22,7 +22,7 @@ from lmkit.pretrained import Pretrained
 from lmkit.recipe.task_settings import TaskSettings
 from lmkit.recipe.tasks import ClassifyConfig
 from lmkit.tasks.labelling import Classify, InputLayout
-from lmkit.tasks.task import MOST_CLASSES, MOST_TOKENS, Reading, Task, confusion_table, in_batches
+from lmkit.tasks.task import MOST_CLASSES, MOST_TOKENS, Reading, Task, confusion_table, confusions, in_batches
 from lmkit.text.tokenizer import Tokenizer, frame_texts
 
 PROBLEMS: dict[Kind, str] = {  # as config.json of transformers names them
@@ -210,6 +210,10 @@ class Classifier(Task):
         hot[[self._index(name, place) for name in label or ()]] = 1
         return hot
 
+    def _gold(self, table: Table) -> np.ndarray:
+        """Returns the targets of all rows: (N,) classes or numbers, (N, L) for several labels."""
+        return np.array([self._target(row, place) for row, place in zip(table.rows, table.places, strict=True)])
+
     def _index(self, name: str, place: str) -> int:
         if name not in self.places:
             known = ", ".join(brief(label) for label in self.labels[:20])
@@ -240,7 +244,7 @@ class Classifier(Task):
 
     def score(self, table: Table, p: np.ndarray, intervals: bool) -> dict[str, Estimate]:
         """Returns scores. p: (N, L) probabilities, or (N, 1) numbers."""
-        gold = np.array([self._target(row, place) for row, place in zip(table.rows, table.places, strict=True)])
+        gold = self._gold(table)
         if self.kind == "regression":
             return classification.regression(gold, p[:, 0], intervals)
         if self.kind == "multi":
@@ -252,7 +256,7 @@ class Classifier(Task):
         if not self.fitted:
             return {}, ""
         p = np.stack(self.outputs(model, table, self.examples(table)))
-        gold = np.array([self._target(row, place) for row, place in zip(table.rows, table.places, strict=True)], bool)
+        gold = self._gold(table) > 0
         before = classification.multi(gold, p, False, self.threshold)["micro_f1"].value
         threshold, after = classification.best_threshold(gold, p)
         return {"threshold": threshold}, (
@@ -261,7 +265,7 @@ class Classifier(Task):
         )
 
     def per_row(self, table: Table, outputs: Sequence[np.ndarray]) -> list[float]:
-        gold = [self._target(row, place) for row, place in zip(table.rows, table.places, strict=True)]
+        gold = self._gold(table)
         if self.kind == "regression":
             return [-abs(float(g) - float(p[0])) for g, p in zip(gold, outputs, strict=True)]
         if self.kind == "multi":
@@ -280,21 +284,34 @@ class Classifier(Task):
             return {"labels": [name for name, yes in zip(self.labels, held, strict=True) if yes], "scores": scores}
         return {"label": self.labels[int(output.argmax())], "scores": scores}
 
+    def class_scores(self, table: Table, outputs: Sequence[np.ndarray]) -> dict[str, ClassScore]:
+        if self.kind == "regression":
+            return {}
+        gold, p = self._gold(table), np.stack(outputs)
+        if self.kind == "multi":
+            gold, held = gold > 0, classification.holds(p, self.threshold)
+            each = classification.class_scores((gold & held).sum(0), gold.sum(0), held.sum(0))
+        else:
+            each = classification.per_class(gold, p.argmax(1), len(self.labels))
+        return dict(zip(self.labels, each, strict=True))
+
     def details(self, table: Table, outputs: Sequence[np.ndarray]) -> list[str]:
-        """Returns a table with gold labels in rows, predicted ones in columns, and precision, recall and F1 of each.
-        There is none for many classes, nor for other kinds of labels."""
-        if self.kind != "single" or len(self.labels) > MOST_CLASSES:
+        """Returns a table with gold labels in rows, predicted ones in columns, and precision, recall and F1 of each;
+        for many classes what is confused most, for other kinds of labels nothing."""
+        if self.kind != "single":
             return []
-        gold = np.array([self.places[row["label"]] for row in table.rows])
-        predicted = np.array([int(p.argmax()) for p in outputs])
-        return [confusion_table([brief(label, 20) for label in self.labels], gold, predicted)]
+        gold, predicted = self._gold(table), np.stack(outputs).argmax(1)
+        labels = [brief(label, 20) for label in self.labels]
+        if len(labels) > MOST_CLASSES:
+            return confusions(labels, gold, predicted)
+        return [confusion_table(labels, gold, predicted)]
 
     def baselines(self, train: Table, held_out: Table) -> dict[str, dict[str, Estimate]]:
         """Returns scores of TF-IDF with logistic regression, and of always guessing the commonest class, learnt from
         the same rows."""
         if not self.baseline:
             return {}
-        gold = np.array([self._target(row, place) for row, place in zip(train.rows, train.places, strict=True)])
+        gold = self._gold(train)
         gold = gold.astype(bool) if self.kind == "multi" else gold
         classes = len(self.labels)
         texts = _column(train, "text"), gold, _column(held_out, "text"), classes, _pairs(train), _pairs(held_out)

@@ -109,6 +109,10 @@ def evaluate_tables(
         facts: dict[str, Any] = {"task": configs[0].name, "data": sources, "rows": len(table.rows)}
         facts["skipped"] = table.problems.counts
         facts["models"] = {name: scores_as_json(scores) for name, scores in systems.items()}
+        facts["classes"] = {
+            e.name: {name: score._asdict() for name, score in e.task.class_scores(table, e.outputs).items()}
+            for e in evaluations
+        }
         if compared:
             facts["comparison"] = {"difference": compared.difference._asdict(), "p": compared.p, "test": compared.test}
         print(json.dumps(facts))

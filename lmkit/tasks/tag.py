@@ -11,6 +11,7 @@ from lmkit.base.units import brief
 from lmkit.data.tables.labels import with_prefixes
 from lmkit.data.tables.table import Table
 from lmkit.evaluation import tagging
+from lmkit.evaluation.classification import ClassScore
 from lmkit.evaluation.intervals import Estimate
 from lmkit.model.loss import IGNORE
 from lmkit.model.transformer import Transformer
@@ -101,6 +102,9 @@ class Tagger(Task):
 
     def scores(self, table: Table, outputs: Sequence[list[str]], intervals: bool) -> dict[str, Estimate]:
         return tagging.score_tags(self._gold(table), outputs, intervals, self.labels)
+
+    def class_scores(self, table: Table, outputs: Sequence[list[str]]) -> dict[str, ClassScore]:
+        return tagging.score_types(self._gold(table), outputs, self.labels)
 
     def _gold(self, table: Table) -> list[list[str]]:
         """Returns the tags of the rows, in the model's spelling where it has one."""

@@ -1,6 +1,7 @@
 """What every task of fine-tuning can do with a table of labelled rows: make examples, predict, score."""
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -172,6 +173,10 @@ class Task(ABC):
         """Returns what the scores depend on."""
         return []
 
+    def class_scores(self, table: Table, outputs: Sequence[Any]) -> dict[str, classification.ClassScore]:
+        """Returns the scores of each class, by its name; empty where there are no classes."""
+        return {}
+
     def details(self, table: Table, outputs: Sequence[Any]) -> list[str]:
         """Returns what is shown below the scores of one model."""
         return []
@@ -278,6 +283,14 @@ def confusion_table(labels: Sequence[str], gold: np.ndarray, predicted: np.ndarr
     for name, counts, c in zip(names, matrix, each, strict=True):
         grid.add_row(name, *(f"{n:,}" for n in counts), *(f"{x:.3f}" for x in c[:3]), f"{c[3]:,}")
     return _drawn(grid)
+
+
+def confusions(labels: Sequence[str], gold: np.ndarray, predicted: np.ndarray, most: int = 10) -> list[str]:
+    """Returns the pairs of classes that are taken for each other most often, a line each; for more classes than
+    `confusion_table` shows. gold, predicted: as there."""
+    wrong = Counter((g, p) for g, p in zip(gold.tolist(), predicted.tolist(), strict=True) if g != p)
+    lines = [f"{n:>7,}  {labels[g]} → {labels[p]}" for (g, p), n in wrong.most_common(most)]
+    return ["most confused: rows, gold → predicted", *lines] if lines else []
 
 
 def scores_as_json(scores: Mapping[str, Estimate]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`lmkit finetune`: tables of labelled rows become a job, the job meets the loop, and what came of it is said."""
 
 import atexit
+import csv
 import json
 import shlex
 import shutil
@@ -18,6 +19,7 @@ from lmkit.data.tables.labels import label_kind
 from lmkit.data.tables.report import report
 from lmkit.data.tables.splitting import limit, split
 from lmkit.data.tables.table import Table, read_table
+from lmkit.evaluation.classification import ClassScore
 from lmkit.images.palette import as_texts, fit_palette, holds_images, load_palette
 from lmkit.images.tokens import palette_tokenizer
 from lmkit.pretrained import load
@@ -227,7 +229,7 @@ def _tell(f: Finetuning, run: Run, seconds: float) -> None:
 
 def _scores(f: Finetuning, folder: Path, run: Run) -> None:
     """Scores the model to use, which lies in `folder`, on all rows held out, beside the baselines. Writes
-    scores.json."""
+    scores.json, and of classes also classes.csv."""
     task, table, model = f.task, f.held_out, load(folder).model
     outputs = task.outputs(model, table, task.examples(table))
     columns = {"model": task.scores(table, outputs, True)} | task.baselines(f.train, table)
@@ -238,4 +240,9 @@ def _scores(f: Finetuning, folder: Path, run: Run) -> None:
         f.settings.write_fitted(folder, **fitted)
         note(message)
     named = {name: scores_as_json(scores) for name, scores in columns.items()}
-    write_json(run.path / "scores.json", {"scores": named.pop("model"), "baselines": named, "rows": len(table.rows)})
+    facts: dict[str, Any] = {"scores": named.pop("model"), "baselines": named, "rows": len(table.rows)}
+    if classes := task.class_scores(table, outputs):
+        facts["classes"] = {name: score._asdict() for name, score in classes.items()}
+        with (run.path / "classes.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("class", *ClassScore._fields), *((k, *score) for k, score in classes.items())])
+    write_json(run.path / "scores.json", facts)

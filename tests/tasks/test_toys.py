@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shlex
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -265,6 +266,33 @@ def test_the_threshold_of_several_labels_is_fitted_and_kept(tmp_path):
     best = max(metrics.f1_score(gold, p >= t, average="micro", zero_division=0) for t in np.unique(p))
     assert metrics.f1_score(gold, holds, average="micro") == pytest.approx(best) and 0 < fitted != 0.5
     np.testing.assert_array_equal(predicted(threshold=0.3)[0], p >= 0.3)
+    wanted = metrics.classification_report(gold, p >= 0.5, target_names=sorted(topics), output_dict=True,
+                                           zero_division=0)  # fmt: skip
+    classes = json.loads((tmp_path / "run/scores.json").read_text())["classes"]  # as of the table, before the fit
+    assert {k: tuple(v.values()) for k, v in classes.items()} == {k: tuple(wanted[k].values()) for k in topics}
+
+
+def test_many_classes_have_their_scores_in_a_file_and_what_is_confused_is_shown(tmp_path, capsys):
+    rng, data, held, said = random.Random(0), *(tmp_path / name for name in ("many.csv", "held.csv", "said.jsonl"))
+    rows = [f"{sentence(rng, f'w{n % 16}')},class {n % 16}\n" for n in range(400)]
+    data.write_text("text,label\n" + "".join(rows[:320]))
+    held.write_text("text,label\n" + "".join(rows[320:]))
+    run(tmp_path / "run", f"model={{family: bert, {SMALL}}}", *TRAIN, f"data.train={data}", "train.budget=20 steps",
+        f"data.validation={held}", "task={name: classify, baseline: false}")  # fmt: skip
+    shown = capsys.readouterr().out
+    predictions.predict_rows(str(tmp_path / "run"), [str(held)], said, {}, None)
+    guesses = [json.loads(line)["label"] for line in said.read_text().splitlines()]
+    gold = [row["label"] for row in csv.DictReader(held.open())]
+    wanted = metrics.classification_report(gold, guesses, output_dict=True, zero_division=0)
+    classes = {row["class"]: row for row in csv.DictReader((tmp_path / "run/classes.csv").open())}
+    assert len(classes) == 16
+    for name, row in classes.items():
+        numbers = [float(row[key]) for key in ("precision", "recall", "f1", "rows")]
+        assert numbers == pytest.approx(list(wanted[name].values()))
+    counts = Counter((a, b) for a, b in zip(gold, guesses, strict=True) if a != b)
+    lines = re.findall(r"^ +(\d+)  (class \d+) → (class \d+)$", shown, re.MULTILINE)
+    assert len(lines) == min(10, len(counts)) and all(counts[a, b] == int(n) for n, a, b in lines)
+    assert sorted(int(n) for n, _, _ in lines) == sorted(counts.values())[-10:]
 
 
 def test_labels_in_one_cell_are_cut_where_the_user_says_and_so_when_scored(tmp_path, capsys):
