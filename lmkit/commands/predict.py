@@ -13,7 +13,9 @@ from lmkit.commands.options import Column, Data, Encoding, Labels, Model, Pair, 
 def predict(
     model: Model,
     data: Data,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="File of JSON lines; else standard output.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File (.jsonl, .csv, .tsv; qa: .json); else standard output.")
+    ] = None,
     task: Task = None,
     text: Column = None,
     pair: Pair = None,
@@ -21,10 +23,12 @@ def predict(
     threshold: Annotated[
         float | None, typer.Option("--threshold", help="Probability from which one of several labels holds.")
     ] = None,
+    keep: Annotated[str | None, typer.Option("--keep", metavar="a,b", help="Columns to copy to the output.")] = None,
     encoding: Encoding = "utf-8",
 ) -> None:
     """What a fine-tuned model says of each row, as JSON lines."""
     from lmkit.ops import predictions
 
     changes = task_changes(labels, threshold=threshold)
-    predictions.predict_rows(model, data, out, {"text": text, "pair": pair, "encoding": encoding}, task, changes)
+    kept = [name.strip() for name in (keep or "").split(",") if name.strip()]
+    predictions.predict_rows(model, data, out, {"text": text, "pair": pair, "encoding": encoding}, task, changes, kept)

@@ -172,6 +172,9 @@ class TableConfig(SourcesConfig):
     target: str | None = Field(
         None, description="Column of the text to write; for files of lines the ending of a name."
     )
+    group: str | None = Field(
+        None, description="Column of what rows have in common, as a person: rows of one are all held out, or none is."
+    )
     separator: str | None = Field(
         None,
         min_length=1,

@@ -257,11 +257,10 @@ class Classifier(Task):
             return {}, ""
         p = np.stack(self.outputs(model, table, self.examples(table)))
         gold = self._gold(table) > 0
-        before = classification.multi(gold, p, False, self.threshold)["micro_f1"].value
         threshold, after = classification.best_threshold(gold, p)
         return {"threshold": threshold}, (
-            f"a label holds from a probability of {threshold:.3f}, fitted on these rows: micro F1 {after:.4f} there,"
-            f" and {before:.4f} at {self.threshold} (above)"
+            f"a label holds from a probability of {threshold:.3f}, fitted on these rows: their micro F1 is then"
+            f" {after:.4f} (above: at {self.threshold})"
         )
 
     def per_row(self, table: Table, outputs: Sequence[np.ndarray]) -> list[float]:
@@ -283,6 +282,15 @@ class Classifier(Task):
             held = classification.holds(output, self.threshold)
             return {"labels": [name for name, yes in zip(self.labels, held, strict=True) if yes], "scores": scores}
         return {"label": self.labels[int(output.argmax())], "scores": scores}
+
+    def loss_of(self, row: dict[str, Any], output: np.ndarray) -> float | None:
+        if self.kind == "regression":
+            return float(output[0] - row["label"]) ** 2
+        if not set(_names(row)) <= self.places.keys():
+            return None
+        gold = self._target(row, "")
+        right = output[gold] if self.kind == "single" else np.where(gold > 0, output, 1 - output)
+        return float(-np.log(np.maximum(right, 1e-12)).mean())
 
     def class_scores(self, table: Table, outputs: Sequence[np.ndarray]) -> dict[str, ClassScore]:
         if self.kind == "regression":

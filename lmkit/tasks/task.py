@@ -117,6 +117,10 @@ class Task(ABC):
         """Returns an output as JSON, with what it says of the text of its row."""
         return self.say(output)
 
+    def loss_of(self, row: dict[str, Any], output: Any) -> float | None:
+        """Returns the loss of a labelled row; None where outputs do not say it."""
+        return None
+
     @classmethod
     def settle_tokenizer(
         cls, config: Any, model: ModelConfig, home: Path | None, tokenizer: Tokenizer, folder: Path

@@ -252,16 +252,14 @@ def _with_head(source: Transformer | None, before: ModelConfig, task: Task, seed
 def _renaming(theirs: tuple[str, ...], task: Task) -> str:
     """Returns how to go on with a head whose labels most likely have other names only: they differ in case or spaces,
     or are as many and name nothing; "" for any other head."""
-    if task.head != "sequence" or len(theirs) != len(task.labels):
+    fold = lambda label: "".join(label.casefold().split())
+    folded = {fold(label): label for label in task.labels}
+    named = {old: folded.get(fold(old), "") for old in theirs}
+    if all(re.fullmatch(r"LABEL_\d+", old) for old in theirs):
+        named = dict(zip(theirs, task.labels, strict=False))
+    if task.head != "sequence" or sorted(named.values()) != sorted(task.labels):
         return ""
-    folded = {"".join(label.casefold().split()): label for label in task.labels}
-    named = {label: folded.get("".join(label.casefold().split()), "") for label in theirs}
-    if all(re.fullmatch(r"LABEL_\d+", label) for label in theirs):
-        named = dict(zip(theirs, task.labels, strict=True))
-    if set(named.values()) != set(task.labels):
-        return ""
-    renamed = {old: new for old, new in named.items() if old != new}
-    tree = json.dumps(renamed, ensure_ascii=False)
+    tree = json.dumps({old: new for old, new in named.items() if old != new}, ensure_ascii=False)
     return f"\n  → if they mean the same, one by one, the head goes on with {shlex.quote(f'task.labels={tree}')}"
 
 

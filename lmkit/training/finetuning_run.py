@@ -99,7 +99,7 @@ def tables(recipe: FinetuneRecipe) -> tuple[Table, Table]:
     data, task = recipe.data, recipe.task.name
     train = _read(data.train, recipe)
     if isinstance(data.validation, float | int):
-        train, held_out = split(train, data.validation, 0, task)
+        train, held_out = split(train, data.validation, 0, task, data.group)
     else:
         held_out = _read(data.validation, recipe, label_kind(train.rows))
     if data.limit and data.limit < len(train.rows):

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import torch
 import transformers
@@ -157,6 +158,36 @@ def test_a_head_is_taken_over_by_the_names_of_its_labels(reviews, tmp_path, caps
         predictions.predict_rows(named, [str(reviews)], None, rows, None, task_changes(["LABEL_2=good"]))
     with pytest.raises(UserError, match="two labels would be called `bad`"):
         predictions.predict_rows(named, [str(reviews)], None, rows, None, task_changes(["LABEL_0=bad", "LABEL_1=bad"]))
+
+
+def test_predictions_stand_beside_their_rows_in_any_format(reviews, tmp_path):
+    run(tmp_path / "run", f"model={{family: bert, {SMALL}}}", "task={name: classify, baseline: false}", *TRAIN,
+        f"data.train={reviews}", "data.text=body", "data.label=stars", "train.budget=4 steps")  # fmt: skip
+    model, rows = str(tmp_path / "run"), list(csv.DictReader(reviews.open()))
+    for name in ("said.csv", "said.tsv", "said.jsonl"):
+        predictions.predict_rows(model, [str(reviews)], tmp_path / name, {}, None, keep=["id", "body"])
+    lines = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    assert [(line["id"], line["body"], line["gold"]) for line in lines] == [tuple(row.values()) for row in rows]
+    p = [[line["scores"][name] for name in ("bad", "good")] for line in lines]
+    wanted = metrics.log_loss([line["gold"] for line in lines], p)
+    assert np.mean([line["loss"] for line in lines]) == pytest.approx(wanted, abs=1e-5)
+    for name, mark in (("said.csv", ","), ("said.tsv", "\t")):
+        table = pandas.read_csv(tmp_path / name, sep=mark, dtype={"id": str})
+        assert table[["id", "body", "gold", "label"]].to_dict("records") == [
+            {key: line[key] for key in ("id", "body", "gold", "label")} for line in lines
+        ]
+        assert table["scores.good"].tolist() == [line["scores"]["good"] for line in lines]
+
+    unlabelled = tmp_path / "new.csv"
+    unlabelled.write_text("id,body,label\n7,a dull film,?\n8,,good\n")
+    predictions.predict_rows(model, [str(unlabelled)], tmp_path / "said.jsonl", {}, None, keep=["id", "label"])
+    first, second = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    assert "gold" not in first and first["input.label"] == "?" and first["label"] in ("bad", "good")
+    assert second == {"place": f"{unlabelled}:3", "id": "8", "label": "good", "error": "empty texts"}
+    with pytest.raises(DataError, match="no column `idd`"):
+        predictions.predict_rows(model, [str(unlabelled)], None, {}, None, keep=["idd"])
+    with pytest.raises(UserError, match=r"SQuAD\n  → .jsonl, .csv or .tsv"):
+        predictions.predict_rows(model, [str(unlabelled)], tmp_path / "said.json", {}, None)
 
 
 def test_cut_in_the_middle_long_texts_are_known_by_their_end(tmp_path, capsys):
@@ -359,6 +390,14 @@ def test_answers_in_texts(tmp_path, capsys):
     scores = run(tmp_path / "run", *base, f"model={{family: bert, {SMALL}}}", "train.budget=200 steps")
     assert scores["scores"]["f1"]["value"] > 0.97, scores["scores"]
     assert re.search(r"\[SEP\].* → »(\d\d|no answer here)«", capsys.readouterr().err)
+    for name in ("said.json", "said.jsonl"):
+        predictions.predict_rows(str(tmp_path / "run"), [str(data)], tmp_path / name, {}, None)
+    official = json.loads((tmp_path / "said.json").read_text())  # what SQuAD's script reads
+    lines = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    assert official == {line["id"]: line["answer"] for line in lines} and official.keys() == {r["id"] for r in rows}
+    assert [line["gold"] for line in lines][:9] == [
+        [{"text": t, "start": s} for t, s in zip(*r["answers"].values(), strict=True)] for r in rows[:9]
+    ]
     theirs = transformers.pipeline("question-answering", str(tmp_path / "run/best")) if hasattr(
         transformers.pipelines, "QuestionAnsweringPipeline") else None  # fmt: skip
     if theirs is not None:
