@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from lmkit.commands import options
 from lmkit.commands.app import app
 from lmkit.commands.options import (
     Column,
@@ -43,6 +44,7 @@ def evaluate_command(
     pair: Pair = None,
     label: Label = None,
     target: Target = None,
+    labels: options.Labels = None,
     separator: Separator = None,
     encoding: Encoding = "utf-8",
     text_files: TextFiles = None,
@@ -55,7 +57,8 @@ def evaluate_command(
     from lmkit.ops import text_scores
 
     keys = {"text": text, "pair": pair, "label": label, "target": target, "encoding": encoding}
+    changes = options.task_changes(labels, source_lang=source_lang, target_lang=target_lang)
     text_scores.evaluate_models(
-        models, data, task, keys, as_json, allow_pickle, (source_lang, target_lang), stride=stride,
+        models, data, task, keys, as_json, allow_pickle, changes, stride=stride,
         pll_tokens=pll_tokens, separator=separator, text_files=text_files,
     )  # fmt: skip

@@ -6,17 +6,35 @@ from typing import Annotated
 import typer
 
 from lmkit.commands.app import app
-from lmkit.commands.options import Column, Data, Encoding, Model, Pair, SourceLang, TargetLang, Task
+from lmkit.commands.options import (
+    Column,
+    Data,
+    Encoding,
+    Labels,
+    Model,
+    Pair,
+    SourceLang,
+    TargetLang,
+    Task,
+    task_changes,
+)
 
 
 @app.command(epilog="Example: lmkit predict runs/classify-reviews --data new.csv --out predictions.jsonl")
 def predict(
     model: Model,
     data: Data,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="File of JSON lines; else standard output.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File (.jsonl, .csv, .tsv; qa: .json); else standard output.")
+    ] = None,
     task: Task = None,
     text: Column = None,
     pair: Pair = None,
+    labels: Labels = None,
+    threshold: Annotated[
+        float | None, typer.Option("--threshold", help="Probability from which one of several labels holds.")
+    ] = None,
+    keep: Annotated[str | None, typer.Option("--keep", metavar="a,b", help="Columns to copy to the output.")] = None,
     encoding: Encoding = "utf-8",
     source_lang: SourceLang = None,
     target_lang: TargetLang = None,
@@ -24,5 +42,6 @@ def predict(
     """What a fine-tuned model says of each row, as JSON lines."""
     from lmkit.ops import predictions
 
-    keys, languages = {"text": text, "pair": pair, "encoding": encoding}, (source_lang, target_lang)
-    predictions.predict_rows(model, data, out, keys, task, languages)
+    changes = task_changes(labels, threshold=threshold, source_lang=source_lang, target_lang=target_lang)
+    kept = [name.strip() for name in (keep or "").split(",") if name.strip()]
+    predictions.predict_rows(model, data, out, {"text": text, "pair": pair, "encoding": encoding}, task, changes, kept)

@@ -10,6 +10,7 @@ from lmkit.evaluation.intervals import Estimate, resampled
 
 MOST_CELLS = 20_000_000  # the largest number of rows times classes for which areas under curves are computed
 RESAMPLED = 2_000_000  # the same for the intervals of these areas
+HALF = 0.5  # threshold of several labels where none is chosen: a logit of 0
 BINS = 15  # bins of the expected calibration error, as in Guo et al. 2017
 
 
@@ -19,7 +20,7 @@ class ClassScore(NamedTuple):
     precision: float
     recall: float
     f1: float
-    n: int  # rows that have this label
+    rows: int  # that have this label
 
 
 def confusion(labels: Sequence[int] | np.ndarray, predicted: Sequence[int] | np.ndarray, classes: int) -> np.ndarray:
@@ -28,14 +29,19 @@ def confusion(labels: Sequence[int] | np.ndarray, predicted: Sequence[int] | np.
     return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
 
 
+def class_scores(hits: np.ndarray, actual: np.ndarray, guessed: np.ndarray) -> list[ClassScore]:
+    """Returns the scores of each class, out of the number of rows, (C,) each, that are right, that have the label, and
+    that are predicted to have it."""
+    columns = (divide(hits, guessed), divide(hits, actual), divide(2 * hits, actual + guessed))
+    return [ClassScore(float(p), float(r), float(f), int(n)) for p, r, f, n in zip(*columns, actual, strict=True)]
+
+
 def per_class(
     labels: Sequence[int] | np.ndarray, predicted: Sequence[int] | np.ndarray, classes: int
 ) -> list[ClassScore]:
     """Returns the scores of each class, in the order of the classes."""
-    table = confusion(labels, predicted, classes)
-    hits, actual, guessed = table.diagonal(), table.sum(1), table.sum(0)
-    columns = (divide(hits, guessed), divide(hits, actual), divide(2 * hits, actual + guessed))
-    return [ClassScore(float(p), float(r), float(f), int(n)) for p, r, f, n in zip(*columns, actual, strict=True)]
+    gold, guess = np.asarray(labels, int), np.asarray(predicted, int)
+    return class_scores(*(np.bincount(x, minlength=classes) for x in (gold[gold == guess], gold, guess)))
 
 
 def single(
@@ -69,12 +75,27 @@ def single(
     return scores | _auroc(areas, rows, intervals)
 
 
-def holds(probabilities: np.ndarray) -> np.ndarray:
-    """Says which of several labels each row has: those with a probability of one half or more, a logit of 0 or more."""
-    return probabilities >= 0.5
+def holds(probabilities: np.ndarray, threshold: float = HALF) -> np.ndarray:
+    """Says which of several labels each row has: those with at least this probability."""
+    return probabilities >= threshold
 
 
-def multi(labels: np.ndarray, probabilities: np.ndarray, intervals: bool = True) -> dict[str, Estimate]:
+def best_threshold(labels: np.ndarray, probabilities: np.ndarray) -> tuple[float, float]:
+    """Returns the threshold of `holds` with the best micro F1, half way to the next lower probability, and that F1.
+
+    labels: (N, C) bool; probabilities: (N, C)."""
+    order = np.argsort(-probabilities, axis=None, kind="stable")
+    values, right = probabilities.ravel()[order], np.asarray(labels, bool).ravel()[order]
+    f1 = 2 * right.cumsum() / (np.arange(1, len(right) + 1) + right.sum())
+    below = np.append(values[1:], 0.0)
+    f1 = np.where(values > below, f1, -1.0)  # equal probabilities are on one side
+    best = int(f1.argmax())
+    return float(values[best] + below[best]) / 2, float(f1[best])
+
+
+def multi(
+    labels: np.ndarray, probabilities: np.ndarray, intervals: bool = True, threshold: float = HALF
+) -> dict[str, Estimate]:
     """Returns the scores of a task with any number of labels per row. labels: (N, C) bool; probabilities: (N, C).
 
     `holds` decides which labels are predicted. The scores are: micro_f1, over all pairs of row and class; macro_f1, the
@@ -82,7 +103,7 @@ def multi(labels: np.ndarray, probabilities: np.ndarray, intervals: bool = True)
     with all labels right; auroc, the mean over the classes that some rows have and some do not."""
     labels, probabilities = np.asarray(labels, bool), np.asarray(probabilities, float)
     rows, classes = labels.shape
-    predicted = holds(probabilities)
+    predicted = holds(probabilities, threshold)
     table = np.concatenate((2.0 * (labels & predicted), labels * 1.0 + predicted), axis=1)  # (N, 2 C)
     exact = (labels == predicted).all(1)
 

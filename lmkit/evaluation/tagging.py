@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from lmkit.data.tables.labels import as_iob2
-from lmkit.evaluation.classification import divide
+from lmkit.evaluation.classification import ClassScore, class_scores, divide
 from lmkit.evaluation.intervals import Estimate, resampled
 
 Scheme = Literal["iob1", "iob2", "bioes", "bilou", "bmes", "words"]
@@ -84,13 +84,9 @@ def score_tags(
     words = np.array([[sum(map(str.__eq__, g, p)), len(g)] for g, p in pairs], float)  # (N, 2)
     if any(len(g) != len(p) for g, p in pairs):
         raise ValueError("a sentence and its prediction differ in length")
-    if written == "words":
-        place = {tag: i for i, tag in enumerate(seen)}
-        counts = [_tag_counts(g, p, place) for g, p in pairs]
-    else:
-        both = [[entities_in(row, written) for row in pair] for pair in pairs]
-        counts = [np.array([[len(g & p)], [len(g)], [len(p)]]) for g, p in both]
-    table = np.array(counts, float)  # (N, 3, classes): right, actual, predicted
+    _, table = _counts(pairs, written)
+    if written != "words":
+        table = table.sum(2, keepdims=True)
 
     def statistic(weights: np.ndarray) -> dict[str, float]:
         right, total = weights @ words
@@ -105,11 +101,26 @@ def score_tags(
     return resampled(statistic, len(pairs), intervals)
 
 
-def _tag_counts(gold: Sequence[str], predicted: Sequence[str], place: dict[str, int]) -> np.ndarray:
-    """Returns for each tag, as (3, tags): words predicted right, words that have it, words predicted to have it."""
-    counts = np.zeros((3, len(place)))
-    for g, p in zip(gold, predicted, strict=True):
-        counts[0, place[g]] += g == p
-        counts[1, place[g]] += 1
-        counts[2, place[p]] += 1
-    return counts
+def score_types(
+    gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], tags: Iterable[str]
+) -> dict[str, ClassScore]:
+    """Returns the scores of each type of entity, by its name; without prefixes of each tag. tags: all of the task."""
+    names, table = _counts(list(zip(gold, predicted, strict=True)), scheme(tags))
+    return dict(zip(names, class_scores(*table.sum(0)), strict=True))
+
+
+def _counts(pairs: Sequence[tuple[Sequence[str], Sequence[str]]], written: Scheme) -> tuple[list[str], np.ndarray]:
+    """Returns the types of entities, in `words` the tags, and of each sentence how many of each are right, there, and
+    predicted: (N, 3, types)."""
+
+    def units(row: Sequence[str]) -> set[Entity]:
+        return {(tag, i, i + 1) for i, tag in enumerate(row)} if written == "words" else entities_in(row, written)
+
+    both = [(units(gold), units(said)) for gold, said in pairs]
+    place = {name: i for i, name in enumerate(sorted({kind for g, p in both for kind, _, _ in g | p}))}
+    table = np.zeros((len(pairs), 3, len(place)))
+    for n, (g, p) in enumerate(both):
+        for row, found in enumerate((g & p, g, p)):
+            for kind, _, _ in found:
+                table[n, row, place[kind]] += 1
+    return list(place), table

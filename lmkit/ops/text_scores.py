@@ -45,8 +45,7 @@ from lmkit.recipe.objectives import (
 from lmkit.recipe.pretraining import DataConfig, Recipe
 from lmkit.recipe.task_settings import run_of, settings_of
 from lmkit.tasks import evaluate
-from lmkit.tasks.table import TASKS, load_all, task_of
-from lmkit.text.languages import Languages
+from lmkit.tasks.table import TASKS, changed, load_all, task_of
 
 PLL_TOKENS = 2000  # each costs a forward pass
 NOT_COMPARABLE = "the scores do not compare with those of other tokenizers"
@@ -92,17 +91,17 @@ class Texts:
 
 def evaluate_models(
     models: list[str], data: list[str], task: str | None, columns: dict[str, str | None], as_json: bool,
-    allow_pickle: bool, languages: Languages = (None, None), **options: Any,
+    allow_pickle: bool, changes: dict[str, Any] | None = None, **options: Any,
 ) -> None:  # fmt: skip
     """Prints the scores of one model on what it was made for, or of two side by side.
 
-    columns: those that a person named, of text, pair, label and target; and `encoding`. languages: as for `task_of`.
-    options: of `evaluate_texts`, for models that predict words. Raises UserError for options without a use."""
+    columns: those that a person named, of text, pair, label and target; and `encoding`. changes: of the task's
+    settings. options: of `evaluate_texts`, for models that predict words. Raises UserError for options without a use."""
     if len(set(models)) != len(models) or len(models) > 2:
         what = f"{models[0]} is named twice" if len(models) == 2 else f"{len(models)} models"
         raise UserError(f"{what}\n  → name one model, or two that differ, to compare them")
-    tasks = [task_of(model, task, languages) for model in models]
-    solved = [t for t in tasks if t is not None and t.name in TASKS]
+    tasks = [task_of(model, task) for model in models]
+    solved = [changed(t, changes or {}) for t in tasks if t is not None and t.name in TASKS]
     if len(solved) == len(models):
         if idle := [f"--{k.replace('_', '-')}" for k, v in options.items() if v is not None]:
             raise UserError(f"{', '.join(idle)}: {models[0]} was fine-tuned to {solved[0].name}\n  → leave it out")
@@ -110,7 +109,7 @@ def evaluate_models(
         return evaluate.evaluate_tables(loaded, solved, data, columns, as_json)
     if len(models) > 1:
         raise UserError("two models are compared on a task they were both fine-tuned for\n  → name one")
-    if named := [role for role in ("pair", "label") if columns.get(role) is not None]:
+    if named := [*(changes or {}), *(role for role in ("pair", "label") if columns.get(role) is not None)]:
         raise UserError(f"--{named[0]}: {models[0]} was not fine-tuned for labels\n  → leave it out")
     if tasks[0] is not None and (settings := settings_of(models[0])):  # of `lm`, which read its texts so
         columns["text"] = columns["text"] or settings.columns.get("text")

@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Literal, get_args
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from lmkit.recipe.objectives import Count, Fraction, Section
 from lmkit.recipe.sources import SourcesConfig
@@ -16,6 +16,12 @@ class TaskSection(Section):
     in_steps: ClassVar[bool] = True  # it is trained step by step
 
 
+def _threshold(value: float | str) -> float | str:
+    if value != "auto" and (isinstance(value, str) or not 0 < value < 1):
+        raise ValueError(f"{value!r}: write a probability between 0 and 1, or auto")
+    return value
+
+
 class ClassifyConfig(TaskSection):
     """Label whole texts or pairs of texts."""
 
@@ -27,6 +33,12 @@ class ClassifyConfig(TaskSection):
     label_smoothing: Fraction = Field(0.0, ge=0, lt=1, description="Share of a label given to all other classes.")
     cut: Literal["end", "middle"] = Field(
         "end", description="Where texts above data.max_length are cut; middle: the first quarter and the end stay."
+    )
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="New names for labels of the model's head: `{LABEL_0: neg, LABEL_1: pos}`."
+    )
+    threshold: Annotated[float | str, AfterValidator(_threshold)] = Field(
+        0.5, description="Probability from which one of several labels holds; auto: the best micro F1 on held-out rows."
     )
     baseline: bool = Field(True, description="Also train TF-IDF with logistic regression and print its scores.")
     metric: Literal["accuracy", "macro_f1", "mcc", "auroc", "pearson", "spearman", "micro_f1", ""] = Field(
@@ -166,6 +178,9 @@ class TableConfig(SourcesConfig):
     label: str | None = Field(None, description="Column of the label, or of tags; `a,b`: columns of 0 and 1, one each.")
     target: str | None = Field(
         None, description="Column of the text to write; for files of lines the ending of a name."
+    )
+    group: str | None = Field(
+        None, description="Column of what rows have in common, as a person: rows of one are all held out, or none is."
     )
     separator: str | None = Field(
         None,

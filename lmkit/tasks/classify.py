@@ -14,6 +14,7 @@ from lmkit.base.units import brief
 from lmkit.data.tables.labels import Kind, label_kind
 from lmkit.data.tables.table import Table
 from lmkit.evaluation import baseline, classification
+from lmkit.evaluation.classification import HALF, ClassScore
 from lmkit.evaluation.intervals import Estimate, means
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.batch import Batch
@@ -21,7 +22,7 @@ from lmkit.pretrained import Pretrained
 from lmkit.recipe.task_settings import TaskSettings
 from lmkit.recipe.tasks import ClassifyConfig
 from lmkit.tasks.labelling import Classify, InputLayout
-from lmkit.tasks.task import MOST_CLASSES, MOST_TOKENS, Reading, Task, confusion_table, in_batches
+from lmkit.tasks.task import MOST_CLASSES, MOST_TOKENS, Reading, Task, confusion_table, confusions, in_batches
 from lmkit.text.tokenizer import Tokenizer, frame_texts
 
 PROBLEMS: dict[Kind, str] = {  # as config.json of transformers names them
@@ -41,6 +42,10 @@ def check_options(task: ClassifyConfig, kind: Kind) -> None:
     if task.metric and task.metric not in SCORES[kind]:
         raise UserError(
             f"task.metric={task.metric} is no score of {what}\n  allowed: {', '.join(SCORES[kind])}\n  → {advice}"
+        )
+    if task.threshold != 0.5 and kind != "multi":
+        raise UserError(
+            f"a threshold (task.threshold) is for several labels a row, and these are {what}\n  → leave it out"
         )
     for name in ("class_weights", "label_smoothing"):
         if getattr(task, name) and kind != "single":
@@ -73,10 +78,10 @@ def _names(row: dict[str, Any]) -> list[str]:
     return row["label"] if isinstance(row["label"], list) else [row["label"]]
 
 
-def known_labels(table: Table, known: Collection[str], what: str) -> Table:
+def known_labels(table: Table, known: Collection[str], what: str, advice: str = "") -> Table:
     """Returns the rows whose labels are all known, and counts the others, which no model could be right on.
 
-    what: the name of the unknown ones in messages. Raises DataError where none is left."""
+    what: the name of the unknown ones in messages. advice: ends the DataError that is raised where none is left."""
     unknown = [[name for name in _names(row) if name not in known] for row in table.rows]
     known_rows = [i for i, found in enumerate(unknown) if not found]
     if len(known_rows) == len(table.rows):
@@ -86,7 +91,9 @@ def known_labels(table: Table, known: Collection[str], what: str) -> Table:
     if not known_rows:
         allowed = ", ".join(brief(name) for name in sorted(known)[:20])
         more = f" and {len(known) - 20:,} more" if len(known) > 20 else ""
-        raise DataError(f"no row is left: {len(table.rows):,} {what}, like {example}\n  allowed: {allowed}{more}")
+        raise DataError(
+            f"no row is left: {len(table.rows):,} {what}, like {example}\n  allowed: {allowed}{more}{advice}"
+        )
     note(f"left out: {len(unknown) - len(known_rows):,} {what}, like {example}")
     return replace(table, rows=[table.rows[i] for i in known_rows], places=[table.places[i] for i in known_rows])
 
@@ -110,6 +117,8 @@ class Classifier(Task):
     smoothing: float = 0.0
     metric: str = ""
     middle: bool = False  # is what is cut out of longer texts, not their end
+    threshold: float = HALF  # probability from which one of several labels holds
+    fitted: bool = False  # the threshold is chosen after training
     baseline: bool = False  # simpler classifiers are trained beside it
 
     @classmethod
@@ -119,17 +128,35 @@ class Classifier(Task):
         weights = class_weights(train, labels) if config.class_weights else ()
         return cls(
             reading.tokenizer, reading.layout, kind, labels, reading.length(MOST_TOKENS), weights,
-            config.label_smoothing, config.metric, config.cut == "middle", config.baseline,
+            config.label_smoothing, config.metric, config.cut == "middle",
+            HALF if isinstance(config.threshold, str) else config.threshold, config.threshold == "auto",
+            config.baseline,
         )  # fmt: skip
 
     @classmethod
     def of_folder(cls, config: ClassifyConfig, loaded: Pretrained, settings: TaskSettings | None) -> Self:
         reading = Reading.of(loaded, settings)
         kind = kind_of(loaded.config_json, loaded.config) if config.kind == "auto" else config.kind
+        check_options(config, kind)
+        fitted = settings.fitted.get("threshold", HALF) if settings else HALF
+        threshold = fitted if isinstance(config.threshold, str) else config.threshold
         return cls(
-            reading.tokenizer, reading.layout, kind, loaded.config.labels, reading.length(MOST_TOKENS),
-            metric=config.metric, middle=config.cut == "middle",
+            reading.tokenizer, reading.layout, kind, cls.label_names(config, loaded.config.labels),
+            reading.length(MOST_TOKENS), metric=config.metric, middle=config.cut == "middle", threshold=threshold,
         )  # fmt: skip
+
+    @classmethod
+    def label_names(cls, config: ClassifyConfig, labels: tuple[str, ...]) -> tuple[str, ...]:
+        """Returns the labels as `task.labels` renames them. Raises UserError for labels that the head does not have,
+        and for two of one name."""
+        renamed = tuple(config.labels.get(label, label) for label in labels)
+        if unknown := [name for name in config.labels if name not in labels]:
+            allowed = ", ".join(map(brief, labels[:20])) or "none: it has no head for labels"
+            raise UserError(f"task.labels: `{brief(unknown[0])}` is no label of the model\n  allowed: {allowed}")
+        if len(set(renamed)) < len(renamed):
+            twice = next(name for name in renamed if renamed.count(name) > 1)
+            raise UserError(f"task.labels: two labels would be called `{brief(twice)}`\n  → a name of its own for each")
+        return renamed
 
     def __post_init__(self) -> None:
         self.objective = Classify(self.layout, self.kind, self.weights, self.smoothing)
@@ -150,10 +177,11 @@ class Classifier(Task):
     def known_rows(self, table: Table) -> Table:
         if self.kind == "regression":
             return table
-        return known_labels(table, self.places, "rows whose label the model does not have")
+        advice = f"\n  → if a class has another name there, rename that of the model: --labels '{self.labels[0]}=NAME'"
+        return known_labels(table, self.places, "rows whose label the model does not have", advice)
 
     def settled(self, config: ClassifyConfig) -> ClassifyConfig:
-        return config.model_copy(update={"kind": self.kind})
+        return config.model_copy(update={"kind": self.kind, "labels": {}})  # the head has the new names
 
     def config_json(self) -> dict[str, Any]:
         return {"problem_type": PROBLEMS[self.kind]}
@@ -181,6 +209,10 @@ class Classifier(Task):
         hot = np.zeros(len(self.labels), np.float32)
         hot[[self._index(name, place) for name in label or ()]] = 1
         return hot
+
+    def _gold(self, table: Table) -> np.ndarray:
+        """Returns the targets of all rows: (N,) classes or numbers, (N, L) for several labels."""
+        return np.array([self._target(row, place) for row, place in zip(table.rows, table.places, strict=True)])
 
     def _index(self, name: str, place: str) -> int:
         if name not in self.places:
@@ -212,20 +244,34 @@ class Classifier(Task):
 
     def score(self, table: Table, p: np.ndarray, intervals: bool) -> dict[str, Estimate]:
         """Returns scores. p: (N, L) probabilities, or (N, 1) numbers."""
-        gold = np.array([self._target(row, place) for row, place in zip(table.rows, table.places, strict=True)])
+        gold = self._gold(table)
         if self.kind == "regression":
             return classification.regression(gold, p[:, 0], intervals)
         if self.kind == "multi":
-            return classification.multi(gold.astype(bool), p, intervals)
+            return classification.multi(gold.astype(bool), p, intervals, self.threshold)
         nats = -np.log(np.maximum(p[np.arange(len(gold)), gold], 1e-12))
         return means({"loss": nats}, intervals) | classification.single(gold, p, intervals)
 
+    def fit(self, model: Transformer, table: Table) -> tuple[dict[str, Any], str]:
+        if not self.fitted:
+            return {}, ""
+        p = np.stack(self.outputs(model, table, self.examples(table)))
+        gold = self._gold(table) > 0
+        threshold, after = classification.best_threshold(gold, p)
+        return {"threshold": threshold}, (
+            f"a label holds from a probability of {threshold:.3f}, fitted on these rows: their micro F1 is then"
+            f" {after:.4f} (above: at {self.threshold})"
+        )
+
     def per_row(self, table: Table, outputs: Sequence[np.ndarray]) -> list[float]:
-        gold = [self._target(row, place) for row, place in zip(table.rows, table.places, strict=True)]
+        gold = self._gold(table)
         if self.kind == "regression":
             return [-abs(float(g) - float(p[0])) for g, p in zip(gold, outputs, strict=True)]
         if self.kind == "multi":
-            return [float((classification.holds(p) == (g > 0)).all()) for g, p in zip(gold, outputs, strict=True)]
+            return [
+                float((classification.holds(p, self.threshold) == (g > 0)).all())
+                for g, p in zip(gold, outputs, strict=True)
+            ]
         return [float(p.argmax() == g) for g, p in zip(gold, outputs, strict=True)]
 
     def say(self, output: np.ndarray) -> dict[str, Any]:
@@ -233,10 +279,8 @@ class Classifier(Task):
             return {"score": float(output[0])}
         scores = {name: round(float(p), 6) for name, p in zip(self.labels, output, strict=True)}
         if self.kind == "multi":
-            return {
-                "labels": [name for name, yes in zip(self.labels, classification.holds(output), strict=True) if yes],
-                "scores": scores,
-            }
+            held = classification.holds(output, self.threshold)
+            return {"labels": [name for name, yes in zip(self.labels, held, strict=True) if yes], "scores": scores}
         return {"label": self.labels[int(output.argmax())], "scores": scores}
 
     def never_predicted(self, table: Table, outputs: Sequence[np.ndarray]) -> dict[str, int]:
@@ -245,21 +289,43 @@ class Classifier(Task):
         predicted = {self.labels[int(p.argmax())] for p in outputs}
         return dict(Counter(row["label"] for row in table.rows if row["label"] not in predicted).most_common())
 
+    def loss_of(self, row: dict[str, Any], output: np.ndarray) -> float | None:
+        if self.kind == "regression":
+            return float(output[0] - row["label"]) ** 2
+        if not set(_names(row)) <= self.places.keys():
+            return None
+        gold = self._target(row, "")
+        right = output[gold] if self.kind == "single" else np.where(gold > 0, output, 1 - output)
+        return float(-np.log(np.maximum(right, 1e-12)).mean())
+
+    def class_scores(self, table: Table, outputs: Sequence[np.ndarray]) -> dict[str, ClassScore]:
+        if self.kind == "regression":
+            return {}
+        gold, p = self._gold(table), np.stack(outputs)
+        if self.kind == "multi":
+            gold, held = gold > 0, classification.holds(p, self.threshold)
+            each = classification.class_scores((gold & held).sum(0), gold.sum(0), held.sum(0))
+        else:
+            each = classification.per_class(gold, p.argmax(1), len(self.labels))
+        return dict(zip(self.labels, each, strict=True))
+
     def details(self, table: Table, outputs: Sequence[np.ndarray]) -> list[str]:
-        """Returns a table with gold labels in rows, predicted ones in columns, and precision, recall and F1 of each.
-        There is none for many classes, nor for other kinds of labels."""
-        if self.kind != "single" or len(self.labels) > MOST_CLASSES:
+        """Returns a table with gold labels in rows, predicted ones in columns, and precision, recall and F1 of each;
+        for many classes what is confused most, for other kinds of labels nothing."""
+        if self.kind != "single":
             return []
-        gold = np.array([self.places[row["label"]] for row in table.rows])
-        predicted = np.array([int(p.argmax()) for p in outputs])
-        return [confusion_table([brief(label, 20) for label in self.labels], gold, predicted)]
+        gold, predicted = self._gold(table), np.stack(outputs).argmax(1)
+        labels = [brief(label, 20) for label in self.labels]
+        if len(labels) > MOST_CLASSES:
+            return confusions(labels, gold, predicted)
+        return [confusion_table(labels, gold, predicted)]
 
     def baselines(self, train: Table, held_out: Table) -> dict[str, dict[str, Estimate]]:
         """Returns scores of TF-IDF with logistic regression, and of always guessing the commonest class, learnt from
         the same rows."""
         if not self.baseline:
             return {}
-        gold = np.array([self._target(row, place) for row, place in zip(train.rows, train.places, strict=True)])
+        gold = self._gold(train)
         gold = gold.astype(bool) if self.kind == "multi" else gold
         classes = len(self.labels)
         texts = _column(train, "text"), gold, _column(held_out, "text"), classes, _pairs(train), _pairs(held_out)

@@ -36,15 +36,12 @@ class Evaluated:
         return self.seeds | {self.name: self.scores}
 
 
-def read_labelled(
-    sources: list[str], config: TaskConfig, columns: dict[str, str | None], labelled: bool, folder: Path,
-    task: Task | None = None,
-) -> Table:  # fmt: skip
-    """Returns the rows, with images in the words of the model in `folder`, and notes what was read and left out.
-    Columns that are not named are those the model's run was trained with; without `labelled`, none of what is to be
-    predicted. columns: by their keys of a recipe's `data`; and `encoding`.
-
-    task: of the model, whose labels the rows are read for."""
+def table_config(
+    sources: list[str], config: TaskConfig, columns: dict[str, str | None], labelled: bool, folder: Path
+) -> TableConfig:
+    """Returns how to read rows for the model in `folder`. Columns that are not named are those its run was trained
+    with; without `labelled`, none of what is to be predicted. columns: by their keys of a recipe's `data`; and
+    `encoding`."""
     settings = settings_of(folder)
     same_task = settings is not None and settings.task.name == config.name  # a reader of texts may serve another
     chosen = (settings.columns if settings and same_task else {}) | {
@@ -53,10 +50,20 @@ def read_labelled(
     if not labelled:
         chosen |= {role.key: "" for role in TABLES[config.name].roles if role.answer}
     trained = {"separator": settings.separator, "words": settings.words} if settings else {}
-    keys = {"train": sources} | trained | chosen
-    table_config = build_recipe(TableConfig, keys, {}, where="command line")
+    return build_recipe(TableConfig, {"train": sources} | trained | chosen, {}, where="command line")
+
+
+def read_labelled(
+    sources: list[str], config: TaskConfig, columns: dict[str, str | None], labelled: bool, folder: Path,
+    task: Task | None = None, beside: Sequence[str] = (),
+) -> Table:  # fmt: skip
+    """Returns the rows, as `table_config` has them read, with images in the words of the model in `folder`, and notes
+    what was read and left out.
+
+    task: of the model, whose labels the rows are read for. beside: columns to keep."""
     kind, known = ("auto", frozenset[str]()) if task is None else task.read_as()
-    table = read_table(sources, config.name, table_config, labelled, kind, known)
+    read_as = table_config(sources, config, columns, labelled, folder)
+    table = read_table(sources, config.name, read_as, labelled, kind, known, beside)
     for line in table.described(sources):
         note(line)
     if not holds_images(table):
@@ -110,6 +117,10 @@ def evaluate_tables(
         facts: dict[str, Any] = {"task": configs[0].name, "data": sources, "rows": len(table.rows)}
         facts["skipped"] = table.problems.counts
         facts["models"] = {name: scores_as_json(scores) for name, scores in systems.items()}
+        facts["classes"] = {
+            e.name: {name: score._asdict() for name, score in e.task.class_scores(table, e.outputs).items()}
+            for e in evaluations
+        }
         if compared:
             facts["comparison"] = {"difference": compared.difference._asdict(), "p": compared.p, "test": compared.test}
         print(json.dumps(facts))

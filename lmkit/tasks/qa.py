@@ -181,6 +181,9 @@ class SpanFinder(Task):
             return {"error": output.error}
         return {"answer": output.text, "score": output.score - output.null_score, "start": output.start}
 
+    def say_of(self, row: dict[str, Any], output: Answer) -> dict[str, Any]:
+        return {"id": row["id"]} | self.say(output)
+
 
 def _golds(row: dict[str, Any]) -> list[str]:
     return [answer["text"] for answer in row["answers"]]

@@ -1,6 +1,7 @@
 """The tasks of fine-tuning by name, and which of them a trained model is for: told by its run's recipe or its head."""
 
 from pathlib import Path
+from typing import Any
 
 from lmkit.base.display import note
 from lmkit.base.errors import UserError
@@ -8,8 +9,9 @@ from lmkit.base.manifest import MANIFEST
 from lmkit.base.runs import model_folder, read_status, seeds_of
 from lmkit.model.formats.peft import config_and_head
 from lmkit.pretrained import Pretrained, load
+from lmkit.recipe.recipe_file import build_recipe
 from lmkit.recipe.task_settings import FILE, recipe_of, settings_of
-from lmkit.recipe.tasks import TaskConfig, TranslateConfig, section_of
+from lmkit.recipe.tasks import TaskConfig, section_of
 from lmkit.tasks.answer import Answering
 from lmkit.tasks.chat import ChatLearner
 from lmkit.tasks.classify import Classifier
@@ -17,7 +19,6 @@ from lmkit.tasks.qa import SpanFinder
 from lmkit.tasks.tag import Tagger
 from lmkit.tasks.task import Task
 from lmkit.tasks.write import Summarizer, Translator, Writer
-from lmkit.text.languages import Languages
 
 TASKS: dict[str, type[Task]] = {
     "classify": Classifier, "tag": Tagger, "qa": SpanFinder, "translate": Translator,
@@ -25,19 +26,9 @@ TASKS: dict[str, type[Task]] = {
 }  # fmt: skip
 
 
-def task_of(model: str | Path, named: str | None = None, languages: Languages = (None, None)) -> TaskConfig | None:
+def task_of(model: str | Path, named: str | None = None) -> TaskConfig | None:
     """Returns the section of a model's task, None where it solves no task of fine-tuning. named: the user's word for
-    it. languages: of sources and of texts to write. Raises UserError for a task the model's head is not for, and for
-    languages where it is not translation."""
-    task = _task_of(model, named)
-    if not any(languages):
-        return task
-    if not isinstance(task, TranslateConfig):
-        raise UserError("--source-lang and --target-lang are for translation\n  → --task translate")
-    return task.model_copy(update={"source_lang": languages[0], "target_lang": languages[1]})
-
-
-def _task_of(model: str | Path, named: str | None) -> TaskConfig | None:
+    it. Raises UserError for a task the model's head is not for."""
     seeds = seeds_of(model)
     folder, settings = model_folder(seeds[0] if seeds else model), settings_of(model)
     config, head = config_and_head(folder)
@@ -51,6 +42,13 @@ def _task_of(model: str | Path, named: str | None) -> TaskConfig | None:
         return section_of(named)
     can = task.name if task else "translate or summarize" if head == "lm" else "nothing of this kind"
     raise UserError(f"{model} ({', '.join(config.get('architectures') or [])}) does not {named}\n  it does {can}")
+
+
+def changed(task: TaskConfig, changes: dict[str, Any]) -> TaskConfig:
+    """Returns the section with what the command line says instead. Raises UserError for what the task does not have."""
+    if unread := [key for key in changes if key not in type(task).model_fields]:
+        raise UserError(f"--{unread[0]}: {task.name} has no such setting\n  → leave it out")
+    return build_recipe(type(task), task.model_dump() | changes, {}, where="command line")
 
 
 def load_all(model: str, task: TaskConfig, allow_pickle: bool = False) -> list[Pretrained]:

@@ -9,8 +9,10 @@ import numpy as np
 
 from lmkit.base.display import note
 from lmkit.base.units import brief
+from lmkit.data.tables.labels import with_prefixes
 from lmkit.data.tables.table import Table
 from lmkit.evaluation import tagging
+from lmkit.evaluation.classification import ClassScore
 from lmkit.evaluation.intervals import Estimate
 from lmkit.model.loss import IGNORE
 from lmkit.model.transformer import Transformer
@@ -47,7 +49,13 @@ class Tagger(Task):
     @classmethod
     def of_folder(cls, config: TagConfig, loaded: Pretrained, settings: TaskSettings | None) -> Self:
         reading = Reading.of(loaded, settings)
-        return cls(reading.tokenizer, reading.layout, loaded.config.labels, reading.length(MOST_TOKENS))
+        labels = cls.label_names(config, loaded.config.labels)
+        return cls(reading.tokenizer, reading.layout, labels, reading.length(MOST_TOKENS))
+
+    @classmethod
+    def label_names(cls, config: TagConfig, labels: tuple[str, ...]) -> tuple[str, ...]:
+        """Returns the tags as `settle_tags` writes those of data."""
+        return with_prefixes(labels)
 
     def __post_init__(self) -> None:
         self.objective = Tag(self.layout)
@@ -95,6 +103,9 @@ class Tagger(Task):
 
     def scores(self, table: Table, outputs: Sequence[list[str]], intervals: bool) -> dict[str, Estimate]:
         return tagging.score_tags(self._gold(table), outputs, intervals, self.labels)
+
+    def class_scores(self, table: Table, outputs: Sequence[list[str]]) -> dict[str, ClassScore]:
+        return tagging.score_types(self._gold(table), outputs, self.labels)
 
     def _gold(self, table: Table) -> list[list[str]]:
         """Returns the tags of the rows, in the model's spelling where it has one."""

@@ -1,6 +1,7 @@
 """What every task of fine-tuning can do with a table of labelled rows: make examples, predict, score."""
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -117,6 +118,10 @@ class Task(ABC):
         """Returns an output as JSON, with what it says of the text of its row."""
         return self.say(output)
 
+    def loss_of(self, row: dict[str, Any], output: Any) -> float | None:
+        """Returns the loss of a labelled row; None where outputs do not say it."""
+        return None
+
     @classmethod
     def settle_tokenizer(
         cls, config: Any, model: ModelConfig, home: Path | None, tokenizer: Tokenizer, folder: Path
@@ -135,6 +140,11 @@ class Task(ABC):
         """Returns the held-out rows that a model trained on the others can be right on, and tells how many are left
         out. Raises UserError for settings that do not fit the rows."""
         return held_out
+
+    @classmethod
+    def label_names(cls, config: Any, labels: tuple[str, ...]) -> tuple[str, ...]:
+        """Returns what the labels of a trained model's head are called here, in their order."""
+        return labels
 
     def read_as(self) -> tuple[str, frozenset[str]]:
         """Returns the kind of the labels in rows for this task, and the labels that the model knows."""
@@ -170,6 +180,10 @@ class Task(ABC):
 
     def never_predicted(self, table: Table, outputs: Sequence[Any]) -> dict[str, int]:
         """Returns the labels that rows of the table have and no output has, with the number of their rows."""
+        return {}
+
+    def class_scores(self, table: Table, outputs: Sequence[Any]) -> dict[str, classification.ClassScore]:
+        """Returns the scores of each class, by its name; empty where there are no classes."""
         return {}
 
     def details(self, table: Table, outputs: Sequence[Any]) -> list[str]:
@@ -278,6 +292,14 @@ def confusion_table(labels: Sequence[str], gold: np.ndarray, predicted: np.ndarr
     for name, counts, c in zip(names, matrix, each, strict=True):
         grid.add_row(name, *(f"{n:,}" for n in counts), *(f"{x:.3f}" for x in c[:3]), f"{c[3]:,}")
     return _drawn(grid)
+
+
+def confusions(labels: Sequence[str], gold: np.ndarray, predicted: np.ndarray, most: int = 10) -> list[str]:
+    """Returns the pairs of classes that are taken for each other most often, a line each; for more classes than
+    `confusion_table` shows. gold, predicted: as there."""
+    wrong = Counter((g, p) for g, p in zip(gold.tolist(), predicted.tolist(), strict=True) if g != p)
+    lines = [f"{n:>7,}  {labels[g]} → {labels[p]}" for (g, p), n in wrong.most_common(most)]
+    return ["most confused: rows, gold → predicted", *lines] if lines else []
 
 
 def scores_as_json(scores: Mapping[str, Estimate]) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """A fine-tuning recipe and its tables -> a job for the loop, and the task that scores it."""
 
+import json
+import re
+import shlex
 import shutil
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -201,8 +204,14 @@ def _start(recipe: FinetuneRecipe, train: Table, folder: Path) -> tuple[Transfor
                 "  → leave out lora, or take a model or a task.template that needs no new ones"
             )
         source = task.with_rows(source, own, tokenizer)
+        if source.config.head == task.head:
+            labels = task.label_names(recipe.task, source.config.labels)
+            source.config = source.config.model_copy(update={"labels": labels})
+        else:
+            task.label_names(recipe.task, ())
         tokenizer.save(kept, source.config.context)
         return source, source.config, tokenizer
+    task.label_names(recipe.task, ())
     if recipe.tokenizer.path is not None:
         tokenizer = load_tokenizer(recipe.tokenizer.path)
     elif (kept / "tokenizer.json").is_file():  # a run that goes on
@@ -236,9 +245,23 @@ def _with_head(source: Transformer | None, before: ModelConfig, task: Task, seed
     if same_head and source.config.labels:
         note(
             f"a new head: the labels ({_listed(task.labels)}) are not those of the start"
-            f" ({_listed(source.config.labels)})"
+            f" ({_listed(source.config.labels)}){_renaming(source.config.labels, task)}"
         )
     return model, adopt(model, source, new=("head.output.",))
+
+
+def _renaming(theirs: tuple[str, ...], task: Task) -> str:
+    """Returns how to go on with a head whose labels most likely have other names only: they differ in case or spaces,
+    or are as many and name nothing; "" for any other head."""
+    fold = lambda label: "".join(label.casefold().split())
+    folded = {fold(label): label for label in task.labels}
+    named = {old: folded.get(fold(old), "") for old in theirs}
+    if all(re.fullmatch(r"LABEL_\d+", old) for old in theirs):
+        named = dict(zip(theirs, task.labels, strict=False))
+    if task.head != "sequence" or sorted(named.values()) != sorted(task.labels):
+        return ""
+    tree = json.dumps({old: new for old, new in named.items() if old != new}, ensure_ascii=False)
+    return f"\n  → if they mean the same, one by one, the head goes on with {shlex.quote(f'task.labels={tree}')}"
 
 
 def _listed(labels: tuple[str, ...], most: int = 6) -> str:

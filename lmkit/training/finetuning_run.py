@@ -1,6 +1,7 @@
 """`lmkit finetune`: tables of labelled rows become a job, the job meets the loop, and what came of it is said."""
 
 import atexit
+import csv
 import json
 import shlex
 import shutil
@@ -18,6 +19,7 @@ from lmkit.data.tables.labels import label_kind
 from lmkit.data.tables.report import report
 from lmkit.data.tables.splitting import limit, split
 from lmkit.data.tables.table import Table, read_table
+from lmkit.evaluation.classification import ClassScore
 from lmkit.images.palette import as_texts, fit_palette, holds_images, load_palette
 from lmkit.images.tokens import palette_tokenizer
 from lmkit.pretrained import load
@@ -112,7 +114,7 @@ def tables(recipe: FinetuneRecipe) -> tuple[Table, Table]:
     data, task = recipe.data, recipe.task.name
     train = _read(data.train, recipe)
     if isinstance(data.validation, float | int):
-        train, held_out = split(train, data.validation, 0, task)
+        train, held_out = split(train, data.validation, 0, task, data.group)
     else:
         held_out = _read(data.validation, recipe, label_kind(train.rows))
     if data.limit and data.limit < len(train.rows):
@@ -248,7 +250,7 @@ def _tell(f: Finetuning, run: Run, seconds: float) -> None:
 
 def _scores(f: Finetuning, folder: Path, run: Run) -> list[str]:
     """Scores the model to use, which lies in `folder`, on all rows held out, beside the baselines. Writes scores.json,
-    and returns what is to be said of them."""
+    and of classes also classes.csv; returns what is to be said of the scores."""
     task, table, model = f.task, f.held_out, load(folder).model
     with waiting(f"scoring {len(table.rows):,} rows held out"):
         outputs = task.outputs(model, table, task.examples(table))
@@ -262,7 +264,12 @@ def _scores(f: Finetuning, folder: Path, run: Run) -> list[str]:
         f.settings.write_fitted(folder, **fitted)
         note(message)
     named = {name: scores_as_json(scores) for name, scores in columns.items()}
-    write_json(run.path / "scores.json", {"scores": named.pop("model"), "baselines": named, "rows": len(table.rows)})
+    facts: dict[str, Any] = {"scores": named.pop("model"), "baselines": named, "rows": len(table.rows)}
+    if classes := task.class_scores(table, outputs):
+        facts["classes"] = {name: score._asdict() for name, score in classes.items()}
+        with (run.path / "classes.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("class", *ClassScore._fields), *((k, *score) for k, score in classes.items())])
+    write_json(run.path / "scores.json", facts)
     weighs = hasattr(f.settings.task, "class_weights")
     weights = "\n  → task.class_weights=true gives rare labels more weight" if weighs else ""
     return [

@@ -1,8 +1,14 @@
 """Entities are those of seqeval's strict mode (1.2.2); here worked by hand from its definition."""
 
-import pytest
+import random
 
-from lmkit.evaluation.tagging import entities, scheme, score_tags
+import pytest
+from seqeval.metrics import classification_report, f1_score
+from seqeval.scheme import IOB2 as IOB
+from seqeval.scheme import IOBES
+
+from lmkit.data.tables.labels import settle_tags, with_prefixes
+from lmkit.evaluation.tagging import entities, scheme, score_tags, score_types
 
 IOB2 = {
     "B-P I-P O B-L": {("P", 0, 2), ("L", 3, 4)},
@@ -72,3 +78,32 @@ def test_schemes_in_other_letters_have_the_same_entities():
         ]
         assert {k: e.value for k, e in score_tags([other[0]], [other[1]]).items()} == wanted
     assert score_tags([["I-P", "I-P", "I-L"]], [["I-P", "I-P", "O"]])["f1"].value == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("spelling", ["{1}-{0}", "{0}_{1}", "{1}_{0}"])
+def test_tags_with_the_prefix_elsewhere_are_the_entities_of_seqeval(spelling):
+    gold = [["B-PER", "I-PER", "O", "B-LOC"], ["O", "B-LOC", "I-LOC", "B-LOC"]]
+    said = [["B-PER", "I-PER", "O", "O"], ["O", "B-LOC", "B-LOC", "B-LOC"]]
+    write = lambda tags: ["O" if tag == "O" else spelling.format(*tag.split("-")) for tag in tags]
+    rows = [{"words": ["w"] * 4, "tags": write(tags)} for tags in gold + said]
+    (note,) = settle_tags(rows, ["a:1"] * 4)
+    tags = [row["tags"] for row in rows]
+    assert tags == gold + said and f"{spelling.format('B', 'LOC')} as B-LOC" in note
+    assert score_tags(tags[:2], tags[2:])["f1"].value == pytest.approx(f1_score(gold, said, mode="strict", scheme=IOB))
+
+
+@pytest.mark.parametrize("tags", [["NOUN", "X-B"], ["vitamin-E", "O"], ["B-PER", "I-B"], ["I-M", "I-S", "O"]])
+def test_other_tags_with_a_letter_at_an_end_stay_as_they_are(tags):
+    assert with_prefixes(tags) == tuple(tags)
+
+
+@pytest.mark.parametrize("tags", ["O B-P I-P B-L I-L", "O S-P B-P E-P S-L"])
+def test_scores_of_each_type_are_those_of_seqeval(tags):
+    rng, tags = random.Random(0), tags.split()
+    gold, said = ([rng.choices(tags, k=9) for _ in range(40)] for _ in range(2))
+    kind = IOBES if "S-P" in tags else IOB
+    wanted = classification_report(gold, said, mode="strict", scheme=kind, output_dict=True, zero_division=0)
+    for name, score in score_types(gold, said, tags).items():
+        assert tuple(score) == pytest.approx(tuple(wanted[name].values()))
+    words = {name: tuple(score) for name, score in score_types([["N", "V"]], [["N", "N"]], ["N", "V"]).items()}
+    assert words == {"N": (0.5, 1, 2 / 3, 1), "V": (0, 0, 0, 1)}

@@ -5,17 +5,22 @@ import io
 import json
 import random
 import re
+import shlex
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import torch
 import transformers
 from rich.console import Console
+from sklearn import metrics
 
 import lmkit
 from lmkit.base import display
 from lmkit.base.errors import DataError, ModelError, UserError
+from lmkit.commands.options import task_changes
 from lmkit.ops import predictions
 from lmkit.ops.text_scores import evaluate_models
 from lmkit.recipe import recipe_file
@@ -134,6 +139,55 @@ def test_a_head_is_taken_over_by_the_names_of_its_labels(reviews, tmp_path, caps
     shown = capsys.readouterr().err
     assert "a new head: the labels (bad, good) are not those of the start (Good, bad)" in shown
     assert "head.output.weight" in shown
+    (advice,) = re.findall(r"the head goes on with (.*)", shown)
+    scores = run(tmp_path / "advised", f"model={named}", *columns, *still, *shlex.split(advice))["scores"]
+    assert scores["accuracy"]["value"] == 1.0
+    assert lmkit.load(tmp_path / "advised").config.labels == ("bad", "good")
+
+    unnamed = json.dumps({"Good": "LABEL_0", "bad": "LABEL_1"})  # and then as they are named where nobody named them
+    for old, new in json.loads(unnamed).items():
+        config_file.write_text(config_file.read_text().replace(f'"{old}"', f'"{new}"'))
+    rows = {"text": "body", "label": "stars"}
+    with pytest.raises(DataError, match=r"--labels 'LABEL_0=NAME'"):
+        evaluate_models([named], [str(reviews)], None, rows, as_json=True, allow_pickle=False)
+    capsys.readouterr()
+    changes = task_changes(["LABEL_0=good", "LABEL_1=bad"])
+    evaluate_models([named], [str(reviews)], None, rows, as_json=True, allow_pickle=False, changes=changes)
+    assert json.loads(capsys.readouterr().out)["models"][named]["accuracy"]["value"] == 1.0
+    with pytest.raises(UserError, match="`LABEL_2` is no label of the model\n  allowed: LABEL_0, LABEL_1"):
+        predictions.predict_rows(named, [str(reviews)], None, rows, None, task_changes(["LABEL_2=good"]))
+    with pytest.raises(UserError, match="two labels would be called `bad`"):
+        predictions.predict_rows(named, [str(reviews)], None, rows, None, task_changes(["LABEL_0=bad", "LABEL_1=bad"]))
+
+
+def test_predictions_stand_beside_their_rows_in_any_format(reviews, tmp_path):
+    run(tmp_path / "run", f"model={{family: bert, {SMALL}}}", "task={name: classify, baseline: false}", *TRAIN,
+        f"data.train={reviews}", "data.text=body", "data.label=stars", "train.budget=4 steps")  # fmt: skip
+    model, rows = str(tmp_path / "run"), list(csv.DictReader(reviews.open()))
+    for name in ("said.csv", "said.tsv", "said.jsonl"):
+        predictions.predict_rows(model, [str(reviews)], tmp_path / name, {}, None, keep=["id", "body"])
+    lines = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    assert [(line["id"], line["body"], line["gold"]) for line in lines] == [tuple(row.values()) for row in rows]
+    p = [[line["scores"][name] for name in ("bad", "good")] for line in lines]
+    wanted = metrics.log_loss([line["gold"] for line in lines], p)
+    assert np.mean([line["loss"] for line in lines]) == pytest.approx(wanted, abs=1e-5)
+    for name, mark in (("said.csv", ","), ("said.tsv", "\t")):
+        table = pandas.read_csv(tmp_path / name, sep=mark, dtype={"id": str})
+        assert table[["id", "body", "gold", "label"]].to_dict("records") == [
+            {key: line[key] for key in ("id", "body", "gold", "label")} for line in lines
+        ]
+        assert table["scores.good"].tolist() == [line["scores"]["good"] for line in lines]
+
+    unlabelled = tmp_path / "new.csv"
+    unlabelled.write_text("id,body,label\n7,a dull film,?\n8,,good\n")
+    predictions.predict_rows(model, [str(unlabelled)], tmp_path / "said.jsonl", {}, None, keep=["id", "label"])
+    first, second = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    assert "gold" not in first and first["input.label"] == "?" and first["label"] in ("bad", "good")
+    assert second == {"place": f"{unlabelled}:3", "id": "8", "label": "good", "error": "empty texts"}
+    with pytest.raises(DataError, match="no column `idd`"):
+        predictions.predict_rows(model, [str(unlabelled)], None, {}, None, keep=["idd"])
+    with pytest.raises(UserError, match=r"SQuAD\n  → .jsonl, .csv or .tsv"):
+        predictions.predict_rows(model, [str(unlabelled)], tmp_path / "said.json", {}, None)
 
 
 def test_cut_in_the_middle_long_texts_are_known_by_their_end(tmp_path, capsys):
@@ -219,6 +273,59 @@ def test_several_labels_numbers_pairs_and_adapters(tmp_path):
         lmkit.load(tmp_path / "adapter")
 
 
+def test_the_threshold_of_several_labels_is_fitted_and_kept(tmp_path):
+    """Judge: scikit-learn's F1 at every threshold there is."""
+    rng, topics = random.Random(0), {"sport": "ball", "food": "soup", "art": "paint"}
+    rows = [{"text": sentence(rng, *(topics[name] for name in names)), "label": names}
+            for names in ([name for name in topics if rng.random() < 0.25] for _ in range(200))]  # fmt: skip
+    data, held, said = (tmp_path / name for name in ("several.jsonl", "held.jsonl", "said.jsonl"))
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows[:150]))
+    held.write_text("".join(json.dumps(row) + "\n" for row in rows[150:]))
+    run(tmp_path / "run", f"model={{family: bert, {SMALL}}}", *TRAIN, "train.budget=6 steps", f"data.train={data}",
+        f"data.validation={held}", "task={name: classify, threshold: auto, baseline: false}")  # fmt: skip
+    folder, model = tmp_path / "run/best", str(tmp_path / "run")
+    fitted = json.loads((folder / "lmkit.json").read_text())["fitted"]["threshold"]
+
+    def predicted(**changes) -> tuple[np.ndarray, np.ndarray]:
+        predictions.predict_rows(model, [str(held)], said, {}, None, changes)
+        lines = [json.loads(line) for line in said.read_text().splitlines()]
+        held_labels = np.array([[name in line["labels"] for name in sorted(topics)] for line in lines])
+        return held_labels, np.array([[line["scores"][name] for name in sorted(topics)] for line in lines])
+
+    gold = np.array([[name in row["label"] for name in sorted(topics)] for row in rows[150:]])
+    holds, p = predicted()
+    best = max(metrics.f1_score(gold, p >= t, average="micro", zero_division=0) for t in np.unique(p))
+    assert metrics.f1_score(gold, holds, average="micro") == pytest.approx(best) and 0 < fitted != 0.5
+    np.testing.assert_array_equal(predicted(threshold=0.3)[0], p >= 0.3)
+    wanted = metrics.classification_report(gold, p >= 0.5, target_names=sorted(topics), output_dict=True,
+                                           zero_division=0)  # fmt: skip
+    classes = json.loads((tmp_path / "run/scores.json").read_text())["classes"]  # as of the table, before the fit
+    assert {k: tuple(v.values()) for k, v in classes.items()} == {k: tuple(wanted[k].values()) for k in topics}
+
+
+def test_many_classes_have_their_scores_in_a_file_and_what_is_confused_is_shown(tmp_path, capsys):
+    rng, data, held, said = random.Random(0), *(tmp_path / name for name in ("many.csv", "held.csv", "said.jsonl"))
+    rows = [f"{sentence(rng, f'w{n % 16}')},class {n % 16}\n" for n in range(400)]
+    data.write_text("text,label\n" + "".join(rows[:320]))
+    held.write_text("text,label\n" + "".join(rows[320:]))
+    run(tmp_path / "run", f"model={{family: bert, {SMALL}}}", *TRAIN, f"data.train={data}", "train.budget=20 steps",
+        f"data.validation={held}", "task={name: classify, baseline: false}")  # fmt: skip
+    shown = capsys.readouterr().out
+    predictions.predict_rows(str(tmp_path / "run"), [str(held)], said, {}, None)
+    guesses = [json.loads(line)["label"] for line in said.read_text().splitlines()]
+    gold = [row["label"] for row in csv.DictReader(held.open())]
+    wanted = metrics.classification_report(gold, guesses, output_dict=True, zero_division=0)
+    classes = {row["class"]: row for row in csv.DictReader((tmp_path / "run/classes.csv").open())}
+    assert len(classes) == 16
+    for name, row in classes.items():
+        numbers = [float(row[key]) for key in ("precision", "recall", "f1", "rows")]
+        assert numbers == pytest.approx(list(wanted[name].values()))
+    counts = Counter((a, b) for a, b in zip(gold, guesses, strict=True) if a != b)
+    lines = re.findall(r"^ +(\d+)  (class \d+) → (class \d+)$", shown, re.MULTILINE)
+    assert len(lines) == min(10, len(counts)) and all(counts[a, b] == int(n) for n, a, b in lines)
+    assert sorted(int(n) for n, _, _ in lines) == sorted(counts.values())[-10:]
+
+
 def test_labels_in_one_cell_are_cut_where_the_user_says_and_so_when_scored(tmp_path, capsys):
     data = tmp_path / "cells.csv"
     cells = ["sport;food", "sport", "food", "food;art"]
@@ -283,6 +390,14 @@ def test_answers_in_texts(tmp_path, capsys):
     scores = run(tmp_path / "run", *base, f"model={{family: bert, {SMALL}}}", "train.budget=200 steps")
     assert scores["scores"]["f1"]["value"] > 0.97, scores["scores"]
     assert re.search(r"\[SEP\].* → »(\d\d|no answer here)«", capsys.readouterr().err)
+    for name in ("said.json", "said.jsonl"):
+        predictions.predict_rows(str(tmp_path / "run"), [str(data)], tmp_path / name, {}, None)
+    official = json.loads((tmp_path / "said.json").read_text())  # what SQuAD's script reads
+    lines = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    assert official == {line["id"]: line["answer"] for line in lines} and official.keys() == {r["id"] for r in rows}
+    assert [line["gold"] for line in lines][:9] == [
+        [{"text": t, "start": s} for t, s in zip(*r["answers"].values(), strict=True)] for r in rows[:9]
+    ]
     theirs = transformers.pipeline("question-answering", str(tmp_path / "run/best")) if hasattr(
         transformers.pipelines, "QuestionAnsweringPipeline") else None  # fmt: skip
     if theirs is not None:

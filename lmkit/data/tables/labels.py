@@ -29,6 +29,9 @@ NUMPY_TEXTS = re.compile(r"""['"]\s+['"]""")
 QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 NUMPY_LIST = re.compile(rf"\[\s*(?:{QUOTED})(?:\s+(?:{QUOTED}))*\s*\]", re.DOTALL)
 WHOLE = re.compile(r"([-+]?\d+)\.0+")
+BEFORE = re.compile(r"[BIESLUM]-.+")
+BEHIND = re.compile(r"(?P<kind>.+)[-_](?P<letter>[BIESLUM])")
+UNDERSCORED = re.compile(r"(?P<letter>[BIESLUM])_(?P<kind>.+)")
 # numbers as people write them, with decimal commas, groups of thousands or signs, which may also be something else
 WRITTEN = re.compile(
     r"[-+]?[$€£]? ?(\d{1,3}(,\d{3})+(\.\d+)?|\d{1,3}(\.\d{3})+,\d+|\d+,\d+|\d+(\.\d+)? ?[%€]|[$€£] ?[\d.]+)"
@@ -292,8 +295,20 @@ def as_iob2(tags: Sequence[str]) -> list[str]:
     ]
 
 
+def with_prefixes(tags: Sequence[str]) -> tuple[str, ...]:
+    """Returns different tags with their prefixes in front, `B-PER`, where all but O write them as `PER-B` or `B_PER`;
+    else the tags as they are. One tag must begin entities, so that other tags with a letter at an end stay words."""
+    named = [tag for tag in tags if tag != "O"]
+    for pattern in () if all(map(BEFORE.fullmatch, named)) else (BEHIND, UNDERSCORED):
+        parts = {tag: match for tag in named if (match := pattern.fullmatch(tag))}
+        if len(parts) == len(set(named)) and any(match["letter"] in "BSU" for match in parts.values()):
+            return tuple(f"{parts[tag]['letter']}-{parts[tag]['kind']}" if tag in parts else tag for tag in tags)
+    return tuple(tags)
+
+
 def settle_tags(rows: list[dict[str, Any]], places: list[str], *_: Any) -> list[str]:
-    """Turns IOB1 into IOB2, in place. It is IOB1 where I- begins entities, and B- only what follows one of its type.
+    """Puts prefixes in front (`with_prefixes`) and turns IOB1 into IOB2, in place. It is IOB1 where I- begins entities,
+    and B- only what follows one of its type.
 
     Returns what people should know: also how many I- begin an entity where B- does as well, which is no scheme. Raises
     DataError for words that are no sentences."""
@@ -302,15 +317,26 @@ def settle_tags(rows: list[dict[str, Any]], places: list[str], *_: Any) -> list[
             f"{places[0]}: each of the {len(rows):,} rows holds a single word\n"
             "  → the words of a sentence belong into one row; in CoNLL files a blank line ends a sentence"
         )
+    written = sorted({tag for row in rows for tag in row["tags"]})
+    prefixed = dict(zip(written, with_prefixes(written), strict=True))
+    notes = []
+    if renamed := [f"{old} as {new}" for old, new in prefixed.items() if old != new]:
+        notes.append(
+            f"tags are entities whose prefix is not in front with a hyphen: {renamed[0]}, and all others alike"
+        )
+        for row in rows:
+            row["tags"] = [prefixed[tag] for tag in row["tags"]]
     begun = changed = 0  # entities that begin with B- where IOB1 has I-, and the other way round
     for row in rows:
         for last, tag, new in zip(["O", *row["tags"]], row["tags"], as_iob2(row["tags"]), strict=False):
             begun += tag[:2] == "B-" and last[2:] != tag[2:]
             changed += tag != new
     if not changed or any(tag != "O" and tag[:2] not in ("B-", "I-") for row in rows for tag in row["tags"]):
-        return []
+        return notes
     if begun:
-        return [f"{changed:,} entities begin with I- and {begun:,} with B-: only those with B- are found (strict IOB2)"]
+        mixed = f"{changed:,} entities begin with I- and {begun:,} with B-: only those with B- are found (strict IOB2)"
+        return [*notes, mixed]
     for row in rows:
         row["tags"] = as_iob2(row["tags"])
-    return [f"tags are IOB1: {changed:,} entities that begin with I- now begin with B- (IOB2), as scores count them"]
+    converted = f"tags are IOB1: {changed:,} entities that begin with I- now begin with B- (IOB2), as scores count them"
+    return [*notes, converted]

@@ -13,21 +13,22 @@ from lmkit.data.tables.task_tables import TABLES
 NAMES = ("id", "title")  # roles that say which row it is, and not what is in it
 
 
-def split(table: Table, share: float, seed: int, task: str) -> tuple[Table, Table]:
+def split(table: Table, share: float, seed: int, task: str, group: str | None = None) -> tuple[Table, Table]:
     """Returns the rows to train on and about `share` of the rows, held out; a share of 0 holds out none.
 
-    Rows that read alike (`same_input`; for qa all of an article) stay on one side. Of each class about `share` is held
+    Rows that read alike (`same_input`; for qa all of an article), or have the same in the column `group`, stay on one
+    side. Of each class about `share` is held
     out, and at least one group of such rows on either side where it has two; what has the only words of a tag, or the
     only rows of one of several labels, is trained on. Raises DataError for rows that cannot be
     parted, all alike."""
     if share <= 0:
         return table, taken(table, [], Problems())
-    by_article = TABLES[task].by_article
-    groups = _articles(table.rows) if by_article else _alike(table.rows, task)
+    groups = _groups(table, task, group)
     if len(groups) < 2:
+        common = f"are linked by data.group={group} or by texts" if group else "read the same"
+        common = "are about one text" if TABLES[task].by_article and not group else common
         raise DataError(
-            f"cannot hold out rows: all {len(table.rows):,} "
-            f"{'are about one text' if by_article else 'read the same'} ({table.places[0]})\n"
+            f"cannot hold out rows: all {len(table.rows):,} {common} ({table.places[0]})\n"
             "  → name files to validate on in data.validation, or set it to 0"
         )
     groups.sort(key=lambda group: _key(seed, table.rows[group[0]], group[0]))
@@ -64,29 +65,31 @@ def taken(table: Table, rows: list[int], problems: Problems) -> Table:
     return Table(taken, places, table.columns, table.format, problems, origins=table.origins)
 
 
-def _alike(rows: list[Row], task: str) -> list[list[int]]:
-    groups: dict[bytes, list[int]] = {}
-    for i, row in enumerate(rows):
-        groups.setdefault(hashlib.sha256(row_bytes(same_input(row, task))).digest(), []).append(i)
-    return list(groups.values())
+def _groups(table: Table, task: str, group: str | None) -> list[list[int]]:
+    """Returns the numbers of rows that stay together: those that read alike or are of one group; of questions those
+    about articles of one title, or about texts that articles share, or about one text where that is a single group."""
+    values = [table.beside[place][group] if group else None for place in table.places]
+    named = [[("group", str(value))] if value not in (None, "") else [] for value in values]
+    if not TABLES[task].by_article:
+        inputs = [hashlib.sha256(row_bytes(same_input(row, task))).hexdigest() for row in table.rows]
+        return _joined([[("input", digest), *keys] for digest, keys in zip(inputs, named, strict=True)])
+    titles = [[("title", row["title"])] if row["title"] else [] for row in table.rows]
+    texts = [[("context", row["context"]), *keys] for row, keys in zip(table.rows, named, strict=True)]
+    groups = _joined([[*keys, *title] for keys, title in zip(texts, titles, strict=True)])
+    return groups if len(groups) > 1 else _joined(texts)
 
 
-def _articles(rows: list[Row]) -> list[list[int]]:
-    """Groups questions about articles of one title, or about texts that articles share; about one text, where that is a
-    single group."""
-    for by_title in (True, False):
-        first: dict[tuple[str, str], int] = {}  # row that a title or text was first seen in
-        leader = list(range(len(rows)))
-        for i, row in enumerate(rows):
-            keys = [("context", row["context"])] + ([("title", row["title"])] if by_title and row["title"] else [])
-            leaders = {_leader(leader, first.setdefault(key, i)) for key in keys} | {i}
-            for other in leaders:
-                leader[other] = min(leaders)
-        groups: dict[int, list[int]] = {}
-        for i in range(len(rows)):
-            groups.setdefault(_leader(leader, i), []).append(i)
-        if len(groups) > 1:
-            break
+def _joined(keys: list[list[tuple[str, str]]]) -> list[list[int]]:
+    """Returns the numbers of rows that share a key, also by way of others. keys: of each row."""
+    first: dict[tuple[str, str], int] = {}  # row that a key was first seen in
+    leader = list(range(len(keys)))
+    for i, row_keys in enumerate(keys):
+        leaders = {_leader(leader, first.setdefault(key, i)) for key in row_keys} | {i}
+        for other in leaders:
+            leader[other] = min(leaders)
+    groups: dict[int, list[int]] = {}
+    for i in range(len(keys)):
+        groups.setdefault(_leader(leader, i), []).append(i)
     return list(groups.values())
 
 

@@ -4,12 +4,12 @@ import hashlib
 import json
 import re
 from bisect import bisect_left
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from lmkit.base.errors import DataError
+from lmkit.base.errors import DataError, did_you_mean
 from lmkit.data.documents import read_documents
 from lmkit.data.encodings import encoding_advice, settle_encodings
 from lmkit.data.inputs import Input, Problems, list_inputs
@@ -56,6 +56,7 @@ class Table:
     problems: Problems  # what was left out, counted
     notes: tuple[str, ...] = ()  # how labels or tags were read, where that is not plain
     lost: tuple[Lost, ...] = ()  # in order; only of a table to predict from
+    beside: dict[str, dict[str, Any]] = field(default_factory=dict)  # by place, lost ones too: columns asked for
     origins: dict[str, int] = field(default_factory=dict)  # the source of each place, where sources have weights
 
     def described(self, sources: list[str]) -> list[str]:
@@ -84,23 +85,25 @@ def row_bytes(value: Any) -> bytes:
 
 def read_table(
     sources: list[str], task: str, config: TableConfig, labelled: bool = True, kind: str = "auto",
-    known: Collection[str] = (),
+    known: Collection[str] = (), beside: Sequence[str] = (),
 ) -> Table:  # fmt: skip
     """Returns all rows of files, folders, globs and hub: names, in the order of their sorted names. Without `labelled`,
     what is to be predicted may be missing, .txt files hold a text a line, and records that cannot be read are `lost`.
 
-    kind: what the labels of `classify` are (`task.kind`). known: the classes of a trained model.
+    kind: what the labels of `classify` are (`task.kind`). known: the classes of a trained model. beside: columns to
+    keep as they are, as is `data.group`.
     Raises UserError for a setting this task does not read, and DataError when sources or columns cannot be found, when
     a file is wrong as a whole, and when no row is left."""
     check_settings(task, config)
     problems, origins = Problems(), dict[str, int]()
+    beside = [*beside, *filter(None, [config.group])]
     make, settle = TABLES[task].make_row, TABLES[task].settle
     if make is None:
         inputs = settle_encodings(list_inputs(sources, config=config))
         parts = [_documents(item, config, problems) for item in inputs]
     else:
         located = list_sources(sources, task, config, labelled)
-        parts = [_part(source, task, make, config, labelled, problems) for source in located]
+        parts = [_part(source, task, make, config, labelled, problems, beside) for source in located]
         if config.weights:
             by_source = zip(located, parts, strict=True)
             origins = {place: source.item.source for source, part in by_source for place in part.places}
@@ -116,7 +119,8 @@ def read_table(
             seen = columns.get(role, column)
             columns[role] = seen if column in seen.split(", ") else f"{seen}, {column}"
     formats = ", ".join(dict.fromkeys(part.format for part in parts))
-    return Table(rows, places, columns, formats, problems, tuple(notes), lost, origins)
+    kept = {place: values for part in parts for place, values in part.beside.items()}
+    return Table(rows, places, columns, formats, problems, tuple(notes), lost, kept, origins)
 
 
 def _no_rows(sources: list[str], problems: Problems) -> DataError:
@@ -152,13 +156,20 @@ def _value(record: dict[str, Any], column: str) -> Any:
     return {name: record.get(name) for name in column.split(",")}
 
 
-def _part(source: Source, task: str, make: Maker, config: TableConfig, labelled: bool, problems: Problems) -> Table:
-    """Returns the rows of one source."""
+def _part(
+    source: Source, task: str, make: Maker, config: TableConfig, labelled: bool, problems: Problems,
+    beside: Sequence[str],
+) -> Table:  # fmt: skip
+    """Returns the rows of one source. Raises DataError for a column of `beside` that it does not have."""
     name, own = source.item.name, Problems(rows=None if labelled else [])
     records = load_source(source, task, config, labelled, own)
     chosen: dict[str, str] | None = None
     if records.columns:
         chosen = choose_columns(name, records.columns, task, config, labelled, header=records.format == "csv")
+    columns = records.columns or [key for _, values in records.rows[:1] for key in values]
+    if missing := [column for column in beside if column not in columns]:
+        raise DataError(f"{name}: no column `{missing[0]}`{did_you_mean(missing[0], columns)}")
+    kept = {where: {column: values.get(column) for column in beside} for where, values in records.rows if beside}
     rows, places, unfit = [], [], list[tuple[int, int, str, str]]()
     for number, (where, values) in enumerate(records.rows):
         if chosen is not None:
@@ -173,7 +184,7 @@ def _part(source: Source, task: str, make: Maker, config: TableConfig, labelled:
             unfit.append((number, len(rows), where, e.kind + e.detail))
     problems.merge(own)
     lost = [] if labelled else _in_order(name, [where for where, _ in records.rows], unfit, own.rows or [])
-    return Table(rows, places, chosen or {}, records.format, problems, lost=tuple(lost))
+    return Table(rows, places, chosen or {}, records.format, problems, lost=tuple(lost), beside=kept)
 
 
 def _in_order(

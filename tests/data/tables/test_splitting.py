@@ -148,3 +148,24 @@ def test_the_report_of_questions_and_tags() -> None:
     ]  # fmt: skip
     tagged = table([{"words": ["a", "b"], "tags": ["O", "B-X"]}])
     assert report(tagged, None, "tag")[1:3] == ["2 tags:", "  B-X          1   50.0%"]
+
+
+@pytest.mark.parametrize("task", ["classify", "qa"])
+def test_rows_of_one_group_are_on_one_side(task: str) -> None:
+    rows = [{"text": f"text {n // 2}", "label": "ab"[n % 2]} for n in range(200)]
+    if task == "qa":
+        rows = [{"id": str(n), "title": "", "context": f"text {n // 2}", "question": "?"} for n in range(200)]
+    whole = table(rows)
+    users = [f"user {n % 40}" if n % 9 else None for n in range(200)]
+    for place, user in zip(whole.places, users, strict=True):
+        whole.beside[place] = {"user": user}
+    sides = split(whole, 0.2, 0, task, "user")
+    assert len(sides[1].rows) == pytest.approx(40, abs=20) and len(sides[0].rows) + len(sides[1].rows) == 200
+    seen = [{whole.beside[place]["user"] for place in side.places} - {None} for side in sides]
+    read = [{row.get("text", row.get("context")) for row in side.rows} for side in sides]
+    assert not seen[0] & seen[1] and not read[0] & read[1]
+    assert [place for place, user in zip(whole.places, users, strict=True) if not user and place in sides[1].places]
+    with pytest.raises(DataError, match=r"linked by data\.group=all"):
+        for place in whole.places:
+            whole.beside[place] = {"all": 1}
+        split(whole, 0.2, 0, task, "all")
