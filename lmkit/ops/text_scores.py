@@ -96,7 +96,8 @@ def evaluate_models(
     """Prints the scores of one model on what it was made for, or of two side by side.
 
     columns: those that a person named, of text, pair, label and target; and `encoding`. changes: of the task's
-    settings. options: of `evaluate_texts`, for models that predict words. Raises UserError for options without a use."""
+    settings. options: of `evaluate_texts`, for models that predict words. Raises UserError for options without a
+    use."""
     if len(set(models)) != len(models) or len(models) > 2:
         what = f"{models[0]} is named twice" if len(models) == 2 else f"{len(models)} models"
         raise UserError(f"{what}\n  → name one model, or two that differ, to compare them")
