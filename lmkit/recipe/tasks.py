@@ -89,8 +89,8 @@ class TranslateConfig(WritingConfig):
     """Write the translation of a text; scored by BLEU and chrF."""
 
     name: Literal["translate"] = Field("translate", description="Write the translation of a text.")
-    tokenize: Literal["13a", "intl", "char", "zh", "ja-mecab", "ko-mecab", "none"] = Field(
-        "13a", description="sacrebleu's tokenisation of the target language."
+    tokenize: Literal["auto", "13a", "intl", "char", "zh", "ja-mecab", "ko-mecab", "none"] = Field(
+        "auto", description="sacrebleu's tokenisation of the target language; auto: by its script."
     )
 
 
