@@ -36,9 +36,7 @@ Label = Annotated[str | None, typer.Option("--label", help="Column or key of the
 Data = Annotated[list[str], typer.Option("--data", "-d", help="Files, folders or globs. Repeatable.")]
 Task = Annotated[str | None, typer.Option("--task", help="translate or summarize, for models without a run.")]
 Target = Annotated[str | None, typer.Option("--target", help="Pairs: column, key or file ending of the target text.")]
-Labels = Annotated[
-    list[str] | None, typer.Option("--labels", metavar="OLD=NEW", help="Rename a label of the model. Repeatable.")
-]
+Labels = Annotated[list[str] | None, typer.Option("--labels", metavar="OLD=NEW", help="Rename a label. Repeatable.")]
 Separator = Annotated[str | None, typer.Option("--separator", help="Text that ends a document inside .txt files.")]
 
 
@@ -50,11 +48,10 @@ def _named_path(path: str) -> Path:
 
 def task_changes(labels: list[str] | None, **others: Any) -> dict[str, Any]:
     """Returns what options say of the task's settings. Raises UserError for a label without its new name."""
-    pairs = [(label, *label.partition("=")[::2]) for label in labels or ()]
-    if wrong := [label for label, old, new in pairs if not old or not new]:
-        raise UserError(f"--labels {wrong[0]}: a new name is missing\n  → --labels LABEL_0=negative")
-    named = {"labels": {old: new for _, old, new in pairs} or None} | others
-    return {key: value for key, value in named.items() if value is not None}
+    names = {old: new for old, _, new in (label.partition("=") for label in labels or ())}
+    if not all(names) or not all(names.values()):
+        raise UserError(f"--labels {' '.join(labels or ())}: not OLD=NEW\n  → --labels LABEL_0=negative")
+    return {key: value for key, value in ({"labels": names or None} | others).items() if value is not None}
 
 
 def run_folder(default: str) -> Any:

@@ -31,9 +31,7 @@ def predict(
     text: Column = None,
     pair: Pair = None,
     labels: Labels = None,
-    threshold: Annotated[
-        float | None, typer.Option("--threshold", help="Probability from which one of several labels holds.")
-    ] = None,
+    threshold: Annotated[float | None, typer.Option("--threshold", help="Of several labels, over the model's.")] = None,
     keep: Annotated[str | None, typer.Option("--keep", metavar="a,b", help="Columns to copy to the output.")] = None,
     encoding: Encoding = "utf-8",
     source_lang: SourceLang = None,

@@ -2,12 +2,14 @@
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
 from lmkit.evaluation.intervals import Estimate, means
+from lmkit.evaluation.writing import CJK
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -16,7 +18,11 @@ PUNCTUATION = str.maketrans("", "", string.punctuation)
 def normalise(answer: str) -> str:
     """Returns the answer as it is compared: in lower case, without ASCII punctuation, articles and runs of spaces.
 
-    SQuAD's evaluate-v2.0.py (Rajpurkar et al. 2018), which is made for English, does the same."""
+    SQuAD's evaluate-v2.0.py (Rajpurkar et al. 2018), which is made for English, does the same. Where there is Chinese
+    or Japanese, its characters are words, and all punctuation is left out, as the script of CMRC 2018 has it."""
+    if re.search(f"[{CJK}]", answer):
+        answer = "".join(c for c in answer if unicodedata.category(c)[0] != "P")
+        answer = re.sub(f"([{CJK}])", r" \1 ", answer)
     return " ".join(ARTICLES.sub(" ", answer.lower().translate(PUNCTUATION)).split())
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lmkit.evaluation.intervals import Estimate, resampled
-from lmkit.evaluation.writing import bleu, corpus_score, statistics
+from lmkit.evaluation.writing import References, bleu, corpus_score, statistics, streams
 
 CHUNK = 1 << 22  # random signs that are drawn at a time
 EVIDENCE = 0.05  # p-values below this count as evidence
@@ -64,7 +64,7 @@ def _randomised(gaps: np.ndarray, flips: int, seed: int) -> float:
 def paired_bleu(
     hypotheses_a: Sequence[str],
     hypotheses_b: Sequence[str],
-    references: Sequence[str],
+    references: References,
     tokenize: str = "13a",
     flips: int = 10_000,
 ) -> Comparison:
@@ -82,7 +82,7 @@ def paired_bleu(
         return {"d": a - b}
 
     systems = [("a", hypotheses_a), ("b", hypotheses_b)]
-    _, results = PairedTest(systems, {"BLEU": bleu(tokenize)}, [references], "ar", flips)()
+    _, results = PairedTest(systems, {"BLEU": bleu(tokenize)}, streams(references), "ar", flips)()
     p = float(results["BLEU"][1].p_value)  # type: ignore[union-attr, arg-type]
     difference = resampled(statistic, len(references))["d"]
     return Comparison(difference, p, len(references), "sacrebleu's paired approximate randomisation")

@@ -1,8 +1,10 @@
-"""Scores of written texts, against one reference text each. Shapes: N texts, F counts per text."""
+"""Scores of written texts, against one reference text each or several. Shapes: N texts, F counts per text."""
 
 import re
 from collections import Counter
 from collections.abc import Sequence
+from importlib.util import find_spec
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -15,16 +17,39 @@ CJK = "぀-ヿ㐀-鿿豈-﫿"
 WORD = re.compile(rf"[{CJK}]|[^\W_{CJK}]+")
 
 
-def score_texts(
-    hypotheses: Sequence[str], references: Sequence[str], tokenize: str = "13a", intervals: bool = True
-) -> tuple[dict[str, Estimate], dict[str, str]]:
-    """Returns bleu and chrf of the corpus, from 0 to 100, and the signature of each.
+References = Sequence[str] | Sequence[Sequence[str]]  # (N,) texts, or lists of texts
 
-    They are those of sacrebleu's `corpus_score` (Post 2018; Popović 2015). The signature should be shown wherever the
-    number is. N is at least 1. Raises UserError for a tokenisation whose extra packages are missing."""
+
+def tokenizer_for(texts: Sequence[str]) -> str:
+    """Returns the name of sacrebleu's tokeniser for the script that most of the letters of texts are in: Chinese,
+    Japanese or Korean (by characters where MeCab is not installed), else 13a."""
+    letters = "".join(c for text in texts for c in text if c.isalpha())
+    kana, hangul, han = (len(re.findall(f"[{span}]", letters)) for span in ("぀-ヿ", "가-힣", "㐀-鿿豈-﫿"))
+    if 2 * (kana + hangul + han) <= len(letters):
+        return "13a"
+    if kana + hangul < 0.05 * han:
+        return "zh"
+    name, package = ("ja-mecab", "MeCab") if kana > hangul else ("ko-mecab", "mecab_ko")
+    return name if find_spec(package) else "char"
+
+
+def score_texts(
+    hypotheses: Sequence[str], references: References, tokenize: str = "13a", intervals: bool = True
+) -> tuple[dict[str, Estimate], dict[str, str]]:
+    """Returns bleu and chrf of the corpus, from 0 to 100, beside intervals also ter, which is slow and better the lower
+    it is; and the signature of each.
+
+    They are those of sacrebleu's `corpus_score` (Post 2018; Popović 2015; Snover et al. 2006). The signature should be
+    shown wherever the number is. N is at least 1. Raises UserError for a tokenisation whose extra packages are
+    missing."""
+    from sacrebleu.metrics.ter import TER
+
     scores: dict[str, Estimate] = {}
     signatures: dict[str, str] = {}
-    for name, metric in {"bleu": bleu(tokenize), "chrf": _chrf()}.items():
+    unspaced = tokenize in ("char", "zh", "ja-mecab")
+    ter = {"ter": TER(normalized=unspaced, asian_support=unspaced)} if intervals else {}
+    metrics = {"bleu": bleu(tokenize), "chrf": _chrf()} | ter
+    for name, metric in metrics.items():
         stats = statistics(metric, hypotheses, references)
 
         def statistic(
@@ -56,13 +81,19 @@ def _chrf() -> Any:
     return CHRF()
 
 
-def statistics(metric: Any, hypotheses: Sequence[str], references: Sequence[str]) -> np.ndarray:
+def streams(references: References) -> list[list[str]]:
+    """Returns references as sacrebleu takes them: the first of each text, the second, and so on; None for no more."""
+    each = [[texts] if isinstance(texts, str) else texts for texts in references]
+    return [list(stream) for stream in zip_longest(*each)]
+
+
+def statistics(metric: Any, hypotheses: Sequence[str], references: References) -> np.ndarray:
     """Returns the counts (N, F) of each text, out of which the corpus score is computed.
 
     They are those that sacrebleu's own significance tests use."""
     if len(hypotheses) != len(references):
         raise ValueError(f"{len(hypotheses)} texts but {len(references)} references")
-    return np.array(metric._extract_corpus_statistics(hypotheses, [references]), float)
+    return np.array(metric._extract_corpus_statistics(hypotheses, streams(references)), float)
 
 
 def corpus_score(metric: Any, stats: np.ndarray, weights: np.ndarray) -> float:
@@ -70,9 +101,9 @@ def corpus_score(metric: Any, stats: np.ndarray, weights: np.ndarray) -> float:
     return float(metric._compute_score_from_stats((weights @ stats).tolist()).score)
 
 
-def sentence_chrf(hypothesis: str, reference: str) -> float:
+def sentence_chrf(hypothesis: str, references: Sequence[str]) -> float:
     """Returns the chrF of one text, from 0 to 100."""
-    return float(_chrf().sentence_score(hypothesis, [reference]).score)
+    return float(_chrf().sentence_score(hypothesis, references).score)
 
 
 def words_of(text: str) -> list[str]:
@@ -80,19 +111,24 @@ def words_of(text: str) -> list[str]:
     return WORD.findall(text.lower())
 
 
-def rouge(hypotheses: Sequence[str], references: Sequence[str], intervals: bool = True) -> dict[str, Estimate]:
+def rouge(hypotheses: Sequence[str], references: References, intervals: bool = True) -> dict[str, Estimate]:
     """Returns rouge1, rouge2 and rougeL (Lin 2004), from 0 to 1.
 
     They are means over texts of the F1 of words, of pairs of words, and of the longest common subsequence of the whole
-    text."""
-    columns: dict[str, list[float]] = {"rouge1": [], "rouge2": [], "rougeL": []}
-    for hypothesis, reference in zip(hypotheses, references, strict=True):
-        written, wanted = words_of(hypothesis), words_of(reference)
-        for n in (1, 2):
-            grams = [Counter(zip(*(x[i:] for i in range(n)), strict=False)) for x in (written, wanted)]
-            columns[f"rouge{n}"].append(_f1((grams[0] & grams[1]).total(), grams[0].total(), grams[1].total()))
-        columns["rougeL"].append(_f1(longest_common_subsequence(written, wanted), len(written), len(wanted)))
-    return means(columns, intervals)
+    text; of several references that with the best score counts, for each of these alone."""
+    rows = []
+    for hypothesis, texts in zip(hypotheses, references, strict=True):
+        each = [_rouge(words_of(hypothesis), words_of(text)) for text in ([texts] if isinstance(texts, str) else texts)]
+        rows.append([max(scores) for scores in zip(*each, strict=True)])
+    return means(dict(zip(("rouge1", "rouge2", "rougeL"), zip(*rows, strict=True), strict=True)), intervals)
+
+
+def _rouge(written: list[str], wanted: list[str]) -> list[float]:
+    scores = []
+    for n in (1, 2):
+        grams = [Counter(zip(*(x[i:] for i in range(n)), strict=False)) for x in (written, wanted)]
+        scores.append(_f1((grams[0] & grams[1]).total(), grams[0].total(), grams[1].total()))
+    return [*scores, _f1(longest_common_subsequence(written, wanted), len(written), len(wanted))]
 
 
 def _f1(common: int, written: int, wanted: int) -> float:

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -12,11 +13,10 @@ from typing import IO, Any
 from lmkit.base.display import note, waiting
 from lmkit.base.errors import DataError, UserError
 from lmkit.base.files import replacing
-from lmkit.data.inputs import Problems
 from lmkit.data.tables.splitting import same_input
 from lmkit.data.tables.table import Table, read_table
 from lmkit.data.tables.task_tables import TABLES
-from lmkit.recipe.tasks import TaskConfig
+from lmkit.recipe.tasks import TableConfig
 from lmkit.tasks.evaluate import read_labelled, table_config, together
 from lmkit.tasks.table import TASKS, changed, load_all, task_of, trained_task
 from lmkit.tasks.task import Task
@@ -64,13 +64,12 @@ def _write_cells(records: list[dict[str, Any]], file: IO[str], delimiter: str) -
     writer.writerows(rows)
 
 
-def _golds(sources: list[str], config: TaskConfig, columns: dict[str, str | None], folder: Path, task: Task) -> Table:
-    """Returns the rows that have what is to be predicted; none where a file has no such column."""
-    read_as = table_config(sources, config, columns, True, folder)
-    try:
-        return read_table(sources, config.name, read_as, True, *task.read_as())
-    except DataError:  # the same files were read without it
-        return Table([], [], {}, "", Problems())
+def _golds(read_as: TableConfig, task_name: str, task: Task) -> dict[str, dict[str, Any]]:
+    """Returns the rows that have what is to be predicted, by place; none where a file has no such column."""
+    with suppress(DataError):  # without it the same files were read
+        table = read_table(read_as.sources, task_name, read_as, True, *task.read_as())
+        return dict(zip(table.places, table.rows, strict=True))
+    return {}
 
 
 def _predictions(
@@ -97,8 +96,7 @@ def _predictions(
         note(f"{cut:,} of {len(table.rows):,} rows are longer than the model reads and were cut")
     with waiting(f"{model}: {len(table.rows):,} rows"):
         outputs = together([task.outputs(one.model, table, examples) for one in loaded])
-    labelled = _golds(sources, config, columns, loaded[0].folder, task)
-    golds = dict(zip(labelled.places, labelled.rows, strict=True))
+    golds = _golds(table_config(sources, config, columns, True, loaded[0].folder), config.name, task)
     records = []
     for place, row, output in zip(table.places, table.rows, outputs, strict=True):
         said, beside = task.say_of(row, output), table.beside.get(place, {})
@@ -110,8 +108,7 @@ def _predictions(
                 record["loss"] = round(loss, 6)
         records.append(record)
     for lost in reversed(table.lost):
-        kept = table.beside.get(lost.place, {})
-        records.insert(lost.before, {"place": lost.place} | kept | {"error": lost.reason})
+        records.insert(lost.before, {"place": lost.place} | table.beside.get(lost.place, {}) | {"error": lost.reason})
     return records
 
 

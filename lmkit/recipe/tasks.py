@@ -93,8 +93,8 @@ class TranslateConfig(WritingConfig):
         None, description="Language of the sources, as the model's tokenizer names it, like eng_Latn or en_XX."
     )
     target_lang: str | None = Field(None, description="Language to write, for models of several languages.")
-    tokenize: Literal["13a", "intl", "char", "zh", "ja-mecab", "ko-mecab", "none"] = Field(
-        "13a", description="sacrebleu's tokenisation of the target language."
+    tokenize: Literal["auto", "13a", "intl", "char", "zh", "ja-mecab", "ko-mecab", "none"] = Field(
+        "auto", description="sacrebleu's tokenisation of the target language; auto: by its script."
     )
 
 

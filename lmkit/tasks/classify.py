@@ -14,7 +14,6 @@ from lmkit.base.units import brief
 from lmkit.data.tables.labels import Kind, label_kind
 from lmkit.data.tables.table import Table
 from lmkit.evaluation import baseline, classification
-from lmkit.evaluation.classification import HALF, ClassScore
 from lmkit.evaluation.intervals import Estimate, means
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.batch import Batch
@@ -117,7 +116,7 @@ class Classifier(Task):
     smoothing: float = 0.0
     metric: str = ""
     middle: bool = False  # is what is cut out of longer texts, not their end
-    threshold: float = HALF  # probability from which one of several labels holds
+    threshold: float = classification.HALF  # probability from which one of several labels holds
     fitted: bool = False  # the threshold is chosen after training
     baseline: bool = False  # simpler classifiers are trained beside it
 
@@ -129,7 +128,7 @@ class Classifier(Task):
         return cls(
             reading.tokenizer, reading.layout, kind, labels, reading.length(MOST_TOKENS), weights,
             config.label_smoothing, config.metric, config.cut == "middle",
-            HALF if isinstance(config.threshold, str) else config.threshold, config.threshold == "auto",
+            classification.HALF if isinstance(config.threshold, str) else config.threshold, config.threshold == "auto",
             config.baseline,
         )  # fmt: skip
 
@@ -138,7 +137,7 @@ class Classifier(Task):
         reading = Reading.of(loaded, settings)
         kind = kind_of(loaded.config_json, loaded.config) if config.kind == "auto" else config.kind
         check_options(config, kind)
-        fitted = settings.fitted.get("threshold", HALF) if settings else HALF
+        fitted = settings.fitted.get("threshold", classification.HALF) if settings else classification.HALF
         threshold = fitted if isinstance(config.threshold, str) else config.threshold
         return cls(
             reading.tokenizer, reading.layout, kind, cls.label_names(config, loaded.config.labels),
@@ -154,8 +153,7 @@ class Classifier(Task):
             allowed = ", ".join(map(brief, labels[:20])) or "none: it has no head for labels"
             raise UserError(f"task.labels: `{brief(unknown[0])}` is no label of the model\n  allowed: {allowed}")
         if len(set(renamed)) < len(renamed):
-            twice = next(name for name in renamed if renamed.count(name) > 1)
-            raise UserError(f"task.labels: two labels would be called `{brief(twice)}`\n  → a name of its own for each")
+            raise UserError("task.labels: two labels would have one name\n  → a name of its own for each")
         return renamed
 
     def __post_init__(self) -> None:
@@ -256,8 +254,7 @@ class Classifier(Task):
         if not self.fitted:
             return {}, ""
         p = np.stack(self.outputs(model, table, self.examples(table)))
-        gold = self._gold(table) > 0
-        threshold, after = classification.best_threshold(gold, p)
+        threshold, after = classification.best_threshold(self._gold(table) > 0, p)
         return {"threshold": threshold}, (
             f"a label holds from a probability of {threshold:.3f}, fitted on these rows: their micro F1 is then"
             f" {after:.4f} (above: at {self.threshold})"
@@ -298,7 +295,7 @@ class Classifier(Task):
         right = output[gold] if self.kind == "single" else np.where(gold > 0, output, 1 - output)
         return float(-np.log(np.maximum(right, 1e-12)).mean())
 
-    def class_scores(self, table: Table, outputs: Sequence[np.ndarray]) -> dict[str, ClassScore]:
+    def class_scores(self, table: Table, outputs: Sequence[np.ndarray]) -> dict[str, classification.ClassScore]:
         if self.kind == "regression":
             return {}
         gold, p = self._gold(table), np.stack(outputs)

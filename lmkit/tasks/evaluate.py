@@ -44,9 +44,8 @@ def table_config(
     `encoding`."""
     settings = settings_of(folder)
     same_task = settings is not None and settings.task.name == config.name  # a reader of texts may serve another
-    chosen = (settings.columns if settings and same_task else {}) | {
-        key: column for key, column in columns.items() if column is not None
-    }
+    named = {key: column for key, column in columns.items() if column is not None}
+    chosen = (settings.columns if settings and same_task else {}) | named
     if not labelled:
         chosen |= {role.key: "" for role in TABLES[config.name].roles if role.answer}
     trained = {"separator": settings.separator, "words": settings.words} if settings else {}
@@ -117,10 +116,7 @@ def evaluate_tables(
         facts: dict[str, Any] = {"task": configs[0].name, "data": sources, "rows": len(table.rows)}
         facts["skipped"] = table.problems.counts
         facts["models"] = {name: scores_as_json(scores) for name, scores in systems.items()}
-        facts["classes"] = {
-            e.name: {name: score._asdict() for name, score in e.task.class_scores(table, e.outputs).items()}
-            for e in evaluations
-        }
+        facts["classes"] = {e.name: scores_as_json(e.task.class_scores(table, e.outputs)) for e in evaluations}
         if compared:
             facts["comparison"] = {"difference": compared.difference._asdict(), "p": compared.p, "test": compared.test}
         print(json.dumps(facts))

@@ -46,8 +46,6 @@ def task_of(model: str | Path, named: str | None = None) -> TaskConfig | None:
 
 def changed(task: TaskConfig, changes: dict[str, Any]) -> TaskConfig:
     """Returns the section with what the command line says instead. Raises UserError for what the task does not have."""
-    if unread := [key for key in changes if key not in type(task).model_fields]:
-        raise UserError(f"--{unread[0]}: {task.name} has no such setting\n  → leave it out")
     return build_recipe(type(task), task.model_dump() | changes, {}, where="command line")
 
 

@@ -49,8 +49,7 @@ class Tagger(Task):
     @classmethod
     def of_folder(cls, config: TagConfig, loaded: Pretrained, settings: TaskSettings | None) -> Self:
         reading = Reading.of(loaded, settings)
-        labels = cls.label_names(config, loaded.config.labels)
-        return cls(reading.tokenizer, reading.layout, labels, reading.length(MOST_TOKENS))
+        return cls(reading.tokenizer, reading.layout, with_prefixes(loaded.config.labels), reading.length(MOST_TOKENS))
 
     @classmethod
     def label_names(cls, config: TagConfig, labels: tuple[str, ...]) -> tuple[str, ...]:

@@ -302,7 +302,7 @@ def confusions(labels: Sequence[str], gold: np.ndarray, predicted: np.ndarray, m
     return ["most confused: rows, gold → predicted", *lines] if lines else []
 
 
-def scores_as_json(scores: Mapping[str, Estimate]) -> dict[str, Any]:
+def scores_as_json(scores: Mapping[str, Estimate | classification.ClassScore]) -> dict[str, Any]:
     return {name: e._asdict() for name, e in scores.items()}
 
 

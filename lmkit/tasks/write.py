@@ -190,12 +190,17 @@ class Translator(Writer):
     config: TranslateConfig
 
     def scores(self, table: Table, outputs: Sequence[str], intervals: bool) -> dict[str, Estimate]:
-        return writing.score_texts(outputs, _references(table), self.config.tokenize, intervals)[0]
+        references = _references(table)
+        if self.config.tokenize == "auto":
+            tokenize = writing.tokenizer_for([texts[0] for texts in references])
+            self.config = self.config.model_copy(update={"tokenize": tokenize})
+            note(f"bleu     by the script of the targets tokenised as {tokenize} (task.tokenize)")
+        scores, self.signatures = writing.score_texts(outputs, references, self.config.tokenize, intervals)
+        return scores
 
     def stated(self) -> list[str]:
         """Returns sacrebleu's signatures as well."""
-        signatures = writing.score_texts(["a"], ["a"], self.config.tokenize, False)[1]
-        return [*(f"{name}  {signature}" for name, signature in signatures.items()), *super().stated()]
+        return [*(f"{name}  {signature}" for name, signature in self.signatures.items()), *super().stated()]
 
     def per_row(self, table: Table, outputs: Sequence[str]) -> list[float]:
         """Returns the chrF of each sentence."""
@@ -223,8 +228,8 @@ def _language(config: WriterConfig, side: str) -> str | None:
     return getattr(config, f"{side}_lang", None)
 
 
-def _references(table: Table) -> list[str]:
-    return [row["target"] for row in table.rows]
+def _references(table: Table) -> list[list[str]]:
+    return [row.get("references", [row["target"]]) for row in table.rows]
 
 
 def _as_configured(task: WriterConfig, loaded: Pretrained) -> WriterConfig:

@@ -204,11 +204,8 @@ def _start(recipe: FinetuneRecipe, train: Table, folder: Path) -> tuple[Transfor
                 "  → leave out lora, or take a model or a task.template that needs no new ones"
             )
         source = task.with_rows(source, own, tokenizer)
-        if source.config.head == task.head:
-            labels = task.label_names(recipe.task, source.config.labels)
-            source.config = source.config.model_copy(update={"labels": labels})
-        else:
-            task.label_names(recipe.task, ())
+        labels = source.config.labels if source.config.head == task.head else ()
+        source.config = source.config.model_copy(update={"labels": task.label_names(recipe.task, labels)})
         tokenizer.save(kept, source.config.context)
         return source, source.config, tokenizer
     task.label_names(recipe.task, ())
@@ -253,9 +250,8 @@ def _with_head(source: Transformer | None, before: ModelConfig, task: Task, seed
 def _renaming(theirs: tuple[str, ...], task: Task) -> str:
     """Returns how to go on with a head whose labels most likely have other names only: they differ in case or spaces,
     or are as many and name nothing; "" for any other head."""
-    fold = lambda label: "".join(label.casefold().split())
-    folded = {fold(label): label for label in task.labels}
-    named = {old: folded.get(fold(old), "") for old in theirs}
+    folded = {"".join(label.casefold().split()): label for label in task.labels}
+    named = {old: folded.get("".join(old.casefold().split()), "") for old in theirs}
     if all(re.fullmatch(r"LABEL_\d+", old) for old in theirs):
         named = dict(zip(theirs, task.labels, strict=False))
     if task.head != "sequence" or sorted(named.values()) != sorted(task.labels):

@@ -19,7 +19,6 @@ from lmkit.data.tables.labels import label_kind
 from lmkit.data.tables.report import report
 from lmkit.data.tables.splitting import limit, split
 from lmkit.data.tables.table import Table, read_table
-from lmkit.evaluation.classification import ClassScore
 from lmkit.images.palette import as_texts, fit_palette, holds_images, load_palette
 from lmkit.images.tokens import palette_tokenizer
 from lmkit.pretrained import load
@@ -266,9 +265,10 @@ def _scores(f: Finetuning, folder: Path, run: Run) -> list[str]:
     named = {name: scores_as_json(scores) for name, scores in columns.items()}
     facts: dict[str, Any] = {"scores": named.pop("model"), "baselines": named, "rows": len(table.rows)}
     if classes := task.class_scores(table, outputs):
-        facts["classes"] = {name: score._asdict() for name, score in classes.items()}
+        facts["classes"] = scores_as_json(classes)
         with (run.path / "classes.csv").open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([("class", *ClassScore._fields), *((k, *score) for k, score in classes.items())])
+            header = ("class", *next(iter(classes.values()))._fields)
+            csv.writer(file).writerows([header, *((name, *score) for name, score in classes.items())])
     write_json(run.path / "scores.json", facts)
     weighs = hasattr(f.settings.task, "class_weights")
     weights = "\n  → task.class_weights=true gives rare labels more weight" if weighs else ""

@@ -81,3 +81,12 @@ def test_selective_accuracy_by_counting():
 def test_recall_at_k():
     found = recall_at_k([1, 3, None, 7], ks=(1, 5))
     assert {k: e.value for k, e in found.items()} == {"recall@1": 0.25, "recall@5": 0.5}
+
+
+def test_chinese_and_japanese_are_compared_by_characters():
+    """As the script of CMRC 2018 cuts them (`mixed_segmentation`, punctuation removed), by hand."""
+    assert best_of(["《红楼梦》"], "红楼梦。") == (1, 1)
+    assert best_of(["1998年5月"], "1998年") == (0, 2 * 2 / (2 + 4))  # 1998, 年 of 1998, 年, 5, 月
+    assert best_of(["東京タワー"], "東京") == (0, 2 * 2 / (2 + 5))
+    assert best_of(["NBA 联盟"], "nba联盟") == (1, 1)
+    assert best_of(["Ms. Kim"], "kim ms")[0] == 0

@@ -4,9 +4,10 @@ import random
 
 import pytest
 import sacrebleu
+from rouge_score import rouge_scorer
 
 from lmkit.base.errors import UserError
-from lmkit.evaluation.writing import longest_common_subsequence, rouge, score_texts, words_of
+from lmkit.evaluation.writing import longest_common_subsequence, rouge, score_texts, tokenizer_for, words_of
 
 REFERENCES = [f"a man number {i} is riding his {thing}, slowly ." for i, thing in enumerate(["bike", "horse"] * 20)]
 HYPOTHESES = [r.replace("is riding", ["rides", "is on"][i % 2]).replace("slowly", "") for i, r in enumerate(REFERENCES)]
@@ -64,3 +65,39 @@ def test_longest_common_subsequence_is_that_of_the_table():
             for j, y in enumerate(b):
                 table[i + 1][j + 1] = table[i][j] + 1 if x == y else max(table[i][j + 1], table[i + 1][j])
         assert longest_common_subsequence(a, b) == longest_common_subsequence(b, a) == table[-1][-1]
+
+
+def test_several_references_and_ter_are_those_of_sacrebleu():
+    others = [f"he rides {r.split()[-3]} number {i}" if i % 3 else None for i, r in enumerate(REFERENCES)]
+    both = [[a] if b is None else [a, b] for a, b in zip(REFERENCES, others, strict=True)]
+    found, signatures = score_texts(HYPOTHESES, both)
+    for name, judge in (("bleu", sacrebleu.BLEU()), ("chrf", sacrebleu.CHRF()), ("ter", sacrebleu.TER())):
+        assert found[name].value == pytest.approx(judge.corpus_score(HYPOTHESES, [REFERENCES, others]).score)
+    assert found["bleu"].value > score_texts(HYPOTHESES, REFERENCES)[0]["bleu"].value
+    assert all(signature.startswith("nrefs:var|") for signature in signatures.values())
+    asian = sacrebleu.TER(normalized=True, asian_support=True)
+    assert (
+        score_texts(*JAPANESE, tokenize="char")[0]["ter"].value == asian.corpus_score(JAPANESE[0], [JAPANESE[1]]).score
+    )
+
+
+def test_the_tokeniser_goes_by_the_script(monkeypatch):
+    assert tokenizer_for(["a horse in 東京", "und noch ein Satz"]) == "13a" == tokenizer_for(["", "1 2 ."])
+    assert tokenizer_for(["我喜欢 GPU 和猫。"]) == "zh"
+    monkeypatch.setattr("lmkit.evaluation.writing.find_spec", lambda name: None)
+    assert tokenizer_for(JAPANESE[0]) == tokenizer_for(["나는 고양이를 좋아한다"]) == "char"
+    monkeypatch.setattr("lmkit.evaluation.writing.find_spec", lambda name: name)
+    assert tokenizer_for(JAPANESE[0]) == "ja-mecab" and tokenizer_for(["나는 고양이를 좋아한다"]) == "ko-mecab"
+
+
+def test_rouge_is_that_of_rouge_score_also_of_several_references():
+    names = ["rouge1", "rouge2", "rougeL"]
+    judge, rng = rouge_scorer.RougeScorer(names), random.Random(0)
+    texts = lambda n: [
+        " ".join(rng.choices(["a", "man", "rides", "the", "horse", "slowly"], k=rng.randint(1, 9))) for _ in range(n)
+    ]
+    hypotheses, several = texts(30), [texts(rng.randint(1, 3)) for _ in range(30)]
+    wanted = [judge.score_multi(references, text) for references, text in zip(several, hypotheses, strict=True)]
+    found = rouge(hypotheses, several)
+    for name in names:
+        assert found[name].value == pytest.approx(sum(w[name].fmeasure for w in wanted) / 30)

@@ -156,7 +156,7 @@ def test_a_head_is_taken_over_by_the_names_of_its_labels(reviews, tmp_path, caps
     assert json.loads(capsys.readouterr().out)["models"][named]["accuracy"]["value"] == 1.0
     with pytest.raises(UserError, match="`LABEL_2` is no label of the model\n  allowed: LABEL_0, LABEL_1"):
         predictions.predict_rows(named, [str(reviews)], None, rows, None, task_changes(["LABEL_2=good"]))
-    with pytest.raises(UserError, match="two labels would be called `bad`"):
+    with pytest.raises(UserError, match="two labels would have one name"):
         predictions.predict_rows(named, [str(reviews)], None, rows, None, task_changes(["LABEL_0=bad", "LABEL_1=bad"]))
 
 
@@ -436,7 +436,20 @@ def test_a_decoder_writes_into_half_of_a_short_row_and_its_scores_say_how(tmp_pa
         "tokenizer.type=bpe", "tokenizer.vocab_size=300", "train.budget=1 steps")  # fmt: skip
     said = capsys.readouterr().out
     assert "bleu  nrefs:1|case:mixed|eff:no|tok:13a" in said and "chrf  nrefs:1|" in said
-    assert "written by beam of 4, length penalty average, alpha 1" in said
+    assert "written by beam of 4, length penalty average, alpha 1" in said and "ter  nrefs:1|" in said
+
+    chinese = tmp_path / "references.jsonl"
+    rows = [{"source": f"cat {i}", "first": f"猫 {i}", "second": f"一只猫 {i}" if i % 2 else None} for i in range(8)]
+    chinese.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model, columns = str(tmp_path / "run"), {"target": "first,second"}
+    config = task_of(model).model_copy(update={"tokenize": "auto"})
+    evaluate.evaluate_tables({model: [lmkit.load(model)]}, [config], [str(chinese)], columns, False)
+    shown = capsys.readouterr()
+    assert "tokenised as zh (task.tokenize)" in shown.err and "bleu  nrefs:var|case:mixed|eff:no|tok:zh|" in shown.out
+    assert (
+        "chrf  nrefs:var|" in shown.out
+        and "ter  nrefs:var|case:lc|tok:tercom|norm:yes|punct:yes|asian:yes" in shown.out
+    )
 
 
 def test_a_run_goes_on_bit_for_bit_and_two_models_are_compared(reviews, tmp_path, capsys):

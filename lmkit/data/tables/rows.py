@@ -207,8 +207,13 @@ def answer_row(values: Values, where: str, labelled: bool, problems: Problems) -
 
 
 def writing_row(values: Values, where: str, labelled: bool, problems: Problems) -> Row:
-    row = {"source": _text(values.get("source"))}
-    return row | {"target": _text(values["target"])} if labelled or values.get("target") else row
+    row: Row = {"source": _text(values.get("source"))}
+    given = values.get("target")  # a list, or columns by their names, holds several references
+    texts = list(given.values()) if isinstance(given, dict) else given if isinstance(given, list) else [given]
+    targets = [_text(text) for text in texts if text not in (None, "")]
+    if labelled or targets:
+        row |= {"target": _text(next(iter(targets), None))}
+    return row | ({"references": targets} if len(targets) > 1 else {})
 
 
 def chat_row(values: Values, where: str, labelled: bool, problems: Problems) -> Row:

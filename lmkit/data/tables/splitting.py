@@ -25,10 +25,10 @@ def split(table: Table, share: float, seed: int, task: str, group: str | None = 
         return table, taken(table, [], Problems())
     groups = _groups(table, task, group)
     if len(groups) < 2:
-        common = f"are linked by data.group={group} or by texts" if group else "read the same"
-        common = "are about one text" if TABLES[task].by_article and not group else common
+        alike = "are about one text" if TABLES[task].by_article else "read the same"
         raise DataError(
-            f"cannot hold out rows: all {len(table.rows):,} {common} ({table.places[0]})\n"
+            f"cannot hold out rows: all {len(table.rows):,} {alike}"
+            f"{f' or share their {group}' if group else ''} ({table.places[0]})\n"
             "  → name files to validate on in data.validation, or set it to 0"
         )
     groups.sort(key=lambda group: _key(seed, table.rows[group[0]], group[0]))

@@ -165,7 +165,7 @@ def test_rows_of_one_group_are_on_one_side(task: str) -> None:
     read = [{row.get("text", row.get("context")) for row in side.rows} for side in sides]
     assert not seen[0] & seen[1] and not read[0] & read[1]
     assert [place for place, user in zip(whole.places, users, strict=True) if not user and place in sides[1].places]
-    with pytest.raises(DataError, match=r"linked by data\.group=all"):
+    with pytest.raises(DataError, match="or share their all"):
         for place in whole.places:
             whole.beside[place] = {"all": 1}
         split(whole, 0.2, 0, task, "all")
