@@ -204,7 +204,9 @@ def test_the_commands(work, monkeypatch):
     assert scores["accuracy_at_coverage"]["value"] == 1 and scores["coverage"]["low"] < scores["coverage"]["high"]
     lmkit("predict run --data test.jsonl --out said.jsonl")
     lines = (work / "said.jsonl").read_text().splitlines()
-    assert len(lines) == 80 and {"place", "answer", "source", "evidence", "score"} == json.loads(lines[0]).keys()
+    assert (
+        len(lines) == 80 and {"place", "answer", "source", "evidence", "score", "gold"} == json.loads(lines[0]).keys()
+    )
 
     (work / "new.csv").write_text("s,p,o\nZubrowka,capital,Lutz\n")
     lmkit("kb add kb2.sqlite new.csv")
