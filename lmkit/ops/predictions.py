@@ -103,7 +103,7 @@ def _predictions(
         record = {"place": place} | {f"input.{k}" if k in said else k: v for k, v in beside.items()} | said
         gold = golds.get(place)
         if gold and ("image" in gold or same_input(gold, config.name) == same_input(row, config.name)):
-            record["gold"] = gold[TABLES[config.name].learnt]
+            record["gold"] = gold.get("references", gold[TABLES[config.name].learnt])
             if (loss := task.loss_of(gold, output)) is not None:
                 record["loss"] = round(loss, 6)
         records.append(record)

@@ -446,6 +446,11 @@ def test_a_decoder_writes_into_half_of_a_short_row_and_its_scores_say_how(tmp_pa
     evaluate.evaluate_tables({model: [lmkit.load(model)]}, [config], [str(chinese)], columns, False)
     shown = capsys.readouterr()
     assert "tokenised as zh (task.tokenize)" in shown.err and "bleu  nrefs:var|case:mixed|eff:no|tok:zh|" in shown.out
+    listed = tmp_path / "listed.jsonl"
+    listed.write_text('{"source": "cat 1", "target": ["猫", "一只猫"]}\n{"source": "cat 2", "target": ["狗"]}\n')
+    predictions.predict_rows(model, [str(listed)], tmp_path / "said.jsonl", {}, None)
+    lines = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    assert [line["gold"] for line in lines] == [["猫", "一只猫"], "狗"]
     assert (
         "chrf  nrefs:var|" in shown.out
         and "ter  nrefs:var|case:lc|tok:tercom|norm:yes|punct:yes|asian:yes" in shown.out

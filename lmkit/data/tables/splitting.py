@@ -50,7 +50,8 @@ def limit(table: Table, n: int, seed: int) -> Table:
 
 def same_input(row: Row, task: str) -> Any:
     """Returns what two rows that read alike share: a model that has seen one may know the other by heart."""
-    unread = (*NAMES, TABLES[task].learnt)  # conversations, many of which begin alike, have none of these roles
+    # Conversations, many of which begin alike, have none of these roles.
+    unread = (*NAMES, "references", TABLES[task].learnt)
     return {role: value for role, value in row.items() if role not in unread}
 
 
