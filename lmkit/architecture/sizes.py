@@ -61,6 +61,10 @@ _BERT_SIZES = {
 _V1_1 = {"activation": "gelu_tanh", "gated": True, "tied": False, "scaled_head": False}
 _SCALING = {"type": "llama3", "factor": 32.0, "original_context": 8192}
 _MODERN = {"family": "modernbert", "vocab_size": 50368, "context": 8192}
+_ELECTRA_SMALL = {  # of the generator and the discriminator
+    "family": "electra", "vocab_size": 30522, "context": 512, "num_layers": 12, "hidden_size": 256, "num_heads": 4,
+    "intermediate_size": 1024, "embedding_size": 128,
+}  # fmt: skip
 _SEQ2SEQ = {"family": "transformer", "vocab_size": 37000, "context": 512}
 
 PRESETS: dict[str, Size] = {
@@ -112,18 +116,12 @@ PRESETS: dict[str, Size] = {
         "albert-base-v2": (12, 768, 12), "albert-large-v2": (24, 1024, 16), "albert-xlarge-v2": (24, 2048, 16),
         "albert-xxlarge-v2": (12, 4096, 64),
     }),
-    "electra-small-generator": {
-        "family": "electra", "vocab_size": 30522, "context": 512, "num_layers": 12, "hidden_size": 256, "num_heads": 4,
-        "intermediate_size": 1024, "embedding_size": 128,
-    },
+    "electra-small-generator": _ELECTRA_SMALL,
     "electra-base-generator": {
         "family": "electra", "vocab_size": 30522, "context": 512, "num_layers": 12, "hidden_size": 256, "num_heads": 4,
         "intermediate_size": 1024, "embedding_size": 768,
     },
-    "electra-small": {
-        "family": "electra", "vocab_size": 30522, "context": 512, "num_layers": 12, "hidden_size": 256, "num_heads": 4,
-        "intermediate_size": 1024, "embedding_size": 128,
-    },
+    "electra-small": _ELECTRA_SMALL,
     "electra-base": {
         "family": "electra", "vocab_size": 30522, "context": 512, "num_layers": 12, "hidden_size": 768, "num_heads": 12,
         "intermediate_size": 3072, "embedding_size": 768,

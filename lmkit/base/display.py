@@ -57,17 +57,17 @@ def waiting(what: str) -> Iterator[None]:
     done, began = Event(), time.monotonic()
 
     def watch() -> None:
-        shown = console.status(what) if console.is_terminal else None
+        spinner = console.status(what) if console.is_terminal else None
         if not done.wait(SILENT_SECONDS):
-            if shown:
-                shown.start()
-            while not shown and not HUSHED:
+            if spinner:
+                spinner.start()
+            while not spinner and not HUSHED:
                 say(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {what}: {time.monotonic() - began:.0f} s")
                 if done.wait(PLAIN_INTERVAL):
                     break
             done.wait()
-            if shown:
-                shown.stop()
+            if spinner:
+                spinner.stop()
 
     thread = Thread(target=watch, daemon=True)
     thread.start()

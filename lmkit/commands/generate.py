@@ -60,8 +60,8 @@ def generate(
         )
     else:
         show = sys.stdout.isatty() if stream is None else stream
-        asked = writing.WritingOptions(
+        writing_options = writing.WritingOptions(
             (source_lang, target_lang), min_tokens, no_repeat_ngram, tuple(stop_ids or ()), control_tokens, beam,
             length_penalty,
         )  # fmt: skip
-        writing.write_texts(model, prompts, config, n, as_json, show, allow_pickle, given, asked)
+        writing.write_texts(model, prompts, config, n, as_json, show, allow_pickle, given, writing_options)

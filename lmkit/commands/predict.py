@@ -41,5 +41,7 @@ def predict(
     from lmkit.ops import predictions
 
     changes = task_changes(labels, threshold=threshold, source_lang=source_lang, target_lang=target_lang)
-    kept = [name.strip() for name in (keep or "").split(",") if name.strip()]
-    predictions.predict_rows(model, data, out, {"text": text, "pair": pair, "encoding": encoding}, task, changes, kept)
+    kept_columns = [name.strip() for name in (keep or "").split(",") if name.strip()]
+    predictions.predict_rows(
+        model, data, out, {"text": text, "pair": pair, "encoding": encoding}, task, changes, kept_columns
+    )

@@ -125,7 +125,7 @@ def check_start(recipe: FinetuneRecipe) -> None:
     if not isinstance(recipe.model, str) or Path(recipe.model).exists():
         return
     name = Path(recipe.model).name
-    ways = [f"model.preset={name} trains one from scratch on these rows alone"] if name in PRESETS else []
+    ways = [f"model.preset={name} in the place of --model trains one on these rows alone"] if name in PRESETS else []
     if name in builtin_recipes("pretrain"):
         ways.append(f"lmkit pretrain {name} makes it from text; then --model runs/{name}")
     if ways:
@@ -134,7 +134,7 @@ def check_start(recipe: FinetuneRecipe) -> None:
 
 
 def expand_finetuning(tree: dict[str, Any]) -> dict[str, Any]:
-    """Fills what a recipe leaves open. Raises ValueError like `defaults.expand` for a model from scratch."""
+    """Fills what a recipe leaves open. Raises ValueError like `expand_pretraining` for a new model."""
     tree = copy.deepcopy(tree)
     if isinstance(tree.get("task"), str):
         tree["task"] = {"name": tree["task"]}

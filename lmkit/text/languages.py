@@ -48,8 +48,8 @@ def language_frame(tokenizer: Tokenizer, source_lang: str | None, target_lang: s
     if not codes:
         raise UserError("the model's tokenizer has no tokens for languages\n  → leave out source_lang and target_lang")
     name = str(tokenizer.settings["tokenizer_class"]).removesuffix("Fast")
-    needed = [target_lang] if name in IN_SOURCE else [source_lang, target_lang]
-    for key, code in zip(("target_lang", "source_lang"), reversed(needed), strict=False):
+    needed = {"target_lang": target_lang} | ({} if name in IN_SOURCE else {"source_lang": source_lang})
+    for key, code in needed.items():
         if code not in codes:
             raise UserError(f"{key} {code!r} is no language of this model{did_you_mean(str(code), codes)}")
     if name in IN_SOURCE:

@@ -188,11 +188,16 @@ class Tokenizer:
 
     def encode_control(self, text: str) -> list[int]:
         """Returns the ids of a text in which names of control tokens stand for these tokens."""
+        return self._control_backend.encode(text, add_special_tokens=False).ids
+
+    @cached_property
+    def _control_backend(self) -> "Backend":
+        """Returns the backend that finds control tokens in text."""
         from tokenizers import Tokenizer as Backend
 
         backend = Backend.from_str(self.backend.to_str())
         backend.encode_special_tokens = False
-        return backend.encode(text, add_special_tokens=False).ids
+        return backend
 
     def count_unknown(self, ids: Sequence[int] | np.ndarray) -> int:
         """Returns how many of `ids` stand for text that the vocabulary cannot spell."""

@@ -24,7 +24,8 @@ def course(run: Path, budget: str, verb: str) -> list[str]:
     lowest = min(losses)
     if losses[-1] == lowest and losses[-1] < losses[-2] * (1 - FALLING):
         number, unit = split_quantity(budget)
-        more = f"{2 * number:g} {unit}".strip()
+        unit += "s" if unit in ("step", "token", "epoch") else ""
+        more = f"{round(2 * number, 6):.15g} {unit}".strip()
         again = f"lmkit {verb} {shlex.quote(str(run))} train.budget='{more}' --out {shlex.quote(f'{run}-longer')}"
         return [f"the validation loss was still falling at the end ({losses[-2]:.4g} → {losses[-1]:.4g})\n  → {again}"]
     if losses[-1] > lowest * (1 + RISEN):

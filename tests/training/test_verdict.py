@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from lmkit.base.units import split_quantity
 from lmkit.commands.main import app
 from lmkit.evaluation.intervals import Estimate
 from lmkit.training import verdict
@@ -41,7 +42,7 @@ def test_a_loss_that_still_falls_is_said_with_a_command_that_works(here):
     first, _, advice = shown.partition("→")
     assert "the validation loss was still falling at the end" in first
     longer = re.search(r"lmkit (.*)", advice)[1]
-    assert "train.budget='24 step'" in longer or "24 steps" in longer
+    assert "train.budget='24 steps'" in longer
     assert "24 steps" in said(longer) and Path("run-longer/best/config.json").is_file()
 
 
@@ -60,6 +61,16 @@ def test_the_course_of_the_loss(losses, says, tmp_path):
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, [{"step": 0, "loss": 9.0}, *rows])))
     lines = verdict.course(tmp_path, "3 epochs", "finetune")
     assert (says in lines[0]) if says else not lines
+
+
+@pytest.mark.parametrize(
+    ("budget", "doubled"), [("20000000 tokens", "40000000 tokens"), ("1.5 min", "3 min"), ("3 epochs", "6 epochs")]
+)
+def test_the_longer_budget_is_one_that_recipes_can_read(budget, doubled, tmp_path):
+    rows = [{"step": i, "val_loss": loss} for i, loss in enumerate([3.0, 2.5, 2.0])]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (line,) = verdict.course(tmp_path, budget, "pretrain")
+    assert f"train.budget='{doubled}'" in line and split_quantity(doubled)[0] == 2 * split_quantity(budget)[0]
 
 
 def test_a_model_that_beats_no_baseline_is_told_so():

@@ -68,7 +68,7 @@ _GEMMA2_KEYS = {
     "query_pre_attn_scalar": "query_pre_attn_scalar", "attention_softcap": "attn_logit_softcapping",
     "logit_softcap": "final_logit_softcapping",
 }  # fmt: skip
-_GEMMA2_AXES = {"norm_position": "both", "query_pre_attn_scalar": 256.0}
+_GEMMA2_AXES = {"norm_position": "both", "query_pre_attn_scalar": 256}
 _PHI3 = _llama(
     "Phi3", {"sliding_window": "sliding_window", "dropout": "resid_pdrop"}, (*_ROPE, "partial_rotary_factor")
 )
