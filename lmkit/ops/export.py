@@ -36,12 +36,12 @@ def export(model: str, out: Path, kind: str, quantization: Quantization | None, 
     loaded = load(model, device="cpu")
     kept = str(loaded.config_json.get("dtype") or loaded.config_json.get("torch_dtype"))
     dtype = dtype or next((name for name, number in DTYPES.items() if str(number) == f"torch.{kept}"), "f32")
-    out.mkdir(parents=True, exist_ok=True)
     if kind == "gguf":
         file = out / f"model-{quantization or dtype}.gguf"
         write_gguf(loaded.config, to_hf(loaded.model), file, _metadata(loaded, out.name), dtype, quantization)
         uses = [f"lmkit generate FOLDER/{file.name}", f"llama-cli -m FOLDER/{file.name}"]
     elif kind == "onnx":
+        out.mkdir(parents=True, exist_ok=True)
         write_onnx(loaded, out / "model.onnx")
         loaded.save(out)
         for weights in out.glob("*.safetensors*"):

@@ -117,7 +117,8 @@ def _architecture(c: ModelConfig) -> str:
     architecture = next((name for name, families in ARCHITECTURES.items() if c.family in families), None)
     if architecture is None or c.head != "lm":
         allowed = ", ".join(family for families in ARCHITECTURES.values() for family in families)
-        raise ModelError(f"a {c.spec.cls} is not a model that GGUF can hold\n  allowed: {allowed}, that write text")
+        what = f"a {c.spec.cls} is not a model that GGUF can hold"
+        raise ModelError(f"{what}\n  allowed: {allowed}, that write text\n  → --to hf, or onnx")
     return architecture
 
 
@@ -150,10 +151,11 @@ def write_gguf(
     Raises ModelError for a model that llama.cpp would compute in another way, and StorageError."""
     library = gguf_library()
     architecture, kinds, names = _architecture(c), library.GGMLQuantizationType, _names(c)
-    kind = kinds[(quantization or dtype).upper()]
+    kind, settings = kinds[(quantization or dtype).upper()], _settings(c, architecture)
+    path.parent.mkdir(parents=True, exist_ok=True)  # now that nothing about the model is wrong
     with replacing(path) as part:
         writer = library.GGUFWriter(part, architecture)
-        for key, value in (_settings(c, architecture) | metadata).items():
+        for key, value in (settings | metadata).items():
             writer.add_key_value(key, value, library.GGUFValueType[_TYPES[type(value)]])
         writer.add_file_type(library.LlamaFileType[f"MOSTLY_{kind.name}" if kind != kinds.F32 else "ALL_F32"])
         if c.rope_scaling and c.rope_scaling.type == "llama3":

@@ -159,6 +159,7 @@ def test_tokenizers_that_llama_cpp_lacks_are_refused(kind, tmp_path):
     source, _ = folder(tmp_path, "llama", kind)
     with pytest.raises(ModelError, match=r"llama\.cpp has no tokenizer like this one"):
         export(str(source), tmp_path / "out", "gguf", None, None, False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_tokenizer_with_other_cuts_goes_on_working_and_is_refused(tmp_path):
