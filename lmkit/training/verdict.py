@@ -10,7 +10,7 @@ from lmkit.evaluation.intervals import Estimate
 
 FALLING = 0.02  # the share by which the validation loss must have fallen to the last evaluation to count as falling
 RISEN = 0.05  # the share by which it must have risen from its lowest value to the end to count as rising
-SHOWN = 5  # labels in a line
+SHOWN = 3  # labels in a line
 
 
 def course(run: Path, budget: str, verb: str) -> list[str]:
