@@ -8,6 +8,13 @@ from lmkit.recipe.objectives import Count, Fraction, Section
 from lmkit.recipe.sources import SourcesConfig
 
 
+def _fold(value: str | None) -> str | None:
+    number, _, folds = (value or "1/2").partition("/")
+    if not (number.isdecimal() and folds.isdecimal() and 1 <= int(number) <= int(folds) > 1):
+        raise ValueError(f"{value!r}: write the number of a fold and of how many, from `1/5` to `5/5`")
+    return value
+
+
 class TaskSection(Section):
     """What recipes need to know of every task."""
 
@@ -181,6 +188,9 @@ class TableConfig(SourcesConfig):
     )
     group: str | None = Field(
         None, description="Column of what rows have in common, as a person: rows of one are all held out, or none is."
+    )
+    fold: Annotated[str | None, AfterValidator(_fold)] = Field(
+        None, description="`2/5` holds out the second fifth in place of a share; the five together are all rows, once."
     )
     separator: str | None = Field(
         None,

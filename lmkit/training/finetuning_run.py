@@ -17,7 +17,7 @@ from lmkit.base.units import show_count, show_seconds
 from lmkit.data.inventory import of_model, of_store, of_tables
 from lmkit.data.tables.labels import label_kind
 from lmkit.data.tables.report import report
-from lmkit.data.tables.splitting import limit, split
+from lmkit.data.tables.splitting import fold, groups_held_out, limit, split
 from lmkit.data.tables.table import Table, read_table
 from lmkit.images.palette import as_texts, fit_palette, holds_images, load_palette
 from lmkit.images.tokens import palette_tokenizer
@@ -113,7 +113,15 @@ def tables(recipe: FinetuneRecipe) -> tuple[Table, Table]:
     data, task = recipe.data, recipe.task.name
     train = _read(data.train, recipe)
     if isinstance(data.validation, float | int):
-        train, held_out = split(train, data.validation, 0, task, data.group)
+        whole = train
+        if data.fold:
+            number, folds = map(int, data.fold.split("/"))
+            train, held_out = fold(whole, number, folds, 0, task, data.group)
+            note(f"data.fold {data.fold}: {len(held_out.rows):,} of {len(whole.rows):,} rows are held out")
+        else:
+            train, held_out = split(whole, data.validation, 0, task, data.group)
+        if data.group:
+            note(groups_held_out(whole, held_out, data.group))
     else:
         held_out = _read(data.validation, recipe, label_kind(train.rows))
     if data.limit and data.limit < len(train.rows):
