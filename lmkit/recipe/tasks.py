@@ -45,7 +45,12 @@ class ClassifyConfig(TaskSection):
         default_factory=dict, description="New names for labels of the model's head: `{LABEL_0: neg, LABEL_1: pos}`."
     )
     threshold: Annotated[float | str, AfterValidator(_threshold)] = Field(
-        0.5, description="Probability from which one of several labels holds; auto: the best micro F1 on held-out rows."
+        0.5,
+        description="Probability from which one of several labels holds, or the second of two classes; auto: the best"
+        " micro F1 (of two classes macro F1) on held-out rows.",
+    )
+    calibrate: bool = Field(
+        False, description="Divide the logits by the temperature under which held-out labels are likeliest."
     )
     baseline: bool = Field(True, description="Also train TF-IDF with logistic regression and print its scores.")
     metric: Literal["accuracy", "macro_f1", "mcc", "auroc", "pearson", "spearman", "micro_f1", ""] = Field(

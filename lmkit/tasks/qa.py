@@ -154,11 +154,9 @@ class SpanFinder(Task):
     def fit(self, model: Transformer, table: Table) -> tuple[dict[str, Any], str]:
         if self.threshold is None:
             return {}, ""
-        fitted = self.fit_threshold(model, table)
-        return {"no_answer_threshold": fitted}, (
-            f"no answer is said when it is {fitted:+.2f} likelier than the best span: fitted on these rows (above: at"
-            " 0)"
-        )
+        self.threshold = self.fit_threshold(model, table)
+        message = f"no answer is said when it is {self.threshold:+.2f} likelier than the best span"
+        return {"no_answer_threshold": self.threshold}, message
 
     def fit_threshold(self, model: Transformer, table: Table) -> float:
         """Returns the threshold with the best F1 on these rows (the official script's `best_f1_thresh`)."""

@@ -73,6 +73,7 @@ class Task(ABC):
     labels_rows: ClassVar[bool] = True  # `predict` has something to say of each row
     writing_keys: ClassVar[tuple[str, ...]] = ()  # of generation_config.json, for which the task has its own values
     counts_rows: ClassVar[bool] = False  # `accuracy` is a share of rows
+    calibrate: bool = False  # `temperature` is wanted
     averaged: ClassVar[bool] = False  # outputs of several models, as of several seeds, have a mean
     metric: str  # of `scores`, that says which checkpoint is best
     labels: tuple[str, ...]  # of the model
@@ -167,8 +168,13 @@ class Task(ABC):
         return {}
 
     def fit(self, model: Transformer, table: Table) -> tuple[dict[str, Any], str]:
-        """Returns what is chosen on held-out rows once the model is trained, and a message that tells it."""
+        """Chooses something on held-out rows once the model is trained, and uses it from then on. Returns what is to be
+        kept of it in the model's folder, and a message that tells it."""
         return {}, ""
+
+    def temperature(self, table: Table, outputs: Sequence[Any]) -> float | None:
+        """Returns what the logits of the head are to be divided by, once the model is trained; None where they stay."""
+        return None
 
     def baselines(self, train: Table, held_out: Table) -> dict[str, dict[str, Estimate]]:
         """Returns the scores of simpler answers to the same task, by their names."""

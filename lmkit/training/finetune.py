@@ -4,7 +4,7 @@ import json
 import re
 import shlex
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,7 @@ class Finetuning:
     learnt: list[dict[str, Any]]  # the training rows as examples
     lengths: list[int]  # tokens of the training rows, of chat's conversations
     settings: TaskSettings  # which every checkpoint holds
+    calibration: dict[str, float] = field(default_factory=dict)  # temperature, and ECE before; empty until it is done
 
     def rendered(self, number: int = 2) -> list[list[MarkedText]]:
         """Returns the first examples as the model reads them."""

@@ -297,4 +297,4 @@ def keep_average(job: Job, run: Run) -> None:
         write = checkpoints.model_piece(job.model, job.tokenizer_folder, job.special)
         job.state.best = {"step": job.state.step} | scores
         if job.world.first:
-            run.save_average(job.state.step, write)
+            run.save_beside("average", job.state.step, write)

@@ -15,11 +15,14 @@ import pytest
 import torch
 import transformers
 from rich.console import Console
+from scipy.special import softmax
 from sklearn import metrics
+from sklearn.calibration import _TemperatureScaling
 
 import lmkit
 from lmkit.base import display
 from lmkit.base.errors import DataError, ModelError, UserError
+from lmkit.base.manifest import damage
 from lmkit.commands.options import task_changes
 from lmkit.ops import predictions
 from lmkit.ops.text_scores import evaluate_models
@@ -297,10 +300,107 @@ def test_the_threshold_of_several_labels_is_fitted_and_kept(tmp_path):
     best = max(metrics.f1_score(gold, p >= t, average="micro", zero_division=0) for t in np.unique(p))
     assert metrics.f1_score(gold, holds, average="micro") == pytest.approx(best) and 0 < fitted != 0.5
     np.testing.assert_array_equal(predicted(threshold=0.3)[0], p >= 0.3)
-    wanted = metrics.classification_report(gold, p >= 0.5, target_names=sorted(topics), output_dict=True,
+    wanted = metrics.classification_report(gold, p >= fitted, target_names=sorted(topics), output_dict=True,
                                            zero_division=0)  # fmt: skip
-    classes = json.loads((tmp_path / "run/scores.json").read_text())["classes"]  # as of the table, before the fit
+    scores = json.loads((tmp_path / "run/scores.json").read_text())
+    assert scores["fitted"]["threshold"] == fitted and scores["scores"]["micro_f1"]["value"] == pytest.approx(best)
+    classes = scores["classes"]
     assert {k: tuple(v.values()) for k, v in classes.items()} == {k: tuple(wanted[k].values()) for k in topics}
+
+
+def two_classes(tmp_path: Path, held: int = 100) -> tuple[str, ...]:
+    """Few rows say `yes`, half of them by a word: a model of them is unsure, and 0.5 is no good threshold."""
+    rng, lines = random.Random(0), ["text,label"]
+    for _ in range(400):
+        label = "yes" if rng.random() < 0.25 else "no"
+        lines.append(f"{sentence(rng, *(['superb'] if label == 'yes' and rng.random() < 0.5 else []))},{label}")
+    (tmp_path / "rows.csv").write_text("\n".join(lines[: 401 - held]))
+    (tmp_path / "held.csv").write_text("\n".join([lines[0], *lines[401 - held :]]))
+    return (f"model={{family: bert, {SMALL}}}", *TRAIN, f"data.train={tmp_path / 'rows.csv'}",
+            f"data.validation={tmp_path / 'held.csv'}", "task.name=classify", "task.baseline=false")  # fmt: skip
+
+
+def test_two_classes_have_a_threshold_too_and_it_is_that_of_the_second(tmp_path, capsys):
+    """Judge: scikit-learn's macro F1 at every threshold there is."""
+    base, model, said = two_classes(tmp_path), str(tmp_path / "run"), tmp_path / "said.jsonl"
+    scores = run(tmp_path / "run", *base, "task.threshold=auto", "train.budget=20 steps")
+    told, fitted = capsys.readouterr(), scores["fitted"]["threshold"]
+    assert f"yes, the second class, is predicted from a probability of {fitted:.3f}" in told.err
+    assert "fitted on the 100 held-out rows that are scored here, so the scores flatter" in told.err
+
+    def predicted(**changes) -> tuple[list[str], np.ndarray]:
+        predictions.predict_rows(model, [str(tmp_path / "held.csv")], said, {}, None, changes)
+        lines = [json.loads(line) for line in said.read_text().splitlines()]
+        return [line["label"] for line in lines], np.array([line["scores"]["yes"] for line in lines])
+
+    gold = [row["label"] for row in csv.DictReader((tmp_path / "held.csv").open())]
+    labels, p = predicted()
+    at = lambda t: metrics.f1_score(gold, np.where(p >= t, "yes", "no"), average="macro", zero_division=0)
+    assert scores["scores"]["macro_f1"]["value"] == pytest.approx(max(map(at, [*p, 1.0]))) and at(0.5) < at(fitted)
+    report = metrics.classification_report(gold, labels, output_dict=True)
+    assert scores["scores"]["accuracy"]["value"] == pytest.approx(report["accuracy"])
+    assert {k: tuple(v.values()) for k, v in scores["classes"].items()} == {
+        k: pytest.approx(tuple(report[k].values())) for k in ("no", "yes")
+    }
+    assert predicted(threshold=0.1)[0] == ["yes" if x >= 0.1 else "no" for x in p]
+    capsys.readouterr()
+    evaluate_models([model], [str(tmp_path / "held.csv")], None, {}, as_json=True, allow_pickle=False)
+    again = json.loads(capsys.readouterr().out)["models"][model]
+    assert again["macro_f1"]["value"] == scores["scores"]["macro_f1"]["value"]
+
+    with pytest.raises(UserError, match=r"task\.threshold=auto is fitted on held-out rows, and there are none"):
+        run(tmp_path / "none", *base, "task.threshold=auto", "data.validation=0")
+    (tmp_path / "rows.csv").write_text((tmp_path / "rows.csv").read_text() + "\nwell,perhaps")
+    with pytest.raises(UserError, match="for one of two classes, and these are 3 classes"):
+        run(tmp_path / "three", *base, "task.threshold=auto")
+
+
+@pytest.mark.parametrize("more", [(), ("lora={rank: 2, merge: false}",)], ids=["whole", "adapter"])
+def test_calibrated_models_are_plain_ones(more, tmp_path, capsys):
+    """Judge: scikit-learn's temperature of the logits that transformers has of the checkpoint."""
+    base, held = two_classes(tmp_path), tmp_path / "held.csv"
+    if more:
+        run(tmp_path / "start", *base, "train.budget=1 step")
+        base = (
+            f"model={tmp_path / 'start'}",
+            *base[1 + len(TRAIN) :],
+            "optimizer.lr=0.01",
+            "train.budget=60 steps",
+            *more,
+        )
+    scores = run(tmp_path / "run", *base, "task.calibrate=true")
+    told = capsys.readouterr().err
+    texts, gold = zip(*csv.reader(held.open().readlines()[1:]), strict=True)
+
+    def logits(folder: Path) -> np.ndarray:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+        with torch.no_grad():
+            return model(**tokenizer(list(texts), padding=True, return_tensors="pt")).logits.double().numpy()
+
+    best = (tmp_path / "run/best").resolve()
+    assert best == tmp_path / "run/calibrated" and damage(best) is None
+    (before,) = [f for f in (tmp_path / "run/checkpoints").iterdir() if f.name == f"step-{scores_step(tmp_path):08d}"]
+    found, labels = scores["calibration"], np.array(gold) == "yes"
+    judge = _TemperatureScaling().fit(logits(before), labels.astype(int))
+    assert found["temperature"] == pytest.approx(1 / judge.beta_, rel=1e-3) and found["temperature"] > 1.1
+    np.testing.assert_allclose(logits(best), logits(before) / found["temperature"], atol=1e-5)
+    predictions.predict_rows(str(tmp_path / "run"), [str(held)], tmp_path / "said.jsonl", {}, None)
+    said = [json.loads(line)["scores"]["yes"] for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    np.testing.assert_allclose(said, softmax(logits(best), axis=1)[:, 1], atol=2e-5)
+
+    capsys.readouterr()
+    evaluate_models([str(before), str(best)], [str(held)], None, {}, as_json=True, allow_pickle=False)
+    ece = [model["ece"]["value"] for model in json.loads(capsys.readouterr().out)["models"].values()]
+    assert [found["ece_before"], found["ece_after"]] == pytest.approx(ece) and ece[1] == scores["scores"]["ece"][
+        "value"
+    ]
+    assert f"(ECE) {ece[0]:.4f} before, {ece[1]:.4f} after" in told and ece[1] < ece[0]
+    assert json.loads((best / "lmkit.json").read_text())["fitted"] == {"temperature": found["temperature"]}
+
+
+def scores_step(folder: Path) -> int:
+    return json.loads((folder / "run/status.json").read_text())["best"]["step"]
 
 
 def test_many_classes_have_their_scores_in_a_file_and_what_is_confused_is_shown(tmp_path, capsys):
