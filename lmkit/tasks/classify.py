@@ -308,7 +308,10 @@ class Classifier(Task):
         predicted = {self.labels[i] for i in self._chosen(outputs)}
         return dict(Counter(row["label"] for row in table.rows if row["label"] not in predicted).most_common())
 
-    def loss_of(self, row: dict[str, Any], output: np.ndarray) -> float | None:
+    def losses(self, model: Transformer, table: Table, outputs: Sequence[np.ndarray]) -> list[float | None]:
+        return [self._loss(row, output) for row, output in zip(table.rows, outputs, strict=True)]
+
+    def _loss(self, row: dict[str, Any], output: np.ndarray) -> float | None:
         if self.kind == "regression":
             return float(output[0] - row["label"]) ** 2
         if not set(_names(row)) <= self.places.keys():

@@ -13,10 +13,11 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
+from torch import Tensor
 
 from lmkit.architecture.model_config import ModelConfig
 from lmkit.base.display import Meter
-from lmkit.base.order import by_length
+from lmkit.base.order import by_length, rng_for
 from lmkit.data.tables.table import Table
 from lmkit.evaluation import classification, paired
 from lmkit.evaluation.intervals import Estimate
@@ -119,9 +120,9 @@ class Task(ABC):
         """Returns an output as JSON, with what it says of the text of its row."""
         return self.say(output)
 
-    def loss_of(self, row: dict[str, Any], output: Any) -> float | None:
-        """Returns the loss of a labelled row; None where outputs do not say it."""
-        return None
+    def losses(self, model: Transformer, table: Table, outputs: Sequence[Any]) -> list[float | None]:
+        """Returns the loss of each labelled row, as an evaluation has it; None where there is none."""
+        return [None] * len(table.rows)
 
     @classmethod
     def settle_tokenizer(
@@ -247,6 +248,21 @@ def in_batches(
             if not quick:
                 meter.update(done, f"{len(results):,} of {len(examples):,}")
     return [results[i] for i in range(len(examples))]
+
+
+def row_losses(
+    task: Task, model: Transformer, table: Table, nats: Callable[[Batch], tuple[Tensor, Tensor]]
+) -> list[float | None]:
+    """Returns the mean loss of all that is learnt of each row, in nats; None where that is nothing.
+
+    nats: returns the loss of each example of a batch, (B,), and the number of things it sums over, (B,)."""
+    examples = task.examples(table)
+    ready = [task.objective.prepare(example, rng_for(0, 0, i)) for i, example in enumerate(examples)]
+    sums = np.zeros((len(table.rows), 2))
+    compute = lambda batch: torch.stack([x.float().cpu() for x in nats(batch)], 1).numpy()
+    for example, pair in zip(examples, in_batches(model, task.objective, ready, compute, quick=True), strict=True):
+        sums[example["row"]] += pair
+    return [total / count if count else None for total, count in sums.tolist()]
 
 
 def texts(table: Table) -> Iterator[str]:

@@ -474,6 +474,22 @@ def test_tags(tmp_path, capsys):
     found = theirs("it was Anne Elliot in Bath")
     assert [(f["entity_group"], f["word"]) for f in found] == [("PER", "Anne Elliot"), ("LOC", "Bath")]
 
+    run(tmp_path / "unsure", f"model={{family: bert, {SMALL}}}", *base, "train.budget=10 steps")
+    predictions.predict_rows(str(tmp_path / "unsure"), [str(data)], tmp_path / "said.jsonl", {}, None)
+    model = transformers.AutoModelForTokenClassification.from_pretrained(tmp_path / "unsure/best").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "unsure/best")
+    sentences = [[line.split() for line in part.split("\n")] for part in "\n".join(lines).strip().split("\n\n")]
+    for sentence_, line in list(zip(sentences, (tmp_path / "said.jsonl").open(), strict=True))[:20]:
+        inputs, said = (
+            tokenizer([w for w, _ in sentence_], is_split_into_words=True, return_tensors="pt"),
+            json.loads(line),
+        )
+        firsts = [inputs.word_to_tokens(0, i).start for i in range(len(sentence_))]
+        labels = torch.full_like(inputs["input_ids"], -100)
+        labels[0, firsts] = torch.tensor([model.config.label2id[tag] for _, tag in sentence_])
+        assert said["loss"] == pytest.approx(model(**inputs, labels=labels).loss.item(), abs=1e-4)
+        assert said["gold"] == [tag for _, tag in sentence_] and said["loss"] > 0.01
+
 
 def test_answers_in_texts(tmp_path, capsys):
     rng, rows = random.Random(0), []
@@ -498,6 +514,20 @@ def test_answers_in_texts(tmp_path, capsys):
     assert [line["gold"] for line in lines][:9] == [
         [{"text": t, "start": s} for t, s in zip(*r["answers"].values(), strict=True)] for r in rows[:9]
     ]
+    model = transformers.AutoModelForQuestionAnswering.from_pretrained(tmp_path / "run/best").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "run/best")
+    for row, line in list(zip(rows, lines, strict=True))[:12]:
+        windows = tokenizer(row["question"], row["context"], truncation="only_second", max_length=32, stride=8,
+                            return_overflowing_tokens=True, return_offsets_mapping=True)  # fmt: skip
+        first, losses = (row["answers"]["answer_start"] or [-9])[0], []
+        for i, places in enumerate(windows["offset_mapping"]):
+            inside = zip(places, windows.sequence_ids(i), strict=True)
+            at = [j for j, ((low, high), part) in enumerate(inside) if part == 1 and first <= low < high <= first + 2]
+            whole = at and places[at[0]][0] == first and places[at[-1]][1] == first + 2
+            start, end = (torch.tensor([at[k]] if whole else [0]) for k in (0, -1))
+            inputs = {key: torch.tensor([windows[key][i]]) for key in ("input_ids", "token_type_ids")}
+            losses.append(model(**inputs, start_positions=start, end_positions=end).loss.item())
+        assert line["loss"] == pytest.approx(np.mean(losses), abs=1e-4)
     theirs = transformers.pipeline("question-answering", str(tmp_path / "run/best")) if hasattr(
         transformers.pipelines, "QuestionAnsweringPipeline") else None  # fmt: skip
     if theirs is not None:
