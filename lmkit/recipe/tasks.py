@@ -52,6 +52,10 @@ class ClassifyConfig(TaskSection):
     calibrate: bool = Field(
         False, description="Divide the logits by the temperature under which held-out labels are likeliest."
     )
+    scale_targets: bool = Field(
+        True,
+        description="Learn numbers in units of their spread, beginning at their mean; the model answers in theirs.",
+    )
     baseline: bool = Field(True, description="Also train TF-IDF with logistic regression and print its scores.")
     metric: Literal["accuracy", "macro_f1", "mcc", "auroc", "pearson", "spearman", "micro_f1", ""] = Field(
         "", description="Score that decides which checkpoint is best; by default accuracy, micro_f1 or pearson."

@@ -1,5 +1,6 @@
 """Labels of whole texts: one, several, or a number."""
 
+import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from lmkit.data.tables.table import Table
 from lmkit.evaluation import baseline, classification
 from lmkit.evaluation.calibration import best_temperature
 from lmkit.evaluation.intervals import Estimate, means
+from lmkit.model.heads import TaskHead
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.batch import Batch
 from lmkit.pretrained import Pretrained
@@ -122,6 +124,7 @@ class Classifier(Task):
     fitted: bool = False  # the threshold is chosen after training
     baseline: bool = False  # simpler classifiers are trained beside it
     calibrate: bool = False
+    scale_targets: bool = False
 
     @classmethod
     def for_training(cls, config: ClassifyConfig, train: Table, reading: Reading) -> Self:
@@ -132,7 +135,7 @@ class Classifier(Task):
             reading.tokenizer, reading.layout, kind, labels, reading.length(MOST_TOKENS), weights,
             config.label_smoothing, config.metric, config.cut == "middle",
             classification.HALF if isinstance(config.threshold, str) else config.threshold, config.threshold == "auto",
-            config.baseline, config.calibrate,
+            config.baseline, config.calibrate, config.scale_targets,
         )  # fmt: skip
 
     @classmethod
@@ -186,6 +189,19 @@ class Classifier(Task):
 
     def settled(self, config: ClassifyConfig) -> ClassifyConfig:
         return config.model_copy(update={"kind": self.kind, "labels": {}})  # the head has the new names
+
+    def settle_head(self, model: Transformer, train: Table, fresh: bool) -> str:
+        """Has numbers learnt in units of about their spread, around their mean where the head has a bias for it."""
+        head = model.head
+        if self.kind != "regression" or not self.scale_targets or not isinstance(head, TaskHead) or not head.output:
+            return ""
+        targets = self._gold(train)
+        mean = float(targets.mean()) if head.output.bias is not None else 0.0
+        spread = float(np.sqrt(np.mean((targets - mean) ** 2))) or 1.0
+        unit = 2.0 ** round(math.log2(spread))
+        head.measure_in(unit, mean if fresh else None)
+        begin = f", beginning at their mean, {mean:g}" if fresh and head.output.bias is not None else ""
+        return f"numbers are learnt in units of {unit:g}{begin} (task.scale_targets)"
 
     def config_json(self) -> dict[str, Any]:
         return {"problem_type": PROBLEMS[self.kind]}

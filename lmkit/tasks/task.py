@@ -160,6 +160,10 @@ class Task(ABC):
         """Returns the task's section, with what the training rows say where it leaves that open."""
         return config
 
+    def settle_head(self, model: Transformer, train: Table, fresh: bool) -> str:
+        """Makes the head, which is new where `fresh`, fit what is learnt, in place. Returns what is told of it."""
+        return ""
+
     def config_json(self) -> dict[str, Any]:
         """Returns what config.json says of the task."""
         return {}

@@ -107,6 +107,8 @@ def build_finetuning(
     reading = Reading(tokenizer, before, recipe.data.max_length, start, folder / "tokenizer")
     task = TASKS[recipe.task.name].for_training(recipe.task, train, reading)
     model, new = _with_head(source, before, task, recipe.train.seed)
+    if message := task.settle_head(model, train, fresh=model is not source):
+        note(message)
     columns = trained_columns(recipe.task.name, recipe.data, train.columns)
     words = "punctuation" if {"text", "words"} <= train.rows[0].keys() else recipe.data.words
     settings = TaskSettings.of_recipe(

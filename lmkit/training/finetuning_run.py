@@ -65,7 +65,7 @@ def dry_run(recipe: FinetuneRecipe) -> None:
 def resume(path: Path) -> int:
     """Goes on with a run, or several seeds' runs, where the newest whole checkpoint stands. Returns the exit code."""
     path = find_run(path)
-    tree, lines = recipe_file.read_run(path)
+    tree, lines = recipe_file.read_run(path / "recipe.yaml")
     if not is_finetuning(tree):
         raise UserError(f"{path} is a run of pretraining\n  → {going_on(path, 'pretrain')}")
     recipe = recipe_file.build_recipe(FinetuneRecipe, tree, lines, expand_finetuning, str(path / "recipe.yaml"))

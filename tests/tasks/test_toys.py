@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shlex
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pandas
 import pytest
 import torch
 import transformers
+import yaml
 from rich.console import Console
 from scipy.special import softmax
 from sklearn import metrics
@@ -274,6 +276,65 @@ def test_several_labels_numbers_pairs_and_adapters(tmp_path):
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(ModelError, match=r"its base .* has other weights than those it was trained on"):
         lmkit.load(tmp_path / "adapter")
+
+
+def numbers(path: Path, unit: float, mean: float) -> Path:
+    rng, rows = random.Random(0), []
+    for _ in range(300):
+        n = rng.randint(0, 3)
+        rows.append({"text": sentence(rng, *["more"] * n, *["ball"] * (3 - n)), "label": unit * n + mean})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_numbers_of_any_size_are_learnt_alike_and_answered_as_they_are(family, tmp_path, capsys):
+    """A run on numbers 4096 times as large does the same, bit for bit, and transformers answers in their units. gpt2's
+    head has no bias to hold a mean."""
+    said, mean = {}, 40.5 if family == "bert" else 0.5
+    for unit in (1, 4096):
+        data = numbers(tmp_path / f"{unit}.jsonl", unit, mean * unit)
+        scores = run(tmp_path / f"run-{unit}", "task={name: classify, kind: regression, baseline: false}", *TRAIN,
+                     f"model={{family: {family}, {SMALL}}}", f"data.train={data}", "train.budget=100 steps",
+                     f"data.validation={data}", "train.ema=0.9", *PLAIN.get(family, ()))["scores"]  # fmt: skip
+        assert scores["pearson"]["value"] > 0.9 and scores["rmse"]["value"] < 0.5 * unit
+        assert f"learnt in units of {unit if family == 'bert' else 2 * unit}" in capsys.readouterr().err
+        predictions.predict_rows(str(tmp_path / f"run-{unit}"), [str(data)], tmp_path / "said.jsonl", {}, None)
+        said[unit] = [json.loads(line)["score"] for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    assert said[4096] == [4096 * x for x in said[1]]
+    folder = tmp_path / "run-4096/best"
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    texts = [json.loads(line)["text"] for line in data.read_text().splitlines()][:8]
+    for text, number in zip(texts, said[4096], strict=False):
+        with torch.no_grad():
+            assert model(**tokenizer(text, return_tensors="pt")).logits.item() == pytest.approx(number, rel=1e-4)
+
+    still = run(tmp_path / "still", "task={name: classify, kind: regression, baseline: false}", f"model={folder}",
+                f"data.train={data}", f"data.validation={data}", "train.budget=1 step",
+                "optimizer.lr=1e-12")["scores"]  # fmt: skip
+    assert still["rmse"]["value"] == pytest.approx(scores["rmse"]["value"])  # a head of numbers goes on as it was
+    older = yaml.safe_load((tmp_path / "run-1/recipe.yaml").read_text())
+    del older["task"]["scale_targets"]
+    (tmp_path / "older.yaml").write_text(yaml.safe_dump(older))
+    assert recipe_file.read_run(tmp_path / "older.yaml")[0]["task"]["scale_targets"] is False
+
+
+@pytest.mark.parametrize("more", [("train.ema=0.5",), ("lora={rank: 2}", "lora.merge=false")], ids=["ema", "adapter"])
+def test_learning_numbers_goes_on_bit_for_bit(more, tmp_path):
+    base = ("task={name: classify, kind: regression, baseline: false}", "checkpoint.every=4",
+            f"data.train={numbers(tmp_path / 'numbers.jsonl', 700, 90000)}")  # fmt: skip
+    run(tmp_path / "start", *base, f"model={{family: bert, {SMALL}}}", *TRAIN, "train.budget=4 steps")
+    steps = (*base, f"model={tmp_path / 'start'}", "train.budget=8 steps", "train.batch=32 rows", *more)
+    for name in ("whole", "half"):
+        run(tmp_path / name, *steps)
+    for link in ("latest", "best"):
+        (tmp_path / "half" / link).unlink()
+    shutil.rmtree(tmp_path / "half/checkpoints/step-00000008")
+    assert finetuning_run.resume(tmp_path / "half") == 0
+    whole, half = (tmp_path / name / "checkpoints/step-00000008" for name in ("whole", "half"))
+    files = [file.relative_to(whole) for file in whole.rglob("*.safetensors")]
+    assert len(files) > 2 and all((whole / file).read_bytes() == (half / file).read_bytes() for file in files)
 
 
 def test_the_threshold_of_several_labels_is_fitted_and_kept(tmp_path):
