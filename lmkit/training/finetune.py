@@ -109,14 +109,7 @@ def build_finetuning(
     model, new = _with_head(source, before, task, recipe.train.seed)
     if message := task.settle_head(model, train, fresh=model is not source):
         note(message)
-    columns = trained_columns(recipe.task.name, recipe.data, train.columns)
-    words = "punctuation" if {"text", "words"} <= train.rows[0].keys() else recipe.data.words
-    settings = TaskSettings.of_recipe(
-        recipe, task=task.settled(recipe.task), max_length=task.max_length, columns=columns, words=words
-    )
-    settings.write(folder / "tokenizer")
-    if generation_config := task.generation_config():
-        write_json(folder / "tokenizer" / GENERATION_CONFIG, generation_config)
+    settings = _write_settings(recipe, task, train, folder / "tokenizer")
     adapter = adapt(model, recipe, str(recipe.model))
     some = limit(held_out, recipe.evaluate.rows, seed=0)
     rows, mixture = _examples(task, train, recipe.data)
@@ -159,6 +152,19 @@ def build_finetuning(
     job.closing = beam * len(held_out.rows) / max(len(some.rows), 1)
     cut = len({e["row"] for e in rows if e["cut"]})
     return Finetuning(job, task, train, held_out, cut, new, rows, lengths, settings)
+
+
+def _write_settings(recipe: FinetuneRecipe, task: Task, train: Table, folder: Path) -> TaskSettings:
+    """Writes what checkpoints say of the task, beside the tokenizer, and returns it."""
+    columns = trained_columns(recipe.task.name, recipe.data, train.columns)
+    words = "punctuation" if {"text", "words"} <= train.rows[0].keys() else recipe.data.words
+    settings = TaskSettings.of_recipe(
+        recipe, task=task.settled(recipe.task), max_length=task.max_length, columns=columns, words=words
+    )
+    settings.write(folder)
+    if generation_config := task.generation_config():
+        write_json(folder / GENERATION_CONFIG, generation_config)
+    return settings
 
 
 def _examples(task: Task, train: Table, data: TableConfig) -> tuple[list[dict[str, Any]], Mixture | None]:
