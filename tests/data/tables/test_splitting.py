@@ -169,3 +169,11 @@ def test_rows_of_one_group_are_on_one_side(task: str) -> None:
         for place in whole.places:
             whole.beside[place] = {"all": 1}
         split(whole, 0.2, 0, task, "all")
+
+
+def test_texts_that_all_groups_share_do_not_keep_a_group_from_being_held_out() -> None:
+    whole = table([{"text": f"text {n % 3}", "label": "ab"[n % 2]} for n in range(200)])
+    whole.beside.update({place: {"user": n // 3} for n, place in enumerate(whole.places)})
+    sides = split(whole, 0.2, 0, "classify", "user")
+    users = [{whole.beside[place]["user"] for place in side.places} for side in sides]
+    assert users[0] and users[1] and not users[0] & users[1]
