@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 from pydantic import AfterValidator, Field
 
 from lmkit.recipe.objectives import Count, Fraction, Section
-from lmkit.recipe.sources import SourcesConfig
+from lmkit.recipe.sources import Separator, SourcesConfig
 
 
 class TaskSection(Section):
@@ -182,9 +182,8 @@ class TableConfig(SourcesConfig):
     group: str | None = Field(
         None, description="Column of what rows have in common, as a person: rows of one are all held out, or none is."
     )
-    separator: str | None = Field(
+    separator: Separator | None = Field(
         None,
-        min_length=1,
         description="Between the labels of a row that has several (`|`); for `lm` what ends a document in .txt.",
     )
     words: Literal["blanks", "punctuation"] = Field(
