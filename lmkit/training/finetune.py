@@ -279,7 +279,7 @@ def describe_finetuning(f: Finetuning) -> list[str]:
     job, train = f.job, f.job.recipe.train
     total = sum(p.numel() for p in job.model.parameters())
     trained = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
-    steps = f"{job.horizon.steps:,} steps" if job.horizon.steps is not None else train.budget
+    steps = f"{job.horizon.steps:,} steps" if job.horizon.steps is not None else "steps"
     lines = [
         describe_model(job),
         f"train    {steps} of {job.batch_rows} rows · {train.budget} · {job.recipe.optimizer.name}"
