@@ -94,7 +94,7 @@ def render(example: dict[str, Any], tokenizer: Tokenizer, row: dict[str, Any], m
         return [(read(tokens) + " → ", False), (str(answer), True)]
     tokens = example["tokens"]
     learnt = [i > 0 and example["labels"][i - 1] == token for i, token in enumerate(tokens)]
-    start = max(0, learnt.index(True) - most // 2) if True in learnt else 0
+    start = max(0, learnt.index(True) - most * 3 // 4) if True in learnt else 0
     parts = groupby(range(start, min(start + most, len(tokens))), key=lambda i: learnt[i])
     pieces = [(read(tokens[i] for i in group), marked) for marked, group in parts]
     return [("…", False), *pieces] if start else pieces
