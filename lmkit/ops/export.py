@@ -44,7 +44,9 @@ def export(model: str, out: Path, kind: str, quantization: Quantization | None, 
     print("\n".join(f"  next   {use.replace('FOLDER', str(out))}" for use in uses))
 
 
-def _write(loaded: Pretrained, out: Path, kind: str, dtype: str, quantization: str | None) -> list[str]:
+def _write(
+    loaded: Pretrained, out: Path, kind: str, dtype: str, quantization: Quantization | None
+) -> list[str]:  # fmt: skip
     """Writes the model, and returns lines that say how to use it, with FOLDER where `out` stands."""
     if kind == "gguf":
         file = out / f"model-{quantization or dtype}.gguf"
