@@ -14,7 +14,7 @@ from lmkit.base.display import note
 from lmkit.base.errors import ModelError, StorageError, UserError
 from lmkit.base.files import disk_error, write_atomic, write_json
 from lmkit.base.runs import ADAPTER_CONFIG, model_folder, reading
-from lmkit.generation.batches import Completion, Opening
+from lmkit.generation.completions import Completion, Opening
 from lmkit.generation.engine import complete
 from lmkit.generation.filling import Filled, fill_masks
 from lmkit.generation.prompts import end_ids

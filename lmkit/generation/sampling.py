@@ -52,6 +52,22 @@ def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
+def adjusted(
+    logits: Tensor, config: SamplingConfig, read: Sequence[list[int]], written: Sequence[list[int]],
+    limits: Sequence[int],
+) -> Tensor:  # fmt: skip
+    """Returns the logits (B, V) with repetition penalty and rules applied, for temperature and filters.
+
+    read: all that the stack which writes has read in each row, so not a source; written: the new tokens at the end of
+    these; limits: how many new tokens there may be in each row."""
+    if config.repetition_penalty != 1:
+        seen = torch.zeros_like(logits, dtype=torch.bool)
+        for row, text in enumerate(read):
+            seen[row, text] = True
+        logits = penalise(logits, seen, config.repetition_penalty)
+    return config.rules.apply(logits, read, written, limits) if config.rules else logits
+
+
 def warp(logits: Tensor, config: SamplingConfig) -> Tensor:
     """Returns the logits (B, V) divided by the temperature, which is above 0, and -inf for tokens that are filtered
     out."""

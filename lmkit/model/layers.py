@@ -73,16 +73,30 @@ def relative_bucket(distance: Tensor, causal: bool, buckets: int, longest: int) 
 
 
 class Cache:
-    """Keys and values that one attention layer has seen. They are written in place, so decoding allocates nothing."""
+    """Keys and values that one attention layer has seen. They are written in place, so decoding allocates nothing.
 
-    def __init__(self, keys: Tensor, values: Tensor):
+    Rows may hold different numbers of tokens: `columns` then says where the next ones go, and a query sees the columns
+    up to its own position."""
+
+    def __init__(self, keys: Tensor, values: Tensor, length: int = 0, columns: Tensor | None = None):
         self.keys, self.values = keys, values  # (B, K, S_max, E)
-        self.length = 0
+        self.length = length  # columns that are filled; with `columns`, counted as if the next tokens were in
+        self.columns = columns  # (B, T); None: behind all that is there
+
+    @property
+    def past(self) -> int:
+        """Returns how many columns are filled before the next tokens come."""
+        return self.length if self.columns is None else self.length - self.columns.size(1)
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        start, self.length = self.length, self.length + k.size(2)
-        self.keys[:, :, start : self.length] = k
-        self.values[:, :, start : self.length] = v
+        if self.columns is None:
+            start, self.length = self.length, self.length + k.size(2)
+            self.keys[:, :, start : self.length] = k
+            self.values[:, :, start : self.length] = v
+        else:
+            places = self.columns[:, None, :, None].expand_as(k)
+            self.keys.scatter_(2, places, k)
+            self.values.scatter_(2, places, v)
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
 

@@ -11,7 +11,7 @@ from lmkit.base.display import note, write
 from lmkit.base.errors import UserError
 from lmkit.base.runs import ADAPTER_CONFIG, model_folder
 from lmkit.evaluation.scoring import check_embedded
-from lmkit.generation.batches import Completion, room_after
+from lmkit.generation.completions import Completion, room_after
 from lmkit.generation.engine import MAX_ROWS, generate
 from lmkit.generation.sampling import SamplingConfig
 from lmkit.pretrained import Pretrained, load, say_not_followed

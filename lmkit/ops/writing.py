@@ -7,7 +7,7 @@ from itertools import groupby
 
 from lmkit.base.display import note, write
 from lmkit.base.errors import UserError
-from lmkit.generation.batches import Completion, Opening
+from lmkit.generation.completions import Completion, Opening
 from lmkit.generation.beam import beam_search
 from lmkit.generation.engine import complete
 from lmkit.generation.filling import Filled, fill_masks

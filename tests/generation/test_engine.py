@@ -5,7 +5,7 @@ import torch
 
 from lmkit.base.errors import ModelError, UserError
 from lmkit.generation import engine
-from lmkit.generation.batches import Opening
+from lmkit.generation.completions import Opening
 from lmkit.generation.engine import MAX_ROWS, Engine, Request, generate
 from lmkit.generation.sampling import SamplingConfig
 from tests.model.families import DECODERS, ours, reference
@@ -85,8 +85,7 @@ def outspoken(name):
 
 
 def requests_for(theirs):
-    """Three requests for each prompt: two that may share a batch, though not their seed and their length, and one that
-    may not."""
+    """Three requests for each prompt, which differ in their seed, their length, and how tokens are chosen."""
     opening = Opening(2) if theirs.config.is_encoder_decoder else None
     drawn = {"temperature": 1.2, "top_p": 0.95, "repetition_penalty": 1.3}
     configs = [SamplingConfig(max_tokens=12, seed=1, **drawn), SamplingConfig(max_tokens=7, seed=5, **drawn)]
@@ -109,7 +108,8 @@ def written_alone(model, request):
 
 def assert_alike(completion, alone):
     assert (completion.ids, completion.finish) == (alone.ids, alone.finish)
-    assert completion.logprobs == pytest.approx(alone.logprobs, abs=5e-5)
+    # Logits are about 50 here, so that rounding alone changes the smallest of these numbers by 2e-5 of their size.
+    assert completion.logprobs == pytest.approx(alone.logprobs, rel=2e-5, abs=5e-5)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen3_window", "mbart"])
@@ -118,9 +118,10 @@ def test_a_request_is_written_alike_alone_and_among_others(name):
     model, requests = ours(theirs), requests_for(theirs)
     engine = Engine(model)
     completions = [engine.submit(request) for request in requests]
-    assert len(engine.step()) == 2 * len(PROMPTS)  # all that may share a batch do
-    while engine.step():
-        pass
+    late = 0 if name == "mbart" else 2  # two samples of the longest prompt wait for the first, and copy what it read
+    assert len(engine.step()) == len(requests) - late
+    while engine.busy:
+        engine.step()
     alone = [written_alone(model, request) for request in requests]
     for completion, other in zip(completions, alone, strict=True):
         assert_alike(completion, other)
@@ -157,7 +158,7 @@ def test_an_engine_whose_texts_are_all_cancelled_begins_with_others():
     model, config = ours(reference("gpt2")), SamplingConfig(max_tokens=5, temperature=0)
     engine = Engine(model)
     first, second = (engine.submit(Request(prompt, config)) for prompt in PROMPTS[:2])
-    assert [event.completion for event in engine.step()] == [first, second] and engine.room == 0
+    assert {event.completion.row for event in engine.step()} == {0, 1} and engine.room == MAX_ROWS - 2
     engine.cancel(first)
     engine.cancel(second)
     assert engine.step() == [] and engine.room == MAX_ROWS and len(first.ids) == 1
