@@ -17,6 +17,7 @@ from lmkit.generation.completions import Completion, Opening, room_after, settle
 from lmkit.generation.prompts import end_ids, prompt_ids, source_ids
 from lmkit.generation.sampling import SamplingConfig, adjusted, check_logits, choose_tokens
 from lmkit.generation.slots import AnswerSlots, slots_of
+from lmkit.generation.speculation import GUESSES, Drafter
 from lmkit.generation.stream import TextStream
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.build import starts
@@ -61,6 +62,7 @@ class _Row:
     completion: Completion
     rng: np.random.Generator
     stream: TextStream | None
+    drafter: Drafter | None
 
     @property
     def begun(self) -> list[int]:
@@ -80,10 +82,14 @@ class Engine:
     one that is in the caches is copied. The model keeps its mode, training or not, and torch's random state does not
     change."""
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer | None = None, max_rows: int = MAX_ROWS):
+    def __init__(
+        self, model: Transformer, tokenizer: Tokenizer | None = None, max_rows: int = MAX_ROWS,
+        drafter: Callable[[], Drafter] | None = None,
+    ):  # fmt: skip
         """tokenizer: with one, completions have text besides ids, stop strings end them, and ids without a token are
-        never written. max_rows: the largest number of texts that are written at a time."""
-        self.model, self.tokenizer, self.max_rows = model, tokenizer, max_rows
+        never written. max_rows: the largest number of texts that are written at a time. drafter: makes what guesses
+        the next tokens of a text; the texts are the same without it."""
+        self.model, self.tokenizer, self.max_rows, self._drafter = model, tokenizer, max_rows, drafter
         self._unused = () if tokenizer is None else tokenizer.unused_ids(model.config.vocab_size)
         self._chunk = model.config.context if model.config.long_from else CHUNK  # longrope reads a prompt as a whole
         self._submitted = count()
@@ -107,7 +113,8 @@ class Engine:
         config = replace(settled(request.config, request.opening, self._unused), max_tokens=1, seed=0, stop=())
         others = (row.config for row in (*self._rows, *self._waiting))
         config = next((other for other in others if other == config), config)
-        self._waiting.append(_Row(request, config, completion, rng, self._stream(request)))
+        drafter = self._drafter() if self._drafter else None
+        self._waiting.append(_Row(request, config, completion, rng, self._stream(request), drafter))
         return completion
 
     def cancel(self, completion: Completion) -> None:
@@ -127,19 +134,39 @@ class Engine:
         with self.model.evaluating():
             self._admit()
             writing = self._writing
-            rows, logits = self._rows[:writing], list[Tensor]()
-            if rows:
-                states = self._slots.read(0, [[row.completion.ids[-1]] for row in rows])
-                logits.append(self.model.head(states[:, 0]))  # (B, V)
+            events = self._write(self._rows[:writing]) if writing else []
             if parts := self._next_parts(writing):
                 states = self._slots.read(writing, parts)
                 if self._slots.lengths[writing] == len(self._rows[writing].begun):
                     last = torch.tensor([len(part) - 1 for part in parts], device=states.device)
-                    logits.append(self.model.head(states[torch.arange(len(parts)), last]))
-                    rows += self._rows[writing : writing + len(parts)]
-        events = self._choose(rows, torch.cat(logits)) if rows else []
+                    logits = self.model.head(states[torch.arange(len(parts)), last])  # (B, V)
+                    events += self._choose(self._rows[writing : writing + len(parts)], logits)
         self._let_go()
         return events
+
+    def _write(self, rows: list[_Row]) -> list[Event]:
+        """Reads the last token of each of the first rows, and what is guessed to follow. Returns the events of the next
+        tokens: one for each row, and one for each right guess."""
+        guesses = [self._guessed(row) for row in rows]
+        before = self._slots.lengths[: len(rows)]
+        states = self._slots.read(
+            0, [[row.completion.ids[-1], *guess] for row, guess in zip(rows, guesses, strict=True)]
+        )
+        logits = self.model.head(states)  # (B, T, V)
+        events, alike = list[Event](), list(range(len(rows)))
+        for place in range(logits.size(1)):
+            events += self._choose([rows[i] for i in alike], logits[alike, place])
+            for i in alike:
+                self._slots.lengths[i] = before[i] + 1 + place
+            right = lambda i, place=place: guesses[i][place : place + 1] == rows[i].completion.ids[-1:]
+            alike = [i for i in alike if right(i) and not rows[i].completion.finish]
+            if not alike:
+                break
+        return events
+
+    def _guessed(self, row: _Row) -> list[int]:
+        most = min(GUESSES, row.completion.limit - len(row.completion.ids) - 1)
+        return row.drafter.propose([*row.begun, *row.completion.ids], most) if row.drafter and most > 0 else []
 
     @property
     def busy(self) -> bool:
@@ -170,8 +197,9 @@ class Engine:
             if taken and (taken + 1) * wider > MAX_TOKENS:
                 break
             self._waiting.popleft()
-            if any(_common(row.begun, other.begun) > self._held(row)[0] for other in new):
-                later.append(row)  # it waits one step, and then copies what they have in common
+            held, unread = self._held(row)[0], (*self._rows[self._writing :], *new)
+            if any(_common(row.begun[:-1], other.begun) > held for other in unread):
+                later.append(row)  # it waits until that prompt is read, and then copies what they have in common
             else:
                 new, widest = [*new, row], wider
         self._waiting.extendleft(reversed(later))

@@ -1,5 +1,7 @@
 """Generation writes what transformers writes, whatever else is in the batch."""
 
+import math
+
 import pytest
 import torch
 
@@ -8,6 +10,8 @@ from lmkit.generation import engine
 from lmkit.generation.completions import Opening
 from lmkit.generation.engine import MAX_ROWS, Engine, Request, generate
 from lmkit.generation.sampling import SamplingConfig
+from lmkit.generation.slots import Slots
+from lmkit.generation.speculation import GUESSES, DraftModel, PromptLookup
 from tests.model.families import DECODERS, ours, reference
 
 PROMPTS = [torch.randint(3, 101, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (9, 1, 4, 20, 4)]
@@ -152,6 +156,42 @@ def test_requests_that_come_and_go_leave_the_others_alone(name):
     assert all(completion.ids == ids and completion.finish == "cancelled" for completion, ids in cancelled)
     assert {bool(ids) for _, ids in cancelled} == {False, True}
     assert {c.finish for c in unwanted} == {"stop", "length", "cancelled"}
+
+
+@pytest.mark.parametrize("name", ["gpt2", "qwen3_window", "gemma3_text"])
+def test_long_prompts_are_read_in_parts_and_shared_beginnings_once(name, monkeypatch):
+    theirs = outspoken(name)
+    model = ours(theirs)
+    long = PROMPTS[3]
+    prompts = [*PROMPTS, long[:17] + [5, 6], [*long, 7, 8], long]
+    want = [greedy_by_transformers(theirs, p, eos_token_id=None) for p in prompts]
+    monkeypatch.setattr(engine, "CHUNK", 6)
+    parts, read = [], Slots.read
+    monkeypatch.setattr(Slots, "read", lambda self, first, tokens: parts.extend(tokens) or read(self, first, tokens))
+    assert texts(model, prompts, **GREEDY) == want
+    assert max(map(len, parts)) == 6
+    unread = sum(map(len, prompts)) + 15 * len(prompts) - sum(map(len, parts))
+    assert unread == 17 + 20 + 19  # the last token of a prompt is always read
+
+
+@pytest.mark.parametrize("config", [GREEDY, {"temperature": 0.9, "top_p": 0.9, "max_tokens": 16, "seed": 7}])
+@pytest.mark.parametrize("name", ["gpt2", "qwen3_window", "mbart"])
+def test_guesses_change_no_text_and_right_ones_save_passes(name, config):
+    theirs = reference(name)
+    model, repeating = ours(theirs), [[*p, *p, *p] if len(p) < 6 else p for p in PROMPTS]
+    opening = Opening(2) if theirs.config.is_encoder_decoder else None
+    requests = [Request(p, SamplingConfig(**config), opening=opening) for p in repeating]
+    drafters = [PromptLookup] if opening else [PromptLookup, lambda: DraftModel(model)]
+    alone = [written_alone(model, request) for request in requests]
+    for drafter in drafters:
+        engine, steps = Engine(model, drafter=drafter), 0
+        completions = [engine.submit(request) for request in requests]
+        while engine.step():
+            steps += 1
+        for completion, other in zip(completions, alone, strict=True):
+            assert_alike(completion, other)
+        if drafter is not PromptLookup and config is GREEDY:  # the model guesses its own tokens
+            assert steps == 1 + math.ceil(15 / (1 + GUESSES))
 
 
 def test_an_engine_whose_texts_are_all_cancelled_begins_with_others():
