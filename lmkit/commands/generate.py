@@ -28,6 +28,16 @@ def generate(
     min_tokens: options.MinTokens = 0,
     no_repeat_ngram: options.NoRepeatNgram = 0,
     stop_ids: options.StopIds = None,
+    typical_p: options.TypicalP = 1.0,
+    presence_penalty: options.PresencePenalty = 0.0,
+    frequency_penalty: options.FrequencyPenalty = 0.0,
+    logit_bias: options.LogitBias = None,
+    logprobs: options.Logprobs = 0,
+    choices: options.Choices = None,
+    regex: options.Regex = None,
+    json_schema: options.JsonSchema = None,
+    quant: options.Quant = None,
+    speculate: options.Speculate = None,
     control_tokens: options.ControlTokens = False,
     beam: options.Beam = 1,
     length_penalty: options.LengthPenalty = 1.0,
@@ -50,7 +60,9 @@ def generate(
 
     config = SamplingConfig(
         max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-        repetition_penalty=repetition_penalty, seed=seed, stop=tuple(stop or ()),
+        repetition_penalty=repetition_penalty, seed=seed, stop=tuple(stop or ()), typical_p=typical_p,
+        presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
+        logit_bias=tuple(map(options.token_and_bias, logit_bias or ())), top_logprobs=logprobs,
     )  # fmt: skip
     settings = settings_of(model)
     if settings and settings.task.name == "answer":
@@ -62,6 +74,6 @@ def generate(
         show = sys.stdout.isatty() if stream is None else stream
         writing_options = writing.WritingOptions(
             (source_lang, target_lang), min_tokens, no_repeat_ngram, tuple(stop_ids or ()), control_tokens, beam,
-            length_penalty,
+            length_penalty, writing.Constraint(choices, regex, json_schema), quant, speculate,
         )  # fmt: skip
         writing.write_texts(model, prompts, config, n, as_json, show, allow_pickle, given, writing_options)

@@ -127,7 +127,7 @@ def _search(
         ids, token_logprobs = (x.take_along_dim(picks[..., None], 1)[live].flatten(0, 1) for x in (ids, token_logprobs))
         # Hypotheses of one prompt have its tokens in common.
         slots.take(parents.tolist(), 0 if len(live) < len(rows) or length == 1 else shared)
-        rows, ended, begun = ([x[i] for i in live] for x in (rows, ended, begun))
+        rows, ended, begun = [rows[i] for i in live], [ended[i] for i in live], [begun[i] for i in live]
         limits = limits[live]
         logits = model.head(slots.read(0, [[token] for token in tokens.tolist()])[:, 0])
 

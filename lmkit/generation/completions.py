@@ -18,6 +18,7 @@ class Completion:
     limit: int  # the largest number of new tokens
     ids: list[int] = field(default_factory=list)  # new tokens, with the end token if there is one
     logprobs: list[float] = field(default_factory=list)  # nats, as the model predicts, before temperature and filters
+    alternatives: list[list[tuple[int, float]]] = field(default_factory=list)  # the likeliest tokens, if asked for
     finish: str = ""  # stop: end token or stop string; length: max_tokens or context; cancelled; "": not finished
     text: str = ""  # text of the new tokens, up to a stop string; only with a tokenizer
     restored: str = ""  # the source with written spans in the place of its sentinels, if any; only with a tokenizer

@@ -2,6 +2,7 @@
 
 Shapes: B rows, V vocab_size."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from lmkit.base.order import rng_for
 from lmkit.generation.completions import Completion, Opening, room_after, settled
+from lmkit.generation.grammar import Grammar, Matcher
 from lmkit.generation.prompts import end_ids, prompt_ids, source_ids
 from lmkit.generation.sampling import SamplingConfig, adjusted, check_logits, choose_tokens
 from lmkit.generation.slots import AnswerSlots, slots_of
@@ -41,6 +43,7 @@ class Request:
     eos: frozenset[int] = frozenset()  # tokens that end the text
     sample: int = 0  # its place among the requests for one prompt; randomness follows from the seed and this number
     opening: Opening | None = None  # how the text begins in an encoder-decoder; None for a decoder
+    grammar: Grammar | None = None  # what the text has to match
     number: int = 1  # the number of the prompt in error messages
 
 
@@ -63,6 +66,7 @@ class _Row:
     rng: np.random.Generator
     stream: TextStream | None
     drafter: Drafter | None
+    matcher: Matcher | None
 
     @property
     def begun(self) -> list[int]:
@@ -114,7 +118,8 @@ class Engine:
         others = (row.config for row in (*self._rows, *self._waiting))
         config = next((other for other in others if other == config), config)
         drafter = self._drafter() if self._drafter else None
-        self._waiting.append(_Row(request, config, completion, rng, self._stream(request), drafter))
+        matcher = request.grammar.matcher() if request.grammar else None
+        self._waiting.append(_Row(request, config, completion, rng, self._stream(request), drafter, matcher))
         return completion
 
     def cancel(self, completion: Completion) -> None:
@@ -251,9 +256,16 @@ class Engine:
             read = [[*row.begun, *row.completion.ids] for row in alike]
             limits = [row.completion.limit for row in alike]
             scores = adjusted(logits[at], config, read, written, limits)
+            for i, row in enumerate(alike):
+                if row.matcher:
+                    scores[i] = scores[i].masked_fill(~row.matcher.allowed().to(scores.device), -math.inf)
             chosen = choose_tokens(scores, config, [row.rng for row in alike])  # (B,)
             chances = logprobs[at].cpu().gather(1, chosen[:, None]).squeeze(1)
             check_logits(chances)
+            if config.top_logprobs:
+                best = logprobs[at].topk(min(config.top_logprobs, logprobs.size(1)))
+                for row, values, tokens in zip(alike, best.values.tolist(), best.indices.tolist(), strict=True):
+                    row.completion.alternatives.append(list(zip(tokens, values, strict=True)))
             triples = zip(alike, chosen.tolist(), chances.tolist(), strict=True)
             events += [self._append(row, token, logprob) for row, token, logprob in triples]
         return events
@@ -264,9 +276,11 @@ class Engine:
         completion.ids.append(token)
         completion.logprobs.append(logprob)
         stopped = token in row.request.eos
+        complete = row.matcher.push(token) if row.matcher else False
         if stream and not stopped:
             piece = stream.push(token)
             stopped = stream.stopped
+        stopped = stopped or complete
         if stopped or len(completion.ids) == completion.limit:
             completion.finish = "stop" if stopped else "length"
             piece += stream.finish() if stream else ""
@@ -311,16 +325,16 @@ def _restored(tokenizer: Tokenizer, completion: Completion) -> str:
 def generate(
     model: Transformer, prompts: Iterable[list[int]], config: SamplingConfig, eos: frozenset[int] = frozenset(),
     samples: int = 1, on_text: Callable[[Completion, str], None] | None = None, tokenizer: Tokenizer | None = None,
-    opening: Opening | None = None,
+    opening: Opening | None = None, grammar: Grammar | None = None, drafter: Callable[[], Drafter] | None = None,
 ) -> Iterator[Completion]:  # fmt: skip
     """Yields `samples` completions of each prompt, in order. It reads prompts as it needs them, so there may be
     millions.
 
-    tokenizer, opening: as for `Engine` and `Request`. on_text: is called with new text while it is written; texts are
-    then written one after the other. Raises what `Engine` raises."""
-    engine = Engine(model, tokenizer, 1 if on_text else MAX_ROWS)
+    tokenizer, drafter, opening, grammar: as for `Engine` and `Request`. on_text: is called with new text while it is
+    written; texts are then written one after the other. Raises what `Engine` raises."""
+    engine = Engine(model, tokenizer, 1 if on_text else MAX_ROWS, drafter)
     requests = (
-        Request(prompt, config, eos, sample, opening, number)
+        Request(prompt, config, eos, sample, opening, grammar, number)
         for number, prompt in enumerate(prompts, 1)
         for sample in range(samples)
     )
@@ -339,7 +353,8 @@ def generate(
 def complete(
     model: Transformer, tokenizer: Tokenizer, prompts: Iterable[str], config: SamplingConfig, eos: frozenset[int],
     samples: int = 1, on_text: Callable[[Completion, str], None] | None = None, opening: Opening | None = None,
-    frame: PairFrame | None = None, control_tokens: bool = False,
+    frame: PairFrame | None = None, control_tokens: bool = False, grammar: Grammar | None = None,
+    drafter: Callable[[], Drafter] | None = None,
 ) -> Iterator[Completion]:  # fmt: skip
     """Does what `generate` does, for prompts that are texts; `prompts.py` says what they may contain.
 
@@ -349,7 +364,7 @@ def complete(
         ids = (prompt_ids(tokenizer, prompt, control_tokens) for prompt in prompts)
     else:
         ids = (source_ids(tokenizer, prompt, frame) for prompt in prompts)
-    return generate(model, ids, config, eos, samples, on_text, tokenizer, opening)
+    return generate(model, ids, config, eos, samples, on_text, tokenizer, opening, grammar, drafter)
 
 
 def sample_text(model: Transformer, tokenizer: Tokenizer, prompt: str, max_tokens: int, seed: int) -> str:

@@ -6,7 +6,7 @@ as a whole; its time is that of the reading."""
 import torch
 from torch import Tensor, nn
 
-from lmkit.base.errors import ModelError
+from lmkit.base.errors import ModelError, UserError
 from lmkit.model.heads import Head
 from lmkit.model.transformer import Transformer
 
@@ -66,3 +66,17 @@ def quantise(model: Transformer) -> None:
                 setattr(module, name, Int8Linear(part.weight.data, part.bias))
             elif isinstance(part, Head):
                 part.product = Int8Linear(part.weight.data, part.word_bias)
+
+
+def prepare(model: Transformer, quant: str | None) -> None:
+    """Arranges the weights of a model that only writes from now on, or gives it such of 8 bits with quant `int8`.
+
+    Raises UserError for another `quant`, and what `quantise` raises."""
+    if quant not in (None, "int8"):
+        raise UserError(
+            f"--quant {quant!r}\n  allowed: int8; `lmkit export --to gguf --quant` knows more for llama.cpp"
+        )
+    if quant:
+        quantise(model)
+    else:
+        arrange(model)

@@ -133,7 +133,8 @@ class Stack(nn.Module):
         It is bool, broadcastable to (B, 1, T, S), True where a query may look. It is None where a query of a decoder
         sees itself and all before it, or a query of an encoder sees everything. With relative positions it holds scores
         to add, (1 or B, H, T, S).
-        T: number of queries; cache: that of a block, before their tokens are in it; window: the sliding window in tokens, None for none."""
+        T: number of queries; cache: that of a block, before their tokens are in it; window: the sliding window in
+        tokens, None for none."""
         past, ragged = (0, False) if cache is None else (cache.past, cache.columns is not None)
         S, device = past + T, positions.device
         # How many keys a query sees in one direction, itself included.

@@ -163,7 +163,7 @@ def test_long_prompts_are_read_in_parts_and_shared_beginnings_once(name, monkeyp
     theirs = outspoken(name)
     model = ours(theirs)
     long = PROMPTS[3]
-    prompts = [*PROMPTS, long[:17] + [5, 6], [*long, 7, 8], long]
+    prompts = [*PROMPTS, [*long[:17], 5, 6], [*long, 7, 8], long]
     want = [greedy_by_transformers(theirs, p, eos_token_id=None) for p in prompts]
     monkeypatch.setattr(engine, "CHUNK", 6)
     parts, read = [], Slots.read
