@@ -52,6 +52,7 @@ class Event(NamedTuple):
 
     completion: Completion  # the object that `submit` returned
     token: int
+    place: int  # the number of the token among the new ones, from 0
     text: str  # text that became certain with this token, often ""; the last token gives out all that was held back
     finished: bool  # whether this is the last event for this completion
 
@@ -287,7 +288,7 @@ class Engine:
         if self.tokenizer and row.request.opening and completion.finish:
             completion.restored = _restored(self.tokenizer, completion)
         completion.text += piece
-        return Event(completion, token, piece, bool(completion.finish))
+        return Event(completion, token, len(completion.ids) - 1, piece, bool(completion.finish))
 
     def _let_go(self) -> None:
         """Takes the slots of finished rows away. Rows that are being written fill the gaps, and the caches go when no

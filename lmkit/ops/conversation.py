@@ -114,24 +114,29 @@ def _converse(speaker: "Speaker", start: Conversation) -> None:
             note(str(e))
 
 
+def chat_of(name: str, loaded: Pretrained) -> Chat:
+    """Returns the chat template of a model with its tokenizer. Raises UserError for a model that cannot chat."""
+    loaded.check_use("generate")
+    if loaded.config.stacks != "decoder":
+        raise UserError(f"{name} is a {loaded.config.spec.cls}\n  → chatting needs a decoder")
+    tokenizer, folders = loaded.needs_tokenizer(), [loaded.folder]
+    if base := read_object(loaded.folder / ADAPTER_CONFIG).get("base_model_name_or_path"):
+        folders.append(model_folder(base))
+    template = find_template(folders, "auto", tokenizer)
+    if missing := template.missing(tokenizer):
+        raise UserError(
+            f"{name} has no chat template, and its tokenizer no {' and no '.join(missing)}\n"
+            f"  → `lmkit finetune --task chat --model {name} --data CONVERSATIONS` teaches it to chat"
+        )
+    return Chat(tokenizer, template)
+
+
 class Speaker:
     """A model that chats, and where its answers go."""
 
     def __init__(self, name: str, loaded: Pretrained, config: SamplingConfig, as_json: bool, stream: bool):
-        loaded.check_use("generate")
-        if loaded.config.stacks != "decoder":
-            raise UserError(f"{name} is a {loaded.config.spec.cls}\n  → chatting needs a decoder")
         self.loaded, self.config, self.as_json, self.stream = loaded, config, as_json, stream and not as_json
-        tokenizer, folders = loaded.needs_tokenizer(), [loaded.folder]
-        if base := read_object(loaded.folder / ADAPTER_CONFIG).get("base_model_name_or_path"):
-            folders.append(model_folder(base))
-        template = find_template(folders, "auto", tokenizer)
-        if missing := template.missing(tokenizer):
-            raise UserError(
-                f"{name} has no chat template, and its tokenizer no {' and no '.join(missing)}\n"
-                f"  → `lmkit finetune --task chat --model {name} --data CONVERSATIONS` teaches it to chat"
-            )
-        self.chat = Chat(tokenizer, template)
+        self.chat = chat_of(name, loaded)
         settings = settings_of(loaded.folder)
         self.fold_system = settings is not None and getattr(settings.task, "fold_system", False)
         check_embedded(loaded.model, self.chat.ends)
