@@ -145,11 +145,11 @@ class Run:
             self._retire(keep)
         return final
 
-    def save_average(self, step: int, write: Callable[[Path], None]) -> Path:
-        """Writes the average of the last checkpoints up to this step, in the same way as a checkpoint.
+    def save_beside(self, name: str, step: int, write: Callable[[Path], None]) -> Path:
+        """Writes a model made of checkpoints up to this step, as their average is, in the same way as a checkpoint.
 
         The link `best` will name it. Returns its folder. Raises StorageError."""
-        final, part = self.path / "average", self.path / "average.part"
+        final, part = self.path / name, self.path / f"{name}.part"
         with self._saving(final, part):
             put_whole(final, part, write, step)
             self._point("best", final)

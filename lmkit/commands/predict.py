@@ -31,7 +31,9 @@ def predict(
     text: Column = None,
     pair: Pair = None,
     labels: Labels = None,
-    threshold: Annotated[float | None, typer.Option("--threshold", help="Of several labels, over the model's.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option("--threshold", help="Of several labels, or of the second of two; over the model's.")
+    ] = None,
     keep: Annotated[str | None, typer.Option("--keep", metavar="a,b", help="Columns to copy to the output.")] = None,
     encoding: Encoding = "utf-8",
     source_lang: SourceLang = None,

@@ -44,10 +44,17 @@ def per_class(
     return class_scores(*(np.bincount(x, minlength=classes) for x in (gold[gold == guess], gold, guess)))
 
 
+def chosen(probabilities: np.ndarray, threshold: float = HALF) -> np.ndarray:
+    """Returns the class of each row, (N,): the likeliest; with a threshold, which only two classes may have, the second
+    where its probability is at least that. probabilities: (N, C)."""
+    return probabilities.argmax(1) if threshold == HALF else holds(probabilities[:, 1], threshold).astype(int)
+
+
 def single(
-    labels: Sequence[int] | np.ndarray, probabilities: np.ndarray, intervals: bool = True
+    labels: Sequence[int] | np.ndarray, probabilities: np.ndarray, intervals: bool = True, threshold: float = HALF
 ) -> dict[str, Estimate]:
-    """Returns the scores of a task with one label per row. labels: (N,); probabilities: (N, C).
+    """Returns the scores of a task with one label per row, which `chosen` predicts. labels: (N,); probabilities:
+    (N, C).
 
     They are: accuracy; macro_f1, over the classes that occur as label or prediction; mcc (Gorodkin 2004); ece, the
     expected calibration error, which is |share of right rows - mean probability| in 15 equal bins of the largest
@@ -56,9 +63,10 @@ def single(
     rows and classes. ece has no interval, because resampling adds noise, which always makes it larger."""
     labels, probabilities = np.asarray(labels, int), np.asarray(probabilities, float)
     rows, classes = probabilities.shape
-    top, predicted = probabilities.max(1), probabilities.argmax(1)
+    top, predicted = probabilities.max(1), chosen(probabilities, threshold)
     right = predicted == labels
-    gaps = np.bincount(np.clip(np.ceil(top * BINS).astype(int) - 1, 0, BINS - 1), right - top, BINS)
+    top_bins = np.clip(np.ceil(top * BINS).astype(int) - 1, 0, BINS - 1)
+    gaps = np.bincount(top_bins, (probabilities.argmax(1) == labels) - top, BINS)
     columns = range(1, 2) if classes == 2 else range(classes)
     areas = [_area(labels == c, probabilities[:, c]) for c in columns if rows * classes <= MOST_CELLS]
 
@@ -80,17 +88,21 @@ def holds(probabilities: np.ndarray, threshold: float = HALF) -> np.ndarray:
     return probabilities >= threshold
 
 
-def best_threshold(labels: np.ndarray, probabilities: np.ndarray) -> tuple[float, float]:
-    """Returns the threshold of `holds` with the best micro F1, half way to the next lower probability, and that F1.
+def best_threshold(labels: np.ndarray, probabilities: np.ndarray, macro: bool = False) -> float:
+    """Returns the threshold of `holds` with the best F1, half way to the next lower probability.
 
-    labels: (N, C) bool; probabilities: (N, C)."""
+    labels: (N, C) bool; probabilities: (N, C). The F1 is that of all that holds; with `macro` its mean with the F1 of
+    all that does not."""
     order = np.argsort(-probabilities, axis=None, kind="stable")
-    values, right = probabilities.ravel()[order], np.asarray(labels, bool).ravel()[order]
-    f1 = 2 * right.cumsum() / (np.arange(1, len(right) + 1) + right.sum())
-    below = np.append(values[1:], 0.0)
-    f1 = np.where(values > below, f1, -1.0)  # equal probabilities are on one side
-    best = int(f1.argmax())
-    return float(values[best] + below[best]) / 2, float(f1[best])
+    values, right = probabilities.ravel()[order].astype(float), np.asarray(labels, bool).ravel()[order]
+    n, actual = len(right), right.sum()
+    hits, guessed = np.append(0, right.cumsum()), np.arange(n + 1)
+    f1 = divide(2 * hits, guessed + actual)
+    if macro:
+        f1 = f1 + divide(2 * (n - actual - guessed + hits), 2 * n - guessed - actual)
+    above, below = np.append(1.0, values), np.append(values, 0.0)
+    best = int(np.where(above > below, f1, -1.0).argmax())  # equal probabilities are on one side
+    return float(above[best] + below[best]) / 2
 
 
 def multi(

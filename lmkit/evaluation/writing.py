@@ -17,6 +17,7 @@ CJK = "぀-ヿ㐀-鿿豈-﫿"
 WORD = re.compile(rf"[{CJK}]|[^\W_{CJK}]+")
 
 
+ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 References = Sequence[str] | Sequence[Sequence[str]]  # (N,) texts, or lists of texts
 
 
@@ -112,23 +113,28 @@ def words_of(text: str) -> list[str]:
 
 
 def rouge(hypotheses: Sequence[str], references: References, intervals: bool = True) -> dict[str, Estimate]:
-    """Returns rouge1, rouge2 and rougeL (Lin 2004), from 0 to 1.
+    """Returns rouge1, rouge2, rougeL and rougeLsum (Lin 2004), from 0 to 1.
 
-    They are means over texts of the F1 of words, of pairs of words, and of the longest common subsequence of the whole
-    text; of several references that with the best score counts, for each of these alone."""
+    They are means over texts of the F1 of words, of pairs of words, of the longest common subsequence of the whole
+    text, and of the union of those of its sentences, which are its lines, as rouge_score has it: of texts without
+    newlines rougeLsum is rougeL. Of several references that with the best score counts, for each of these alone."""
     rows = []
     for hypothesis, texts in zip(hypotheses, references, strict=True):
-        each = [_rouge(words_of(hypothesis), words_of(text)) for text in ([texts] if isinstance(texts, str) else texts)]
+        each = [_rouge(hypothesis, text) for text in ([texts] if isinstance(texts, str) else texts)]
         rows.append([max(scores) for scores in zip(*each, strict=True)])
-    return means(dict(zip(("rouge1", "rouge2", "rougeL"), zip(*rows, strict=True), strict=True)), intervals)
+    return means(dict(zip(ROUGE, zip(*rows, strict=True), strict=True)), intervals)
 
 
-def _rouge(written: list[str], wanted: list[str]) -> list[float]:
-    scores = []
+def _rouge(hypothesis: str, reference: str) -> list[float]:
+    """Returns the scores named in `ROUGE`."""
+    written, wanted = words_of(hypothesis), words_of(reference)
+    sizes, scores = (len(written), len(wanted)), []
     for n in (1, 2):
         grams = [Counter(zip(*(x[i:] for i in range(n)), strict=False)) for x in (written, wanted)]
         scores.append(_f1((grams[0] & grams[1]).total(), grams[0].total(), grams[1].total()))
-    return [*scores, _f1(longest_common_subsequence(written, wanted), len(written), len(wanted))]
+    lines = [[words_of(line) for line in text.split("\n")] for text in (hypothesis, reference)]
+    whole = _f1(longest_common_subsequence(written, wanted), *sizes)
+    return [*scores, whole, _f1(_union_of_sentences(*lines), *sizes) if max(map(len, lines)) > 1 else whole]
 
 
 def _f1(common: int, written: int, wanted: int) -> float:
@@ -136,14 +142,50 @@ def _f1(common: int, written: int, wanted: int) -> float:
 
 
 def longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
-    """Returns the length of the longest common subsequence (Hyyrö 2004).
+    """Returns the length of the longest common subsequence."""
+    return _subsequence_length(_subsequence_columns(a, b)[-1], len(a))
 
-    A column of the usual table is one integer, whose bits are 0 where the column increases."""
+
+def _subsequence_columns(a: Sequence[str], b: Sequence[str]) -> list[int]:
+    """Returns the columns of the usual table of longest common subsequences, one more than b has words (Hyyrö 2004).
+
+    A column is one integer, whose bits are 0 where the column increases."""
     places: dict[str, int] = {}
     for i, word in enumerate(a):
         places[word] = places.get(word, 0) | 1 << i
-    everything = column = (1 << len(a)) - 1
+    everything = (1 << len(a)) - 1
+    columns = [everything]
     for word in b:
-        matched = column & places.get(word, 0)
-        column = (column + matched) | (column - matched)
-    return len(a) - (column & everything).bit_count()
+        matched = columns[-1] & places.get(word, 0)
+        columns.append(((columns[-1] + matched) | (columns[-1] - matched)) & everything)
+    return columns
+
+
+def _subsequence_length(column: int, rows: int) -> int:
+    """Returns the entry of the table in a column, below its first rows."""
+    return rows - (column & ((1 << rows) - 1)).bit_count()
+
+
+def _common_places(a: Sequence[str], b: Sequence[str]) -> set[int]:
+    """Returns the places in `a` of a longest common subsequence: of several that which rouge_score takes."""
+    columns, places = _subsequence_columns(a, b), set[int]()
+    i, j = len(a), len(b)
+    while i and j:
+        if a[i - 1] == b[j - 1]:
+            i, j = i - 1, j - 1
+            places.add(i)
+        elif _subsequence_length(columns[j - 1], i) > _subsequence_length(columns[j], i - 1):
+            j -= 1
+        else:
+            i -= 1
+    return places
+
+
+def _union_of_sentences(written: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]]) -> int:
+    """Returns how many words of the wanted sentences are in a longest common subsequence with a written one, each
+    counted at most as often as either text has it (Lin 2004, 3.2)."""
+    common = Counter[str]()
+    for sentence in wanted:
+        places = set[int]().union(*(_common_places(sentence, other) for other in written))
+        common.update(sentence[i] for i in places)
+    return (common & Counter(word for sentence in written for word in sentence)).total()

@@ -88,6 +88,7 @@ class TaskHead(nn.Module):
         self.norm = make_norm(c, c.hidden_size) if "norm" in spec.modules else nn.Identity()
         has_output = "output" in spec.modules and num_labels
         self.output = nn.Linear(c.hidden_size, num_labels, bias=spec.output_bias) if has_output else None
+        self.unit: float | None = None  # of numbers, in training: a power of two, which files have in the output layer
 
     def forward(self, x: Tensor, at: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
         """Returns the logits of the labels: (B, T, L) for heads over tokens, else (B, L).
@@ -105,4 +106,23 @@ class TaskHead(nn.Module):
             x = x[torch.arange(x.size(0), device=x.device), at]  # `len` would fix the size in a traced graph
         if self.dense is not None:
             x = self.norm(self.activation(self.dense(x)))
-        return x if self.output is None else self.output(self.dropout(x))
+        if self.output is None:
+            return x
+        x = self.dropout(x)
+        if self.unit is None:
+            return self.output(x)
+        with torch.autocast(x.device.type, enabled=False):  # few digits of a mean would be left in bf16
+            weight, bias = (None if p is None else p.float() for p in (self.output.weight, self.output.bias))
+            return F.linear(x.float(), weight, bias) * self.unit
+
+    @torch.no_grad()
+    def measure_in(self, unit: float, start: float | None) -> None:
+        """Has the output layer predict numbers in this unit, a power of two. start: of a new head, what its bias is to
+        predict at first, if it has one; None: the head goes on predicting what it did, bit for bit."""
+        assert self.output is not None
+        self.unit = unit
+        if start is None:
+            for p in self.output.parameters():
+                p.div_(unit)
+        elif self.output.bias is not None:
+            self.output.bias.fill_(start / unit)

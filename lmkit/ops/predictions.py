@@ -64,6 +64,13 @@ def _write_cells(records: list[dict[str, Any]], file: IO[str], delimiter: str) -
     writer.writerows(rows)
 
 
+def _labelled(table: Table, golds: dict[str, dict[str, Any]], task_name: str) -> dict[int, dict[str, Any]]:
+    """Returns the rows of `golds` that are rows of the table, by their numbers there."""
+    same = lambda gold, row: "image" in gold or same_input(gold, task_name) == same_input(row, task_name)
+    found = {i: golds.get(place) for i, place in enumerate(table.places)}
+    return {i: gold for i, gold in found.items() if gold and same(gold, table.rows[i])}
+
+
 def _golds(read_as: TableConfig, task_name: str, task: Task) -> dict[str, dict[str, Any]]:
     """Returns the rows that have what is to be predicted, by place; none where a file has no such column."""
     with suppress(DataError):  # without it the same files were read
@@ -97,14 +104,17 @@ def _predictions(
     with waiting(f"{model}: {len(table.rows):,} rows"):
         outputs = together([task.outputs(one.model, table, examples) for one in loaded])
     golds = _golds(table_config(sources, config, columns, True, loaded[0].folder), config.name, task)
+    labelled = _labelled(table, golds, config.name)
+    with_gold = replace(table, rows=list(labelled.values()), places=[table.places[i] for i in labelled])
+    each = task.losses(loaded[0].model, with_gold, [outputs[i] for i in labelled]) if labelled else []
+    losses = dict(zip(labelled, each, strict=True))
     records = []
-    for place, row, output in zip(table.places, table.rows, outputs, strict=True):
+    for i, (place, row, output) in enumerate(zip(table.places, table.rows, outputs, strict=True)):
         said, beside = task.say_of(row, output), table.beside.get(place, {})
         record = {"place": place} | {f"input.{k}" if k in said else k: v for k, v in beside.items()} | said
-        gold = golds.get(place)
-        if gold and ("image" in gold or same_input(gold, config.name) == same_input(row, config.name)):
+        if gold := labelled.get(i):
             record["gold"] = gold.get("references", gold[TABLES[config.name].learnt])
-            if (loss := task.loss_of(gold, output)) is not None:
+            if (loss := losses[i]) is not None:
                 record["loss"] = round(loss, 6)
         records.append(record)
     for lost in reversed(table.lost):

@@ -81,7 +81,7 @@ def _status(run: Path) -> dict[str, Any]:
 
 
 def _read_recipe(run: Path, before: dict[str, Any]) -> Recipes:
-    tree, lines = recipe_file.read_run(run)
+    tree, lines = recipe_file.read_run(run / "recipe.yaml")
     verb = "finetune" if is_finetuning(tree) else "pretrain"
     where = str(run / "recipe.yaml")
     recipe: Recipe | FinetuneRecipe

@@ -92,8 +92,10 @@ class FinetuneRecipe(Section):
             raise ValueError("lora leaves little to shard\n  → parallel.data=ddp")
         if self.data.weights and not task.in_steps:
             raise ValueError(f"data.weights: task {task.name} is not trained step by step\n  → leave it out")
-        if self.data.group and (not isinstance(self.data.validation, float | int) or task.name in ("lm", "answer")):
-            raise ValueError("data.group is for tables of which data.validation holds out a share\n  → leave it out")
+        for key in ("group", "fold"):
+            held_out_here = isinstance(self.data.validation, float | int) and task.name not in ("lm", "answer")
+            if getattr(self.data, key) and not held_out_here:
+                raise ValueError(f"data.{key} is for tables out of which rows are held out\n  → leave it out")
         if isinstance(task, AnswerConfig) and not task.kb:
             raise ValueError("task.kb is missing: the knowledge base that answers are looked up in (`lmkit kb build`)")
         return self

@@ -26,6 +26,7 @@ MAX_DEPTH = 50
 SIGN = re.compile(r""":\s+[^\w\s"'\[{~./$]""")  # begins a value, and means something in YAML
 PATH_KEYS = {("data", "train"), ("data", "validation"), ("tokenizer", "path"), ("task", "kb"), ("task", "template")}
 BEFORE = {"tokenizer": {"split": "two_digits"}}  # what runs of versions without these keys did
+TASK_BEFORE = {"classify": {"scale_targets": False}}  # the same of the section of one task
 BY_NAME = ("auto", "chatml")  # chat templates that are no files
 
 
@@ -171,10 +172,12 @@ def build_recipe(schema: type[T], tree: dict, lines: dict[str, str], expand: Any
     raise UserError(f"{where}: {count}; nothing was started.\n\n" + "\n\n".join(problems))
 
 
-def read_run(path: Path) -> tuple[dict, dict[str, str]]:
+def read_run(file: Path) -> tuple[dict, dict[str, str]]:
     """Does what `read_tree` does for the recipe of a run. Keys that its version did not have stand for what it did."""
-    tree, lines = read_tree(path / "recipe.yaml")
-    return _merge(BEFORE, tree), lines
+    tree, lines = read_tree(file)
+    task = tree.get("task")
+    of_task = TASK_BEFORE.get(task["name"], {}) if isinstance(task, dict) and "name" in task else {}
+    return _merge(BEFORE | ({"task": of_task} if of_task else {}), tree), lines
 
 
 def dump(config: BaseModel) -> str:

@@ -8,6 +8,13 @@ from lmkit.recipe.objectives import Count, Fraction, Section
 from lmkit.recipe.sources import SourcesConfig
 
 
+def _fold(value: str | None) -> str | None:
+    number, _, folds = (value or "1/2").partition("/")
+    if not (number.isdecimal() and folds.isdecimal() and 1 <= int(number) <= int(folds) > 1):
+        raise ValueError(f"{value!r}: write the number of a fold and of how many, from `1/5` to `5/5`")
+    return value
+
+
 class TaskSection(Section):
     """What recipes need to know of every task."""
 
@@ -38,7 +45,16 @@ class ClassifyConfig(TaskSection):
         default_factory=dict, description="New names for labels of the model's head: `{LABEL_0: neg, LABEL_1: pos}`."
     )
     threshold: Annotated[float | str, AfterValidator(_threshold)] = Field(
-        0.5, description="Probability from which one of several labels holds; auto: the best micro F1 on held-out rows."
+        0.5,
+        description="Probability from which one of several labels holds, or the second of two classes; auto: the best"
+        " micro F1 (of two classes macro F1) on held-out rows.",
+    )
+    calibrate: bool = Field(
+        False, description="Divide the logits by the temperature under which held-out labels are likeliest."
+    )
+    scale_targets: bool = Field(
+        True,
+        description="Learn numbers in units of their spread, beginning at their mean; the model answers in theirs.",
     )
     baseline: bool = Field(True, description="Also train TF-IDF with logistic regression and print its scores.")
     metric: Literal["accuracy", "macro_f1", "mcc", "auroc", "pearson", "spearman", "micro_f1", ""] = Field(
@@ -181,6 +197,9 @@ class TableConfig(SourcesConfig):
     )
     group: str | None = Field(
         None, description="Column of what rows have in common, as a person: rows of one are all held out, or none is."
+    )
+    fold: Annotated[str | None, AfterValidator(_fold)] = Field(
+        None, description="`2/5` holds out the second fifth in place of a share; the five together are all rows, once."
     )
     separator: str | None = Field(
         None,

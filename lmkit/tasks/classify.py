@@ -1,5 +1,6 @@
 """Labels of whole texts: one, several, or a number."""
 
+import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,9 @@ from lmkit.base.units import brief
 from lmkit.data.tables.labels import Kind, label_kind
 from lmkit.data.tables.table import Table
 from lmkit.evaluation import baseline, classification
+from lmkit.evaluation.calibration import best_temperature
 from lmkit.evaluation.intervals import Estimate, means
+from lmkit.model.heads import TaskHead
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.batch import Batch
 from lmkit.pretrained import Pretrained
@@ -34,19 +37,20 @@ SCORES: dict[Kind, tuple[str, ...]] = {  # that `task.metric` may choose
 }  # fmt: skip
 
 
-def check_options(task: ClassifyConfig, kind: Kind) -> None:
-    """Raises UserError for a setting that does not fit this kind of labels."""
-    what = {"single": "classes", "multi": "several labels a row", "regression": "numbers"}[kind]
+def check_options(task: ClassifyConfig, kind: Kind, classes: int) -> None:
+    """Raises UserError for a setting that does not fit this kind of labels, or this number of classes."""
+    what = {"single": f"{classes} classes", "multi": "several labels a row", "regression": "numbers"}[kind]
     advice = "take another, or say with task.kind what the labels are"
     if task.metric and task.metric not in SCORES[kind]:
         raise UserError(
             f"task.metric={task.metric} is no score of {what}\n  allowed: {', '.join(SCORES[kind])}\n  → {advice}"
         )
-    if task.threshold != 0.5 and kind != "multi":
+    if task.threshold != 0.5 and kind != "multi" and not (kind == "single" and classes == 2):
         raise UserError(
-            f"a threshold (task.threshold) is for several labels a row, and these are {what}\n  → leave it out"
+            "a threshold (task.threshold) is for several labels a row, or for one of two classes, and these are"
+            f" {what}\n  → leave it out"
         )
-    for name in ("class_weights", "label_smoothing"):
+    for name in ("class_weights", "label_smoothing", "calibrate"):
         if getattr(task, name) and kind != "single":
             raise UserError(f"task.{name} is for one class a row, and these labels are {what}\n  → leave it out")
 
@@ -116,9 +120,11 @@ class Classifier(Task):
     smoothing: float = 0.0
     metric: str = ""
     middle: bool = False  # is what is cut out of longer texts, not their end
-    threshold: float = classification.HALF  # probability from which one of several labels holds
+    threshold: float = classification.HALF  # probability from which one of several labels, or the second class, holds
     fitted: bool = False  # the threshold is chosen after training
     baseline: bool = False  # simpler classifiers are trained beside it
+    calibrate: bool = False
+    scale_targets: bool = False
 
     @classmethod
     def for_training(cls, config: ClassifyConfig, train: Table, reading: Reading) -> Self:
@@ -129,14 +135,14 @@ class Classifier(Task):
             reading.tokenizer, reading.layout, kind, labels, reading.length(MOST_TOKENS), weights,
             config.label_smoothing, config.metric, config.cut == "middle",
             classification.HALF if isinstance(config.threshold, str) else config.threshold, config.threshold == "auto",
-            config.baseline,
+            config.baseline, config.calibrate, config.scale_targets,
         )  # fmt: skip
 
     @classmethod
     def of_folder(cls, config: ClassifyConfig, loaded: Pretrained, settings: TaskSettings | None) -> Self:
         reading = Reading.of(loaded, settings)
         kind = kind_of(loaded.config_json, loaded.config) if config.kind == "auto" else config.kind
-        check_options(config, kind)
+        check_options(config, kind, len(loaded.config.labels))
         fitted = settings.fitted.get("threshold", classification.HALF) if settings else classification.HALF
         threshold = fitted if isinstance(config.threshold, str) else config.threshold
         return cls(
@@ -164,7 +170,10 @@ class Classifier(Task):
     @classmethod
     def check_rows(cls, config: ClassifyConfig, train: Table, held_out: Table) -> Table:
         kind = label_kind(train.rows)
-        check_options(config, kind)
+        check_options(config, kind, 1 if kind == "regression" else len(names_of(train)))
+        if not held_out.rows and (config.threshold == "auto" or config.calibrate):
+            what = "task.calibrate" if config.calibrate else "task.threshold=auto"
+            raise UserError(f"{what} is fitted on held-out rows, and there are none\n  → data.validation=10%")
         if kind == "regression" or not held_out.rows:
             return held_out
         return known_labels(held_out, names_of(train), "held-out rows whose label no training row has")
@@ -180,6 +189,19 @@ class Classifier(Task):
 
     def settled(self, config: ClassifyConfig) -> ClassifyConfig:
         return config.model_copy(update={"kind": self.kind, "labels": {}})  # the head has the new names
+
+    def settle_head(self, model: Transformer, train: Table, fresh: bool) -> str:
+        """Has numbers learnt in units of about their spread, around their mean where the head has a bias for it."""
+        head = model.head
+        if self.kind != "regression" or not self.scale_targets or not isinstance(head, TaskHead) or not head.output:
+            return ""
+        targets = self._gold(train)
+        mean = float(targets.mean()) if head.output.bias is not None else 0.0
+        spread = float(np.sqrt(np.mean((targets - mean) ** 2))) or 1.0
+        unit = 2.0 ** round(math.log2(spread))
+        head.measure_in(unit, mean if fresh else None)
+        begin = f", beginning at their mean, {mean:g}" if fresh and head.output.bias is not None else ""
+        return f"numbers are learnt in units of {unit:g}{begin} (task.scale_targets)"
 
     def config_json(self) -> dict[str, Any]:
         return {"problem_type": PROBLEMS[self.kind]}
@@ -248,17 +270,29 @@ class Classifier(Task):
         if self.kind == "multi":
             return classification.multi(gold.astype(bool), p, intervals, self.threshold)
         nats = -np.log(np.maximum(p[np.arange(len(gold)), gold], 1e-12))
-        return means({"loss": nats}, intervals) | classification.single(gold, p, intervals)
+        return means({"loss": nats}, intervals) | classification.single(gold, p, intervals, self.threshold)
 
     def fit(self, model: Transformer, table: Table) -> tuple[dict[str, Any], str]:
         if not self.fitted:
             return {}, ""
-        p = np.stack(self.outputs(model, table, self.examples(table)))
-        threshold, after = classification.best_threshold(self._gold(table) > 0, p)
-        return {"threshold": threshold}, (
-            f"a label holds from a probability of {threshold:.3f}, fitted on these rows: their micro F1 is then"
-            f" {after:.4f} (above: at {self.threshold})"
-        )
+        self.threshold = self._best_threshold(table, np.stack(self.outputs(model, table, self.examples(table))))
+        return {"threshold": self.threshold}, self.stated()[0] if self.stated() else "the threshold stays 0.5"
+
+    def _best_threshold(self, table: Table, p: np.ndarray) -> float:
+        gold = self._gold(table) > 0
+        if self.kind == "multi":
+            return classification.best_threshold(gold, p)
+        return classification.best_threshold(gold, p[:, 1], macro=True)
+
+    def temperature(self, table: Table, outputs: Sequence[np.ndarray]) -> float | None:
+        return best_temperature(self._gold(table), np.stack(outputs)) if self.calibrate else None
+
+    def stated(self) -> list[str]:
+        """Returns the threshold, where it is not that of the likeliest class."""
+        if self.threshold == classification.HALF:
+            return []
+        what = "a label holds" if self.kind == "multi" else f"{brief(self.labels[1])}, the second class, is predicted"
+        return [f"{what} from a probability of {self.threshold:.3f}"]
 
     def per_row(self, table: Table, outputs: Sequence[np.ndarray]) -> list[float]:
         gold = self._gold(table)
@@ -269,7 +303,7 @@ class Classifier(Task):
                 float((classification.holds(p, self.threshold) == (g > 0)).all())
                 for g, p in zip(gold, outputs, strict=True)
             ]
-        return [float(p.argmax() == g) for g, p in zip(gold, outputs, strict=True)]
+        return (self._chosen(outputs) == gold).astype(float).tolist()
 
     def say(self, output: np.ndarray) -> dict[str, Any]:
         if self.kind == "regression":
@@ -278,15 +312,22 @@ class Classifier(Task):
         if self.kind == "multi":
             held = classification.holds(output, self.threshold)
             return {"labels": [name for name, yes in zip(self.labels, held, strict=True) if yes], "scores": scores}
-        return {"label": self.labels[int(output.argmax())], "scores": scores}
+        return {"label": self.labels[int(self._chosen([output])[0])], "scores": scores}
+
+    def _chosen(self, outputs: Sequence[np.ndarray]) -> np.ndarray:
+        """Returns the class of each row, (N,)."""
+        return classification.chosen(np.stack(outputs), self.threshold)
 
     def never_predicted(self, table: Table, outputs: Sequence[np.ndarray]) -> dict[str, int]:
         if self.kind != "single":
             return {}
-        predicted = {self.labels[int(p.argmax())] for p in outputs}
+        predicted = {self.labels[i] for i in self._chosen(outputs)}
         return dict(Counter(row["label"] for row in table.rows if row["label"] not in predicted).most_common())
 
-    def loss_of(self, row: dict[str, Any], output: np.ndarray) -> float | None:
+    def losses(self, model: Transformer, table: Table, outputs: Sequence[np.ndarray]) -> list[float | None]:
+        return [self._loss(row, output) for row, output in zip(table.rows, outputs, strict=True)]
+
+    def _loss(self, row: dict[str, Any], output: np.ndarray) -> float | None:
         if self.kind == "regression":
             return float(output[0] - row["label"]) ** 2
         if not set(_names(row)) <= self.places.keys():
@@ -303,7 +344,7 @@ class Classifier(Task):
             gold, held = gold > 0, classification.holds(p, self.threshold)
             each = classification.class_scores((gold & held).sum(0), gold.sum(0), held.sum(0))
         else:
-            each = classification.per_class(gold, p.argmax(1), len(self.labels))
+            each = classification.per_class(gold, self._chosen(outputs), len(self.labels))
         return dict(zip(self.labels, each, strict=True))
 
     def details(self, table: Table, outputs: Sequence[np.ndarray]) -> list[str]:
@@ -311,7 +352,7 @@ class Classifier(Task):
         for many classes what is confused most, for other kinds of labels nothing."""
         if self.kind != "single":
             return []
-        gold, predicted = self._gold(table), np.stack(outputs).argmax(1)
+        gold, predicted = self._gold(table), self._chosen(outputs)
         labels = [brief(label, 20) for label in self.labels]
         if len(labels) > MOST_CLASSES:
             return confusions(labels, gold, predicted)
@@ -319,7 +360,7 @@ class Classifier(Task):
 
     def baselines(self, train: Table, held_out: Table) -> dict[str, dict[str, Estimate]]:
         """Returns scores of TF-IDF with logistic regression, and of always guessing the commonest class, learnt from
-        the same rows."""
+        the same rows. A threshold that is fitted is fitted for each of them too, or the comparison would be unfair."""
         if not self.baseline:
             return {}
         gold = self._gold(train)
@@ -332,7 +373,12 @@ class Classifier(Task):
         else:
             note(f"no TF-IDF to compare with: {len(train.rows):,} rows of {classes:,} classes would take it too long")
         guesses["commonest"] = baseline.majority(self.kind, gold, len(held_out.rows), classes)
-        return {name: self.score(held_out, p.reshape(len(held_out.rows), -1), True) for name, p in guesses.items()}
+        scores = {}
+        for name, guess in guesses.items():
+            p = guess.reshape(len(held_out.rows), -1)
+            judge = replace(self, threshold=self._best_threshold(held_out, p)) if self.fitted else self
+            scores[name] = judge.score(held_out, p, True)
+        return scores
 
 
 def _column(table: Table, role: str) -> list[str]:

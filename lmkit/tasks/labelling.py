@@ -76,8 +76,9 @@ class Classify(_Framed):
 
     def loss(self, model: Transformer, batch: Batch) -> Loss:
         logits, labels = self.layout.logits(model, batch), batch.labels
-        if self.kind == "regression":  # mean squared error
-            loss = F.mse_loss(logits[:, 0], labels, reduction="sum")
+        if self.kind == "regression":  # mean squared error, in units of the head
+            unit = getattr(model.head, "unit", None) or 1.0
+            loss = F.mse_loss(logits[:, 0] / unit, labels / unit, reduction="sum")
             return Loss({"rows": loss}, {}, {"rows": loss.detach()})
         if self.kind == "multi":
             each = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(1)  # (B,)

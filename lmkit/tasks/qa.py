@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from lmkit.base.display import note
 from lmkit.data.tables.table import Table
@@ -16,7 +19,7 @@ from lmkit.pretrained import Pretrained
 from lmkit.recipe.task_settings import TaskSettings
 from lmkit.recipe.tasks import QAConfig
 from lmkit.tasks.labelling import InputLayout, Span
-from lmkit.tasks.task import Reading, Task, in_batches
+from lmkit.tasks.task import Reading, Task, in_batches, row_losses
 from lmkit.text.tokenizer import Tokenizer
 
 WINDOW_TOKENS = 384  # of question and context together (Devlin et al. 2019's SQuAD code)
@@ -154,11 +157,9 @@ class SpanFinder(Task):
     def fit(self, model: Transformer, table: Table) -> tuple[dict[str, Any], str]:
         if self.threshold is None:
             return {}, ""
-        fitted = self.fit_threshold(model, table)
-        return {"no_answer_threshold": fitted}, (
-            f"no answer is said when it is {fitted:+.2f} likelier than the best span: fitted on these rows (above: at"
-            " 0)"
-        )
+        self.threshold = self.fit_threshold(model, table)
+        message = f"no answer is said when it is {self.threshold:+.2f} likelier than the best span"
+        return {"no_answer_threshold": self.threshold}, message
 
     def fit_threshold(self, model: Transformer, table: Table) -> float:
         """Returns the threshold with the best F1 on these rows (the official script's `best_f1_thresh`)."""
@@ -175,6 +176,16 @@ class SpanFinder(Task):
     def per_row(self, table: Table, outputs: Sequence[Answer]) -> list[float]:
         """Returns the F1 of each row."""
         return [answers.best_of(_golds(row), a.text)[1] for row, a in zip(table.rows, outputs, strict=True)]
+
+    def losses(self, model: Transformer, table: Table, outputs: Sequence[Answer]) -> list[float | None]:
+        """Returns the mean over the windows of each question."""
+
+        def nats(batch: Batch) -> tuple[Tensor, Tensor]:
+            logits = Span(self.layout).logits(model, batch)
+            each = F.cross_entropy(logits, batch.labels, reduction="none").mean(1)
+            return each, torch.ones_like(each)
+
+        return row_losses(self, model, table, nats)
 
     def say(self, output: Answer) -> dict[str, Any]:
         if output.error:

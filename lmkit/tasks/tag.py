@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
 
 from lmkit.base.display import note
 from lmkit.base.units import brief
@@ -21,7 +23,7 @@ from lmkit.pretrained import Pretrained
 from lmkit.recipe.task_settings import TaskSettings
 from lmkit.recipe.tasks import TagConfig
 from lmkit.tasks.labelling import InputLayout, Tag
-from lmkit.tasks.task import MOST_TOKENS, Reading, Task, in_batches
+from lmkit.tasks.task import MOST_TOKENS, Reading, Task, in_batches, row_losses
 from lmkit.text.tokenizer import Framed, Tokenizer, frame_texts
 
 
@@ -77,7 +79,8 @@ class Tagger(Task):
                     labels[firsts[word]] = number
             out.append({"tokens": np.array(f.ids), "labels": labels, "firsts": firsts, "row": i, "cut": None in firsts})
         if unknown:
-            note(f"{len(unknown):,} words have a tag that the model lacks, like {unknown[0]}: they count as wrong")
+            lacking = f"{len(unknown):,} words have a tag that the model lacks, like {unknown[0]}"
+            note(f"{lacking}: they count as wrong, and have no loss")
         return out
 
     def _number(self, tag: str) -> int | None:
@@ -120,6 +123,16 @@ class Tagger(Task):
         """Returns the share of words that are right, for each row."""
         pairs = zip(self._gold(table), outputs, strict=True)
         return [float(np.mean([a == b for a, b in zip(gold, said, strict=True)])) for gold, said in pairs]
+
+    def losses(self, model: Transformer, table: Table, outputs: Sequence[list[str]]) -> list[float | None]:
+        """Returns the mean over the words of each row whose tag the model has."""
+
+        def nats(batch: Batch) -> tuple[Tensor, Tensor]:
+            logits = self.layout.logits(model, batch).transpose(1, 2)  # (B, L, T)
+            each = F.cross_entropy(logits, batch.labels, ignore_index=IGNORE, reduction="none")
+            return each.sum(1), (batch.labels != IGNORE).sum(1)
+
+        return row_losses(self, model, table, nats)
 
     def say(self, output: list[str]) -> dict[str, Any]:
         return {"tags": output}

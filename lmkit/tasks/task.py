@@ -13,10 +13,11 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
+from torch import Tensor
 
 from lmkit.architecture.model_config import ModelConfig
 from lmkit.base.display import Meter
-from lmkit.base.order import by_length
+from lmkit.base.order import by_length, rng_for
 from lmkit.data.tables.table import Table
 from lmkit.evaluation import classification, paired
 from lmkit.evaluation.intervals import Estimate
@@ -73,6 +74,7 @@ class Task(ABC):
     labels_rows: ClassVar[bool] = True  # `predict` has something to say of each row
     writing_keys: ClassVar[tuple[str, ...]] = ()  # of generation_config.json, for which the task has its own values
     counts_rows: ClassVar[bool] = False  # `accuracy` is a share of rows
+    calibrate: bool = False  # `temperature` is wanted
     averaged: ClassVar[bool] = False  # outputs of several models, as of several seeds, have a mean
     metric: str  # of `scores`, that says which checkpoint is best
     labels: tuple[str, ...]  # of the model
@@ -118,9 +120,9 @@ class Task(ABC):
         """Returns an output as JSON, with what it says of the text of its row."""
         return self.say(output)
 
-    def loss_of(self, row: dict[str, Any], output: Any) -> float | None:
-        """Returns the loss of a labelled row; None where outputs do not say it."""
-        return None
+    def losses(self, model: Transformer, table: Table, outputs: Sequence[Any]) -> list[float | None]:
+        """Returns the loss of each labelled row, as an evaluation has it; None where there is none."""
+        return [None] * len(table.rows)
 
     @classmethod
     def settle_tokenizer(
@@ -158,6 +160,10 @@ class Task(ABC):
         """Returns the task's section, with what the training rows say where it leaves that open."""
         return config
 
+    def settle_head(self, model: Transformer, train: Table, fresh: bool) -> str:
+        """Makes the head, which is new where `fresh`, fit what is learnt, in place. Returns what is told of it."""
+        return ""
+
     def config_json(self) -> dict[str, Any]:
         """Returns what config.json says of the task."""
         return {}
@@ -167,8 +173,13 @@ class Task(ABC):
         return {}
 
     def fit(self, model: Transformer, table: Table) -> tuple[dict[str, Any], str]:
-        """Returns what is chosen on held-out rows once the model is trained, and a message that tells it."""
+        """Chooses something on held-out rows once the model is trained, and uses it from then on. Returns what is to be
+        kept of it in the model's folder, and a message that tells it."""
         return {}, ""
+
+    def temperature(self, table: Table, outputs: Sequence[Any]) -> float | None:
+        """Returns what the logits of the head are to be divided by, once the model is trained; None where they stay."""
+        return None
 
     def baselines(self, train: Table, held_out: Table) -> dict[str, dict[str, Estimate]]:
         """Returns the scores of simpler answers to the same task, by their names."""
@@ -241,6 +252,21 @@ def in_batches(
             if not quick:
                 meter.update(done, f"{len(results):,} of {len(examples):,}")
     return [results[i] for i in range(len(examples))]
+
+
+def row_losses(
+    task: Task, model: Transformer, table: Table, nats: Callable[[Batch], tuple[Tensor, Tensor]]
+) -> list[float | None]:
+    """Returns the mean loss of all that is learnt of each row, in nats; None where that is nothing.
+
+    nats: returns the loss of each example of a batch, (B,), and the number of things it sums over, (B,)."""
+    examples = task.examples(table)
+    ready = [task.objective.prepare(example, rng_for(0, 0, i)) for i, example in enumerate(examples)]
+    sums = np.zeros((len(table.rows), 2))
+    compute = lambda batch: torch.stack([x.float().cpu() for x in nats(batch)], 1).numpy()
+    for example, pair in zip(examples, in_batches(model, task.objective, ready, compute, quick=True), strict=True):
+        sums[example["row"]] += pair
+    return [total / count if count else None for total, count in sums.tolist()]
 
 
 def texts(table: Table) -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 from pydantic import ValidationError
+from torch import Tensor
 
 from lmkit.architecture.model_config import ModelConfig
 from lmkit.base.display import note
@@ -20,14 +21,15 @@ from lmkit.generation.completions import Opening
 from lmkit.generation.prompts import end_ids
 from lmkit.generation.rules import GENERATION_CONFIG, NO_RULES, Rules
 from lmkit.generation.sampling import SamplingConfig
+from lmkit.model.loss import IGNORE
 from lmkit.model.transformer import Transformer
-from lmkit.objectives.batch import Objective
+from lmkit.objectives.batch import Batch, Objective
 from lmkit.objectives.causal_lm import PromptedLM
 from lmkit.objectives.seq2seq import Seq2Seq, parallel
 from lmkit.pretrained import Pretrained, say_not_followed
 from lmkit.recipe.task_settings import TaskSettings
 from lmkit.recipe.tasks import SummarizeConfig, TranslateConfig
-from lmkit.tasks.task import MOST_TOKENS, Reading, Task
+from lmkit.tasks.task import MOST_TOKENS, Reading, Task, row_losses
 from lmkit.text.languages import language_codes, language_frame, plain_frame
 from lmkit.text.tokenizer import Tokenizer
 
@@ -153,6 +155,15 @@ class Writer(Task):
             model, prompts, config, beam, c.length_penalty, self.eos, self.opening, self.early_stopping
         )
         return [self.tokenizer.decode(row.ids).strip() for row in written]
+
+    def losses(self, model: Transformer, table: Table, outputs: Sequence[str]) -> list[float | None]:
+        """Returns the mean over the tokens of each target that are learnt, without label smoothing."""
+
+        def nats(batch: Batch) -> tuple[Tensor, Tensor]:
+            states = model(batch.tokens, batch.keep, targets=batch.targets)
+            return -model.word_log_probs(states, batch.labels).sum(1), (batch.labels != IGNORE).sum(1)
+
+        return row_losses(self, model, table, nats)
 
     @property
     def most_tokens(self) -> int:

@@ -4,7 +4,7 @@ import json
 import re
 import shlex
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,7 @@ class Finetuning:
     learnt: list[dict[str, Any]]  # the training rows as examples
     lengths: list[int]  # tokens of the training rows, of chat's conversations
     settings: TaskSettings  # which every checkpoint holds
+    calibration: dict[str, float] = field(default_factory=dict)  # temperature, and ECE before; empty until it is done
 
     def rendered(self, number: int = 2) -> list[list[MarkedText]]:
         """Returns the first examples as the model reads them."""
@@ -106,14 +107,9 @@ def build_finetuning(
     reading = Reading(tokenizer, before, recipe.data.max_length, start, folder / "tokenizer")
     task = TASKS[recipe.task.name].for_training(recipe.task, train, reading)
     model, new = _with_head(source, before, task, recipe.train.seed)
-    columns = trained_columns(recipe.task.name, recipe.data, train.columns)
-    words = "punctuation" if {"text", "words"} <= train.rows[0].keys() else recipe.data.words
-    settings = TaskSettings.of_recipe(
-        recipe, task=task.settled(recipe.task), max_length=task.max_length, columns=columns, words=words
-    )
-    settings.write(folder / "tokenizer")
-    if generation_config := task.generation_config():
-        write_json(folder / "tokenizer" / GENERATION_CONFIG, generation_config)
+    if message := task.settle_head(model, train, fresh=model is not source):
+        note(message)
+    settings = _write_settings(recipe, task, train, folder / "tokenizer")
     adapter = adapt(model, recipe, str(recipe.model))
     some = limit(held_out, recipe.evaluate.rows, seed=0)
     rows, mixture = _examples(task, train, recipe.data)
@@ -156,6 +152,19 @@ def build_finetuning(
     job.closing = beam * len(held_out.rows) / max(len(some.rows), 1)
     cut = len({e["row"] for e in rows if e["cut"]})
     return Finetuning(job, task, train, held_out, cut, new, rows, lengths, settings)
+
+
+def _write_settings(recipe: FinetuneRecipe, task: Task, train: Table, folder: Path) -> TaskSettings:
+    """Writes what checkpoints say of the task, beside the tokenizer, and returns it."""
+    columns = trained_columns(recipe.task.name, recipe.data, train.columns)
+    words = "punctuation" if {"text", "words"} <= train.rows[0].keys() else recipe.data.words
+    settings = TaskSettings.of_recipe(
+        recipe, task=task.settled(recipe.task), max_length=task.max_length, columns=columns, words=words
+    )
+    settings.write(folder)
+    if generation_config := task.generation_config():
+        write_json(folder / GENERATION_CONFIG, generation_config)
+    return settings
 
 
 def _examples(task: Task, train: Table, data: TableConfig) -> tuple[list[dict[str, Any]], Mixture | None]:

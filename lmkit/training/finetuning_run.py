@@ -17,7 +17,7 @@ from lmkit.base.units import show_count, show_seconds
 from lmkit.data.inventory import of_model, of_store, of_tables
 from lmkit.data.tables.labels import label_kind
 from lmkit.data.tables.report import report
-from lmkit.data.tables.splitting import limit, split
+from lmkit.data.tables.splitting import fold, groups_held_out, limit, split
 from lmkit.data.tables.table import Table, read_table
 from lmkit.images.palette import as_texts, fit_palette, holds_images, load_palette
 from lmkit.images.tokens import palette_tokenizer
@@ -28,6 +28,7 @@ from lmkit.tasks import answer_fitting
 from lmkit.tasks.table import TASKS
 from lmkit.tasks.task import score_table, scores_as_json, seeds_line, texts, unknown_tokens
 from lmkit.training import verdict
+from lmkit.training.calibrated import calibrated_writer
 from lmkit.training.distributed.world import ALONE, World
 from lmkit.training.finetune import Finetuning, build_continued, build_finetuning, describe_finetuning
 from lmkit.training.job import Job
@@ -64,7 +65,7 @@ def dry_run(recipe: FinetuneRecipe) -> None:
 def resume(path: Path) -> int:
     """Goes on with a run, or several seeds' runs, where the newest whole checkpoint stands. Returns the exit code."""
     path = find_run(path)
-    tree, lines = recipe_file.read_run(path)
+    tree, lines = recipe_file.read_run(path / "recipe.yaml")
     if not is_finetuning(tree):
         raise UserError(f"{path} is a run of pretraining\n  → {going_on(path, 'pretrain')}")
     recipe = recipe_file.build_recipe(FinetuneRecipe, tree, lines, expand_finetuning, str(path / "recipe.yaml"))
@@ -113,7 +114,15 @@ def tables(recipe: FinetuneRecipe) -> tuple[Table, Table]:
     data, task = recipe.data, recipe.task.name
     train = _read(data.train, recipe)
     if isinstance(data.validation, float | int):
-        train, held_out = split(train, data.validation, 0, task, data.group)
+        whole = train
+        if data.fold:
+            number, folds = map(int, data.fold.split("/"))
+            train, held_out = fold(whole, number, folds, 0, task, data.group)
+            note(f"data.fold {data.fold}: {len(held_out.rows):,} of {len(whole.rows):,} rows are held out")
+        else:
+            train, held_out = split(whole, data.validation, 0, task, data.group)
+        if data.group:
+            note(groups_held_out(whole, held_out, data.group))
     else:
         held_out = _read(data.validation, recipe, label_kind(train.rows))
     if data.limit and data.limit < len(train.rows):
@@ -233,9 +242,11 @@ def _tell(f: Finetuning, run: Run, seconds: float) -> None:
     keep_average(job, run)
     state = job.state
     print(f"done in {show_seconds(seconds)}: {state.step} steps, {show_count(state.tokens)} tokens")
-    folder = run.path / ("best" if (run.path / "best").exists() else "latest")
     if not job.world.first:
         return
+    if f.held_out.rows:
+        _calibrate(f, run)
+    folder = _model_to_use(run)
     verdicts = _scores(f, folder, run) if f.held_out.rows else []
     verdicts += verdict.course(run.path, job.recipe.train.budget, "finetune")
     if verdicts:
@@ -247,10 +258,36 @@ def _tell(f: Finetuning, run: Run, seconds: float) -> None:
     print(f"  next   lmkit {use.format(shlex.quote(str(run.path)))}")
 
 
+def _model_to_use(run: Run) -> Path:
+    return run.path / ("best" if (run.path / "best").exists() else "latest")
+
+
+def _calibrate(f: Finetuning, run: Run) -> None:
+    """Writes a copy of the model whose probabilities are calibrated on the rows held out, if the task asks for it; the
+    link `best` then names it. Checkpoints stay as they are, so a run that goes on from one does it again."""
+    if f.calibration or not f.task.calibrate:  # done before its output was cut off
+        return
+    folder, table = _model_to_use(run), f.held_out
+    model = load(folder).model
+    outputs = f.task.outputs(model, table, f.task.examples(table))
+    temperature = f.task.temperature(table, outputs)
+    if temperature is None:
+        note("calibration: all held-out rows are right, so no temperature can be fitted, and the model stays as it is")
+        return
+    f.settings = f.settings.model_copy(update={"fitted": {"temperature": temperature}})
+    write = calibrated_writer(folder, model.config, f.settings, temperature)
+    run.save_beside("calibrated", f.job.state.step, write)
+    ece = f.task.scores(table, outputs, False)["ece"].value
+    f.calibration = {"temperature": temperature, "ece_before": ece}
+
+
 def _scores(f: Finetuning, folder: Path, run: Run) -> list[str]:
     """Scores the model to use, which lies in `folder`, on all rows held out, beside the baselines. Writes scores.json,
     and of classes also classes.csv; returns what is to be said of the scores."""
     task, table, model = f.task, f.held_out, load(folder).model
+    fitted, message = task.fit(model, table)
+    if fitted:
+        f.settings.write_fitted(folder, **fitted)
     with waiting(f"scoring {len(table.rows):,} rows held out"):
         outputs = task.outputs(model, table, task.examples(table))
         columns = {"model": task.scores(table, outputs, True)}
@@ -258,12 +295,21 @@ def _scores(f: Finetuning, folder: Path, run: Run) -> list[str]:
         columns |= task.baselines(f.train, table)
     scores = score_table(str(run.path), columns, len(table.rows))
     print("\n".join([scores, *task.stated(), *task.details(table, outputs)]))
-    fitted, message = task.fit(model, table)
-    if fitted:
-        f.settings.write_fitted(folder, **fitted)
-        note(message)
+    if f.calibration:
+        f.calibration["ece_after"] = columns["model"]["ece"].value
+        lines = "temperature {temperature:.3f}, calibration error (ECE) {ece_before:.4f} before, {ece_after:.4f} after"
+        message = "; ".join(filter(None, [lines.format(**f.calibration), message]))
+    if message:
+        flatter = (
+            f"  fitted on the {len(table.rows):,} held-out rows that are scored here, so the scores flatter a little"
+        )
+        note(f"{message}\n{flatter}\n  → `lmkit eval` on other rows")
     named = {name: scores_as_json(scores) for name, scores in columns.items()}
     facts: dict[str, Any] = {"scores": named.pop("model"), "baselines": named, "rows": len(table.rows)}
+    if fitted:
+        facts["fitted"] = fitted | {"rows": "held out, as those of the scores"}
+    if f.calibration:
+        facts["calibration"] = f.calibration | {"rows": "held out, as those of the scores"}
     if classes := task.class_scores(table, outputs):
         facts["classes"] = scores_as_json(classes)
         with (run.path / "classes.csv").open("w", encoding="utf-8", newline="") as file:

@@ -38,7 +38,7 @@ def resume(path: Path, given: Recipe | None = None, accept_changes: bool = False
 
     given: a recipe to use instead of the run's own; without `accept_changes` only harmless keys may differ. Raises
     UserError where other keys differ, and for a run of fine-tuning."""
-    tree, lines = recipe_file.read_run(find_run(path))
+    tree, lines = recipe_file.read_run(find_run(path) / "recipe.yaml")
     if is_finetuning(tree):
         raise UserError(f"{path} is a run of fine-tuning\n  → {going_on(path, 'finetune')}")
     recipe = recipe_file.build_recipe(Recipe, tree, lines, expand_pretraining, str(path / "recipe.yaml"))

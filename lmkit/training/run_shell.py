@@ -159,7 +159,7 @@ def _check_recipe(job: Job, run: Run, newest: Path | None, accept: bool) -> None
     recipe.yaml is used. Raises UserError where more than harmless keys differ, unless `accept` is set."""
     file = newest / checkpoints.RECIPE if newest else None
     file = file if file and file.is_file() else run.path / "recipe.yaml"
-    before = recipe_file.load_recipe(type(job.recipe), file, low=recipe_file.BEFORE)
+    before = recipe_file.build_recipe(type(job.recipe), *recipe_file.read_run(file), where=str(file))
     changes = recipe_file.differences(recipe_file.as_tree(before), recipe_file.as_tree(job.recipe))
     if not changes:
         return
@@ -297,4 +297,4 @@ def keep_average(job: Job, run: Run) -> None:
         write = checkpoints.model_piece(job.model, job.tokenizer_folder, job.special)
         job.state.best = {"step": job.state.step} | scores
         if job.world.first:
-            run.save_average(job.state.step, write)
+            run.save_beside("average", job.state.step, write)

@@ -5,9 +5,12 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.special import softmax
 from sklearn import metrics
+from sklearn.calibration import _TemperatureScaling
 
-from lmkit.evaluation.classification import confusion, multi, per_class, regression, single
+from lmkit.evaluation.calibration import best_temperature
+from lmkit.evaluation.classification import best_threshold, confusion, multi, per_class, regression, single
 from lmkit.evaluation.intervals import means, resampled
 
 RNG = np.random.default_rng(0)
@@ -42,6 +45,38 @@ def test_single_equals_sklearn(classes):
     np.testing.assert_array_equal(confusion(labels, predicted, classes), metrics.confusion_matrix(labels, predicted))
     table = np.array(per_class(labels, predicted, classes)).T
     np.testing.assert_allclose(table, metrics.precision_recall_fscore_support(labels, predicted))
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.8])
+def test_a_threshold_of_two_classes_is_one_of_the_second(threshold):
+    labels, probabilities = rows(300, 2)
+    found, predicted = single(labels, probabilities, False, threshold), probabilities[:, 1] >= threshold
+    assert found["accuracy"].value == metrics.accuracy_score(labels, predicted)
+    assert found["macro_f1"].value == pytest.approx(metrics.f1_score(labels, predicted, average="macro"))
+    assert found["mcc"].value == pytest.approx(metrics.matthews_corrcoef(labels, predicted))
+    assert [found[name] for name in ("ece", "auroc")] == [
+        single(labels, probabilities, False)[name] for name in ("ece", "auroc")
+    ]
+
+
+@pytest.mark.parametrize("skill", [1.0, 0.0, -1.0])
+@pytest.mark.parametrize("macro", [True, False])
+def test_the_best_threshold_is_the_best_of_all_by_sklearn(macro, skill):
+    for _ in range(4):
+        labels, probabilities = rows(30, 2, skill)
+        p = probabilities[:, 1].astype(np.float32)  # as of a model
+        f1 = lambda t: metrics.f1_score(labels, p >= t, average="macro" if macro else "binary", zero_division=0)  # noqa: B023
+        found = best_threshold(labels > 0, p, macro)
+        assert 0 < found < 1 and f1(found) == pytest.approx(max(map(f1, [*p, 1.0])))
+
+
+def test_a_temperature_is_that_of_sklearn():
+    labels, probabilities = rows(300, 5)
+    for sharper in (0.3, 1.0, 4.0):
+        logits = np.log(probabilities) * sharper
+        wanted = 1 / _TemperatureScaling().fit(logits, labels).beta_
+        assert best_temperature(labels, softmax(logits, axis=1)) == pytest.approx(wanted, rel=1e-4)
+    assert best_temperature(np.array([0, 1]), np.eye(2) * 0.2 + 0.4) is None
 
 
 def by_bins(labels, probabilities):

@@ -91,13 +91,22 @@ def test_the_tokeniser_goes_by_the_script(monkeypatch):
 
 
 def test_rouge_is_that_of_rouge_score_also_of_several_references():
-    names = ["rouge1", "rouge2", "rougeL"]
+    names = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
     judge, rng = rouge_scorer.RougeScorer(names), random.Random(0)
     texts = lambda n: [
-        " ".join(rng.choices(["a", "man", "rides", "the", "horse", "slowly"], k=rng.randint(1, 9))) for _ in range(n)
+        "".join(
+            w + rng.choice("  \n") for w in rng.choices(["a", "man", "rides", "the", "horse"], k=rng.randint(1, 19))
+        )
+        for _ in range(n)
     ]
     hypotheses, several = texts(30), [texts(rng.randint(1, 3)) for _ in range(30)]
     wanted = [judge.score_multi(references, text) for references, text in zip(several, hypotheses, strict=True)]
     found = rouge(hypotheses, several)
     for name in names:
         assert found[name].value == pytest.approx(sum(w[name].fmeasure for w in wanted) / 30)
+    assert found["rougeLsum"].value > found["rougeL"].value
+    lines = rouge(
+        [text.replace("\n", " ") for text in hypotheses], [[r.replace("\n", " ") for r in s] for s in several]
+    )
+    assert lines["rougeLsum"] == lines["rougeL"]
+    assert rouge(["\n"], ["\n\n"])["rougeLsum"].value == 0

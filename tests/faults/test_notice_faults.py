@@ -211,7 +211,7 @@ def test_a_damaged_average_is_noticed(tiny, monkeypatch, lmkit_):
         for name, data in files.items():
             (part / name).write_bytes(data)
 
-    run.save_average(4, write)
+    run.save_beside("average", 4, write)
     run.close()
     assert lmkit_("generate", folder, "the cat").code == 0
     file = folder / "model.safetensors"

@@ -171,3 +171,19 @@ def test_data_that_is_not_beside_the_recipe_is_found_in_the_working_directory(tm
 )
 def test_times_are_read_by_their_units(written, seconds):
     assert units.seconds(written) == seconds
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (("data.fold=6/5",), "from `1/5` to `5/5`"), (("data.fold=1/1",), "from `1/5` to `5/5`"),
+        (("data.fold=0/5",), "from `1/5` to `5/5`"), (("data.fold=a",), "from `1/5` to `5/5`"),
+        (("data.fold=1/5", "data.validation=held.csv"), "data.fold is for tables out of which rows are held out"),
+        (("data.group=user", "data.validation=held.csv"), "data.group is for tables out of which rows are held out"),
+        (("data.fold=1/5", "task.name=lm"), "data.fold is for tables out of which rows are held out"),
+    ],
+)  # fmt: skip
+def test_folds_that_are_none(changes, says):
+    recipe = ("task.name=classify", "model=bert", "data.train=rows.csv", *changes)
+    with pytest.raises(UserError, match=says):
+        load_recipe(FinetuneRecipe, None, recipe, expand_finetune)

@@ -94,7 +94,16 @@ def test_transformers_writes_from_a_checkpoint_what_predict_writes(family, tmp_p
     best = tmp_path / "run/best"
     kind = transformers.AutoModelForCausalLM if family == "gpt2" else transformers.AutoModelForSeq2SeqLM
     theirs, words = kind.from_pretrained(best), transformers.AutoTokenizer.from_pretrained(best)
+    lines = [json.loads(line) for line in command("predict", str(tmp_path / "run"), "-d", str(data)).splitlines()]
     for i in range(0, 60, 7):
+        source, target = (words(text)["input_ids"] for text in (f"say: the film {i} ", lines[i]["gold"]))
+        target = (
+            [*target[1:], words.eos_token_id] if family == "gpt2" else target
+        )  # its tokenizer writes BOS before texts
+        read = torch.tensor([source + target if family == "gpt2" else source])
+        labels = torch.tensor([[-100] * len(source) + target if family == "gpt2" else target])
+        with torch.no_grad():
+            assert lines[i]["loss"] == pytest.approx(theirs(input_ids=read, labels=labels).loss.item(), abs=1e-4)
         ids = words(f"say: the film {i} ", return_tensors="pt")
         written = theirs.generate(**ids)[0, ids["input_ids"].shape[1] if family == "gpt2" else 0 :]
         assert words.decode(written, skip_special_tokens=True).strip() == said[i]

@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shlex
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -14,12 +15,16 @@ import pandas
 import pytest
 import torch
 import transformers
+import yaml
 from rich.console import Console
+from scipy.special import softmax
 from sklearn import metrics
+from sklearn.calibration import _TemperatureScaling
 
 import lmkit
 from lmkit.base import display
 from lmkit.base.errors import DataError, ModelError, UserError
+from lmkit.base.manifest import damage
 from lmkit.commands.options import task_changes
 from lmkit.ops import predictions
 from lmkit.ops.text_scores import evaluate_models
@@ -273,6 +278,65 @@ def test_several_labels_numbers_pairs_and_adapters(tmp_path):
         lmkit.load(tmp_path / "adapter")
 
 
+def numbers(path: Path, unit: float, mean: float) -> Path:
+    rng, rows = random.Random(0), []
+    for _ in range(300):
+        n = rng.randint(0, 3)
+        rows.append({"text": sentence(rng, *["more"] * n, *["ball"] * (3 - n)), "label": unit * n + mean})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_numbers_of_any_size_are_learnt_alike_and_answered_as_they_are(family, tmp_path, capsys):
+    """A run on numbers 4096 times as large does the same, bit for bit, and transformers answers in their units. gpt2's
+    head has no bias to hold a mean."""
+    said, mean = {}, 40.5 if family == "bert" else 0.5
+    for unit in (1, 4096):
+        data = numbers(tmp_path / f"{unit}.jsonl", unit, mean * unit)
+        scores = run(tmp_path / f"run-{unit}", "task={name: classify, kind: regression, baseline: false}", *TRAIN,
+                     f"model={{family: {family}, {SMALL}}}", f"data.train={data}", "train.budget=100 steps",
+                     f"data.validation={data}", "train.ema=0.9", *PLAIN.get(family, ()))["scores"]  # fmt: skip
+        assert scores["pearson"]["value"] > 0.9 and scores["rmse"]["value"] < 0.5 * unit
+        assert f"learnt in units of {unit if family == 'bert' else 2 * unit}" in capsys.readouterr().err
+        predictions.predict_rows(str(tmp_path / f"run-{unit}"), [str(data)], tmp_path / "said.jsonl", {}, None)
+        said[unit] = [json.loads(line)["score"] for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    assert said[4096] == [4096 * x for x in said[1]]
+    folder = tmp_path / "run-4096/best"
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    texts = [json.loads(line)["text"] for line in data.read_text().splitlines()][:8]
+    for text, number in zip(texts, said[4096], strict=False):
+        with torch.no_grad():
+            assert model(**tokenizer(text, return_tensors="pt")).logits.item() == pytest.approx(number, rel=1e-4)
+
+    still = run(tmp_path / "still", "task={name: classify, kind: regression, baseline: false}", f"model={folder}",
+                f"data.train={data}", f"data.validation={data}", "train.budget=1 step",
+                "optimizer.lr=1e-12")["scores"]  # fmt: skip
+    assert still["rmse"]["value"] == pytest.approx(scores["rmse"]["value"])  # a head of numbers goes on as it was
+    older = yaml.safe_load((tmp_path / "run-1/recipe.yaml").read_text())
+    del older["task"]["scale_targets"]
+    (tmp_path / "older.yaml").write_text(yaml.safe_dump(older))
+    assert recipe_file.read_run(tmp_path / "older.yaml")[0]["task"]["scale_targets"] is False
+
+
+@pytest.mark.parametrize("more", [("train.ema=0.5",), ("lora={rank: 2}", "lora.merge=false")], ids=["ema", "adapter"])
+def test_learning_numbers_goes_on_bit_for_bit(more, tmp_path):
+    base = ("task={name: classify, kind: regression, baseline: false}", "checkpoint.every=4",
+            f"data.train={numbers(tmp_path / 'numbers.jsonl', 700, 90000)}")  # fmt: skip
+    run(tmp_path / "start", *base, f"model={{family: bert, {SMALL}}}", *TRAIN, "train.budget=4 steps")
+    steps = (*base, f"model={tmp_path / 'start'}", "train.budget=8 steps", "train.batch=32 rows", *more)
+    for name in ("whole", "half"):
+        run(tmp_path / name, *steps)
+    for link in ("latest", "best"):
+        (tmp_path / "half" / link).unlink()
+    shutil.rmtree(tmp_path / "half/checkpoints/step-00000008")
+    assert finetuning_run.resume(tmp_path / "half") == 0
+    whole, half = (tmp_path / name / "checkpoints/step-00000008" for name in ("whole", "half"))
+    files = [file.relative_to(whole) for file in whole.rglob("*.safetensors")]
+    assert len(files) > 2 and all((whole / file).read_bytes() == (half / file).read_bytes() for file in files)
+
+
 def test_the_threshold_of_several_labels_is_fitted_and_kept(tmp_path):
     """Judge: scikit-learn's F1 at every threshold there is."""
     rng, topics = random.Random(0), {"sport": "ball", "food": "soup", "art": "paint"}
@@ -297,10 +361,107 @@ def test_the_threshold_of_several_labels_is_fitted_and_kept(tmp_path):
     best = max(metrics.f1_score(gold, p >= t, average="micro", zero_division=0) for t in np.unique(p))
     assert metrics.f1_score(gold, holds, average="micro") == pytest.approx(best) and 0 < fitted != 0.5
     np.testing.assert_array_equal(predicted(threshold=0.3)[0], p >= 0.3)
-    wanted = metrics.classification_report(gold, p >= 0.5, target_names=sorted(topics), output_dict=True,
+    wanted = metrics.classification_report(gold, p >= fitted, target_names=sorted(topics), output_dict=True,
                                            zero_division=0)  # fmt: skip
-    classes = json.loads((tmp_path / "run/scores.json").read_text())["classes"]  # as of the table, before the fit
+    scores = json.loads((tmp_path / "run/scores.json").read_text())
+    assert scores["fitted"]["threshold"] == fitted and scores["scores"]["micro_f1"]["value"] == pytest.approx(best)
+    classes = scores["classes"]
     assert {k: tuple(v.values()) for k, v in classes.items()} == {k: tuple(wanted[k].values()) for k in topics}
+
+
+def two_classes(tmp_path: Path, held: int = 100) -> tuple[str, ...]:
+    """Few rows say `yes`, half of them by a word: a model of them is unsure, and 0.5 is no good threshold."""
+    rng, lines = random.Random(0), ["text,label"]
+    for _ in range(400):
+        label = "yes" if rng.random() < 0.25 else "no"
+        lines.append(f"{sentence(rng, *(['superb'] if label == 'yes' and rng.random() < 0.5 else []))},{label}")
+    (tmp_path / "rows.csv").write_text("\n".join(lines[: 401 - held]))
+    (tmp_path / "held.csv").write_text("\n".join([lines[0], *lines[401 - held :]]))
+    return (f"model={{family: bert, {SMALL}}}", *TRAIN, f"data.train={tmp_path / 'rows.csv'}",
+            f"data.validation={tmp_path / 'held.csv'}", "task.name=classify", "task.baseline=false")  # fmt: skip
+
+
+def test_two_classes_have_a_threshold_too_and_it_is_that_of_the_second(tmp_path, capsys):
+    """Judge: scikit-learn's macro F1 at every threshold there is."""
+    base, model, said = two_classes(tmp_path), str(tmp_path / "run"), tmp_path / "said.jsonl"
+    scores = run(tmp_path / "run", *base, "task.threshold=auto", "train.budget=20 steps")
+    told, fitted = capsys.readouterr(), scores["fitted"]["threshold"]
+    assert f"yes, the second class, is predicted from a probability of {fitted:.3f}" in told.err
+    assert "fitted on the 100 held-out rows that are scored here, so the scores flatter" in told.err
+
+    def predicted(**changes) -> tuple[list[str], np.ndarray]:
+        predictions.predict_rows(model, [str(tmp_path / "held.csv")], said, {}, None, changes)
+        lines = [json.loads(line) for line in said.read_text().splitlines()]
+        return [line["label"] for line in lines], np.array([line["scores"]["yes"] for line in lines])
+
+    gold = [row["label"] for row in csv.DictReader((tmp_path / "held.csv").open())]
+    labels, p = predicted()
+    at = lambda t: metrics.f1_score(gold, np.where(p >= t, "yes", "no"), average="macro", zero_division=0)
+    assert scores["scores"]["macro_f1"]["value"] == pytest.approx(max(map(at, [*p, 1.0]))) and at(0.5) < at(fitted)
+    report = metrics.classification_report(gold, labels, output_dict=True)
+    assert scores["scores"]["accuracy"]["value"] == pytest.approx(report["accuracy"])
+    assert {k: tuple(v.values()) for k, v in scores["classes"].items()} == {
+        k: pytest.approx(tuple(report[k].values())) for k in ("no", "yes")
+    }
+    assert predicted(threshold=0.1)[0] == ["yes" if x >= 0.1 else "no" for x in p]
+    capsys.readouterr()
+    evaluate_models([model], [str(tmp_path / "held.csv")], None, {}, as_json=True, allow_pickle=False)
+    again = json.loads(capsys.readouterr().out)["models"][model]
+    assert again["macro_f1"]["value"] == scores["scores"]["macro_f1"]["value"]
+
+    with pytest.raises(UserError, match=r"task\.threshold=auto is fitted on held-out rows, and there are none"):
+        run(tmp_path / "none", *base, "task.threshold=auto", "data.validation=0")
+    (tmp_path / "rows.csv").write_text((tmp_path / "rows.csv").read_text() + "\nwell,perhaps")
+    with pytest.raises(UserError, match="for one of two classes, and these are 3 classes"):
+        run(tmp_path / "three", *base, "task.threshold=auto")
+
+
+@pytest.mark.parametrize("more", [(), ("lora={rank: 2, merge: false}",)], ids=["whole", "adapter"])
+def test_calibrated_models_are_plain_ones(more, tmp_path, capsys):
+    """Judge: scikit-learn's temperature of the logits that transformers has of the checkpoint."""
+    base, held = two_classes(tmp_path), tmp_path / "held.csv"
+    if more:
+        run(tmp_path / "start", *base, "train.budget=1 step")
+        base = (
+            f"model={tmp_path / 'start'}",
+            *base[1 + len(TRAIN) :],
+            "optimizer.lr=0.01",
+            "train.budget=60 steps",
+            *more,
+        )
+    scores = run(tmp_path / "run", *base, "task.calibrate=true")
+    told = capsys.readouterr().err
+    texts, gold = zip(*csv.reader(held.open().readlines()[1:]), strict=True)
+
+    def logits(folder: Path) -> np.ndarray:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+        with torch.no_grad():
+            return model(**tokenizer(list(texts), padding=True, return_tensors="pt")).logits.double().numpy()
+
+    best = (tmp_path / "run/best").resolve()
+    assert best == tmp_path / "run/calibrated" and damage(best) is None
+    (before,) = [f for f in (tmp_path / "run/checkpoints").iterdir() if f.name == f"step-{scores_step(tmp_path):08d}"]
+    found, labels = scores["calibration"], np.array(gold) == "yes"
+    judge = _TemperatureScaling().fit(logits(before), labels.astype(int))
+    assert found["temperature"] == pytest.approx(1 / judge.beta_, rel=1e-3) and found["temperature"] > 1.1
+    np.testing.assert_allclose(logits(best), logits(before) / found["temperature"], atol=1e-5)
+    predictions.predict_rows(str(tmp_path / "run"), [str(held)], tmp_path / "said.jsonl", {}, None)
+    said = [json.loads(line)["scores"]["yes"] for line in (tmp_path / "said.jsonl").read_text().splitlines()]
+    np.testing.assert_allclose(said, softmax(logits(best), axis=1)[:, 1], atol=2e-5)
+
+    capsys.readouterr()
+    evaluate_models([str(before), str(best)], [str(held)], None, {}, as_json=True, allow_pickle=False)
+    ece = [model["ece"]["value"] for model in json.loads(capsys.readouterr().out)["models"].values()]
+    assert [found["ece_before"], found["ece_after"]] == pytest.approx(ece) and ece[1] == scores["scores"]["ece"][
+        "value"
+    ]
+    assert f"(ECE) {ece[0]:.4f} before, {ece[1]:.4f} after" in told and ece[1] < ece[0]
+    assert json.loads((best / "lmkit.json").read_text())["fitted"] == {"temperature": found["temperature"]}
+
+
+def scores_step(folder: Path) -> int:
+    return json.loads((folder / "run/status.json").read_text())["best"]["step"]
 
 
 def test_many_classes_have_their_scores_in_a_file_and_what_is_confused_is_shown(tmp_path, capsys):
@@ -374,6 +535,22 @@ def test_tags(tmp_path, capsys):
     found = theirs("it was Anne Elliot in Bath")
     assert [(f["entity_group"], f["word"]) for f in found] == [("PER", "Anne Elliot"), ("LOC", "Bath")]
 
+    run(tmp_path / "unsure", f"model={{family: bert, {SMALL}}}", *base, "train.budget=10 steps")
+    predictions.predict_rows(str(tmp_path / "unsure"), [str(data)], tmp_path / "said.jsonl", {}, None)
+    model = transformers.AutoModelForTokenClassification.from_pretrained(tmp_path / "unsure/best").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "unsure/best")
+    sentences = [[line.split() for line in part.split("\n")] for part in "\n".join(lines).strip().split("\n\n")]
+    for sentence_, line in list(zip(sentences, (tmp_path / "said.jsonl").open(), strict=True))[:20]:
+        inputs, said = (
+            tokenizer([w for w, _ in sentence_], is_split_into_words=True, return_tensors="pt"),
+            json.loads(line),
+        )
+        firsts = [inputs.word_to_tokens(0, i).start for i in range(len(sentence_))]
+        labels = torch.full_like(inputs["input_ids"], -100)
+        labels[0, firsts] = torch.tensor([model.config.label2id[tag] for _, tag in sentence_])
+        assert said["loss"] == pytest.approx(model(**inputs, labels=labels).loss.item(), abs=1e-4)
+        assert said["gold"] == [tag for _, tag in sentence_] and said["loss"] > 0.01
+
 
 def test_answers_in_texts(tmp_path, capsys):
     rng, rows = random.Random(0), []
@@ -398,6 +575,20 @@ def test_answers_in_texts(tmp_path, capsys):
     assert [line["gold"] for line in lines][:9] == [
         [{"text": t, "start": s} for t, s in zip(*r["answers"].values(), strict=True)] for r in rows[:9]
     ]
+    model = transformers.AutoModelForQuestionAnswering.from_pretrained(tmp_path / "run/best").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "run/best")
+    for row, line in list(zip(rows, lines, strict=True))[:12]:
+        windows = tokenizer(row["question"], row["context"], truncation="only_second", max_length=32, stride=8,
+                            return_overflowing_tokens=True, return_offsets_mapping=True)  # fmt: skip
+        first, losses = (row["answers"]["answer_start"] or [-9])[0], []
+        for i, places in enumerate(windows["offset_mapping"]):
+            inside = zip(places, windows.sequence_ids(i), strict=True)
+            at = [j for j, ((low, high), part) in enumerate(inside) if part == 1 and first <= low < high <= first + 2]
+            whole = at and places[at[0]][0] == first and places[at[-1]][1] == first + 2
+            start, end = (torch.tensor([at[k]] if whole else [0]) for k in (0, -1))
+            inputs = {key: torch.tensor([windows[key][i]]) for key in ("input_ids", "token_type_ids")}
+            losses.append(model(**inputs, start_positions=start, end_positions=end).loss.item())
+        assert line["loss"] == pytest.approx(np.mean(losses), abs=1e-4)
     theirs = transformers.pipeline("question-answering", str(tmp_path / "run/best")) if hasattr(
         transformers.pipelines, "QuestionAnsweringPipeline") else None  # fmt: skip
     if theirs is not None:

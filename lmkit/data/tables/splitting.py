@@ -17,12 +17,43 @@ def split(table: Table, share: float, seed: int, task: str, group: str | None = 
     """Returns the rows to train on and about `share` of the rows, held out; a share of 0 holds out none.
 
     Rows that read alike (`same_input`; for qa all of an article), or have the same in the column `group`, stay on one
-    side. Of each class about `share` is held
-    out, and at least one group of such rows on either side where it has two; what has the only words of a tag, or the
-    only rows of one of several labels, is trained on. Raises DataError for rows that cannot be
-    parted, all alike."""
+    side. Of each class about `share` is held out, and at least one group of such rows on either side where it has two;
+    what has the only words of a tag, or the only rows of one of several labels, is trained on. Raises DataError for
+    rows that cannot be parted, all alike."""
     if share <= 0:
         return table, taken(table, [], Problems())
+    groups = _shuffled_groups(table, seed, task, group)
+    strata = _strata(table.rows, groups).values()
+    chosen = [group for stratum in strata for group in _chosen(stratum, share)]
+    held_out = {i for group in _learnable(table.rows, chosen) for i in group}
+    return _parted(table, held_out or set(groups[0]))  # the second where every class has one group
+
+
+def fold(table: Table, number: int, folds: int, seed: int, task: str, group: str | None = None) -> tuple[Table, Table]:
+    """Returns the rows to train on, and those of fold `number` (from 1) of `folds`, held out.
+
+    Each row is in one fold. What stays together is as for `split`; each class is dealt out evenly. Raises DataError
+    where fewer rows than folds can be parted."""
+    groups = _shuffled_groups(table, seed, task, group)
+    if len(groups) < folds:
+        raise DataError(
+            f"cannot make {folds} folds: the {len(table.rows):,} rows are {len(groups)} groups that stay together"
+            f" ({table.places[0]})\n  → fewer folds: data.fold=1/{len(groups)}"
+        )
+    held_out, sizes = set[int](), [0] * folds
+    for stratum in _strata(table.rows, groups).values():
+        own_sizes = [0] * folds
+        for rows in sorted(stratum, key=len, reverse=True):
+            smallest = min(range(folds), key=lambda i: (own_sizes[i], sizes[i]))
+            own_sizes[smallest] += len(rows)
+            sizes[smallest] += len(rows)
+            if smallest == number - 1:
+                held_out.update(rows)
+    return _parted(table, held_out)
+
+
+def _shuffled_groups(table: Table, seed: int, task: str, group: str | None) -> list[list[int]]:
+    """Returns what `_groups` does in random order. Raises DataError for rows that cannot be parted, all alike."""
     groups = _groups(table, task, group)
     if len(groups) < 2:
         alike = "are about one text" if TABLES[task].by_article else "read the same"
@@ -31,13 +62,23 @@ def split(table: Table, share: float, seed: int, task: str, group: str | None = 
             f"{f' or share their {group}' if group else ''} ({table.places[0]})\n"
             "  → name files to validate on in data.validation, or set it to 0"
         )
-    groups.sort(key=lambda group: _key(seed, table.rows[group[0]], group[0]))
-    strata = _strata(table.rows, groups).values()
-    chosen = [group for stratum in strata for group in _chosen(stratum, share)]
-    held_out = {i for group in _learnable(table.rows, chosen) for i in group}
-    held_out = held_out or set(groups[0])  # where every class has one group
+    return sorted(groups, key=lambda group: _key(seed, table.rows[group[0]], group[0]))
+
+
+def _parted(table: Table, held_out: set[int]) -> tuple[Table, Table]:
     train = [i for i in range(len(table.rows)) if i not in held_out]
     return taken(table, train, table.problems), taken(table, sorted(held_out), Problems())
+
+
+def groups_held_out(table: Table, held_out: Table, group: str) -> str:
+    """Returns how many of the values in the column `group` of a table are held out, with how many rows."""
+    values = [[str(table.beside[place][group] or "") for place in part.places] for part in (table, held_out)]
+    whole, apart = (len(set(column) - {""}) for column in values)
+    without = f"; {values[0].count(''):,} rows have none and are held out by themselves" if "" in values[0] else ""
+    return (
+        f"data.group: {apart:,} of {whole:,} values of `{group}` are held out, {len(held_out.rows):,} of"
+        f" {len(table.rows):,} rows{without}"
+    )
 
 
 def limit(table: Table, n: int, seed: int) -> Table:

@@ -21,6 +21,7 @@ from lmkit.base.manifest import MANIFEST, damage
 from lmkit.base.runs import OWN
 from lmkit.model.formats.config_json import config_from_hf, config_to_hf
 from lmkit.model.formats.gguf import TRANSPOSED, gguf_config, gguf_tensors
+from lmkit.model.heads import TaskHead
 from lmkit.model.sharding import fill_tensor, whole
 from lmkit.model.transformer import Transformer
 
@@ -52,7 +53,7 @@ def to_hf(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     c, names = model.config, tensor_names(model.config)
     for name, p in _tensors(model):
         theirs = _theirs(names, name)
-        full = whole(p.detach(), model.moved_rows.get(name))
+        full = in_files(model, name, whole(p.detach(), model.moved_rows.get(name)))
         parts = full.split(model.row_blocks(name)) if len(theirs) > 1 else (full,)
         for other, part in zip(theirs, parts, strict=True):
             # a view would keep its whole storage
@@ -60,6 +61,15 @@ def to_hf(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     if c.table.stored_positions:
         for name, stack in zip(("encoder", "decoder"), model.stacks, strict=True):
             yield f"model.{name}.embed_positions.weight", stack.inputs.places.clone()
+
+
+def in_files(model: Transformer, name: str, weights: Tensor, back: bool = False) -> Tensor:
+    """Returns a parameter as files have it: the output layer of a head times its unit, all others as they are. back:
+    does the inverse. Both are exact, since units are powers of two."""
+    unit = model.head.unit if isinstance(model.head, TaskHead) and name.startswith("head.output.") else None
+    if unit is None:
+        return weights
+    return weights / unit if back else weights * unit
 
 
 def as_stored(c: ModelConfig, name: str, weights: Tensor) -> Tensor:
@@ -117,7 +127,8 @@ def from_hf(model: Transformer, tensors: dict[str, Tensor], where: str) -> None:
         if wrong := [f"{w}: {no}" for w, part in zip(wanted[name], parts, strict=True) if (no := _unfit(part))]:
             problems += wrong
             continue
-        fill_tensor(p, torch.cat(parts) if len(parts) > 1 else parts[0], model.moved_rows.get(name))
+        full = torch.cat(parts) if len(parts) > 1 else parts[0]
+        fill_tensor(p, in_files(model, name, full, back=True), model.moved_rows.get(name))
     left_over = sorted(set(theirs) - {w for group in wanted.values() for w in group})
     pooler = tuple(bare(module) + "." for module in family.heads["none"].modules.values())
     pooler += tuple(family.bodies.values())

@@ -21,7 +21,16 @@ from lmkit.base.gguf_file import is_gguf
 from lmkit.base.runs import ADAPTER_CONFIG, model_folder
 from lmkit.model.formats.adapter_base import check_base
 from lmkit.model.formats.config_json import config_from_hf, config_to_hf
-from lmkit.model.formats.huggingface import TRANSPOSED, as_ours, as_stored, from_hf, head_of, read_config, read_tensors
+from lmkit.model.formats.huggingface import (
+    TRANSPOSED,
+    as_ours,
+    as_stored,
+    from_hf,
+    head_of,
+    in_files,
+    read_config,
+    read_tensors,
+)
 from lmkit.model.heads import TaskHead
 from lmkit.model.lora import LoraLinear, Part, adapters, freeze_base, linears, merge_lora, part_heights, place
 from lmkit.model.transformer import Transformer
@@ -117,7 +126,7 @@ def _head_tensors(model: Transformer, names: dict[str, tuple[str, ...]]) -> dict
     for name, p in model.head.named_parameters(prefix="head"):
         ours, leaf = name.rsplit(".", 1)
         if ours in names:  # leaves out the parameters of an adapter inside the head
-            out[f"{names[ours][0]}.{leaf}"] = p
+            out[f"{names[ours][0]}.{leaf}"] = in_files(model, name, p.detach())
     return out
 
 

@@ -3,12 +3,14 @@
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from lmkit.base.errors import DataError
 from lmkit.data.inputs import Problems
 from lmkit.data.tables.report import report
-from lmkit.data.tables.splitting import limit, same_input, split
+from lmkit.data.tables.splitting import fold, groups_held_out, limit, same_input, split
 from lmkit.data.tables.table import Table
 
 
@@ -164,8 +166,33 @@ def test_rows_of_one_group_are_on_one_side(task: str) -> None:
     seen = [{whole.beside[place]["user"] for place in side.places} - {None} for side in sides]
     read = [{row.get("text", row.get("context")) for row in side.rows} for side in sides]
     assert not seen[0] & seen[1] and not read[0] & read[1]
+    said = f"{len(seen[1])} of 40 values of `user` are held out, {len(sides[1].rows)} of 200 rows; 23 rows have none"
+    assert said in groups_held_out(whole, sides[1], "user")
     assert [place for place, user in zip(whole.places, users, strict=True) if not user and place in sides[1].places]
     with pytest.raises(DataError, match="or share their all"):
         for place in whole.places:
             whole.beside[place] = {"all": 1}
         split(whole, 0.2, 0, task, "all")
+
+
+@pytest.mark.parametrize("group", [None, "user"])
+def test_folds_are_all_rows_once_and_about_as_even_as_those_of_scikit_learn(group: str | None) -> None:
+    labels = np.array(["a"] * 140 + ["b"] * 45 + ["c"] * 15)
+    users = np.arange(200) * 7 % 50
+    whole = texts(labels.tolist())
+    whole.beside.update({place: {"user": int(user)} for place, user in zip(whole.places, users, strict=True)})
+    sides = [fold(whole, number, 5, 0, "classify", group) for number in range(1, 6)]
+    assert sorted(place for _, held_out in sides for place in held_out.places) == sorted(whole.places)
+    for train, held_out in sides:
+        assert sorted(train.places + held_out.places) == sorted(whole.places)
+        seen = [{whole.beside[place]["user"] for place in side.places} for side in (train, held_out)]
+        assert group is None or not seen[0] & seen[1]
+    judge = StratifiedGroupKFold(5, shuffle=True, random_state=0) if group else StratifiedKFold(5)
+    theirs = [Counter(labels[rows].tolist()) for _, rows in judge.split(labels, labels, users)]
+    ours = [Counter(row["label"] for row in held_out.rows) for _, held_out in sides]
+    apart = lambda folds: max(abs(counts[name] - n / 5) for counts in folds for name, n in Counter(labels).items())
+    assert apart(ours) <= apart(theirs) + (3 if group else 1)  # a group of several classes counts for its first
+    assert {len(held_out.rows) for _, held_out in sides} == {40}
+    assert fold(whole, 2, 5, 0, "classify", group)[1].places == sides[1][1].places
+    with pytest.raises(DataError, match=r"2 groups that stay together(.*\n)*.*data.fold=1/2"):
+        fold(texts(["a", "b", "a", "b"], same=2), 1, 3, 0, "classify")
