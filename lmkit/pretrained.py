@@ -26,8 +26,8 @@ from lmkit.model.formats.peft import adapted_config, load_adapted
 from lmkit.model.heads import Head, TaskHead
 from lmkit.model.transformer import Transformer
 from lmkit.recipe.task_settings import settings_of
-from lmkit.text.chat import TEMPLATE_FILE, own_template
-from lmkit.text.tokenizer import Tokenizer
+from lmkit.text.chat import TEMPLATE_FILE, Chat, find_template, own_template
+from lmkit.text.tokenizer import Tokenizer, read_object
 from lmkit.text.tokenizer_files import load_tokenizer
 
 OPENING_KEYS = ("decoder_start_token_id", "forced_bos_token_id", "bad_words_ids")
@@ -212,6 +212,23 @@ class Pretrained:
         if (c.stacks == "encoder") != (use == "fill"):
             does = "an encoder, which fills masks" if use == "generate" else "which writes from left to right"
             raise UserError(f"{what}, {does}\n  → use `{'fill' if use == 'generate' else 'generate'}`")
+
+    def chat(self, name: str) -> Chat:
+        """Returns the tokenizer with the chat template. Raises UserError for a model, called `name`, that cannot
+        chat."""
+        self.check_use("generate")
+        if self.config.stacks != "decoder":
+            raise UserError(f"{name} is a {self.config.spec.cls}\n  → chatting needs a decoder")
+        tokenizer, folders = self.needs_tokenizer(), [self.folder]
+        if base := read_object(self.folder / ADAPTER_CONFIG).get("base_model_name_or_path"):
+            folders.append(model_folder(base))
+        template = find_template(folders, "auto", tokenizer)
+        if missing := template.missing(tokenizer):
+            raise UserError(
+                f"{name} has no chat template, and its tokenizer no {' and no '.join(missing)}\n"
+                f"  → `lmkit finetune --task chat --model {name} --data CONVERSATIONS` teaches it to chat"
+            )
+        return Chat(tokenizer, template)
 
     def needs_tokenizer(self) -> Tokenizer:
         """Returns the tokenizer. Raises ModelError where there is none."""

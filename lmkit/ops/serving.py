@@ -1,6 +1,7 @@
 """A server in this process, until it is told to stop."""
 
 import logging
+import signal
 import socket
 from collections.abc import Sequence
 
@@ -37,4 +38,7 @@ def serve_models(models: Sequence[str], host: str, port: int, max_rows: int, lim
         create_app(served, limits), log_level="warning", access_log=False, timeout_graceful_shutdown=seconds,
         timeout_keep_alive=30, server_header=False,
     )  # fmt: skip
+    # uvicorn finishes what runs, and then raises the signal once more, for whoever else waits for it: nobody does.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
     uvicorn.Server(config).run(sockets=[listening])

@@ -19,15 +19,14 @@ from lmkit.generation.grammar import Grammar
 from lmkit.generation.prompts import prompt_ids, source_ids
 from lmkit.generation.weights import prepare
 from lmkit.model.heads import Head
-from lmkit.objectives.build import frame as ends_of
-from lmkit.ops.conversation import chat_of
-from lmkit.pretrained import Pretrained, load
+from lmkit.pretrained import load
 from lmkit.serve.wire import ChatBody, CompletionBody, WritingBody
 from lmkit.serve.worker import Worker
 from lmkit.tasks.evaluate import table_config
-from lmkit.tasks.table import TASKS, task_of, trained_task
+from lmkit.tasks.table import task_of, trained_task
 from lmkit.text.chat import Chat
 from lmkit.text.languages import language_frame
+from lmkit.text.tokenizer import frame_texts
 
 ROWS = ("classify", "tag", "qa")  # tasks that label rows
 WRITERS = ("translate", "summarize")
@@ -56,7 +55,7 @@ class Served:
     def chat(self) -> Chat | None:
         """Its chat template; None for a model that cannot chat."""
         try:
-            return chat_of(self.name, self.loaded)
+            return self.loaded.chat(self.name)
         except UserError:
             return None
 
@@ -87,7 +86,7 @@ class Served:
             frame = language_frame(tokenizer, body.source_lang, body.target_lang)
         for prompt in as_list(body.prompt):
             if isinstance(prompt, list):
-                check_ids(prompt, self.loaded.config.vocab_size)
+                check_ids(prompt, self.loaded.config.vocab_size, "prompt")
                 read.append(prompt)
             elif self.loaded.opening is None:
                 read.append(prompt_ids(tokenizer, prompt))
@@ -98,6 +97,7 @@ class Served:
     def requests(self, body: WritingBody, prompts: Sequence[list[int]], most: int, alternatives: int) -> list[Request]:
         """Returns a request for each text. most: tokens of a text at most. Raises UserError for what does not fit."""
         config = body.sampling(self.loaded.rules, most, alternatives)
+        check_ids([token for token, _ in config.logit_bias], self.loaded.config.vocab_size, "logit_bias")
         eos, opening = self.loaded.eos, self.loaded.opening
         if isinstance(body, ChatBody) and self.chat is not None:
             eos |= frozenset(self.chat.ends)
@@ -145,13 +145,14 @@ class Served:
         tokenizer, out, tokens = self.loaded.needs_tokenizer(), list[list[float]](), 0
         for prompt in prompts:
             if isinstance(prompt, list):
-                check_ids(prompt, self.loaded.config.vocab_size)
+                check_ids(prompt, self.loaded.config.vocab_size, "input")
                 ids = prompt
-            elif self.loaded.config.stacks == "encoder":
-                first, last = ends_of(tokenizer)
-                ids = [first, *tokenizer.encode(prompt), last]
+            elif self.loaded.config.causal:
+                ids = prompt_ids(tokenizer, prompt)
             else:
-                ids = prompt_ids(tokenizer, prompt) if self.loaded.config.causal else source_ids(tokenizer, prompt)
+                ids = frame_texts(tokenizer, [prompt])[0].ids
+            if not 0 < len(ids) <= self.loaded.config.context:
+                raise UserError(f"input: {len(ids):,} tokens, and the model reads 1 to {self.loaded.config.context:,}")
             with self._lock, self.loaded.model.evaluating():
                 states = self._states(ids)
             vector = states[-1] if self.loaded.config.causal else states.mean(0)
@@ -171,10 +172,10 @@ def as_list(texts: Any) -> list[Any]:
     return texts if isinstance(texts, list) and texts and isinstance(texts[0], str | list) else [texts]
 
 
-def check_ids(ids: Sequence[int], vocab_size: int) -> None:
+def check_ids(ids: Sequence[int], vocab_size: int, where: str) -> None:
     """Raises UserError for numbers that are no tokens."""
     if not all(0 <= i < vocab_size for i in ids):
-        raise UserError(f"a prompt of ids has one outside 0 to {vocab_size - 1}")
+        raise UserError(f"{where}: an id of a token lies outside 0 to {vocab_size - 1}")
 
 
 def serve_all(models: Sequence[str], max_rows: int, quant: str | None) -> dict[str, Served]:

@@ -125,10 +125,12 @@ class ChatBody(WritingBody):
         for number, message in enumerate(self.messages, 1):
             content = message.get("content")
             if isinstance(content, list):
-                parts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content]
-                if not all(isinstance(part, str) for part in parts):
+                texts = [
+                    part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)
+                ]
+                if len(texts) < len(content):
                     raise UserError(f"messages: number {number} has a part that is no text")
-                content = "\n".join(parts)
+                content = "\n".join(texts)
             if not isinstance(message.get("role"), str) or not isinstance(content, str | None):
                 raise UserError(f"messages: number {number} needs a `role` and a `content` of text")
             out.append(message | {"content": content})
