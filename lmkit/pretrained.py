@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lmkit.architecture.model_config import ModelConfig
-from lmkit.base.display import note
+from lmkit.base.display import note, waiting
 from lmkit.base.errors import ModelError, StorageError, UserError
 from lmkit.base.files import disk_error, write_atomic, write_json
 from lmkit.base.runs import ADAPTER_CONFIG, model_folder, reading
@@ -278,7 +278,7 @@ def load(path: Path | str, allow_pickle: bool = False, device: str = "auto") -> 
     device: as torch names it; auto takes a GPU if one is there. Raises ModelError for a folder that is missing, damaged
     or unsupported, or whose tokenizer is another model's."""
     folder = model_folder(path)
-    with reading(folder):
+    with reading(folder), waiting(f"reading {folder}"):
         return _load(folder, allow_pickle, device)
 
 

@@ -370,6 +370,18 @@ def model_folder(path: Path | str) -> Path:
     raise ModelError(f"{path}: neither a run with a checkpoint, nor a model folder (no config.json), nor a .gguf file")
 
 
+def is_in_use(path: Path) -> bool:
+    """Says whether a process has the run, or, where the system has no locks, may have it."""
+    try:
+        with (path / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def read_status(path: Path) -> dict[str, Any]:
     """Returns the content of status.json, or {} where it cannot be read, since it only serves to inform people."""
     try:

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from lmkit.base.errors import CONTROL, UserError
-from lmkit.base.runs import read_status
+from lmkit.base.runs import is_in_use, read_status
 from lmkit.base.units import show_count
 from lmkit.commands.app import app
 from lmkit.commands.options import Json
@@ -103,4 +103,6 @@ def facts_of_run(run: Path) -> dict[str, Any]:
         model = model if isinstance(model, dict) else {}
         sizes = f"{model.get('family', '?')} {model.get('num_layers', '?')}×{model.get('hidden_size', '?')}"
     facts = {k: status.get(k) for k in ("state", "step", "tokens", "best", "time", "reason")}
+    if facts["state"] == "running" and not is_in_use(run):
+        facts["state"] = "killed"  # which nobody could write down
     return {"run": str(run), "model": sizes, **facts}

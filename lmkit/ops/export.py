@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from lmkit.base.display import waiting
 from lmkit.base.errors import UserError
 from lmkit.base.files import write_atomic
 from lmkit.base.runs import ADAPTER_CONFIG, model_folder
@@ -36,23 +37,31 @@ def export(model: str, out: Path, kind: str, quantization: Quantization | None, 
     loaded = load(model, device="cpu")
     kept = str(loaded.config_json.get("dtype") or loaded.config_json.get("torch_dtype"))
     dtype = dtype or next((name for name, number in DTYPES.items() if str(number) == f"torch.{kept}"), "f32")
+    with waiting(f"writing {out}"):
+        uses = _write(loaded, out, kind, dtype, quantization)
+    write_atomic(out / CARD, exported_card(loaded.model, origin, model, uses))
+    print(f"{out}   ({', '.join(sorted(path.name for path in out.iterdir()))})")
+    print("\n".join(f"  next   {use.replace('FOLDER', str(out))}" for use in uses))
+
+
+def _write(
+    loaded: Pretrained, out: Path, kind: str, dtype: str, quantization: Quantization | None
+) -> list[str]:  # fmt: skip
+    """Writes the model, and returns lines that say how to use it, with FOLDER where `out` stands."""
     if kind == "gguf":
         file = out / f"model-{quantization or dtype}.gguf"
         write_gguf(loaded.config, to_hf(loaded.model), file, _metadata(loaded, out.name), dtype, quantization)
-        uses = [f"lmkit generate FOLDER/{file.name}", f"llama-cli -m FOLDER/{file.name}"]
-    elif kind == "onnx":
+        verb = "chat" if any(map(own_template, loaded.homes)) else "generate"
+        return [f"lmkit {verb} FOLDER/{file.name}", f"llama-cli -m FOLDER/{file.name}"]
+    if kind == "onnx":
         out.mkdir(parents=True, exist_ok=True)
         write_onnx(loaded, out / "model.onnx")
         loaded.save(out)
         for weights in out.glob("*.safetensors*"):
             weights.unlink()
-        uses = ["import onnxruntime", 'session = onnxruntime.InferenceSession("FOLDER/model.onnx")']
-    else:
-        loaded.save(out, DTYPES[dtype])
-        uses = folder_uses(loaded.config, "", out)
-    write_atomic(out / CARD, exported_card(loaded.model, origin, model, uses))
-    print(f"{out}   ({', '.join(sorted(path.name for path in out.iterdir()))})")
-    print("\n".join(f"  next   {use.replace('FOLDER', str(out))}" for use in uses))
+        return ["import onnxruntime", 'session = onnxruntime.InferenceSession("FOLDER/model.onnx")']
+    loaded.save(out, DTYPES[dtype])
+    return folder_uses(loaded.config, "", out)
 
 
 def _metadata(loaded: Pretrained, name: str) -> dict[str, object]:

@@ -1,6 +1,7 @@
 """Writes a model as an ONNX graph: ids in, logits out, for any number of rows and any length."""
 
 import logging
+import warnings
 from pathlib import Path
 
 import torch
@@ -51,9 +52,10 @@ def write_onnx(loaded: Pretrained, path: Path) -> None:
     numbers = sum(p.numel() for p in loaded.model.parameters())
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that nothing here needs
     try:
-        torch.onnx.export(
-            Logits(loaded).eval(), (), str(path), kwargs=example, dynamic_shapes=axes, output_names=["logits"],
-            dynamo=True, external_data=numbers > MOST_INSIDE, verbose=False,
-        )  # fmt: skip
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of the exporter about itself
+            torch.onnx.export(
+                Logits(loaded).eval(), (), str(path), kwargs=example, dynamic_shapes=axes, output_names=["logits"],
+                dynamo=True, external_data=numbers > MOST_INSIDE, verbose=False,
+            )  # fmt: skip
     except Exception as e:  # the exporter raises errors of many types for what it cannot trace
         raise ModelError(f"{loaded.folder}: a {c.spec.cls} cannot be written as ONNX: {str(e).splitlines()[-1]}") from e

@@ -121,6 +121,12 @@ def flags(task: str | None, model: str | None, data: list[str] | None, validatio
     return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in named.items() if value is not None]
 
 
+# Peak learning rates of a new model that learns labels, whatever its batch: a run of two minutes has about 100 steps on
+# long texts. With the rates that its batch would have in pretraining it then says the commonest label (measured on four
+# sets: docs/benchmarks.md).
+FROM_SCRATCH = {"lr": 0.01, "embedding_lr": 0.005, "head_lr": 0.005}
+
+
 def check_start(recipe: FinetuneRecipe) -> None:
     """Raises UserError where `model` names no folder, but a size or a recipe of pretraining, and says how to start from
     scratch."""
@@ -147,6 +153,9 @@ def expand_finetuning(tree: dict[str, Any]) -> dict[str, Any]:
             tree["model"].setdefault("vocab_size", 0)
         train.setdefault("budget", "10 epochs")
         train.setdefault("batch", "4096 tokens" if learns_tokens else "32 rows")
+        if not learns_tokens and optimizer.get("name", "muon") == "muon":
+            for key, rate in FROM_SCRATCH.items():
+                optimizer.setdefault(key, rate)
         number, unit = units.split_quantity(train["batch"])
         context = defaults.section(tree, "model").get("context", 512)
         tokens = int(number if unit == "token" else number * min(int(units.count(context)), 64))

@@ -11,7 +11,7 @@ from lmkit.architecture.model_config import ModelConfig
 from lmkit.base import units
 from lmkit.recipe.objectives import OBJECTIVES, CausalLMConfig, Count, Fraction, ObjectiveConfig, Section
 from lmkit.recipe.optimizers import OptimizerName
-from lmkit.recipe.sources import SourcesConfig
+from lmkit.recipe.sources import Separator, SourcesConfig
 
 Tokens = Annotated[int, BeforeValidator(lambda v: units.count(v, "token"))]
 Steps = Annotated[int, BeforeValidator(lambda v: units.count(v, "step"))]
@@ -76,9 +76,8 @@ class DataConfig(SourcesConfig):
     validation: Fraction | str | list[str] = Field(
         0.05, description="Share of the documents held out, chosen by document hash; or files of their own."
     )
-    separator: str | None = Field(
+    separator: Separator | None = Field(
         None,
-        min_length=1,
         description="Text that ends a document inside .txt files, like '<|endoftext|>'. None: a file is a document.",
     )
     text: str = Field("text", description="Column or key of the text, as of .jsonl; `body.text` lies inside `body`.")

@@ -1,5 +1,6 @@
 """What recipes of pretraining and of fine-tuning both say of the files they read: which, how, how often."""
 
+import re
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -18,6 +19,16 @@ def _encoding(name: str) -> str:
 
 def _suffixes(suffixes: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f".{suffix.strip().removeprefix('*').removeprefix('.')}" for suffix in suffixes)
+
+
+def _line_ends(separator: str) -> str:
+    """Returns a separator of nothing but \\n, \\r, \\t and \\f, as shells hand it over, as the signs that it means."""
+    if not re.fullmatch(r"(\\[nrtf])+", separator):
+        return separator
+    return separator.encode().decode("unicode_escape")
+
+
+Separator = Annotated[str, Field(min_length=1), AfterValidator(_line_ends)]
 
 
 class SourcesConfig(Section):

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 from pydantic import AfterValidator, Field
 
 from lmkit.recipe.objectives import Count, Fraction, Section
-from lmkit.recipe.sources import SourcesConfig
+from lmkit.recipe.sources import Separator, SourcesConfig
 
 
 def _fold(value: str | None) -> str | None:
@@ -201,9 +201,8 @@ class TableConfig(SourcesConfig):
     fold: Annotated[str | None, AfterValidator(_fold)] = Field(
         None, description="`2/5` holds out the second fifth in place of a share; the five together are all rows, once."
     )
-    separator: str | None = Field(
+    separator: Separator | None = Field(
         None,
-        min_length=1,
         description="Between the labels of a row that has several (`|`); for `lm` what ends a document in .txt.",
     )
     words: Literal["blanks", "punctuation"] = Field(

@@ -24,7 +24,7 @@ from lmkit.pretrained import Pretrained
 from lmkit.recipe.task_settings import TaskSettings
 from lmkit.recipe.tasks import ClassifyConfig
 from lmkit.tasks.labelling import Classify, InputLayout
-from lmkit.tasks.task import MOST_CLASSES, MOST_TOKENS, Reading, Task, confusion_table, confusions, in_batches
+from lmkit.tasks.task import MOST_CLASSES, MOST_TOKENS, Reading, Task, class_tables, confusions, in_batches
 from lmkit.text.tokenizer import Tokenizer, frame_texts
 
 PROBLEMS: dict[Kind, str] = {  # as config.json of transformers names them
@@ -356,7 +356,7 @@ class Classifier(Task):
         labels = [brief(label, 20) for label in self.labels]
         if len(labels) > MOST_CLASSES:
             return confusions(labels, gold, predicted)
-        return [confusion_table(labels, gold, predicted)]
+        return class_tables(labels, gold, predicted)
 
     def baselines(self, train: Table, held_out: Table) -> dict[str, dict[str, Estimate]]:
         """Returns scores of TF-IDF with logistic regression, and of always guessing the commonest class, learnt from

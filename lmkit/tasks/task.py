@@ -308,21 +308,28 @@ def _drawn(grid: Grid) -> str:
     return lines.get().rstrip("\n")
 
 
-def confusion_table(labels: Sequence[str], gold: np.ndarray, predicted: np.ndarray) -> str:
-    """Returns a table with gold classes in rows, predicted ones in columns, and precision, recall and F1 of each. gold,
+def class_tables(labels: Sequence[str], gold: np.ndarray, predicted: np.ndarray) -> list[str]:
+    """Returns a table with gold classes in rows, predicted ones in columns, and precision, recall and F1 of each. On a
+    terminal too narrow for it, the columns of predicted ones make way for a list of what is confused most. gold,
     predicted: (rows,) numbers of labels."""
     names = [escape(label) for label in labels]
-    grid = Grid("gold \\ predicted", *names, "precision", "recall", "f1", "rows")
+    scored = ("precision", "recall", "f1", "rows")
+    whole, narrow = Grid("gold \\ predicted", *names, *scored), Grid("gold", *scored)
     matrix = classification.confusion(gold, predicted, len(labels))
     each = classification.per_class(gold, predicted, len(labels))
     for name, counts, c in zip(names, matrix, each, strict=True):
-        grid.add_row(name, *(f"{n:,}" for n in counts), *(f"{x:.3f}" for x in c[:3]), f"{c[3]:,}")
-    return _drawn(grid)
+        scores = (*(f"{x:.3f}" for x in c[:3]), f"{c[3]:,}")
+        whole.add_row(name, *(f"{n:,}" for n in counts), *scores)
+        narrow.add_row(name, *scores)
+    console = Console()
+    if console.is_terminal and console.measure(whole).maximum > console.width:
+        return [_drawn(narrow), *confusions(labels, gold, predicted)]
+    return [_drawn(whole)]
 
 
 def confusions(labels: Sequence[str], gold: np.ndarray, predicted: np.ndarray, most: int = 10) -> list[str]:
     """Returns the pairs of classes that are taken for each other most often, a line each; for more classes than
-    `confusion_table` shows. gold, predicted: as there."""
+    `class_tables` shows. gold, predicted: as there."""
     wrong = Counter((g, p) for g, p in zip(gold.tolist(), predicted.tolist(), strict=True) if g != p)
     lines = [f"{n:>7,}  {labels[g]} → {labels[p]}" for (g, p), n in wrong.most_common(most)]
     return ["most confused: rows, gold → predicted", *lines] if lines else []

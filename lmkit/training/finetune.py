@@ -78,7 +78,8 @@ class Finetuning:
 
 def render(example: dict[str, Any], tokenizer: Tokenizer, row: dict[str, Any], most: int = 60) -> list[MarkedText]:
     """Returns an example in pieces, each with whether it is learnt: at most `most` tokens of what is read and of what
-    is to be said. row: its row of the table, where labels have names."""
+    is to be said, of a conversation those around the first answer. row: its row of the table, where labels have names.
+    """
     read = lambda ids: repr(tokenizer.decode([int(i) for i in ids], skip_special=False))[1:-1]
     if "tags" in row:
         tagged = zip(row["words"][:most], row["tags"], strict=False)
@@ -92,9 +93,12 @@ def render(example: dict[str, Any], tokenizer: Tokenizer, row: dict[str, Any], m
             first, last = example["span"]
             answer = read(example["tokens"][first : last + 1]) if example["inside"][first] else "no answer here"
         return [(read(tokens) + " → ", False), (str(answer), True)]
+    tokens = example["tokens"]
     learnt = [i > 0 and example["labels"][i - 1] == token for i, token in enumerate(tokens)]
-    parts = groupby(range(len(tokens)), key=lambda i: learnt[i])
-    return [(read(tokens[i] for i in group), marked) for marked, group in parts]
+    start = max(0, learnt.index(True) - most * 3 // 4) if True in learnt else 0
+    parts = groupby(range(start, min(start + most, len(tokens))), key=lambda i: learnt[i])
+    pieces = [(read(tokens[i] for i in group), marked) for marked, group in parts]
+    return [("…", False), *pieces] if start else pieces
 
 
 def build_finetuning(
@@ -288,10 +292,12 @@ def describe_finetuning(f: Finetuning) -> list[str]:
     job, train = f.job, f.job.recipe.train
     total = sum(p.numel() for p in job.model.parameters())
     trained = sum(p.numel() for p in job.model.parameters() if p.requires_grad)
-    steps = f"{job.horizon.steps:,} steps" if job.horizon.steps is not None else train.budget
+    steps = f"{job.horizon.steps:,} steps" if job.horizon.steps is not None else "steps"
+    packed = "packed " if f.task.packed else ""
     lines = [
         describe_model(job),
-        f"train    {steps} of {job.batch_rows} rows · {train.budget} · {job.recipe.optimizer.name}"
+        f"train    {steps} of {job.batch_rows} {packed}rows, {round(job.batch_rows * job.work.row_tokens):,} tokens"
+        f" · {train.budget} · {job.recipe.optimizer.name}"
         f" · peak lr {job.recipe.optimizer.lr:.3g} · {job.recipe.schedule.name}"
         f" · {show_count(trained)} of {show_count(total)} parameters train ({trained / total:.1%})",
         describe_machine(job, -(-round(job.batch_rows * job.work.row_tokens) // train.micro_batch)),

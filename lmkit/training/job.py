@@ -380,12 +380,13 @@ def _layers(model: ModelConfig) -> str:
 
 def _memory(job: Job) -> float:
     """Returns the memory of training in bytes: weights; gradients, moments and averages of the trained parameters;
-    activations of one micro-batch; a chunk of logits and its gradient."""
+    activations of one micro-batch, or of a whole step that is less; a chunk of logits and its gradient."""
     train, c = job.recipe.train, job.model.config
     total, trained = _sizes(job.model)
     fixed = 4 * (total + trained * (1 + _numbers_beside(job)))
     number = 4 if job.precision == "fp32" else 2
-    return fixed + train.micro_batch * activation_bytes(c, number, recompute=train.recompute) + 8 * CHUNK * c.vocab_size
+    tokens = min(train.micro_batch, round(job.batch_rows * job.work.row_tokens))
+    return fixed + tokens * activation_bytes(c, number, recompute=train.recompute) + 8 * CHUNK * c.vocab_size
 
 
 def checkpoint_bytes(job: Job) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmkit.base.display import waiting
 from lmkit.base.order import OVERHEAD, batch_rows, by_length, nth_left, rng_for, rounded_up
 from lmkit.base.units import show_seconds
 from lmkit.objectives.batch import Batch
@@ -171,7 +172,8 @@ def _row(values: dict[str, float], norm: float) -> dict[str, Any]:
 
 
 def probe_speed(job: Job, seconds: float, clock: Any) -> float:
-    """Returns the speed of forward and backward in tokens per second, measured after one pass to warm up.
+    """Returns the speed of forward and backward in tokens per second, measured after one pass to warm up, or by that
+    pass where it alone takes longer than `seconds`.
 
     Gradients are dropped, and no weight changes. clock: returns the time in seconds; seconds: how long to measure."""
     batch = read_share(job, 0).batches[0].to(job.device)
@@ -183,9 +185,9 @@ def probe_speed(job: Job, seconds: float, clock: Any) -> float:
             torch.stack(list(job.parallel.loss(job.work.objective, batch).sums.values())).sum().backward()
         if job.device.type == "cuda":
             torch.cuda.synchronize()
-        if attempt:
+        if attempt or clock() > deadline:
             best = min(best, clock() - began)
-        if attempt >= 2 and clock() > deadline:
+        if clock() > deadline:
             break
     job.model.zero_grad(set_to_none=True)
     return batch.num_tokens / best
@@ -193,7 +195,8 @@ def probe_speed(job: Job, seconds: float, clock: Any) -> float:
 
 def expected_time(job: Job, batch_tokens: float) -> list[str]:
     """Returns lines on how long the run would take, or how far it would come, by a measurement of some seconds."""
-    speed = probe_speed(job, 5.0, time.perf_counter)
+    with waiting("measuring the speed"):
+        speed = probe_speed(job, 5.0, time.perf_counter)
     measured = f"time     {speed:,.0f} tokens/s measured on a micro-batch → "
     if job.horizon.steps is not None:
         seconds = job.horizon.steps * batch_tokens / speed

@@ -44,11 +44,12 @@ def _validation_losses(metrics: Path) -> list[tuple[int, float]]:
 
 
 def beside_baselines(columns: Mapping[str, Mapping[str, Estimate]], metric: str, pretrained: bool) -> list[str]:
-    """Returns a line with advice where a baseline is as good as the model. Higher scores of `metric` must be better.
+    """Returns a line with advice where a baseline is as good as the model, and the model can become better. Higher
+    scores of `metric` must be better, and 1 the best.
 
     columns: the scores of the model, called `model`, and of each baseline. pretrained: the model knew texts before."""
     ours = columns["model"].get(metric)
-    if ours is None:
+    if ours is None or ours.value == 1:
         return []
     rivals = {name: scores[metric] for name, scores in columns.items() if name != "model" and metric in scores}
     best = max(rivals, key=lambda name: rivals[name].value, default=None)

@@ -108,6 +108,8 @@ def test_keys_inside_keys_are_named_with_a_dot(tmp_path: Path, name: str) -> Non
     assert documents(tmp_path / name, text="a.b") == ["x"] * 30
     found = table(tmp_path / name, text="fields.body.en", label="meta.stars")
     assert found.rows[5] == {"text": "text 5", "label": "2"} and found.columns["label"] == "meta.stars"
+    grouped = table(tmp_path / name, text="fields.body.en", label="meta.stars", group="meta.stars")
+    assert [grouped.beside[place]["meta.stars"] for place in grouped.places] == [str(i % 3) for i in range(30)]
     with pytest.raises(DataError, match=r"no column `fields\.boy`"):
         table(tmp_path / name, text="fields.boy", label="meta.stars")
 

@@ -299,7 +299,10 @@ def test_a_second_process_is_told_who_has_the_run_and_takes_it_over_once_that_is
         os._exit(0)
     os.read(read, 1)
     said = f"process {owner} on {socket.gethostname()}"
+    state = lambda: json.loads(lmkit_("runs", "list", ".", "--json").out)["state"]
+    Path("run/status.json").write_text('{"state": "running"}')
     try:
+        assert state() == "running"
         with pytest.raises(RunInUse, match=said):
             Run(Path("run"))
         shown = lmkit_("pretrain", "--resume", "run")
@@ -307,6 +310,7 @@ def test_a_second_process_is_told_who_has_the_run_and_takes_it_over_once_that_is
     finally:
         os.kill(owner, signal.SIGKILL)
         os.waitpid(owner, 0)
+    assert state() == "killed"
     shown = lmkit_("pretrain", "--resume", "run")
     assert shown.code == 0 and f"taken over from {said}" in shown.err
     assert events("run", "resume")[0]["killed"] == said

@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +112,8 @@ def test_onnxruntime_computes_the_same_at_other_lengths(name, auto, tmp_path):
     torch.manual_seed(0)
     theirs = getattr(hf, f"AutoModelFor{auto}").from_config(config).eval()
     theirs.save_pretrained(tmp_path / "hf")
-    export(str(tmp_path / "hf"), tmp_path / "out", "onnx", None, None, False)
+    with warnings.catch_warnings(action="error", category=FutureWarning):
+        export(str(tmp_path / "hf"), tmp_path / "out", "onnx", None, None, False)
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"model.onnx", "config.json", "README.md"}
     session = onnxruntime.InferenceSession(str(tmp_path / "out/model.onnx"))
     rng = np.random.default_rng(0)

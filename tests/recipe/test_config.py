@@ -107,6 +107,11 @@ def test_a_separator_is_what_the_command_line_says(sign, tmp_path):
         assert "r.yaml:4" in message(tmp_path, written.replace("{}", sign, 1))
 
 
+def test_a_separator_of_backslashes_and_letters_means_line_ends(tmp_path):
+    for written, meant in ((r"\n\n", "\n\n"), (r"\n\f\n", "\n\f\n"), (r"\newpage", r"\newpage")):
+        assert recipe(tmp_path, GOOD, f"data.separator={written}").data.separator == meant
+
+
 def test_override_beats_recipe_beats_base_beats_default(tmp_path):
     (tmp_path / "base.yaml").write_text(GOOD)
     got = recipe(tmp_path, "base: base.yaml\nmodel: {context: 32}\ntrain: {batch: 1280, seed: 3}", "train.seed=4")

@@ -9,6 +9,7 @@ import shlex
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas
@@ -33,6 +34,7 @@ from lmkit.recipe.finetuning import FinetuneRecipe, expand_finetuning
 from lmkit.tasks import evaluate
 from lmkit.tasks.table import task_of
 from lmkit.training import finetuning_run
+from lmkit.training.finetune import render
 
 NOISE = ["the", "a", "film", "book", "it", "was", "is", "and", "of", "in", "that", "very", "quite", "some", "more"]
 SMALL = "hidden_size: 32, num_layers: 2, num_heads: 2, context: 64"
@@ -707,6 +709,14 @@ def test_several_seeds_answer_together_by_the_mean_of_their_probabilities(review
     (tmp_path / "run/seed-1/status.json").write_text('{"state": "stopped"}')
     with pytest.raises(UserError, match="1 of 2 seeds are trained"):
         predictions.predict_rows(model, [str(reviews)], None, {}, None)
+
+
+def test_the_example_of_a_long_conversation_shows_its_first_answer():
+    words = SimpleNamespace(decode=lambda ids, skip_special: " ".join(map(str, ids)))
+    example = {"tokens": list(range(100)), "labels": [-1] * 79 + [80] + [-1] * 20}
+    pieces = render(example, words, {})
+    assert pieces[0] == ("…", False) and pieces[1][0].startswith("35 36") and pieces[2] == ("80", True)
+    assert render(example | {"labels": [-1] * 100}, words, {})[0][0].startswith("0 1")
 
 
 def test_what_is_learnt_is_coloured_on_a_terminal_and_marked_elsewhere(monkeypatch, capsys):

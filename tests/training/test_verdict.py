@@ -82,6 +82,8 @@ def test_a_model_that_beats_no_baseline_is_told_so():
     assert "no better than" in verdict.beside_baselines(columns, "accuracy", pretrained=True)[0]
     columns["TF-IDF"] = {"accuracy": Estimate(0.79, 0.7, 0.9)}
     assert verdict.beside_baselines(columns, "accuracy", pretrained=True) == []
+    perfect = {name: {"accuracy": Estimate(1.0, 1.0, 1.0)} for name in columns}
+    assert verdict.beside_baselines(perfect, "accuracy", pretrained=True) == []
 
 
 def test_labels_that_are_never_predicted_are_named_after_a_run(here):

@@ -108,13 +108,15 @@ def taken(table: Table, rows: list[int], problems: Problems) -> Table:
 
 
 def _groups(table: Table, task: str, group: str | None) -> list[list[int]]:
-    """Returns the numbers of rows that stay together: those that read alike or are of one group; of questions those
-    about articles of one title, or about texts that articles share, or about one text where that is a single group."""
+    """Returns the numbers of rows that stay together: those that read alike or are of one group, or, where shared texts
+    make that a single one, those of one `group`; of questions those about articles of one title, or about texts that
+    articles share, or about one text where that is a single group."""
     values = [table.beside[place][group] if group else None for place in table.places]
     named = [[("group", str(value))] if value not in (None, "") else [] for value in values]
     if not TABLES[task].by_article:
         inputs = [hashlib.sha256(row_bytes(same_input(row, task))).hexdigest() for row in table.rows]
-        return _joined([[("input", digest), *keys] for digest, keys in zip(inputs, named, strict=True)])
+        groups = _joined([[("input", digest), *keys] for digest, keys in zip(inputs, named, strict=True)])
+        return groups if len(groups) > 1 or not group else _joined(named)
     titles = [[("title", row["title"])] if row["title"] else [] for row in table.rows]
     texts = [[("context", row["context"]), *keys] for row, keys in zip(table.rows, named, strict=True)]
     groups = _joined([[*keys, *title] for keys, title in zip(texts, titles, strict=True)])

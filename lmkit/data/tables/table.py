@@ -13,6 +13,7 @@ from lmkit.base.errors import DataError, did_you_mean
 from lmkit.data.documents import read_documents
 from lmkit.data.encodings import encoding_advice, settle_encodings
 from lmkit.data.inputs import Input, Problems, list_inputs
+from lmkit.data.records import with_nested
 from lmkit.data.tables.columns import check_settings, choose_columns
 from lmkit.data.tables.formats import Source, list_sources, load_source
 from lmkit.data.tables.labels import without_list_syntax
@@ -166,10 +167,11 @@ def _part(
     chosen: dict[str, str] | None = None
     if records.columns:
         chosen = choose_columns(name, records.columns, task, config, labelled, header=records.format == "csv")
-    columns = records.columns or [key for _, values in records.rows[:1] for key in values]
+    whole = [(where, with_nested(values, beside)) for where, values in records.rows] if beside else []
+    columns = list(dict.fromkeys([*(records.columns or ()), *(key for _, values in whole for key in values)]))
     if missing := [column for column in beside if column not in columns]:
         raise DataError(f"{name}: no column `{missing[0]}`{did_you_mean(missing[0], columns)}")
-    kept = {where: {column: values.get(column) for column in beside} for where, values in records.rows if beside}
+    kept = {where: {column: values.get(column) for column in beside} for where, values in whole}
     rows, places, unfit = [], [], list[tuple[int, int, str, str]]()
     for number, (where, values) in enumerate(records.rows):
         if chosen is not None:

@@ -42,7 +42,7 @@ SYSTEM, TOOLS = Role("system", "system system_prompt"), Role("tools", "tools")
 TABLES = {
     "classify": TaskTable(
         (Role("text", "text sentence sentence1 text_a text1 review content body comment tweet headline document "
-                      "premise question question1 query phrase message", "a text", "text"),
+                      "premise question question1 query phrase message utterance", "a text", "text"),
          Role("pair", "pair sentence2 text_b text2 hypothesis question2 passage", key="pair"),
          Role("label", "label labels gold_label class category sentiment target stars rating score topic intent "
                        "emotion cats", "a label", "label", answer=True)),

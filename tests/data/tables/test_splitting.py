@@ -196,3 +196,11 @@ def test_folds_are_all_rows_once_and_about_as_even_as_those_of_scikit_learn(grou
     assert fold(whole, 2, 5, 0, "classify", group)[1].places == sides[1][1].places
     with pytest.raises(DataError, match=r"2 groups that stay together(.*\n)*.*data.fold=1/2"):
         fold(texts(["a", "b", "a", "b"], same=2), 1, 3, 0, "classify")
+
+
+def test_texts_that_all_groups_share_do_not_keep_a_group_from_being_held_out() -> None:
+    whole = table([{"text": f"text {n % 3}", "label": "ab"[n % 2]} for n in range(200)])
+    whole.beside.update({place: {"user": n // 3} for n, place in enumerate(whole.places)})
+    sides = split(whole, 0.2, 0, "classify", "user")
+    users = [{whole.beside[place]["user"] for place in side.places} for side in sides]
+    assert users[0] and users[1] and not users[0] & users[1]
