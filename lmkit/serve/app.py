@@ -248,7 +248,10 @@ class Server:
         return Response(generate_latest(self.registry), media_type="text/plain; version=0.0.4")
 
     async def page(self, request: Request) -> Response:
-        safe = {"Content-Security-Policy": "default-src 'self' 'unsafe-inline'", "X-Frame-Options": "DENY"}
+        safe = {
+            "Content-Security-Policy": "default-src 'self' 'unsafe-inline'; img-src data:",
+            "X-Frame-Options": "DENY",
+        }
         return Response(PAGE.read_bytes(), media_type="text/html; charset=utf-8", headers=safe)
 
 
