@@ -25,11 +25,15 @@ def arrange(model: Transformer) -> None:
                 module.weight.data = module.weight.data.t().contiguous().t()
 
 
+STEP = 2 / 127  # between two numbers of 7 bits from -1 to 1
+
+
 class Int8Linear(nn.Module):
     """A linear layer with weights of 8 bits, and a scale for each output (Dettmers et al. 2022, LLM.int8(), 3.1).
 
-    Its input is rounded as well, to 7 bits with a scale for each row: sums of products then stay within the 16 bits in
-    which CPUs without VNNI hold them."""
+    Its input is rounded as well, to two numbers of 7 bits with a scale for each row: sums of products stay within the
+    16 bits in which CPUs without VNNI hold them. One such number alone cost a Llama of 135M 3% in bits per byte; the
+    second is a second row of a product whose time is that of reading the weights."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None):
         super().__init__()
@@ -37,8 +41,8 @@ class Int8Linear(nn.Module):
         zeros = torch.zeros(len(weight), dtype=torch.long)
         rounded = torch.quantize_per_channel(weight.float(), scales, zeros, 0, torch.qint8)
         self.packed, self.bias = torch.ops.quantized.linear_prepack(rounded, None), bias
-        # torch rounds a whole batch with one scale, from its largest and its smallest number. Every row is divided by
-        # its own largest, and this row makes these numbers 1 and -1, so that no row depends on the others.
+        # torch rounds a whole batch with one scale, from its largest and its smallest number. This row makes them 1 and
+        # -1, so that no row depends on the others.
         self.fence = torch.zeros(1, weight.size(1))
         self.fence[0, :2] = torch.tensor([1.0, -1.0])
 
@@ -46,8 +50,11 @@ class Int8Linear(nn.Module):
         """Returns (..., O) in float32 for x (..., I)."""
         rows = x.flatten(0, -2).float()
         largest = rows.abs().amax(1, keepdim=True).clamp(min=1e-30)
-        scaled = torch.cat((rows / largest, self.fence))
-        y = torch.ops.quantized.linear_dynamic(scaled, self.packed, reduce_range=True)[:-1] * largest
+        scaled = rows / largest
+        coarse = (scaled / STEP).round().clamp(-63, 63) * STEP
+        fine = (scaled - coarse) / (STEP / 2)  # from -1 to 1
+        y = torch.ops.quantized.linear_dynamic(torch.cat((coarse, fine, self.fence)), self.packed, reduce_range=True)
+        y = (y[: len(rows)] + y[len(rows) : -1] * (STEP / 2)) * largest
         return (y if self.bias is None else y + self.bias).unflatten(0, x.shape[:-1])
 
 
