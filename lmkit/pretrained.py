@@ -270,16 +270,17 @@ def copy_beside(homes: Sequence[Path], folder: Path, names: Sequence[str] = BESI
             write_atomic(folder / name, source)
 
 
-def load(path: Path | str, allow_pickle: bool = False, device: str = "auto") -> Pretrained:
+def load(path: Path | str, allow_pickle: bool = False, device: str = "auto", merge: bool = True) -> Pretrained:
     """Returns the model in a run (its best checkpoint), a Hugging Face folder or a GGUF file, in float32. An adapter's
     folder, as PEFT keeps it, is merged into the base model it names, whose tokenizer it takes if it has none of its
     own.
 
-    device: as torch names it; auto takes a GPU if one is there. Raises ModelError for a folder that is missing, damaged
+    device: as torch names it; auto takes a GPU if one is there. merge: as for `load_adapted`. Raises ModelError for a
+    folder that is missing, damaged
     or unsupported, or whose tokenizer is another model's."""
     folder = model_folder(path)
     with reading(folder), waiting(f"reading {folder}"):
-        return _load(folder, allow_pickle, device)
+        return _load(folder, allow_pickle, device, merge)
 
 
 def say_not_followed(loaded: Pretrained, followed: Iterable[str] = ()) -> None:
@@ -288,11 +289,11 @@ def say_not_followed(loaded: Pretrained, followed: Iterable[str] = ()) -> None:
         note(f"{GENERATION_CONFIG}: not followed here: {', '.join(settings)}")
 
 
-def _load(folder: Path, allow_pickle: bool, device: str) -> Pretrained:
+def _load(folder: Path, allow_pickle: bool, device: str, merge: bool) -> Pretrained:
     base = None
     if (folder / ADAPTER_CONFIG).exists():
         check_whole(folder)
-        model, base = load_adapted(folder, allow_pickle)
+        model, base = load_adapted(folder, allow_pickle, merge)
     else:
         model = load_folder(folder, allow_pickle)
     if device == "auto":

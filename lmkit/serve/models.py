@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from lmkit.base.errors import DataError, UserError
 from lmkit.data.tables.table import read_table
@@ -37,7 +38,7 @@ class Served:
 
     def __init__(self, name: str, folder: str, max_rows: int, quant: str | None):
         """Raises what `load` raises."""
-        self.name, self.loaded = name, load(folder)
+        self.name, self.loaded = name, load(folder, merge=False)
         self.section, self.task = task_of(folder), None
         if self.section is not None and self.section.name in (*ROWS, *WRITERS):
             self.task = trained_task(folder, self.loaded, self.section)
@@ -180,10 +181,22 @@ def check_ids(ids: Sequence[int], vocab_size: int, where: str) -> None:
 
 def serve_all(models: Sequence[str], max_rows: int, quant: str | None) -> dict[str, Served]:
     """Returns the models by name: that of `NAME=FOLDER`, or of the folder itself. Raises UserError for a name twice."""
-    served = dict[str, Served]()
+    served, weights = dict[str, Served](), list[torch.Tensor]()
     for given in models:
         name, folder = given.split("=", 1) if "=" in given and not Path(given).exists() else (Path(given).name, given)
         if name in served:
             raise UserError(f"two models are called {name}\n  → name one: other={folder}")
         served[name] = Served(name, folder, max_rows, quant)
+        share_weights(served[name].loaded.model, weights)
     return served
+
+
+def share_weights(model: nn.Module, weights: list[torch.Tensor]) -> None:
+    """Holds every tensor of a model that equals one of `weights` only once, and adds the others to these: adapters of
+    one base then need its memory once."""
+    for parameter in model.parameters():
+        same = (other for other in weights if other.shape == parameter.shape and torch.equal(other, parameter))
+        if (held := next(same, None)) is None:
+            weights.append(parameter.data)
+        else:
+            parameter.data = held
