@@ -2,9 +2,9 @@
 
     python benchmarks/generation_speed.py MODEL --batches 1 16 --tokens 48 --rounds 3
 
-MODEL is a folder of Hugging Face. Peers that are not installed are left out: llama-cpp-python (which writes one text at a
-time) and ctranslate2. Every number is the median of the rounds; what is timed is writing, without reading the prompt, except
-for peers that do not part the two (they read 16 tokens)."""
+MODEL is a folder of Hugging Face. Peers that are not installed are left out: llama-cpp-python (which writes one text at
+a time) and ctranslate2. Every number is the median of the rounds; what is timed is writing, without reading the prompt,
+except for peers that do not part the two (they read 16 tokens)."""
 
 import argparse
 import statistics

@@ -276,8 +276,7 @@ def load(path: Path | str, allow_pickle: bool = False, device: str = "auto", mer
     own.
 
     device: as torch names it; auto takes a GPU if one is there. merge: as for `load_adapted`. Raises ModelError for a
-    folder that is missing, damaged
-    or unsupported, or whose tokenizer is another model's."""
+    folder that is missing, damaged or unsupported, or whose tokenizer is another model's."""
     folder = model_folder(path)
     with reading(folder), waiting(f"reading {folder}"):
         return _load(folder, allow_pickle, device, merge)
