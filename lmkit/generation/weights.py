@@ -49,13 +49,17 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Returns (..., O) in float32 for x (..., I)."""
         rows = x.flatten(0, -2).float()
-        largest = rows.abs().amax(1, keepdim=True).clamp(min=1e-30)
-        scaled = rows / largest
-        coarse = (scaled / STEP).round().clamp(-63, 63) * STEP
-        fine = (scaled - coarse) / (STEP / 2)  # from -1 to 1
-        y = torch.ops.quantized.linear_dynamic(torch.cat((coarse, fine, self.fence)), self.packed, reduce_range=True)
-        y = (y[: len(rows)] + y[len(rows) : -1] * (STEP / 2)) * largest
-        return (y if self.bias is None else y + self.bias).unflatten(0, x.shape[:-1])
+        n = len(rows)
+        largest = torch.linalg.vector_norm(rows, torch.inf, 1, keepdim=True).clamp_(min=1e-30)
+        scaled = rows * (1 / STEP / largest)
+        both = self.fence.new_empty(2 * n + 1, rows.size(1))
+        coarse = torch.round(scaled, out=both[:n]).clamp_(-63, 63)
+        torch.sub(scaled, coarse, out=both[n:-1]).mul_(2)  # from -1 to 1
+        coarse.mul_(STEP)
+        both[-1:] = self.fence
+        y = torch.ops.quantized.linear_dynamic.default(both, self.packed, True)
+        out = y[:n].add_(y[n:-1], alpha=STEP / 2).mul_(largest)
+        return (out if self.bias is None else out.add_(self.bias)).view(*x.shape[:-1], -1)
 
 
 def quantise(model: Transformer) -> None:
