@@ -25,7 +25,8 @@ def arrange(model: Transformer) -> None:
                 module.weight.data = module.weight.data.t().contiguous().t()
 
 
-STEP = 2 / 127  # between two numbers of 7 bits from -1 to 1
+EDGE = 1.001  # a little above 1, so that rounding of floats brings no number beyond it
+STEP = 2 * EDGE / 127  # between two numbers of 7 bits from -EDGE to EDGE
 
 
 class Int8Linear(nn.Module):
@@ -41,10 +42,10 @@ class Int8Linear(nn.Module):
         zeros = torch.zeros(len(weight), dtype=torch.long)
         rounded = torch.quantize_per_channel(weight.float(), scales, zeros, 0, torch.qint8)
         self.packed, self.bias = torch.ops.quantized.linear_prepack(rounded, None), bias
-        # torch rounds a whole batch with one scale, from its largest and its smallest number. This row makes them 1 and
-        # -1, so that no row depends on the others.
+        # torch rounds a whole batch with one scale, from its largest and its smallest number. This row has both, so
+        # that no row depends on the others.
         self.fence = torch.zeros(1, weight.size(1))
-        self.fence[0, :2] = torch.tensor([1.0, -1.0])
+        self.fence[0, :2] = torch.tensor([EDGE, -EDGE])
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns (..., O) in float32 for x (..., I)."""
