@@ -3,10 +3,10 @@
     python benchmarks/server_load.py speed MODEL --requests 64 --tokens 16
     python benchmarks/server_load.py hostile MODEL --requests 10000
 
-`speed` starts `lmkit serve`, the server of llama-cpp-python where that is installed (with the same weights in float32, as
-`lmkit export` writes them), and a plain server around transformers' `generate`, one after the other. `hostile` sends
-5% of what no server should mind: broken JSON, bodies of 10 MB, sockets that stop half-way, streams that are cut, schemas
-that are none; and says which answers came, and how memory and rows are in the end."""
+`speed` starts `lmkit serve`, the server of llama-cpp-python where that is installed (with the same weights in float32,
+as `lmkit export` writes them), and a plain server around transformers' `generate`, one after the other. `hostile` sends
+5% of what no server should mind: broken JSON, bodies of 10 MB, sockets that stop half-way, streams that are cut,
+schemas that are none; and says which answers came, and how memory and rows are in the end."""
 
 import argparse
 import asyncio
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections import Counter
 from pathlib import Path
 
