@@ -25,8 +25,8 @@ def arrange(model: Transformer) -> None:
                 module.weight.data = module.weight.data.t().contiguous().t()
 
 
-EDGE = 1.001  # a little above 1, so that rounding of floats brings no number beyond it
-STEP = 2 * EDGE / 127  # between two numbers of 7 bits from -EDGE to EDGE
+COARSE = 63  # the largest number of 7 bits
+FINE = 126  # parts of the distance between two of them
 
 
 class Int8Linear(nn.Module):
@@ -42,24 +42,32 @@ class Int8Linear(nn.Module):
         zeros = torch.zeros(len(weight), dtype=torch.long)
         rounded = torch.quantize_per_channel(weight.float(), scales, zeros, 0, torch.qint8)
         self.packed, self.bias = torch.ops.quantized.linear_prepack(rounded, None), bias
-        # torch rounds a whole batch with one scale, from its largest and its smallest number. This row has both, so
-        # that no row depends on the others.
-        self.fence = torch.zeros(1, weight.size(1))
-        self.fence[0, :2] = torch.tensor([EDGE, -EDGE])
+        self.width, self.least = weight.size(1), torch.tensor(1e-30)
+        self._batch: tuple[Tensor, Tensor, Tensor] | None = None  # memory for a batch: both numbers, coarse, fine
+
+    def _memory(self, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns memory for the input of so many rows, and in it the coarse and the fine numbers.
+
+        torch rounds a whole batch with one scale, from its largest and its smallest number. The last row has both, so
+        that no row depends on the others, and whole numbers stay what they are."""
+        if self._batch is None or len(self._batch[1]) != rows:
+            both = torch.zeros(2 * rows + 1, self.width)
+            both[-1, :2] = torch.tensor([63.5, -63.5])
+            self._batch = both, both[:rows], both[rows:-1]
+        return self._batch
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns (..., O) in float32 for x (..., I)."""
-        rows = x.flatten(0, -2).float()
-        n = len(rows)
-        largest = torch.linalg.vector_norm(rows, torch.inf, 1, keepdim=True).clamp_(min=1e-30)
-        scaled = rows * (1 / STEP / largest)
-        both = self.fence.new_empty(2 * n + 1, rows.size(1))
-        coarse = torch.round(scaled, out=both[:n]).clamp_(-63, 63)
-        torch.sub(scaled, coarse, out=both[n:-1]).mul_(2)  # from -1 to 1
-        coarse.mul_(STEP)
-        both[-1:] = self.fence
-        y = torch.ops.quantized.linear_dynamic.default(both, self.packed, True)
-        out = y[:n].add_(y[n:-1], alpha=STEP / 2).mul_(largest)
+        rows = x.float().reshape(-1, self.width)
+        both, coarse, fine = self._memory(len(rows))
+        unit = torch.add(self.least, torch.linalg.vector_norm(rows, torch.inf, 1, keepdim=True), alpha=1 / COARSE)
+        scaled = rows / unit  # from -63 to 63
+        torch.round(scaled, out=coarse)
+        torch.sub(scaled, coarse, out=fine).mul_(FINE)
+        high, low, _ = torch.ops.quantized.linear_dynamic.default(both, self.packed, True).split(
+            (len(rows), len(rows), 1)
+        )
+        out = high.add_(low, alpha=1 / FINE).mul_(unit)
         return (out if self.bias is None else out.add_(self.bias)).view(*x.shape[:-1], -1)
 
 

@@ -239,9 +239,11 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.up(x)
         if not self.gated:
-            return self.down(self.dropout(self.activation(h)))
-        gate, up = h.chunk(2, dim=-1)
-        return self.down(self.dropout(self.activation(gate) * up))
+            h = self.activation(h)
+        else:
+            gate, up = h.chunk(2, dim=-1)
+            h = self.activation(gate) * up
+        return self.down(self.dropout(h) if self.training else h)
 
 
 class Block(nn.Module):
@@ -285,4 +287,6 @@ class Block(nn.Module):
         return self._add(x, self.mlp_norm, lambda y: self.mlp_post_norm(self.mlp(y)))
 
     def _add(self, x: Tensor, norm: nn.Module, f: Callable[[Tensor], Tensor]) -> Tensor:
-        return x + self.dropout(f(norm(x))) if self.pre else norm(x + self.dropout(f(x)))
+        y = f(norm(x) if self.pre else x)
+        y = x + (self.dropout(y) if self.training else y)  # a call of a module takes 3 µs, a layer's share of a token
+        return y if self.pre else norm(y)

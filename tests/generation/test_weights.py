@@ -30,8 +30,7 @@ def test_weights_of_8_bits_are_close_and_no_row_depends_on_others(name):
         assert 0 < (got - want).norm() / want.norm() < 0.04  # tiny matrices of random numbers: 127 steps are coarse
         layer = next(part for part in model.modules() if isinstance(part, Int8Linear))
         rows = (
-            torch.randn(4, layer.fence.size(1), generator=torch.Generator().manual_seed(1))
-            * 10.0 ** torch.arange(4)[:, None]
+            torch.randn(4, layer.width, generator=torch.Generator().manual_seed(1)) * 10.0 ** torch.arange(4)[:, None]
         )
         alone = torch.cat([layer(row[None]) for row in rows])
         assert torch.equal(layer(rows), alone) and layer(rows[:, None]).shape == (4, 1, alone.size(1))
