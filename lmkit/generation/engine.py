@@ -18,7 +18,7 @@ from lmkit.generation.completions import Completion, Opening, room_after, settle
 from lmkit.generation.grammar import Grammar, Matcher
 from lmkit.generation.prompts import end_ids, prompt_ids, source_ids
 from lmkit.generation.sampling import SamplingConfig, adjusted, check_logits, choose_tokens
-from lmkit.generation.slots import AnswerSlots, slots_of
+from lmkit.generation.slots import AnswerSlots, Slots, slots_of
 from lmkit.generation.speculation import GUESSES, Drafter
 from lmkit.generation.stream import TextStream
 from lmkit.model.transformer import Transformer
@@ -89,15 +89,17 @@ class Engine:
 
     def __init__(
         self, model: Transformer, tokenizer: Tokenizer | None = None, max_rows: int = MAX_ROWS,
-        drafter: Callable[[], Drafter] | None = None,
+        drafter: Callable[[], Drafter] | None = None, keep: int = 0,
     ):  # fmt: skip
         """tokenizer: with one, completions have text besides ids, stop strings end them, and ids without a token are
         never written. max_rows: the largest number of texts that are written at a time. drafter: makes what guesses
-        the next tokens of a text; the texts are the same without it."""
+        the next tokens of a text; the texts are the same without it. keep: the number of finished texts that stay
+        in the caches, so that a conversation is not read again for its next turn."""
         self.model, self.tokenizer, self.max_rows, self._drafter = model, tokenizer, max_rows, drafter
         self._unused = () if tokenizer is None else tokenizer.unused_ids(model.config.vocab_size)
         self._chunk = model.config.context if model.config.long_from else CHUNK  # longrope reads a prompt as a whole
         self._submitted = count()
+        self._past, self._past_texts, self._keep = slots_of(model), deque[tuple[int, list[int]]](), keep
         # The row of each slot: first those that are being written, then those whose prompts are not read to the end.
         self._waiting, self._rows, self._slots = deque[_Row](), list[_Row](), slots_of(model)
 
@@ -216,21 +218,47 @@ class Engine:
         if isinstance(self._slots, AnswerSlots):
             self._slots.read_sources([row.request.prompt for row in new])
         for row in new:
-            length, slot = self._held(row)
+            length, slots, slot = self._held(row)
             self._rows.append(row)
             if length:
-                self._slots.share(slot, len(self._rows) - 1, length)
+                self._slots.share(slots, slot, len(self._rows) - 1, length)
 
-    def _held(self, new: _Row) -> tuple[int, int]:
-        """Returns how many first tokens of a new prompt are in the caches, and the slot that has most of them.
+    @property
+    def _shares(self) -> bool:
+        """Returns whether texts with a common beginning have the same keys there: not with longrope, where keys depend
+        on the length of the whole text, and not in answers, where they depend on the source."""
+        return not self.model.config.long_from and not isinstance(self._slots, AnswerSlots)
+
+    def _held(self, new: _Row) -> tuple[int, Slots, int]:
+        """Returns how many first tokens of a new prompt are in the caches, and the slots and the row that have most.
 
         The last token is always read, since what follows is predicted from there."""
-        if self.model.config.long_from or isinstance(self._slots, AnswerSlots):
-            return 0, 0  # keys of longrope depend on the length of the whole text; an answer's keys on its source
-        prompt, held = new.begun[:-1], (0, 0)
-        for slot, (row, length) in enumerate(zip(self._rows, self._slots.lengths, strict=False)):
-            held = max(held, (_common(prompt, [*row.begun, *row.completion.ids][:length]), slot))
+        prompt, held = new.begun[:-1], (0, self._slots, 0)
+        if not self._shares:
+            return held
+        texts = [
+            (self._slots, slot, [*row.begun, *row.completion.ids][:length])
+            for slot, (row, length) in enumerate(zip(self._rows, self._slots.lengths, strict=False))
+        ]
+        texts += [(self._past, slot, text) for slot, text in self._past_texts]
+        for slots, slot, text in texts:
+            if (length := _common(prompt, text)) > held[0]:
+                held = length, slots, slot
         return held
+
+    def _retire(self, slot: int) -> None:
+        """Keeps the tokens of a finished text in the place of those that were kept longest ago."""
+        row, length = self._rows[slot], self._slots.lengths[slot]
+        if not self._keep or not self._shares or length < SHARED:
+            return
+        if len(self._past_texts) < self._keep:
+            place = len(self._past_texts)
+            self._past.add(1, length)
+        else:
+            place = self._past_texts.popleft()[0]
+            self._past.add(0, length)
+        self._past.share(self._slots, slot, place, length)
+        self._past_texts.append((place, [*row.begun, *row.completion.ids][:length]))
 
     def _next_parts(self, first: int) -> list[list[int]]:
         """Returns what is read next of the rows from number `first` on: all that is left of several short prompts, or
@@ -294,6 +322,9 @@ class Engine:
         """Takes the slots of finished rows away. Rows that are being written fill the gaps, and the caches go when no
         row is left."""
         live = [i for i, row in enumerate(self._rows) if not row.completion.finish]
+        for slot, row in enumerate(self._rows):
+            if row.completion.finish:
+                self._retire(slot)
         if not live:
             self._rows, self._slots = [], slots_of(self.model) if self._rows else self._slots
         elif len(live) < len(self._rows):

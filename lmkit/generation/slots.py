@@ -54,10 +54,10 @@ class Slots:
     def _states(self, ids: Tensor, caches: list[Cache], positions: Tensor | None, at: slice) -> Tensor:
         return self.model(ids, positions=positions, caches=caches)
 
-    def share(self, source: int, row: int, length: int) -> None:
-        """Gives the empty row `row` the first `length` tokens of the row `source`, which are the same in both."""
-        for x in _tensors(self._caches):
-            x[row, :, :length] = x[source, :, :length]
+    def share(self, source: "Slots", source_row: int, row: int, length: int) -> None:
+        """Gives row `row` the first `length` tokens of a row of `source`, which are the same in both, and no others."""
+        for x, y in zip(_tensors(self._caches), _tensors(source._caches), strict=True):
+            x[row, :, :length] = y[source_row, :, :length]
         self.lengths[row] = length
 
     def take(self, rows: Sequence[int], since: int = 0) -> None:

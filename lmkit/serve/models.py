@@ -46,7 +46,7 @@ class Served:
         self.worker: Worker | None = None
         if self.writes:
             prepare(self.loaded.model, quant)
-            self.worker = Worker(Engine(self.loaded.model, self.loaded.needs_tokenizer(), max_rows))
+            self.worker = Worker(Engine(self.loaded.model, self.loaded.needs_tokenizer(), max_rows, keep=max_rows))
 
     @property
     def writes(self) -> bool:

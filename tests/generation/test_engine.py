@@ -174,6 +174,24 @@ def test_long_prompts_are_read_in_parts_and_shared_beginnings_once(name, monkeyp
     assert unread == 17 + 20 + 19  # the last token of a prompt is always read
 
 
+def test_the_next_turn_of_a_conversation_reads_only_what_is_new(monkeypatch):
+    theirs = outspoken("qwen3_window")
+    model, config = ours(theirs), SamplingConfig(**GREEDY | {"max_tokens": 6})
+    engine, parts, read = Engine(model, keep=2), [], Slots.read
+    monkeypatch.setattr(Slots, "read", lambda self, first, tokens: parts.append(tokens) or read(self, first, tokens))
+    text = PROMPTS[3]
+    for turn in range(3):
+        if turn == 1:
+            engine.submit(Request([90] * 18, config))
+        answer = engine.submit(Request(text, config))
+        parts.clear()
+        while engine.step():
+            pass
+        assert answer.ids == greedy_by_transformers(theirs, text, max_new_tokens=6, eos_token_id=None)
+        assert max(len(row) for tokens in parts for row in tokens) == (20, 18, 4)[turn]
+        text = [*text, *answer.ids, 7, 8, 9]
+
+
 @pytest.mark.parametrize("config", [GREEDY, {"temperature": 0.9, "top_p": 0.9, "max_tokens": 16, "seed": 7}])
 @pytest.mark.parametrize("name", ["gpt2", "qwen3_window", "mbart"])
 def test_guesses_change_no_text_and_right_ones_save_passes(name, config):
