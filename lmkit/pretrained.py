@@ -14,7 +14,7 @@ from lmkit.base.display import note, waiting
 from lmkit.base.errors import ModelError, StorageError, UserError
 from lmkit.base.files import disk_error, write_atomic, write_json
 from lmkit.base.runs import ADAPTER_CONFIG, model_folder, reading
-from lmkit.generation.batches import Completion, Opening
+from lmkit.generation.completions import Completion, Opening
 from lmkit.generation.engine import complete
 from lmkit.generation.filling import Filled, fill_masks
 from lmkit.generation.prompts import end_ids
@@ -26,8 +26,8 @@ from lmkit.model.formats.peft import adapted_config, load_adapted
 from lmkit.model.heads import Head, TaskHead
 from lmkit.model.transformer import Transformer
 from lmkit.recipe.task_settings import settings_of
-from lmkit.text.chat import TEMPLATE_FILE, own_template
-from lmkit.text.tokenizer import Tokenizer
+from lmkit.text.chat import TEMPLATE_FILE, Chat, find_template, own_template
+from lmkit.text.tokenizer import Tokenizer, read_object
 from lmkit.text.tokenizer_files import load_tokenizer
 
 OPENING_KEYS = ("decoder_start_token_id", "forced_bos_token_id", "bad_words_ids")
@@ -213,6 +213,23 @@ class Pretrained:
             does = "an encoder, which fills masks" if use == "generate" else "which writes from left to right"
             raise UserError(f"{what}, {does}\n  → use `{'fill' if use == 'generate' else 'generate'}`")
 
+    def chat(self, name: str) -> Chat:
+        """Returns the tokenizer with the chat template. Raises UserError for a model, called `name`, that cannot
+        chat."""
+        self.check_use("generate")
+        if self.config.stacks != "decoder":
+            raise UserError(f"{name} is a {self.config.spec.cls}\n  → chatting needs a decoder")
+        tokenizer, folders = self.needs_tokenizer(), [self.folder]
+        if base := read_object(self.folder / ADAPTER_CONFIG).get("base_model_name_or_path"):
+            folders.append(model_folder(base))
+        template = find_template(folders, "auto", tokenizer)
+        if missing := template.missing(tokenizer):
+            raise UserError(
+                f"{name} has no chat template, and its tokenizer no {' and no '.join(missing)}\n"
+                f"  → `lmkit finetune --task chat --model {name} --data CONVERSATIONS` teaches it to chat"
+            )
+        return Chat(tokenizer, template)
+
     def needs_tokenizer(self) -> Tokenizer:
         """Returns the tokenizer. Raises ModelError where there is none."""
         if self.tokenizer is None:
@@ -253,16 +270,16 @@ def copy_beside(homes: Sequence[Path], folder: Path, names: Sequence[str] = BESI
             write_atomic(folder / name, source)
 
 
-def load(path: Path | str, allow_pickle: bool = False, device: str = "auto") -> Pretrained:
+def load(path: Path | str, allow_pickle: bool = False, device: str = "auto", merge: bool = True) -> Pretrained:
     """Returns the model in a run (its best checkpoint), a Hugging Face folder or a GGUF file, in float32. An adapter's
     folder, as PEFT keeps it, is merged into the base model it names, whose tokenizer it takes if it has none of its
     own.
 
-    device: as torch names it; auto takes a GPU if one is there. Raises ModelError for a folder that is missing, damaged
-    or unsupported, or whose tokenizer is another model's."""
+    device: as torch names it; auto takes a GPU if one is there. merge: as for `load_adapted`. Raises ModelError for a
+    folder that is missing, damaged or unsupported, or whose tokenizer is another model's."""
     folder = model_folder(path)
     with reading(folder), waiting(f"reading {folder}"):
-        return _load(folder, allow_pickle, device)
+        return _load(folder, allow_pickle, device, merge)
 
 
 def say_not_followed(loaded: Pretrained, followed: Iterable[str] = ()) -> None:
@@ -271,11 +288,11 @@ def say_not_followed(loaded: Pretrained, followed: Iterable[str] = ()) -> None:
         note(f"{GENERATION_CONFIG}: not followed here: {', '.join(settings)}")
 
 
-def _load(folder: Path, allow_pickle: bool, device: str) -> Pretrained:
+def _load(folder: Path, allow_pickle: bool, device: str, merge: bool) -> Pretrained:
     base = None
     if (folder / ADAPTER_CONFIG).exists():
         check_whole(folder)
-        model, base = load_adapted(folder, allow_pickle)
+        model, base = load_adapted(folder, allow_pickle, merge)
     else:
         model = load_folder(folder, allow_pickle)
     if device == "auto":

@@ -75,6 +75,29 @@ MinTokens = Annotated[int, typer.Option("--min-tokens", help="Fewest tokens befo
 NoRepeatNgram = Annotated[
     int, typer.Option("--no-repeat-ngram", help="Never repeat a sequence of so many tokens; 0: off.", min=0)
 ]
+TypicalP = Annotated[float, typer.Option("--typical-p", help="Only tokens of about the expected surprise, this share.")]
+PresencePenalty = Annotated[float, typer.Option("--presence-penalty", help="Above 0 avoids tokens that are written.")]
+FrequencyPenalty = Annotated[
+    float, typer.Option("--frequency-penalty", help="Above 0 avoids tokens for each time that they are written.")
+]
+LogitBias = Annotated[
+    list[str] | None, typer.Option("--logit-bias", help="ID=NUMBER, added to the logit of a token. Repeatable.")
+]
+Logprobs = Annotated[
+    int, typer.Option("--logprobs", help="With --json: so many likeliest tokens at each place.", min=0)
+]
+Choices = Annotated[str | None, typer.Option("--choices", help="Write one of these, with commas between: yes,no.")]
+Regex = Annotated[str | None, typer.Option("--regex", help="Write what matches this regular expression.")]
+JsonSchema = Annotated[
+    Path | None, typer.Option("--json-schema", help="Write JSON that the JSON schema in this file allows.")
+]
+Quant = Annotated[str | None, typer.Option("--quant", help="int8: weights of 8 bits, faster on a CPU.")]
+Speculate = Annotated[
+    str | None,
+    typer.Option(
+        "--speculate", help="`lookup`, or a small model of the same tokens: guesses, for the same text sooner."
+    ),
+]
 StopIds = Annotated[
     list[int] | None, typer.Option("--stop-ids", help="Ids of more tokens that end a text. Repeatable.", min=0)
 ]
@@ -120,3 +143,12 @@ def _text(stream: IO[bytes], where: Path | str) -> str:
     if len(content) > MOST_BYTES:
         raise DataError(f"{where}: above {MOST_BYTES:,} bytes of prompts\n  → give them in parts")
     return content.decode("utf-8-sig")
+
+
+def token_and_bias(text: str) -> tuple[int, float]:
+    """Returns the token's id and the number of `ID=NUMBER`. Raises UserError."""
+    token, _, bias = text.partition("=")
+    try:
+        return int(token), float(bias)
+    except ValueError:
+        raise UserError(f"--logit-bias {text!r} is not ID=NUMBER\n  → for example --logit-bias 50256=-100") from None

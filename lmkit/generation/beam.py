@@ -12,9 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lmkit.generation.batches import Completion, Opening, decoding_batch, room_after
+from lmkit.generation.completions import Completion, Opening, room_after, settled
 from lmkit.generation.engine import MAX_ROWS, MAX_TOKENS, generate
-from lmkit.generation.sampling import SamplingConfig, check_logits
+from lmkit.generation.sampling import SamplingConfig, adjusted, check_logits
+from lmkit.generation.slots import AnswerSlots, slots_of
 from lmkit.model.transformer import Transformer
 from lmkit.recipe.tasks import LengthPenalty
 
@@ -78,20 +79,28 @@ def _search(
     eos: frozenset[int], opening: Opening | None, early_stopping: bool,
 ) -> None:  # fmt: skip
     """Fills in `rows`; each leaves the batch as soon as it is finished."""
-    batch = decoding_batch(model, rows, config, opening)
-    device, ends = batch.device, torch.tensor(sorted(eos), dtype=torch.long, device=batch.device)
+    config, slots = settled(config, opening), slots_of(model)
+    begun = [row.prompt if opening is None else [opening.start] for row in rows]
+    shared = min(map(len, begun))
+    slots.add(len(rows), max(len(start) + row.limit for start, row in zip(begun, rows, strict=True)))
+    if isinstance(slots, AnswerSlots):
+        slots.read_sources([row.prompt for row in rows])
+    device, ends = slots.device, torch.tensor(sorted(eos), dtype=torch.long, device=slots.device)
     limits = torch.tensor([row.limit for row in rows], device=device)  # (n,)
     ended: list[list[Hypothesis]] = [[] for _ in rows]  # for each prompt, the K best that have ended
     most = beam * max(2, 1 + len(eos))  # among so many candidates, at least K do not end
-    logits = batch.prefill()  # (n * K, V)
-    shared = batch.caches[0].length
+    states, lasts = slots.read(0, begun), torch.tensor([len(start) - 1 for start in begun], device=device)
+    logits = model.head(states[torch.arange(len(rows), device=device), lasts])  # (n * K, V)
     sums = torch.zeros(len(rows), device=device)  # (n * K,)
     ids = torch.empty(len(rows), 0, dtype=torch.long, device=device)  # (n * K, tokens written)
     token_logprobs = torch.empty(len(rows), 0, device=device)  # their log-probabilities
     for length in count(1):
         logprobs = logits.float().log_softmax(-1)
-        written = ids.tolist() if config.rules else []
-        totals, parents, tokens = _candidates(sums, batch.scores(logprobs, written), len(rows), most)  # (n, C)
+        written = ids.tolist() if config.rules or config.repetition_penalty != 1 else []
+        each = len(logprobs) // len(rows)
+        read = [begun[i // each] + new for i, new in enumerate(written)]
+        scores = adjusted(logprobs, config, read, written, [rows[i // each].limit for i in range(len(written))])
+        totals, parents, tokens = _candidates(sums, scores, len(rows), most)  # (n, C)
         check_logits(totals)
         ids = torch.cat((ids[parents], tokens[..., None]), -1)  # (n, C, length)
         token_logprobs = torch.cat((token_logprobs[parents], logprobs[parents, tokens][..., None]), -1)
@@ -116,12 +125,11 @@ def _search(
         sums = totals.masked_fill(stops, -math.inf)  # in a tiny vocabulary, `picks` may include some that have ended
         sums, parents, tokens = (x.gather(1, picks)[live].flatten() for x in (sums, parents, tokens))
         ids, token_logprobs = (x.take_along_dim(picks[..., None], 1)[live].flatten(0, 1) for x in (ids, token_logprobs))
-        if len(live) < len(rows) or length == 1:
-            batch.keep_only(parents.tolist())
-        else:
-            batch.reorder(parents, shared)
-        rows, ended, limits = [rows[i] for i in live], [ended[i] for i in live], limits[live]
-        logits = batch.step(tokens)
+        # Hypotheses of one prompt have its tokens in common.
+        slots.take(parents.tolist(), 0 if len(live) < len(rows) or length == 1 else shared)
+        rows, ended, begun = [rows[i] for i in live], [ended[i] for i in live], [begun[i] for i in live]
+        limits = limits[live]
+        logits = model.head(slots.read(0, [[token] for token in tokens.tolist()])[:, 0])
 
 
 def _candidates(sums: Tensor, scores: Tensor, prompts: int, most: int) -> tuple[Tensor, Tensor, Tensor]:

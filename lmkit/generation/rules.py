@@ -29,6 +29,7 @@ class Rules:
     min_length: int = 0  # minimal length of a text with its prompt or start token
     min_new_tokens: int = 0  # minimal number of new tokens
     no_repeat_ngram_size: int = 0  # every sequence of n tokens occurs at most once; 0: off
+    forced_first: int | None = None  # the first new token (forced_bos_token_id)
     forced_last: int | None = None  # the last token of a text that reaches its limit (forced_eos_token_id)
 
     def __bool__(self) -> bool:
@@ -50,10 +51,12 @@ class Rules:
                 banned[row, list(self.never_first)] = True
             banned[row, [*self._repeats(text), *self._completed(text)]] = True
         scores = scores.masked_fill(banned, -math.inf)
+        empty = [row for row, new in enumerate(written) if not new]
         full = [row for row, new in enumerate(written) if len(new) + 1 == limits[row]]
-        if self.forced_last is not None and full:
-            scores[full] = -math.inf
-            scores[full, self.forced_last] = 0
+        for rows, token in ((full, self.forced_last), (empty, self.forced_first)):
+            if token is not None and rows:
+                scores[rows] = -math.inf
+                scores[rows, token] = 0
         return scores
 
     def _repeats(self, text: list[int]) -> Iterable[int]:

@@ -28,6 +28,7 @@ class Head(nn.Module):
             self.bias = nn.Parameter(torch.empty(c.vocab_size))
         elif c.head_bias == "fixed":  # BART's: zeros, unless a file says otherwise
             self.register_buffer("final_logits_bias", torch.zeros(1, c.vocab_size))
+        self.product: nn.Module | None = None  # computes the logits in the place of the weight, which it approximates
 
     def transform(self, x: Tensor) -> Tensor:
         """Returns the states (..., W) that are multiplied with the word vectors, from hidden states x (..., D)."""
@@ -44,8 +45,11 @@ class Head(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Returns the logits (..., V), in float32, of hidden states x (..., D)."""
         x = self.transform(x)
-        bias = self.word_bias
-        logits = F.linear(x, self.weight.to(x.dtype), None if bias is None else bias.to(x.dtype)).float()
+        if self.product is not None:
+            logits = self.product(x)
+        else:
+            bias = self.word_bias
+            logits = F.linear(x, self.weight.to(x.dtype), None if bias is None else bias.to(x.dtype)).float()
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def loss(self, hidden: Tensor, labels: Tensor, smoothing: float = 0.0) -> TokenScores:

@@ -99,8 +99,9 @@ class Stack(nn.Module):
         ropes: dict[int | None, Tensor | None] = {None: self._rope("rope", positions)}
         if c.sliding_window is not None:
             ropes[c.sliding_window] = self._rope("rope_local", positions) if c.rope_theta_local else ropes[None]
-        past = caches[0].length if caches else 0
-        masks = {w: self._mask(x, past, w, keep, segments) for w in {c.window(i) for i in range(c.num_layers)}}
+        cache = caches[0] if caches else None
+        windows = {c.window(i) for i in range(c.num_layers)}
+        masks = {w: self._mask(positions, x.size(1), cache, w, keep, segments) for w in windows}
         memory_mask = None if memory_keep is None else memory_keep[:, None, None, :]
         for i, n in enumerate(self.order):
             window, cache = c.window(i // c.group_layers), caches[i] if caches else None
@@ -124,24 +125,30 @@ class Stack(nn.Module):
         return rope[:, :, None] if positions.dim() == 2 else rope
 
     def _mask(
-        self, x: Tensor, past: int, window: int | None, keep: Tensor | None, segments: Tensor | None
-    ) -> Tensor | None:
+        self, positions: Tensor, T: int, cache: Cache | None, window: int | None, keep: Tensor | None,
+        segments: Tensor | None,
+    ) -> Tensor | None:  # fmt: skip
         """Returns the mask of attention, which `Attention.forward` describes.
 
         It is bool, broadcastable to (B, 1, T, S), True where a query may look. It is None where a query of a decoder
         sees itself and all before it, or a query of an encoder sees everything. With relative positions it holds scores
         to add, (1 or B, H, T, S).
-        past: the number of keys in the cache; window: the sliding window in tokens, None for none."""
-        T, S = x.size(1), past + x.size(1)
+        T: number of queries; cache: that of a block, before their tokens are in it; window: the sliding window in
+        tokens, None for none."""
+        past, ragged = (0, False) if cache is None else (cache.past, cache.columns is not None)
+        S, device = past + T, positions.device
         # How many keys a query sees in one direction, itself included.
         reach = S if window is None else window if self.causal else window // 2 + 1
-        plain = keep is None and segments is None and reach >= S and (not self.causal or past == 0 or T == 1)
+        plain = not ragged and keep is None and segments is None and reach >= S
+        plain = plain and (not self.causal or past == 0 or T == 1)
         if plain and self.relative is None:
             return None
-        distance = torch.arange(S, device=x.device) - torch.arange(past, S, device=x.device)[:, None]  # key - query
-        mask = (distance.abs() < reach)[None, None]  # (1, 1, T, S)
+        queries = positions if ragged else torch.arange(past, S, device=device)[None]  # (1 or B, T)
+        distance = torch.arange(S, device=device) - queries[..., None]  # (1 or B, T, S), key - query
+        mask = distance.abs() < reach
         if self.causal:
             mask = mask & (distance <= 0)
+        mask = mask[:, None]  # (1 or B, 1, T, S)
         if keep is not None:
             mask = mask & keep[:, None, None, :]
         if segments is not None:
@@ -150,7 +157,7 @@ class Stack(nn.Module):
             return mask
         c = self.config
         buckets = relative_bucket(distance, self.causal, c.relative_buckets, c.relative_distance)
-        bias = self.relative(buckets).permute(2, 0, 1)[None]  # (1, H, T, S)
+        bias = self.relative(buckets).permute(0, 3, 1, 2)  # (1 or B, H, T, S)
         return bias if plain and not self.causal else bias.masked_fill(~mask, float("-inf"))
 
 
@@ -219,13 +226,14 @@ class Transformer(nn.Module):
         return self._run(self.encoder, tokens, None, None, keep, None)
 
     def decode(
-        self, targets: Tensor, memory: Memory, memory_keep: Tensor | None = None, caches: list[Cache] | None = None
-    ) -> Tensor:
+        self, targets: Tensor, memory: Memory, memory_keep: Tensor | None = None, caches: list[Cache] | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Returns the decoder's states (B, T, D) of `targets` (B, T).
 
         Padding must be on the right of targets, where no real token sees it."""
         more = {"memory": memory, "memory_keep": memory_keep}
-        return self._run(self.decoder, targets, None, None, None, None, caches, **more)
+        return self._run(self.decoder, targets, positions, None, None, None, caches, **more)
 
     def _run(
         self, stack: Stack | None, tokens: Tensor, positions: Tensor | None, types: Tensor | None,
@@ -237,7 +245,7 @@ class Transformer(nn.Module):
             real = tokens != pad
             positions = real.cumsum(1) * real - 1
         elif positions is None:
-            past = caches[0].length if caches else 0
+            past = caches[0].past if caches else 0
             positions = torch.arange(past, past + tokens.size(1), device=tokens.device)
         x = self.embedding(tokens)
         x = x * c.hidden_size**0.5 if c.scaled_embedding else x
@@ -259,10 +267,12 @@ class Transformer(nn.Module):
         assert isinstance(self.head, Head), f"a model with a `{self.config.head}` head predicts no words"
         return self.head
 
-    def new_caches(self, batch: int, length: int) -> list[Cache]:
-        """Returns empty caches, one per layer of the decoder, for `length` tokens in each of `batch` rows."""
+    def new_caches(self, batch: int, length: int, cross: bool = False) -> list[Cache]:
+        """Returns empty caches, one per layer of the decoder, for `length` tokens in each of `batch` rows.
+
+        cross: they are for what the decoder reads of an encoder's states."""
         c, like = self.config.decoder, self.embedding.weight
-        shape = (batch, c.num_kv_heads, length, c.head_dim)
+        shape = (batch, c.num_heads if cross else c.num_kv_heads, length, c.head_dim)
         return [Cache(like.new_empty(shape), like.new_empty(shape)) for _ in range(c.num_layers)]
 
     def read(self, memory: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -9,17 +9,15 @@ from typing import Any
 
 from lmkit.base.display import note, write
 from lmkit.base.errors import UserError
-from lmkit.base.runs import ADAPTER_CONFIG, model_folder
 from lmkit.evaluation.scoring import check_embedded
-from lmkit.generation.batches import Completion, room_after
+from lmkit.generation.completions import Completion, room_after
 from lmkit.generation.engine import MAX_ROWS, generate
 from lmkit.generation.sampling import SamplingConfig
 from lmkit.pretrained import Pretrained, load, say_not_followed
 from lmkit.recipe.task_settings import settings_of
 from lmkit.recipe.tasks import ChatConfig
 from lmkit.tasks.evaluate import read_labelled
-from lmkit.text.chat import Chat, find_template, fold_system
-from lmkit.text.tokenizer import read_object
+from lmkit.text.chat import fold_system
 
 Conversation = list[dict[str, Any]]
 
@@ -118,20 +116,8 @@ class Speaker:
     """A model that chats, and where its answers go."""
 
     def __init__(self, name: str, loaded: Pretrained, config: SamplingConfig, as_json: bool, stream: bool):
-        loaded.check_use("generate")
-        if loaded.config.stacks != "decoder":
-            raise UserError(f"{name} is a {loaded.config.spec.cls}\n  → chatting needs a decoder")
         self.loaded, self.config, self.as_json, self.stream = loaded, config, as_json, stream and not as_json
-        tokenizer, folders = loaded.needs_tokenizer(), [loaded.folder]
-        if base := read_object(loaded.folder / ADAPTER_CONFIG).get("base_model_name_or_path"):
-            folders.append(model_folder(base))
-        template = find_template(folders, "auto", tokenizer)
-        if missing := template.missing(tokenizer):
-            raise UserError(
-                f"{name} has no chat template, and its tokenizer no {' and no '.join(missing)}\n"
-                f"  → `lmkit finetune --task chat --model {name} --data CONVERSATIONS` teaches it to chat"
-            )
-        self.chat = Chat(tokenizer, template)
+        self.chat = loaded.chat(name)
         settings = settings_of(loaded.folder)
         self.fold_system = settings is not None and getattr(settings.task, "fold_system", False)
         check_embedded(loaded.model, self.chat.ends)

@@ -1,18 +1,22 @@
 """Texts that a model continues, writes from others, or fills in, on standard output."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from pathlib import Path
 
 from lmkit.base.display import note, write
 from lmkit.base.errors import UserError
-from lmkit.generation.batches import Completion, Opening
 from lmkit.generation.beam import beam_search
+from lmkit.generation.completions import Completion, Opening
 from lmkit.generation.engine import complete
 from lmkit.generation.filling import Filled, fill_masks
+from lmkit.generation.grammar import Grammar, matching, of_schema, one_of
 from lmkit.generation.prompts import prompt_ids, source_ids
 from lmkit.generation.sampling import SamplingConfig
+from lmkit.generation.speculation import Drafter, DraftModel, PromptLookup
+from lmkit.generation.weights import prepare
 from lmkit.pretrained import Pretrained, load, say_not_followed
 from lmkit.recipe.tasks import LengthPenalty
 from lmkit.text.languages import Languages, PairFrame, language_frame
@@ -22,10 +26,45 @@ CANDIDATES = 5  # listed for a mask
 # Options that filling has no use for.
 OF_WRITING = (
     "n", "max_tokens", "temperature", "top_p", "min_p", "repetition_penalty", "seed", "stop", "source_lang",
-    "target_lang", "min_tokens", "no_repeat_ngram", "stop_ids", "control_tokens", "beam", "length_penalty",
+    "target_lang", "min_tokens", "no_repeat_ngram", "stop_ids", "control_tokens", "beam", "length_penalty", "typical_p",
+    "presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "choices", "regex", "json_schema", "speculate",
 )  # fmt: skip
 # Options that beam search has no use for.
-OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed", "stream", "stop")
+OF_SAMPLING = (
+    "temperature", "top_k", "top_p", "min_p", "typical_p", "seed", "stream", "stop", "logprobs", "choices", "regex",
+    "json_schema", "speculate",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What every text has to match; one of these, or none."""
+
+    choices: str | None = None  # texts, with commas between
+    regex: str | None = None
+    json_schema: Path | None = None
+
+    def grammar(self, loaded: Pretrained, eos: frozenset[int]) -> Grammar | None:
+        """Returns the constraint for a model's tokens. Raises UserError for several, or for one that is not valid."""
+        given = {"--choices": self.choices, "--regex": self.regex, "--json-schema": self.json_schema}
+        named = [name for name, value in given.items() if value is not None]
+        if len(named) > 1:
+            raise UserError(f"{' and '.join(named)}: a text can follow only one of them")
+        if self.choices is not None:
+            definition = one_of(self.choices.split(","))
+        elif self.regex is not None:
+            definition = matching(self.regex)
+        elif self.json_schema is not None:
+            try:
+                definition = of_schema(self.json_schema.read_text(encoding="utf-8"))
+            except (OSError, UnicodeDecodeError) as e:
+                raise UserError(f"--json-schema {self.json_schema}: it cannot be read: {e}") from None
+        else:
+            return None
+        return Grammar(definition, loaded.needs_tokenizer(), eos, loaded.config.vocab_size)
+
+
+NO_CONSTRAINT = Constraint()
 
 
 @dataclass(frozen=True)
@@ -39,6 +78,9 @@ class WritingOptions:
     control_tokens: bool = False  # names of control tokens in prompts stand for these tokens
     beam: int = 1  # hypotheses of beam search; 1: texts are drawn by `SamplingConfig`
     length_penalty: float = 1.0  # the exponent of the length by which beam search divides log-probabilities
+    constraint: Constraint = NO_CONSTRAINT
+    quant: str | None = None  # int8: weights of 8 bits
+    speculate: str | None = None  # what guesses the next tokens: `lookup`, or a model
 
 
 def write_texts(
@@ -78,6 +120,9 @@ def write_texts(
         )  # fmt: skip
         say_not_followed(loaded)
         config = replace(config, rules=rules)
+        if config.top_logprobs and not as_json:
+            raise UserError("--logprobs are numbers for programs\n  → add --json")
+        prepare(loaded.model, options.quant)
         if options.beam > 1:
             idle = [name for name in given if name in OF_SAMPLING]
             if idle or samples > 1:
@@ -99,15 +144,30 @@ def _write(
     printer, cut = _Printer(prompts, samples, as_json, echo=opening is None), 0
     on_text = printer.piece if stream and not as_json else None
     frame, opening = _framed(tokenizer, opening, options)
+    eos = loaded.eos | {*options.stop_ids}
+    grammar, drafter = options.constraint.grammar(loaded, eos), drafter_of(options.speculate, loaded)
     for row in complete(
-        loaded.model, tokenizer, prompts, config, loaded.eos | {*options.stop_ids}, samples, on_text, opening, frame,
-        options.control_tokens,
+        loaded.model, tokenizer, prompts, config, eos, samples, on_text, opening, frame, options.control_tokens,
+        grammar, drafter,
     ):  # fmt: skip
         printer.done(row)
         cut += row.finish == "length" and len(row.ids) < config.max_tokens
     if cut:
         included = ", prompt included" if opening is None else ""
         note(f"{cut:,} of the texts ended early: the model's context is {context:,} tokens{included}")
+
+
+def drafter_of(name: str | None, loaded: Pretrained) -> Callable[[], Drafter] | None:
+    """Returns what makes the drafter `lookup`, or that of a smaller model. Raises UserError for a model of other
+    tokens, or that is no decoder."""
+    if name is None or name == "lookup":
+        return None if name is None else PromptLookup
+    draft = load(name)
+    if draft.config.stacks != "decoder" or loaded.config.stacks != "decoder":
+        raise UserError("--speculate: a model guesses for another only where both are decoders\n  → --speculate lookup")
+    if draft.needs_tokenizer().fingerprint != loaded.needs_tokenizer().fingerprint:
+        raise UserError(f"--speculate {name}: it has another tokenizer than {loaded.folder}\n  → --speculate lookup")
+    return lambda: DraftModel(draft.model)
 
 
 def _search(
@@ -189,6 +249,8 @@ class _Printer:
         prompt = self.prompts[row.row // self.samples]
         if self.as_json:
             line = {"prompt": prompt, "sample": row.sample, "text": row.text, "ids": row.ids, "logprobs": row.logprobs}
+            if row.alternatives:
+                line["top_logprobs"] = row.alternatives
             line |= {"finish": row.finish} | ({"restored": row.restored} if row.restored else {})
             print(json.dumps(line, ensure_ascii=False), flush=True)
         else:

@@ -16,8 +16,8 @@ from lmkit.data.tables.table import Table
 from lmkit.data.tokens.packing import UNSCORED
 from lmkit.evaluation import paired, writing
 from lmkit.evaluation.intervals import Estimate
-from lmkit.generation.batches import Opening
 from lmkit.generation.beam import beam_search
+from lmkit.generation.completions import Opening
 from lmkit.generation.prompts import end_ids
 from lmkit.generation.rules import GENERATION_CONFIG, NO_RULES, Rules
 from lmkit.generation.sampling import SamplingConfig

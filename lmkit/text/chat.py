@@ -226,9 +226,9 @@ class Chat:
         added = {token["content"] for token in self.tokenizer.definition["added_tokens"]}
         return [token for token in control if token not in added]
 
-    def prompt(self, messages: Messages) -> list[int]:
+    def prompt(self, messages: Messages, tools: Tools = None) -> list[int]:
         """Returns the ids that the assistant continues."""
-        return self._ids(self._text(messages, True))[0]
+        return self._ids(self._text(messages, True, tools))[0]
 
     def encode(self, messages: Messages, tools: Tools = None) -> list[EncodedChat]:
         """Returns the conversation as ids, in which the assistant's turns are marked.

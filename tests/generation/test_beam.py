@@ -7,8 +7,8 @@ import torch
 
 from lmkit.base.errors import ModelError, UserError
 from lmkit.generation import beam as beams
-from lmkit.generation.batches import Opening
 from lmkit.generation.beam import beam_search
+from lmkit.generation.completions import Opening
 from lmkit.generation.engine import generate
 from lmkit.generation.rules import not_followed, rules_of
 from lmkit.generation.sampling import SamplingConfig

@@ -10,7 +10,7 @@ import transformers as hf
 import lmkit
 from lmkit.base.errors import ModelError, UserError
 from lmkit.generation import engine
-from lmkit.generation.batches import Opening
+from lmkit.generation.completions import Opening
 from lmkit.generation.engine import generate, sample_text
 from lmkit.generation.prompts import source_ids
 from lmkit.generation.sampling import SamplingConfig

@@ -312,8 +312,9 @@ def adapted_config(folder: Path, base: Path) -> dict[str, Any]:
     return read_config(base) | {key: value for key, value in own.items() if value is not None}
 
 
-def load_adapted(folder: Path, allow_pickle: bool = False) -> tuple[Transformer, Path]:
-    """Returns the base model with the adapter merged, in float32, and the base model's folder.
+def load_adapted(folder: Path, allow_pickle: bool = False, merge: bool = True) -> tuple[Transformer, Path]:
+    """Returns the base model with the adapter merged, in float32, and the base model's folder. Without `merge`, an
+    adapter of LoRA stays beside the weights of its base; one of DoRA would compute its lengths for every token.
 
     The base may have another head than the adapter was trained with; the adapter then holds all of the new head. Raises
     ModelError where the base is not on this machine, and where the two do not fit."""
@@ -328,7 +329,8 @@ def load_adapted(folder: Path, allow_pickle: bool = False) -> tuple[Transformer,
     model = Transformer(config)
     from_hf(model, _without_head(weights, config, had) | whole | apart, f"{folder} on {base}")
     load_adapter(model, folder)
-    merge_lora(model)
+    if merge or any(lora.magnitude is not None for lora in adapters(model).values()):
+        merge_lora(model)
     return model.eval(), base
 
 
