@@ -29,6 +29,7 @@ def chat(
     repetition_penalty: options.Penalty = 1.0,
     seed: options.Seed = 0,
     stop: options.Stop = None,
+    quant: options.Quant = None,
     stream: options.Stream = None,
     as_json: options.Json = False,
     allow_pickle: options.Pickle = False,
@@ -49,6 +50,6 @@ def chat(
     )  # fmt: skip
     show = sys.stdout.isatty() if stream is None else stream
     if data:
-        conversation.answer_file(model, data, config, n, allow_pickle)
+        conversation.answer_file(model, data, config, n, allow_pickle, quant)
     else:
-        conversation.converse(model, prompts, system, config, n, as_json, show, allow_pickle)
+        conversation.converse(model, prompts, system, config, n, as_json, show, allow_pickle, quant)

@@ -13,6 +13,7 @@ from lmkit.evaluation.scoring import check_embedded
 from lmkit.generation.completions import Completion, room_after
 from lmkit.generation.engine import MAX_ROWS, generate
 from lmkit.generation.sampling import SamplingConfig
+from lmkit.generation.weights import prepare
 from lmkit.pretrained import Pretrained, load, say_not_followed
 from lmkit.recipe.task_settings import settings_of
 from lmkit.recipe.tasks import ChatConfig
@@ -31,14 +32,16 @@ def converse(
     as_json: bool,
     stream: bool,
     allow_pickle: bool,
+    quant: str | None = None,
 ) -> None:
     """Answers each of the messages `said` in a conversation of its own; None: talks with the person at the terminal.
 
     Prints the answers with `---` between them, or with `as_json` a line an answer, with `messages`, `finish` and the
-    answer's `ids`. system: the first message. stream: prints while the model writes. Raises UserError for a model that
+    answer's `ids`. system: the first message. stream: prints while the model writes. quant: as for `prepare`. Raises UserError for a model that
     cannot chat."""
     loaded = load(model, allow_pickle)
     speaker = Speaker(model, loaded, replace(config, rules=loaded.rules), as_json, stream)
+    prepare(loaded.model, quant)
     say_not_followed(loaded)
     start = [] if system is None else [_message("system", system)]
     if said is not None:
@@ -49,13 +52,16 @@ def converse(
         _converse(speaker, start)
 
 
-def answer_file(model: str, sources: list[str], config: SamplingConfig, samples: int, allow_pickle: bool) -> None:
+def answer_file(
+    model: str, sources: list[str], config: SamplingConfig, samples: int, allow_pickle: bool, quant: str | None = None
+) -> None:
     """Prints a JSON line for each conversation in files, with the assistant's answer to its last turn.
 
     What the assistant itself says there last is left out, and stands beside the answer as `gold`. Raises UserError for
     a model that cannot chat, DataError for files without conversations."""
     loaded = load(model, allow_pickle)
     speaker = Speaker(model, loaded, replace(config, rules=loaded.rules), True, False)
+    prepare(loaded.model, quant)
     say_not_followed(loaded)
     table = read_labelled(sources, ChatConfig(), {}, False, loaded.folder)
     for start in range(0, len(table.rows), MAX_ROWS):
