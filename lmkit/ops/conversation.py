@@ -37,8 +37,8 @@ def converse(
     """Answers each of the messages `said` in a conversation of its own; None: talks with the person at the terminal.
 
     Prints the answers with `---` between them, or with `as_json` a line an answer, with `messages`, `finish` and the
-    answer's `ids`. system: the first message. stream: prints while the model writes. quant: as for `prepare`. Raises UserError for a model that
-    cannot chat."""
+    answer's `ids`. system: the first message. stream: prints while the model writes. quant: as for `prepare`. Raises
+    UserError for a model that cannot chat."""
     loaded = load(model, allow_pickle)
     speaker = Speaker(model, loaded, replace(config, rules=loaded.rules), as_json, stream)
     prepare(loaded.model, quant)
