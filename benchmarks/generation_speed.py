@@ -33,11 +33,12 @@ def prompts(batch: int) -> list[list[int]]:
 
 
 def lmkit_writer(folder: str, quant: str | None) -> Callable[[int, int], float]:
-    model = load(folder).model
-    prepare(model, quant)
+    models = {rows: load(folder).model for rows in (1, 16)}
+    for rows, model in models.items():
+        prepare(model, quant, rows)
 
     def write(batch: int, tokens: int) -> float:
-        engine = Engine(model, max_rows=batch)
+        engine = Engine(models[1 if batch == 1 else 16], max_rows=batch)
         for prompt in prompts(batch):
             engine.submit(Request(prompt, SamplingConfig(max_tokens=tokens, temperature=0)))
         engine.step()
@@ -52,6 +53,7 @@ def lmkit_writer(folder: str, quant: str | None) -> Callable[[int, int], float]:
 def beam_writers(folder: str) -> dict[str, Callable[[int, int], float]]:
     """Returns beam search with four hypotheses, here and in transformers."""
     model = load(folder).model
+    prepare(model, None, 4)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
 
     def ours(batch: int, tokens: int) -> float:

@@ -41,7 +41,7 @@ def converse(
     UserError for a model that cannot chat."""
     loaded = load(model, allow_pickle)
     speaker = Speaker(model, loaded, replace(config, rules=loaded.rules), as_json, stream)
-    prepare(loaded.model, quant)
+    prepare(loaded.model, quant, 1 if stream or said is None else len(said) * samples)
     say_not_followed(loaded)
     start = [] if system is None else [_message("system", system)]
     if said is not None:
@@ -61,7 +61,7 @@ def answer_file(
     a model that cannot chat, DataError for files without conversations."""
     loaded = load(model, allow_pickle)
     speaker = Speaker(model, loaded, replace(config, rules=loaded.rules), True, False)
-    prepare(loaded.model, quant)
+    prepare(loaded.model, quant, MAX_ROWS)
     say_not_followed(loaded)
     table = read_labelled(sources, ChatConfig(), {}, False, loaded.folder)
     for start in range(0, len(table.rows), MAX_ROWS):

@@ -122,7 +122,8 @@ def write_texts(
         config = replace(config, rules=rules)
         if config.top_logprobs and not as_json:
             raise UserError("--logprobs are numbers for programs\n  → add --json")
-        prepare(loaded.model, options.quant)
+        single = stream or len(prompts) * samples * options.beam == 1
+        prepare(loaded.model, options.quant, 1 if single and not options.speculate else len(prompts) * samples)
         if options.beam > 1:
             idle = [name for name in given if name in OF_SAMPLING]
             if idle or samples > 1:

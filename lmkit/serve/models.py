@@ -36,7 +36,7 @@ WRITERS = ("translate", "summarize")
 class Served:
     """A model under its name."""
 
-    def __init__(self, name: str, folder: str, max_rows: int, quant: str | None):
+    def __init__(self, name: str, folder: str):
         """Raises what `load` raises."""
         self.name, self.loaded = name, load(folder, merge=False)
         self.section, self.task = task_of(folder), None
@@ -44,9 +44,13 @@ class Served:
             self.task = trained_task(folder, self.loaded, self.section)
         self._lock = threading.Lock()  # of what runs the model outside the engine
         self.worker: Worker | None = None
+
+    def start(self, max_rows: int, quant: str | None, packed: dict[int, Any]) -> None:
+        """Makes a model that writes ready for it; the arguments are those of `Engine` and `prepare`."""
         if self.writes:
-            prepare(self.loaded.model, quant)
-            self.worker = Worker(Engine(self.loaded.model, self.loaded.needs_tokenizer(), max_rows, keep=max_rows))
+            tokenizer = self.loaded.needs_tokenizer()
+            prepare(self.loaded.model, quant, max_rows, packed)
+            self.worker = Worker(Engine(self.loaded.model, tokenizer, max_rows, keep=max_rows))
 
     @property
     def writes(self) -> bool:
@@ -186,8 +190,11 @@ def serve_all(models: Sequence[str], max_rows: int, quant: str | None) -> dict[s
         name, folder = given.split("=", 1) if "=" in given and not Path(given).exists() else (Path(given).name, given)
         if name in served:
             raise UserError(f"two models are called {name}\n  → name one: other={folder}")
-        served[name] = Served(name, folder, max_rows, quant)
+        served[name] = Served(name, folder)
         share_weights(served[name].loaded.model, weights)
+    packed = dict[int, Any]()
+    for one in served.values():
+        one.start(max_rows, quant, packed)
     return served
 
 

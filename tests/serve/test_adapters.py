@@ -4,6 +4,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from lmkit.generation.weights import PackedLinear
 from lmkit.pretrained import load
 from lmkit.serve.models import serve_all
 from tests.generation.folders import llama_folder
@@ -25,9 +26,13 @@ def test_adapters_write_what_peft_writes_and_share_the_weights_of_their_base(tmp
         [logits] = [served[name].loaded.model.head(served[name].loaded.hidden(torch.tensor([[5, 9, 40, 7, *want]])))]
         assert logits[0, 3:-1].argmax(-1).tolist() == want
         assert load(tmp_path / name).logits([[5, 9]]).allclose(served[name].loaded.logits([[5, 9]]), atol=1e-5)
-    held = {p.data_ptr(): p.nbytes for one in served.values() for p in one.loaded.model.parameters()}
-    alone = sum(p.nbytes for p in served["base"].loaded.model.parameters())
-    lora = sum(p.nbytes for p in served["a"].loaded.model.parameters() if p.size(0) == 3 or p.size(-1) == 3)
-    assert sum(held.values()) < alone + 3 * lora and texts["a"] != texts["b"]
+    layers = [
+        [module.packed for module in one.loaded.model.modules() if isinstance(module, PackedLinear)]
+        for one in served.values()
+    ]
+    assert len({id(packed) for packed in layers[0]}) == len(layers[0]) == 9  # two blocks of four matrices, and the head
+    assert all([id(p) for p in packed] == [id(p) for p in layers[0]] for packed in layers[1:])
+    embeddings = {one.loaded.model.embedding.weight.data_ptr() for one in served.values()}
+    assert len(embeddings) == 1 and texts["a"] != texts["b"]
     for one in served.values():
         one.worker.stop()
