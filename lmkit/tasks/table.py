@@ -7,6 +7,8 @@ from lmkit.base.display import note
 from lmkit.base.errors import UserError
 from lmkit.base.manifest import MANIFEST
 from lmkit.base.runs import model_folder, read_status, seeds_of
+from lmkit.generation.engine import MAX_ROWS
+from lmkit.generation.weights import prepare
 from lmkit.model.formats.peft import config_and_head
 from lmkit.pretrained import Pretrained, load
 from lmkit.recipe.recipe_file import build_recipe
@@ -54,7 +56,10 @@ def load_all(model: str, task: TaskConfig, allow_pickle: bool = False) -> list[P
     no mean, or some are still to be trained."""
     seeds = seeds_of(model)
     if not seeds:
-        return [load(model, allow_pickle)]
+        loaded = load(model, allow_pickle)
+        if TASKS.get(task.name, Task).head == "lm" and loaded.config.stacks != "encoder":
+            prepare(loaded.model, None, MAX_ROWS)  # it only writes from now on
+        return [loaded]
     names = ", ".join(p.name for p in seeds)
     if task.name not in TASKS or not TASKS[task.name].averaged:
         raise UserError(
