@@ -1,7 +1,7 @@
 """Scores how likely a model finds continuations of contexts: what multiple-choice and cloze benchmarks ask.
 
-A decoder reads the context before the continuation; an encoder-decoder's encoder reads it, and its decoder begins anew; an
-encoder gives the pseudo-log-likelihood of the continuation (`masked_lm`), with the context unmasked before it."""
+A decoder reads the context before the continuation. Of an encoder-decoder the encoder reads it, and the decoder begins
+anew. An encoder gives the pseudo-log-likelihood of the continuation (`masked_lm`), with the context before it."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -68,12 +68,14 @@ def _continued(model: Transformer, questions: Sequence[Question], batch_tokens: 
         # Padding is on the right, where a causal model does not look, so no mask is needed and the fast kernel can run.
         states = model(padded([np.array(read) for read in group], 0).to(device))
         numbers = [(row, number) for row, read in enumerate(group) for number in sharing[read]]
-        rows = [row for row, number in numbers for _ in questions[number].continuation]
-        places = [len(group[row]) - n + i
-                  for row, number in numbers for n in [len(questions[number].continuation)] for i in range(n)]  # fmt: skip
+        sizes = [len(questions[number].continuation) for _, number in numbers]
+        rows = [row for (row, _), size in zip(numbers, sizes, strict=True) for _ in range(size)]
+        places = [
+            len(group[row]) - size + i for (row, _), size in zip(numbers, sizes, strict=True) for i in range(size)
+        ]
         labels = [token for _, number in numbers for token in questions[number].continuation]
         nats, hits = labels_at(model, states[rows, places], torch.tensor(labels, device=device))
-        ends = np.cumsum([len(questions[number].continuation) for _, number in numbers])[:-1]
+        ends = np.cumsum(sizes)[:-1]
         parts = zip(numbers, np.split(nats, ends), np.split(hits, ends), strict=True)
         scores |= {number: Likelihood(-float(a.sum()), bool(b.all())) for (_, number), a, b in parts}
     return [scores[number] for number in range(len(questions))]

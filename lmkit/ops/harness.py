@@ -1,8 +1,8 @@
 """lm-evaluation-harness (Gao et al.) over lmkit's models: the class `lmkit` of its models, and a run of its tasks.
 
-What is scored is what the harness's own `hf` model scores with a batch of one, so that the numbers are the same: the ids
-of contexts and continuations, where they are cut, how texts are written and ended. Encoders, which `hf` does not take,
-give pseudo-log-likelihoods and write nothing."""
+What is scored is what the harness's own `hf` model scores with a batch of one, so that the numbers are the same: the
+ids of contexts and continuations, where they are cut, how texts are written and ended. Encoders, which `hf` does not
+take, give pseudo-log-likelihoods and write nothing."""
 
 import logging
 from pathlib import Path
@@ -152,7 +152,9 @@ def run_tasks(loaded: Pretrained, named: list[str], folder: Path | None, shots: 
     manager = _manager(names, folders)
     remote = sorted({source for name in names for source in _remote(manager, name)})
     if remote:
-        note(f"the data sets {', '.join(remote)} are taken from Hugging Face's cache here, or else fetched from its hub")
+        note(
+            f"the data sets {', '.join(remote)} are taken from Hugging Face's cache here, or else fetched from its hub"
+        )
     say_not_followed(loaded)
     return simple_evaluate(
         HarnessModel(loaded), tasks=names, num_fewshot=shots, limit=limit, task_manager=manager, log_samples=True,
@@ -161,8 +163,8 @@ def run_tasks(loaded: Pretrained, named: list[str], folder: Path | None, shots: 
 
 
 def _manager(names: list[str], folders: list[Path]) -> TaskManager:
-    """Returns an index that has all the tasks. That of all the harness's own takes half a minute, so those that lie in a
-    folder of their own name are looked for there first. Raises UserError for a name that is no task."""
+    """Returns an index that has all the tasks. That of all the harness's own takes half a minute, so tasks in a folder
+    of their own name are looked for there first. Raises UserError for a name that is no task."""
     own = [name for name in names if not Path(name).is_file()]
     near = [folder for folder in Path(tasks.__file__).parent.iterdir()
             if folder.is_dir() and any(name.startswith(folder.name) for name in own)]  # fmt: skip

@@ -58,9 +58,11 @@ def instances(kind, *pairs):
 
 
 def t5_folder(path):
-    """As lmkit's own checkpoints do, it says which ids have no token, so that transformers does not write them either."""
+    """As lmkit's own checkpoints do, it says which ids have no token, so that transformers never writes them."""
     model = seq2seq_folder(path, "t5")
-    model.generation_config.suppress_tokens = list(range(lmkit.load(path).tokenizer.vocab_size, model.config.vocab_size))
+    model.generation_config.suppress_tokens = list(
+        range(lmkit.load(path).tokenizer.vocab_size, model.config.vocab_size)
+    )
     model.save_pretrained(path)
 
 
@@ -90,12 +92,14 @@ def test_every_score_of_a_task_equals_that_of_hf(kind, tasks, tmp_path):
                     assert a["filtered_resps"] == b["filtered_resps"] and len(a["filtered_resps"][0]) > 0
                 else:
                     pairs = zip(np.ravel(a["filtered_resps"]), np.ravel(b["filtered_resps"]), strict=True)
-                    assert all(float(x) == pytest.approx(float(y), abs=1e-4) for x, y in pairs if x not in (True, False))
+                    assert all(
+                        float(x) == pytest.approx(float(y), abs=1e-4) for x, y in pairs if x not in (True, False)
+                    )
 
 
 def test_greedy_continuations_are_known_as_such(tmp_path):
     llama_folder(tmp_path)
-    # With its cache, `hf` takes the first place for the last where two contexts with continuations of unlike length match.
+    # With its cache, `hf` takes the first place for the last where the same ids are cut at two places.
     theirs = HFLM(pretrained=str(tmp_path), device="cpu", dtype="float32", logits_cache=False)
     ours = HarnessModel(str(tmp_path), "cpu")
     asked = {"until": [], "max_gen_toks": 4}
@@ -133,5 +137,3 @@ def test_what_is_fetched_is_said_before_and_what_is_no_task_too(tasks, tmp_path,
     assert run_tasks(ours, ["own_multiple_choice"], tasks, None, None) and "hub" not in capsys.readouterr().err
     assert run_tasks(ours, ["hellaswag"], tasks, None, None) == ["hellaswag"]
     assert "Rowan/hellaswag" in capsys.readouterr().err
-
-
