@@ -24,6 +24,26 @@ from lmkit.commands.options import (
 
 SHOWING = ("as_json", "again", "labels", "source_lang", "target_lang")  # the last three are `changes`
 
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tasks",
+        help="Benchmarks, with commas: `basics`, .jsonl files in the form of CORE, YAML files of lm-evaluation-harness,"
+        " or its own tasks by name.",
+    ),
+]
+TasksFrom = Annotated[
+    str | None, typer.Option("--tasks-from", metavar="DIR", help="YAML files whose tasks --tasks may name.")
+]
+Shots = Annotated[int | None, typer.Option("--shots", min=0, help="--tasks: examples ahead of each row.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="--tasks: rows of each task at most.")]
+By = Annotated[str | None, typer.Option("--by", metavar="COLUMN", help="Scores for each value of this column too.")]
+Worst = Annotated[int, typer.Option("--worst", min=0, help="List so many rows with the largest loss.")]
+Curve = Annotated[bool, typer.Option("--curve", help="Scores of runs by how much data each had; reads runs.")]
+Again = Annotated[
+    Path | None, typer.Option("--again", metavar="FILE", help="Score as this file of --json says, and compare.")
+]
+
 
 @app.command(
     name="eval", epilog="Example: lmkit eval runs/demo --data recipes/corpus/austen-emma.txt --separator $'\\f'"
@@ -36,29 +56,14 @@ def evaluate_command(
     ] = None,
     data: Annotated[list[str] | None, typer.Option("--data", "-d", help="Files, folders or globs. Repeatable.")] = None,
     task: Task = None,
-    tasks: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--tasks",
-            help="Benchmarks, with commas: `basics`, .jsonl files in the form of CORE, YAML files of"
-            " lm-evaluation-harness or its own by name.",
-        ),
-    ] = None,
-    tasks_from: Annotated[
-        str | None, typer.Option("--tasks-from", metavar="DIR", help="YAML files that --tasks may name tasks of.")
-    ] = None,
-    shots: Annotated[int | None, typer.Option("--shots", min=0, help="--tasks: examples ahead of each row.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="--tasks: rows of each task at most.")] = None,
-    by: Annotated[
-        str | None, typer.Option("--by", metavar="COLUMN", help="Scores for each value of this column too.")
-    ] = None,
-    worst: Annotated[int, typer.Option("--worst", min=0, help="List so many rows with the largest loss.")] = 0,
-    curve: Annotated[
-        bool, typer.Option("--curve", help="Scores of runs by how much data each had; reads runs.")
-    ] = False,
-    again: Annotated[
-        Path | None, typer.Option("--again", metavar="FILE", help="Score as this file of --json says, and compare.")
-    ] = None,
+    tasks: Tasks = None,
+    tasks_from: TasksFrom = None,
+    shots: Shots = None,
+    limit: Limit = None,
+    by: By = None,
+    worst: Worst = 0,
+    curve: Curve = False,
+    again: Again = None,
     stride: Annotated[
         int | None, typer.Option("--stride", help="Decoders: tokens between windows. Default: the context.")
     ] = None,

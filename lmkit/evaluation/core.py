@@ -93,12 +93,12 @@ def read_core(path: Path, shots: int = 0, limit: int | None = None) -> CoreTask:
     return CoreTask(path.stem, forms[0], rows, places, shots)
 
 
-def read_bundle(folder: Path, limit: int | None = None) -> list[CoreTask]:
+def read_bundle(folder: Path, limit: int | None = None, shots: int | None = None) -> list[CoreTask]:
     """Returns the tasks of a folder like nanochat's eval bundle, as its core.yaml says; without one all .jsonl files.
 
-    Raises DataError for a file that is missing."""
+    shots: for each; None: as core.yaml says, else none. Raises DataError for a file that is missing."""
     if not (listing := folder / "core.yaml").is_file():
-        return [read_core(path, 0, limit) for path in sorted(folder.glob("*.jsonl"))]
+        return [read_core(path, shots or 0, limit) for path in sorted(folder.glob("*.jsonl"))]
     guessing = {}
     if (meta := folder / "eval_meta_data.csv").is_file():
         with meta.open(encoding="utf-8", newline="") as file:
@@ -109,7 +109,7 @@ def read_bundle(folder: Path, limit: int | None = None) -> list[CoreTask]:
         if not path.is_file():
             raise DataError(f"{path}: missing, and {listing} names it")
         label, delimiter = one["label"], one.get("continuation_delimiter", " ")
-        task = read_core(path, one["num_fewshot"][0], limit)
+        task = read_core(path, one["num_fewshot"][0] if shots is None else shots, limit)
         tasks.append(replace(task, name=label, delimiter=delimiter, guessing=guessing.get(label)))
     return tasks
 

@@ -28,8 +28,9 @@ def evaluate_benchmarks(
     """Returns the scores of one model on tasks, as JSON and as a table.
 
     named: names of the harness's tasks or of those in `tasks_from`, YAML files and folders of them; .jsonl files in the
-    form of CORE, folders of them or nanochat's eval bundle; `basics`. shots: examples ahead; None: as each task says. limit: rows of
-    each task at most. by: a key of rows by which scores are told apart. worst: how many rows are listed."""
+    form of CORE, folders of them or nanochat's eval bundle; `basics`. shots: examples ahead; None: as each task says.
+    limit: rows of each task at most. by: a key of rows by which scores are told apart. worst: how many rows are
+    listed."""
     loaded, tasks, others = load(model, allow_pickle), list[core.CoreTask](), list[str]()
     loaded.needs_tokenizer()
     for name in named:
@@ -37,7 +38,7 @@ def evaluate_benchmarks(
         if path.suffix == ".jsonl":
             tasks.append(core.read_core(path, shots or 0, limit))
         elif (path / "core.yaml").is_file() or (any(path.glob("*.jsonl")) and not any(path.glob("*.yaml"))):
-            tasks += core.read_bundle(path, limit)
+            tasks += core.read_bundle(path, limit, shots)
         else:
             others.append(name)
     if others and (by or worst):

@@ -8,7 +8,8 @@ the run's recipe says.
 `--json` prints one object. Always: model, data, documents (or pairs), unknown_tokens, dropped_bytes, context, skipped
 (what: how often), and loss (nats a token) and perplexity as {value, low, high}: a 95% interval over documents, null for
 one. Decoders: tokens, bytes, stride, bits_per_byte (not where bytes were dropped). Encoders: tokens (of the text),
-masked_tokens, noise, accuracy, pseudo_tokens, pseudo_log_likelihood (nats, their sum), pseudo_perplexity.
+masked_tokens, windows, noise, accuracy, pseudo_tokens, pseudo_windows, pseudo_documents, pseudo_log_likelihood (nats,
+their sum), pseudo_perplexity.
 Encoder-decoders: source_tokens, target_tokens, accuracy, and without --target noise, spans and span_accuracy. noise:
 the settings, and where they are from."""
 
@@ -238,7 +239,7 @@ def _encoder(
     noise, masked = masked_lm.noise(config) | {"from": source}, sum(s.tokens)
     facts = {
         "documents": s.documents, "tokens": s.text_tokens, "masked_tokens": masked, "unknown_tokens": s.unknown,
-        "dropped_bytes": s.unspelt, "context": loaded.config.context, "noise": noise,
+        "dropped_bytes": s.unspelt, "context": loaded.config.context, "windows": s.windows, "noise": noise,
     }  # fmt: skip
     rows = {"loss": s.loss, "perplexity": s.perplexity, "accuracy": s.accuracy}
     caption = [
@@ -251,6 +252,7 @@ def _encoder(
             tally = masked_lm.score_sample(model, tokenizer, s.sample, batch_tokens, meter.update)
         covered = sum(tally.tokens)
         facts |= {"pseudo_tokens": covered, "pseudo_log_likelihood": -sum(tally.nats)}
+        facts |= {"pseudo_windows": len(s.sample.windows), "pseudo_documents": tally.documents}
         rows["pseudo_perplexity"] = tally.perplexity
         whole = f"pseudo-perplexity over all {covered:,} tokens"
         part = f"pseudo-perplexity over {covered:,} of {s.text_tokens:,} tokens: {len(s.sample.windows):,} windows"
