@@ -8,15 +8,19 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from lmkit.base.errors import UserError
 from lmkit.base.order import by_length
 from lmkit.evaluation.masked_lm import maskable_words, token_log_probs
 from lmkit.evaluation.scoring import BATCH_TOKENS, Tally, check_losses, labels_at, score_rows
+from lmkit.generation.slots import Slots
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.collating import padded
 from lmkit.objectives.seq2seq import Seq2Seq, parallel
 from lmkit.text.tokenizer import Tokenizer
+
+SHARED = 16  # tokens that a context must have so that reading it once is worth it
 
 
 class Question(NamedTuple):
@@ -58,27 +62,48 @@ def likelihoods(
 
 @torch.no_grad()
 def _continued(model: Transformer, questions: Sequence[Question], batch_tokens: int) -> list[Likelihood]:
-    """Questions that differ in their last token alone, as those of single letters do, share one row."""
-    device, sharing = model.embedding.weight.device, dict[tuple[int, ...], list[int]]()
-    for number, (context, continuation) in enumerate(questions):
-        read = [*context, *continuation][-(model.config.context + 1) : -1]
-        sharing.setdefault(tuple(read), []).append(number)
-    scores = dict[int, Likelihood]()
-    for group in by_length(sharing, len, batch_tokens):
+    """A context that several questions share, as those of the choices of a task do, is read once."""
+    sharing, scores = dict[tuple[int, ...], list[int]](), dict[int, Likelihood]()
+    for number, question in enumerate(questions):
+        sharing.setdefault(tuple(question.context), []).append(number)
+    widths = {c: len(c) + max(len(questions[n].continuation) for n in numbers) for c, numbers in sharing.items()}
+    fits = lambda c: len(sharing[c]) > 1 and len(c) > SHARED and widths[c] <= model.config.context + 1
+    # The keys of longrope depend on the length of the whole text, so they cannot be shared.
+    shared = [c for c in sharing if fits(c)] if not model.config.long_from else []
+    for group in by_length(shared, lambda c: len(sharing[c]) * widths[c], batch_tokens):
+        numbers = [n for c in group for n in sharing[c]]
+        slots = Slots(model)
+        slots.add(len(group), max(widths[c] for c in group))
+        slots.read(0, [list(c[:-1]) for c in group])
+        slots.take([row for row, c in enumerate(group) for _ in sharing[c]])
+        rests = [[questions[n].context[-1], *questions[n].continuation[:-1]] for n in numbers]
+        scores |= zip(
+            numbers, _at_ends(model, slots.read(0, rests), rests, [questions[n] for n in numbers]), strict=True
+        )
+    reads = {
+        n: [*questions[n].context, *questions[n].continuation][-(model.config.context + 1) : -1]
+        for c in sharing.keys() - set(shared) for n in sharing[c]
+    }  # fmt: skip
+    device = model.embedding.weight.device
+    for numbers in by_length(reads, lambda n: len(reads[n]), batch_tokens):
+        rows = [reads[n] for n in numbers]
         # Padding is on the right, where a causal model does not look, so no mask is needed and the fast kernel can run.
-        states = model(padded([np.array(read) for read in group], 0).to(device))
-        numbers = [(row, number) for row, read in enumerate(group) for number in sharing[read]]
-        sizes = [len(questions[number].continuation) for _, number in numbers]
-        rows = [row for (row, _), size in zip(numbers, sizes, strict=True) for _ in range(size)]
-        places = [
-            len(group[row]) - size + i for (row, _), size in zip(numbers, sizes, strict=True) for i in range(size)
-        ]
-        labels = [token for _, number in numbers for token in questions[number].continuation]
-        nats, hits = labels_at(model, states[rows, places], torch.tensor(labels, device=device))
-        ends = np.cumsum(sizes)[:-1]
-        parts = zip(numbers, np.split(nats, ends), np.split(hits, ends), strict=True)
-        scores |= {number: Likelihood(-float(a.sum()), bool(b.all())) for (_, number), a, b in parts}
+        states = model(padded([np.array(row) for row in rows], 0).to(device))
+        scores |= zip(numbers, _at_ends(model, states, rows, [questions[n] for n in numbers]), strict=True)
     return [scores[number] for number in range(len(questions))]
+
+
+def _at_ends(
+    model: Transformer, states: Tensor, rows: Sequence[list[int]], questions: Sequence[Question]
+) -> list[Likelihood]:
+    """Returns the likelihoods of continuations that states (B, T, D) predict at the ends of the rows."""
+    sizes = [len(question.continuation) for question in questions]
+    at = [(i, len(row) - size + j) for i, (row, size) in enumerate(zip(rows, sizes, strict=True)) for j in range(size)]
+    labels = torch.tensor([token for question in questions for token in question.continuation], device=states.device)
+    nats, hits = labels_at(model, states[tuple(torch.tensor(at, device=states.device).T)], labels)
+    ends = np.cumsum(sizes)[:-1]
+    parts = zip(np.split(nats, ends), np.split(hits, ends), strict=True)
+    return [Likelihood(-float(a.sum()), bool(b.all())) for a, b in parts]
 
 
 def _written(model: Transformer, questions: Sequence[Question], start: int, batch_tokens: int) -> list[Likelihood]:
