@@ -46,6 +46,8 @@ def evaluate_benchmarks(
             f"--by and --worst: for files in the form of CORE, which {others[0]} is not\n  → leave them out"
         )
     facts: dict[str, Any] = {"model": model, "tasks": {}}
+    if by and not any(by in row for task in tasks for row in task.rows):
+        raise UserError(f"--by {by}: no row has it\n  → name a key of rows, as of {tasks[0].places[0]}")
     for task in tasks:
         facts["tasks"][task.name] = _core_facts(loaded, task, by, worst)
     if tasks:
@@ -75,7 +77,7 @@ def _core_facts(loaded: Pretrained, task: core.CoreTask, by: str | None, worst: 
         "form": task.form, "rows": len(task.rows), "shots": task.shots, "delimiter": task.delimiter,
         "baseline": task.baseline, "scores": scores_as_json(score(range(len(answers)))),
     }  # fmt: skip
-    if by:
+    if by and any(by in row for row in task.rows):
         parts = sliced(by, [row.get(by) for row in task.rows])
         facts["by"] = {by: {v: {"rows": len(rows)} | scores_as_json(score(rows)) for v, rows in parts.items()}}
     if worst:
@@ -130,8 +132,9 @@ def _tables(facts: dict[str, Any]) -> list[str]:
                     rows, shots = scores.get("rows", task["rows"]), task["shots"]
                     cells = f"{name} {part}".strip(), str(rows), str(shots), metric, f"{e['value']:.4f}"
                     grid.add_row(*cells, interval, at_random)
-        lists += [f"{row['place']}: {'right' if row['right'] else 'wrong'}, loss {row['loss']}, given {row['given']!r}"
-                  for row in task.get("worst", ())]  # fmt: skip
+        for row in task.get("worst", ()):
+            loss = "" if row["loss"] is None else f", loss {row['loss']:.4f}"
+            lists.append(f"{row['place']}: {'right' if row['right'] else 'wrong'}{loss}, given {row['given']!r}")
     if "centered_mean" in facts:
         lists.append(f"mean of the centered accuracies: {facts['centered_mean']:.4f}")
     return [drawn(grid), *lists]

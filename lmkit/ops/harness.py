@@ -149,6 +149,8 @@ def run_tasks(loaded: Pretrained, named: list[str], folder: Path | None, shots: 
             folders.append(Path(name))
         else:
             names.append(name)
+    if not names:
+        raise UserError(f"--tasks {','.join(named)}: holds no YAML file of a task, and no .jsonl file of CORE")
     manager = _manager(names, folders)
     remote = sorted({source for name in names for source in _remote(manager, name)})
     if remote:
@@ -156,10 +158,14 @@ def run_tasks(loaded: Pretrained, named: list[str], folder: Path | None, shots: 
             f"the data sets {', '.join(remote)} are taken from Hugging Face's cache here, or else fetched from its hub"
         )
     say_not_followed(loaded)
-    return simple_evaluate(
-        HarnessModel(loaded), tasks=names, num_fewshot=shots, limit=limit, task_manager=manager, log_samples=True,
-        bootstrap_iters=1000,
-    )  # fmt: skip
+    try:
+        return simple_evaluate(
+            HarnessModel(loaded), tasks=names, num_fewshot=shots, limit=limit, task_manager=manager,
+            bootstrap_iters=1000,
+        )  # fmt: skip
+    except (OSError, KeyError, ValueError) as e:  # a data set that cannot be had, a YAML file that says too little
+        what = f"{type(e).__name__}: {' '.join(str(e).split())}"
+        raise UserError(f"--tasks {','.join(names)}: the harness ends with {what}") from e
 
 
 def _manager(names: list[str], folders: list[Path]) -> TaskManager:

@@ -155,7 +155,7 @@ def test_the_command_says_all_in_one_object_and_does_it_again(tmp_path):
     assert "all is as in" in again.stderr and "sort=a" in again.stdout
     write(path, ROWS["multiple_choice"][:-1])
     assert "tasks.task.rows: 20 → 19" in lmkit_eval("--again", str(tmp_path / "scores.json")).stderr
-    with pytest.raises(UserError, match="--by colour: it stands in no row"):
+    with pytest.raises(UserError, match="--by colour: no row has it"):
         lmkit_eval(model, "--tasks", str(path), "--by", "colour")
     with pytest.raises(UserError, match="--shots: is for --tasks"):
         lmkit_eval(model, "--data", str(path), "--shots", "1")

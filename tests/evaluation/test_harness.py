@@ -1,12 +1,15 @@
 """Scores of lm-evaluation-harness over lmkit's models are those of its own `hf` model on the same folder."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import lmkit
 from lmkit.base.errors import UserError
+from lmkit.commands.main import app
 from tests.evaluation.folders import folder as encoder_folder
 from tests.evaluation.pseudo import pseudo_log_likelihood
 from tests.generation.folders import llama_folder, seq2seq_folder
@@ -133,7 +136,32 @@ def test_what_is_fetched_is_said_before_and_what_is_no_task_too(tasks, tmp_path,
     with monkeypatch.context() as m, pytest.raises(UserError, match="own_multiple_choise: no task of the harness"):
         m.setattr("lmkit.ops.harness.TaskManager", lambda **k: TaskManager(**k | {"include_defaults": False}))  # sooner
         run_tasks(ours, ["own_multiple_choise"], tasks, None, None)
+    (tmp_path / "lost.yaml").write_text(CHOICE.format(name="lost", kind="multiple_choice", file="lost.jsonl"))
+    with pytest.raises(UserError, match=r"the harness ends with FileNotFoundError.*lost\.jsonl"):
+        run_tasks(ours, [str(tmp_path / "lost.yaml")], None, None, None)
     monkeypatch.setattr("lmkit.ops.harness.simple_evaluate", lambda *a, **k: k["tasks"])
     assert run_tasks(ours, ["own_multiple_choice"], tasks, None, None) and "hub" not in capsys.readouterr().err
     assert run_tasks(ours, ["hellaswag"], tasks, None, None) == ["hellaswag"]
     assert "Rowan/hellaswag" in capsys.readouterr().err
+
+
+def test_the_command_scores_tasks_of_files_beside_those_of_core_and_again(tasks, tmp_path, capsys):
+    llama_folder(tmp_path / "model")
+    (tmp_path / "core.jsonl").write_text('{"query": "the quick", "choices": ["brown", "dog"], "gold": 0}\n')
+    names = f"{tasks},{tmp_path / 'core.jsonl'}"
+    arguments = ["eval", str(tmp_path / "model"), "--tasks", names, "--limit", "5", "--json"]
+    printed = CliRunner().invoke(app, arguments, catch_exceptions=False).stdout
+    told = json.loads(printed)
+    assert told["tasks"].keys() == {"core", *(f"own_{name}" for name in KINDS)} and told["harness"]
+    acc = told["tasks"]["own_multiple_choice"]["scores"]["acc"]
+    assert told["tasks"]["own_multiple_choice"]["rows"] == 5 and acc["low"] <= acc["value"] <= acc["high"]
+    (tmp_path / "scores.json").write_text(printed)
+    again = CliRunner().invoke(app, ["eval", "--again", str(tmp_path / "scores.json")], catch_exceptions=False)
+    assert "all is as in" in again.stderr and "own_multiple_choice" in again.stdout
+
+
+def test_without_the_harness_its_extra_is_named(tasks, tmp_path, monkeypatch):
+    llama_folder(tmp_path / "model")
+    monkeypatch.setitem(sys.modules, "lmkit.ops.harness", None)
+    with pytest.raises(UserError, match=r"pip install \"lmkit\[harness\]\""):
+        CliRunner().invoke(app, ["eval", str(tmp_path / "model"), "--tasks", "hellaswag"], catch_exceptions=False)
