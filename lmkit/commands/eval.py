@@ -1,5 +1,6 @@
-"""`lmkit eval`: how well a model predicts texts, or does what it was fine-tuned for."""
+"""`lmkit eval`: how well a model predicts texts, does what it was fine-tuned for, or answers benchmarks."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -8,7 +9,6 @@ from lmkit.commands import options
 from lmkit.commands.app import app
 from lmkit.commands.options import (
     Column,
-    Data,
     Encoding,
     Json,
     Label,
@@ -22,17 +22,48 @@ from lmkit.commands.options import (
     TextFiles,
 )
 
+SHOWING = ("as_json", "again", "labels", "source_lang", "target_lang")  # the last three are `changes`
+
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tasks",
+        help="Benchmarks, with commas: `basics`, .jsonl files in the form of CORE, YAML files of lm-evaluation-harness,"
+        " or its own tasks by name.",
+    ),
+]
+TasksFrom = Annotated[
+    str | None, typer.Option("--tasks-from", metavar="DIR", help="YAML files whose tasks --tasks may name.")
+]
+Shots = Annotated[int | None, typer.Option("--shots", min=0, help="--tasks: examples ahead of each row.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="--tasks: rows of each task at most.")]
+By = Annotated[str | None, typer.Option("--by", metavar="COLUMN", help="Scores for each value of this column too.")]
+Worst = Annotated[int, typer.Option("--worst", min=0, help="List so many rows with the largest loss.")]
+Curve = Annotated[bool, typer.Option("--curve", help="Scores of runs by how much data each had; reads runs.")]
+Again = Annotated[
+    Path | None, typer.Option("--again", metavar="FILE", help="Score as this file of --json says, and compare.")
+]
+
 
 @app.command(
     name="eval", epilog="Example: lmkit eval runs/demo --data recipes/corpus/austen-emma.txt --separator $'\\f'"
 )
 def evaluate_command(
+    context: typer.Context,
     models: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(metavar="MODEL [OTHER]", help="Runs, Hugging Face folders or GGUF files; two are compared."),
-    ],
-    data: Data,
+    ] = None,
+    data: Annotated[list[str] | None, typer.Option("--data", "-d", help="Files, folders or globs. Repeatable.")] = None,
     task: Task = None,
+    tasks: Tasks = None,
+    tasks_from: TasksFrom = None,
+    shots: Shots = None,
+    limit: Limit = None,
+    by: By = None,
+    worst: Worst = 0,
+    curve: Curve = False,
+    again: Again = None,
     stride: Annotated[
         int | None, typer.Option("--stride", help="Decoders: tokens between windows. Default: the context.")
     ] = None,
@@ -53,12 +84,13 @@ def evaluate_command(
     as_json: Json = False,
     allow_pickle: Pickle = False,
 ) -> None:
-    """How well a model predicts texts, masked tokens or targets, or solves what it was fine-tuned for."""
-    from lmkit.ops import text_scores
+    """How well a model predicts texts, masked tokens or targets, solves what it was fine-tuned for, or benchmarks."""
+    from lmkit.ops import scores
 
-    keys = {"text": text, "pair": pair, "label": label, "target": target, "encoding": encoding}
-    changes = options.task_changes(labels, source_lang=source_lang, target_lang=target_lang)
-    text_scores.evaluate_models(
-        models, data, task, keys, as_json, allow_pickle, changes, stride=stride,
-        pll_tokens=pll_tokens, separator=separator, text_files=text_files,
-    )  # fmt: skip
+    plain = lambda value: (list(value) or None) if isinstance(value, list | tuple) else value
+    settings = {name: plain(value) for name, value in context.params.items() if name not in SHOWING}
+    settings["changes"] = options.task_changes(labels, source_lang=source_lang, target_lang=target_lang)
+    if again is not None:
+        scores.evaluate_again(again, as_json)
+    else:
+        scores.evaluate(settings, as_json)

@@ -23,6 +23,25 @@ class ClassScore(NamedTuple):
     rows: int  # that have this label
 
 
+class Bin(NamedTuple):
+    """The rows of which the model is about equally sure."""
+
+    low: float  # exclusive; `high` belongs to the bin
+    high: float
+    rows: int
+    confidence: float  # mean probability of what was predicted
+    accuracy: float  # share of rows that are right
+
+
+def reliability(right: np.ndarray, confidence: np.ndarray, bins: int = BINS) -> list[Bin]:
+    """Returns the equal bins of the probability of what was predicted that hold rows. right: (N,) bool; confidence:
+    (N,). A calibrated model has the same confidence and accuracy in each (Guo et al. 2017)."""
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    rows, hits, sure = (np.bincount(place, weights, bins) for weights in (None, right, confidence))
+    return [Bin(i / bins, (i + 1) / bins, int(rows[i]), float(sure[i] / rows[i]), float(hits[i] / rows[i]))
+            for i in np.flatnonzero(rows)]  # fmt: skip
+
+
 def confusion(labels: Sequence[int] | np.ndarray, predicted: Sequence[int] | np.ndarray, classes: int) -> np.ndarray:
     """Returns the number of rows with each label (first index) and prediction (second index), (C, C)."""
     cells = np.asarray(labels, int) * classes + np.asarray(predicted, int)
@@ -65,8 +84,7 @@ def single(
     rows, classes = probabilities.shape
     top, predicted = probabilities.max(1), chosen(probabilities, threshold)
     right = predicted == labels
-    top_bins = np.clip(np.ceil(top * BINS).astype(int) - 1, 0, BINS - 1)
-    gaps = np.bincount(top_bins, (probabilities.argmax(1) == labels) - top, BINS)
+    gaps = [abs(b.accuracy - b.confidence) * b.rows for b in reliability(probabilities.argmax(1) == labels, top)]
     columns = range(1, 2) if classes == 2 else range(classes)
     areas = [_area(labels == c, probabilities[:, c]) for c in columns if rows * classes <= MOST_CELLS]
 
@@ -79,7 +97,7 @@ def single(
         return {"accuracy": hits.sum() / weights.sum(), "macro_f1": f1, "mcc": _mcc(hits, actual, guessed)}
 
     scores = resampled(counted, rows, intervals)
-    scores["ece"] = Estimate(float(np.abs(gaps).sum() / rows), None, None)
+    scores["ece"] = Estimate(sum(gaps) / rows, None, None)
     return scores | _auroc(areas, rows, intervals)
 
 

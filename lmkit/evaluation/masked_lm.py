@@ -102,13 +102,17 @@ def maskable_words(model: Transformer, tokenizer: Tokenizer) -> MaskableVocabula
 
 @torch.no_grad()
 def token_log_probs(
-    model: Transformer, v: MaskableVocabulary, windows: Sequence[np.ndarray], batch_tokens: int
-) -> Iterator[tuple[int, int, float]]:
-    """Yields (number of the window, place in it, log-probability) for every token, longest windows first.
+    model: Transformer, v: MaskableVocabulary, windows: Sequence[np.ndarray], batch_tokens: int,
+    firsts: Sequence[int] | None = None,
+) -> Iterator[tuple[int, int, float, bool]]:  # fmt: skip
+    """Yields (number of the window, place in it, log-probability, is the likeliest) for every token, longest windows
+    first.
 
-    windows: ids (n,) each, without [CLS] and [SEP]; v: must have the starts of words."""
+    windows: ids (n,) each, without [CLS] and [SEP]; v: must have the starts of words. firsts: the place in each window
+    before which tokens are only read."""
     device = model.embedding.weight.device
-    places = [(i, at) for i, window in enumerate(windows) for at in range(len(window))]
+    begins = [0] * len(windows) if firsts is None else firsts
+    places = [(i, at) for i, window in enumerate(windows) for at in range(begins[i], len(window))]
     for group in by_length(places, lambda place: len(windows[place[0]]) + 2, batch_tokens):
         rows = [masked_row(v, windows[i], at) for i, at in group]
         tokens, keep = padded(rows, v.pad).to(device), kept(rows)
@@ -116,8 +120,8 @@ def token_log_probs(
         for row, (i, at) in enumerate(group):
             labels[row, at + 1] = int(windows[i][at])
         states = model(tokens, None if keep is None else keep.to(device))
-        for (i, at), (nats, _) in zip(group, label_scores(model, states, labels), strict=True):
-            yield i, at, -float(nats[0])
+        for (i, at), (nats, hits) in zip(group, label_scores(model, states, labels), strict=True):
+            yield i, at, -float(nats[0]), bool(hits[0])
 
 
 def masked_row(v: MaskableVocabulary, ids: np.ndarray, at: int) -> np.ndarray:
@@ -173,7 +177,7 @@ def score_sample(
     for document in dict.fromkeys(document for document, _ in windows):
         numbers[document] = tally.open()
     scored = token_log_probs(model, maskable_words(model, tokenizer), [ids for _, ids in windows], batch_tokens)
-    for done, (window, _, value) in enumerate(scored, 1):
+    for done, (window, _, value, _) in enumerate(scored, 1):
         number = numbers[windows[window][0]]
         tally.nats[number] -= value
         tally.tokens[number] += 1

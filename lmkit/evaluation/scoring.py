@@ -28,11 +28,18 @@ def label_scores(model: Transformer, states: Tensor, labels: Tensor) -> list[tup
     A hit is a label that is the likeliest word. states: (B, T, D); labels: (B, T), IGNORE where not scored. Only the
     logits of CHUNK labels exist at a time."""
     scored = labels != IGNORE
-    h, y = states[scored], labels[scored]  # (N, D), (N,)
-    parts = [score_chunk(model.head(h[i : i + CHUNK]), y[i : i + CHUNK], 0.0) for i in range(0, len(y), CHUNK)]
-    nats, hits = (torch.cat([p[k] for p in parts]).cpu().numpy() for k in (2, 1))
+    nats, hits = labels_at(model, states[scored], labels[scored])
     ends = scored.sum(1).cumsum(0)[:-1].cpu().numpy()
-    return list(zip(np.split(nats.astype(np.float64), ends), np.split(hits, ends), strict=True))
+    return list(zip(np.split(nats, ends), np.split(hits, ends), strict=True))
+
+
+@torch.no_grad()
+def labels_at(model: Transformer, states: Tensor, labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Returns nats (N,) float64 and hits (N,) bool of one label for each state (N, D)."""
+    chunks = range(0, len(labels), CHUNK)
+    parts = [score_chunk(model.head(states[i : i + CHUNK]), labels[i : i + CHUNK], 0.0) for i in chunks]
+    nats, hits = (torch.cat([p[k] for p in parts]).cpu().numpy() for k in (2, 1))
+    return nats.astype(np.float64), hits
 
 
 @dataclass

@@ -8,7 +8,8 @@ the run's recipe says.
 `--json` prints one object. Always: model, data, documents (or pairs), unknown_tokens, dropped_bytes, context, skipped
 (what: how often), and loss (nats a token) and perplexity as {value, low, high}: a 95% interval over documents, null for
 one. Decoders: tokens, bytes, stride, bits_per_byte (not where bytes were dropped). Encoders: tokens (of the text),
-masked_tokens, noise, accuracy, pseudo_tokens, pseudo_log_likelihood (nats, their sum), pseudo_perplexity.
+masked_tokens, windows, noise, accuracy, pseudo_tokens, pseudo_windows, pseudo_documents, pseudo_log_likelihood (nats,
+their sum), pseudo_perplexity.
 Encoder-decoders: source_tokens, target_tokens, accuracy, and without --target noise, spans and span_accuracy. noise:
 the settings, and where they are from."""
 
@@ -91,13 +92,14 @@ class Texts:
 
 def evaluate_models(
     models: list[str], data: list[str], task: str | None, columns: dict[str, str | None], as_json: bool,
-    allow_pickle: bool, changes: dict[str, Any] | None = None, **options: Any,
-) -> None:  # fmt: skip
-    """Prints the scores of one model on what it was made for, or of two side by side.
+    allow_pickle: bool, changes: dict[str, Any] | None = None, by: str | None = None, worst: int = 0,
+    settings: dict[str, Any] | None = None, **options: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Prints the scores of one model on what it was made for, or of two side by side. Returns what stands in the JSON.
 
     columns: those that a person named, of text, pair, label and target; and `encoding`. changes: of the task's
-    settings. options: of `evaluate_texts`, for models that predict words. Raises UserError for options without a
-    use."""
+    settings. by, worst, settings: as for `evaluate_tables`. options: of `evaluate_texts`, for models that predict
+    words. Raises UserError for options without a use."""
     if len(set(models)) != len(models) or len(models) > 2:
         what = f"{models[0]} is named twice" if len(models) == 2 else f"{len(models)} models"
         raise UserError(f"{what}\n  → name one model, or two that differ, to compare them")
@@ -107,18 +109,22 @@ def evaluate_models(
         if idle := [f"--{k.replace('_', '-')}" for k, v in options.items() if v is not None]:
             raise UserError(f"{', '.join(idle)}: {models[0]} was fine-tuned to {solved[0].name}\n  → leave it out")
         loaded = {model: load_all(model, t, allow_pickle) for model, t in zip(models, solved, strict=True)}
-        return evaluate.evaluate_tables(loaded, solved, data, columns, as_json)
+        return evaluate.evaluate_tables(loaded, solved, data, columns, as_json, by, worst, settings)
+    if by or worst:
+        raise UserError(
+            f"{'--by' if by else '--worst'}: is for labelled rows, and {models[0]} was not fine-tuned for them"
+        )
     if len(models) > 1:
         raise UserError("two models are compared on a task they were both fine-tuned for\n  → name one")
     if named := [*(changes or {}), *(role for role in ("pair", "label") if columns.get(role) is not None)]:
         raise UserError(f"--{named[0]}: {models[0]} was not fine-tuned for labels\n  → leave it out")
-    if tasks[0] is not None and (settings := settings_of(models[0])):  # of `lm`, which read its texts so
-        columns["text"] = columns["text"] or settings.columns.get("text")
+    if tasks[0] is not None and (trained := settings_of(models[0])):  # of `lm`, which read its texts so
+        columns["text"] = columns["text"] or trained.columns.get("text")
         if columns["target"] is None:
-            options["separator"] = options["separator"] or settings.separator
+            options["separator"] = options["separator"] or trained.separator
     options |= {"text": columns["text"] or "text", "encoding": columns.get("encoding") or "utf-8"}
     options["target"] = columns["target"]
-    return evaluate_texts(models[0], data, as_json=as_json, allow_pickle=allow_pickle, **options)
+    return evaluate_texts(models[0], data, as_json=as_json, allow_pickle=allow_pickle, settings=settings, **options)
 
 
 def evaluate_texts(
@@ -134,9 +140,12 @@ def evaluate_texts(
     pll_tokens: int | None = None,
     encoding: str = "utf-8",
     text_files: list[str] | None = None,
-) -> None:
-    """Prints a table, or one JSON object, and says what was skipped. Raises UserError for a model that predicts no
-    words and for options it has no use for, DataError when no text is left."""
+    settings: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Prints a table, or one JSON object, and says what was skipped. Returns what stands in the JSON.
+
+    settings: of the command, which stand in the JSON too. Raises UserError for a model that predicts no words and for
+    options it has no use for, DataError when no text is left."""
     if target is not None and separator is not None:
         raise UserError("--separator ends documents and --target makes pairs\n  → leave one of them out")
     keys = {"train": data, "text": text, "separator": separator, "target": target, "encoding": encoding}
@@ -154,7 +163,7 @@ def evaluate_texts(
         report = _pairs(loaded, texts, batch_tokens)
     else:
         report = _noise(loaded, texts, _noise_config(loaded, model), batch_tokens)
-    _show(model, data, report, texts.problems, as_json)
+    return _show(model, data, report, texts.problems, as_json, settings)
 
 
 def _check(model: str, loaded: Pretrained, options: dict[str, Any]) -> None:
@@ -230,7 +239,7 @@ def _encoder(
     noise, masked = masked_lm.noise(config) | {"from": source}, sum(s.tokens)
     facts = {
         "documents": s.documents, "tokens": s.text_tokens, "masked_tokens": masked, "unknown_tokens": s.unknown,
-        "dropped_bytes": s.unspelt, "context": loaded.config.context, "noise": noise,
+        "dropped_bytes": s.unspelt, "context": loaded.config.context, "windows": s.windows, "noise": noise,
     }  # fmt: skip
     rows = {"loss": s.loss, "perplexity": s.perplexity, "accuracy": s.accuracy}
     caption = [
@@ -243,6 +252,7 @@ def _encoder(
             tally = masked_lm.score_sample(model, tokenizer, s.sample, batch_tokens, meter.update)
         covered = sum(tally.tokens)
         facts |= {"pseudo_tokens": covered, "pseudo_log_likelihood": -sum(tally.nats)}
+        facts |= {"pseudo_windows": len(s.sample.windows), "pseudo_documents": tally.documents}
         rows["pseudo_perplexity"] = tally.perplexity
         whole = f"pseudo-perplexity over all {covered:,} tokens"
         part = f"pseudo-perplexity over {covered:,} of {s.text_tokens:,} tokens: {len(s.sample.windows):,} windows"
@@ -317,7 +327,9 @@ def _listed(problems: Problems) -> str:
     return "".join(f"\n  {n:,} {kind}, like {problems.examples[kind][0]}" for kind, n in problems.counts.items())
 
 
-def _show(model: str, data: list[str], report: Report, problems: Problems, as_json: bool) -> None:
+def _show(
+    model: str, data: list[str], report: Report, problems: Problems, as_json: bool, settings: dict[str, Any] | None
+) -> dict[str, Any]:
     if problems.counts:
         note(f"while reading:{_listed(problems)}")
     for kind, n in report.skipped.items():
@@ -327,11 +339,12 @@ def _show(model: str, data: list[str], report: Report, problems: Problems, as_js
     if report.facts.get("documents", report.facts.get("pairs")) == 1:
         one = report.unit.removesuffix("s")
         note(f"one {one}: a 95% interval is undefined, as it tells nothing about the spread between {report.unit}")
+    skipped = {"skipped": problems.counts | report.skipped}
+    estimates = {name: estimate._asdict() for name, estimate in report.rows.items()}
+    facts = {"model": model, "data": data} | report.facts | skipped | estimates
     if as_json:
-        skipped = {"skipped": problems.counts | report.skipped}
-        estimates = {name: estimate._asdict() for name, estimate in report.rows.items()}
-        print(json.dumps({"model": model, "data": data} | report.facts | skipped | estimates))
-        return
+        print(json.dumps(facts | ({"settings": settings} if settings else {})))
+        return facts
     table = Table(
         "", "value", f"95% interval over {report.unit}", title=escape(model), caption="\n".join(report.caption)
     )
@@ -339,3 +352,4 @@ def _show(model: str, data: list[str], report: Report, problems: Problems, as_js
         interval = "undefined" if low is None else f"{low:.4f} to {high:.4f}"
         table.add_row(name.replace("_", " "), f"{value:.4f}", interval)
     Console().print(table)
+    return facts

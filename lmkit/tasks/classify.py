@@ -347,6 +347,21 @@ class Classifier(Task):
             each = classification.per_class(gold, self._chosen(outputs), len(self.labels))
         return dict(zip(self.labels, each, strict=True))
 
+    def reliability(self, table: Table, outputs: Sequence[np.ndarray]) -> list[classification.Bin]:
+        if self.kind != "single":
+            return []
+        p = np.stack(outputs)
+        return classification.reliability(p.argmax(1) == self._gold(table), p.max(1))
+
+    def confusion(self, table: Table, outputs: Sequence[np.ndarray]) -> dict[str, dict[str, int]]:
+        if self.kind != "single":
+            return {}
+        matrix = classification.confusion(self._gold(table), self._chosen(outputs), len(self.labels))
+        return {
+            gold: {self.labels[i]: int(row[i]) for i in np.flatnonzero(row)}
+            for gold, row in zip(self.labels, matrix, strict=True) if row.any()
+        }  # fmt: skip
+
     def details(self, table: Table, outputs: Sequence[np.ndarray]) -> list[str]:
         """Returns a table with gold labels in rows, predicted ones in columns, and precision, recall and F1 of each;
         for many classes what is confused most, for other kinds of labels nothing."""

@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.table import Table as Grid
 
 from lmkit.base.display import note, waiting
 from lmkit.base.errors import ModelError, UserError
 from lmkit.base.runs import seeds_of
+from lmkit.base.units import brief
 from lmkit.data.tables.table import Table, read_table
 from lmkit.data.tables.task_tables import TABLES
 from lmkit.evaluation import paired
@@ -21,7 +23,7 @@ from lmkit.recipe.recipe_file import build_recipe
 from lmkit.recipe.task_settings import settings_of
 from lmkit.recipe.tasks import TableConfig, TaskConfig
 from lmkit.tasks.table import trained_task
-from lmkit.tasks.task import Task, score_table, scores_as_json
+from lmkit.tasks.task import Task, drawn, score_table, scores_as_json, sliced
 
 
 @dataclass
@@ -92,9 +94,14 @@ def evaluate_task(model: str, loaded: Sequence[Pretrained], task: Task, table: T
 
 def evaluate_tables(
     models: dict[str, list[Pretrained]], configs: Sequence[TaskConfig], sources: list[str],
-    columns: dict[str, str | None], as_lines: bool,
-) -> None:  # fmt: skip
-    """Prints a table, or one JSON object; for two models also whether their difference is evidence."""
+    columns: dict[str, str | None], as_lines: bool, by: str | None = None, worst: int = 0,
+    settings: dict[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Prints a table, or one JSON object; for two models also whether their difference is evidence. Returns what stands
+    in the JSON.
+
+    by: a column by whose values scores are told apart. worst: how many rows with the largest loss are listed. settings:
+    of the command, which stand in the JSON."""
     if len({config.name for config in configs}) > 1:
         raise UserError(f"these models solve different tasks: {', '.join(config.name for config in configs)}")
     tasks = [
@@ -102,28 +109,98 @@ def evaluate_tables(
     ]
     if len(kinds := sorted({task.read_as()[0] for task in tasks})) > 1:
         raise UserError(f"these models label in different ways ({', '.join(kinds)})\n  → name one")
-    table = read_labelled(sources, configs[0], columns, True, next(iter(models.values()))[0].folder, tasks[0])
+    folder, beside = next(iter(models.values()))[0].folder, [by] if by else []
+    table = read_labelled(sources, configs[0], columns, True, folder, tasks[0], beside)
     for task in tasks:
         table = task.known_rows(table)
     evaluations = [evaluate_task(*model, task, table) for model, task in zip(models.items(), tasks, strict=True)]
     systems = {name: scores for e in evaluations for name, scores in e.columns().items()}
-    compared = None
-    if len(evaluations) == 2:
-        compared = evaluations[0].task.compare(
-            evaluations[1].task, table, evaluations[0].outputs, evaluations[1].outputs
-        )
-    if as_lines:
-        facts: dict[str, Any] = {"task": configs[0].name, "data": sources, "rows": len(table.rows)}
-        facts["skipped"] = table.problems.counts
-        facts["models"] = {name: scores_as_json(scores) for name, scores in systems.items()}
-        facts["classes"] = {e.name: scores_as_json(e.task.class_scores(table, e.outputs)) for e in evaluations}
-        if compared:
-            facts["comparison"] = {"difference": compared.difference._asdict(), "p": compared.p, "test": compared.test}
-        print(json.dumps(facts))
-        return
-    details = evaluations[0].task.details(table, evaluations[0].outputs) if len(evaluations) == 1 else []
-    print(
-        "\n".join([score_table(", ".join(sources), systems, len(table.rows)), *evaluations[0].task.stated(), *details])
-    )
-    if compared:
-        print(paired.verdict(compared, evaluations[0].name, evaluations[1].name))
+    facts: dict[str, Any] = {"task": configs[0].name, "data": sources, "rows": len(table.rows)}
+    facts["skipped"] = table.problems.counts
+    facts["models"] = {name: scores_as_json(scores) for name, scores in systems.items()}
+    lines = [score_table(", ".join(sources), systems, len(table.rows)), *evaluations[0].task.stated()]
+    for key, of_task in (("classes", _classes), ("confusion", _confusion), ("reliability", _reliability)):
+        facts[key] = {e.name: of_task(e, table) for e in evaluations}
+    facts["stated"] = {e.name: e.task.stated() for e in evaluations}
+    if len(evaluations) == 1:
+        lines += [
+            *evaluations[0].task.details(table, evaluations[0].outputs),
+            *_reliability_lines(evaluations[0], table),
+        ]
+    else:
+        first, second = evaluations
+        compared = first.task.compare(second.task, table, first.outputs, second.outputs)
+        said = paired.verdict(compared, first.name, second.name)
+        facts["comparison"] = {"difference": compared.difference._asdict(), "p": compared.p, "test": compared.test}
+        facts["comparison"]["verdict"] = said
+        lines.append(said)
+    if by:
+        slices = sliced(by, [table.beside[place][by] for place in table.places])
+        facts["by"] = {by: {e.name: _slices(e, table, slices) for e in evaluations}}
+        lines += [_slice_table(by, e, table, slices) for e in evaluations]
+    if worst:
+        learnt = TABLES[configs[0].name].learnt
+        facts["worst"] = {e.name: worst_rows(e, loaded[0], table, learnt, worst)
+                          for e, loaded in zip(evaluations, models.values(), strict=True)}  # fmt: skip
+        lines += [f"{name}: the worst rows\n" + "\n".join(f"  {_brief(row)}" for row in rows)
+                  for name, rows in facts["worst"].items()]  # fmt: skip
+    print(json.dumps(facts | ({"settings": settings} if settings else {})) if as_lines else "\n".join(lines))
+    return facts
+
+
+def _classes(e: Evaluated, table: Table) -> dict[str, Any]:
+    return scores_as_json(e.task.class_scores(table, e.outputs))
+
+
+def _confusion(e: Evaluated, table: Table) -> dict[str, dict[str, int]]:
+    return e.task.confusion(table, e.outputs)
+
+
+def _reliability(e: Evaluated, table: Table) -> list[dict[str, Any]]:
+    return [b._asdict() for b in e.task.reliability(table, e.outputs)]
+
+
+def _reliability_lines(e: Evaluated, table: Table) -> list[str]:
+    if not (bins := e.task.reliability(table, e.outputs)):
+        return []
+    grid = Grid("sure", "mean", "right", "rows", title="how sure, how often right")
+    for b in bins:
+        grid.add_row(f"{b.low:.2f} to {b.high:.2f}", f"{b.confidence:.3f}", f"{b.accuracy:.3f}", f"{b.rows:,}")
+    return [drawn(grid)]
+
+
+def _scores_of(e: Evaluated, table: Table, rows: list[int]) -> dict[str, Estimate]:
+    part = replace(table, rows=[table.rows[i] for i in rows], places=[table.places[i] for i in rows])
+    return e.task.scores(part, [e.outputs[i] for i in rows], True)
+
+
+def _slices(e: Evaluated, table: Table, slices: dict[str, list[int]]) -> dict[str, Any]:
+    return {v: {"rows": len(rows)} | scores_as_json(_scores_of(e, table, rows)) for v, rows in slices.items()}
+
+
+def _slice_table(by: str, e: Evaluated, table: Table, slices: dict[str, list[int]]) -> str:
+    columns = {f"{value} ({len(rows):,})": _scores_of(e, table, rows) for value, rows in slices.items()}
+    return score_table(f"{e.name}, by {by} (rows)", columns, sum(map(len, slices.values())))
+
+
+def worst_rows(e: Evaluated, loaded: Pretrained, table: Table, learnt: str, most: int) -> list[dict[str, Any]]:
+    """Returns the rows with the largest loss, or of tasks without losses those that are least right, with what is known
+    of them. learnt: the role of a row that is right."""
+    losses = e.task.losses(loaded.model, table, e.outputs)
+    goodness = e.task.per_row(table, e.outputs)
+    badness = [(-good if loss is None else loss) for loss, good in zip(losses, goodness, strict=True)]
+    records = list[dict[str, Any]]()
+    for i in sorted(range(len(badness)), key=badness.__getitem__, reverse=True)[:most]:
+        row = table.rows[i]
+        shown = {key: value for key, value in row.items() if isinstance(value, str) and key != learnt}
+        gold = row.get("references", row.get(learnt))
+        records.append({"place": table.places[i], "loss": losses[i], "score": goodness[i], "gold": gold}
+                       | e.task.say_of(row, e.outputs[i]) | {"row": shown})  # fmt: skip
+    return records
+
+
+def _brief(record: dict[str, Any]) -> str:
+    loss = "" if record["loss"] is None else f" loss {record['loss']:.4f}"
+    said = next((v for k, v in record.items() if k not in ("place", "loss", "score", "gold", "row")), "")
+    text = next(iter(record["row"].values()), "")
+    return f"{record['place']}:{loss} gold {brief(str(record['gold']))}, predicted {brief(str(said))}: {brief(text)}"

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lmkit.architecture.model_config import ModelConfig
 from lmkit.base.display import Meter
+from lmkit.base.errors import UserError
 from lmkit.base.order import by_length, rng_for
 from lmkit.data.tables.table import Table
 from lmkit.evaluation import classification, paired
@@ -197,6 +198,15 @@ class Task(ABC):
         """Returns the scores of each class, by its name; empty where there are no classes."""
         return {}
 
+    def reliability(self, table: Table, outputs: Sequence[Any]) -> list[classification.Bin]:
+        """Returns how often the outputs are right by how sure they are; empty where they are not probabilities of one
+        class."""
+        return []
+
+    def confusion(self, table: Table, outputs: Sequence[Any]) -> dict[str, dict[str, int]]:
+        """Returns how many rows of each label, where there are any, have each prediction, where there is one a row."""
+        return {}
+
     def details(self, table: Table, outputs: Sequence[Any]) -> list[str]:
         """Returns what is shown below the scores of one model."""
         return []
@@ -288,7 +298,7 @@ def score_table(title: str, columns: Mapping[str, Mapping[str, Estimate]], rows:
     grid = Grid("", *map(escape, columns), title=escape(title), caption=f"{rows:,} rows; 95% intervals over rows")
     for name in dict.fromkeys(name for scores in columns.values() for name in scores):
         grid.add_row(name.replace("_", " "), *(_said(scores.get(name)) for scores in columns.values()))
-    return _drawn(grid)
+    return drawn(grid)
 
 
 def _said(e: Estimate | None) -> str:
@@ -297,7 +307,7 @@ def _said(e: Estimate | None) -> str:
     return f"{e.value:.4f}" if e.low is None else f"{e.value:.4f} ({e.low:.4f}-{e.high:.4f})"
 
 
-def _drawn(grid: Grid) -> str:
+def drawn(grid: Grid) -> str:
     """Returns the lines of a table, in the colours and the width of a terminal; elsewhere plain and as wide as it
     is."""
     console = Console()
@@ -323,8 +333,8 @@ def class_tables(labels: Sequence[str], gold: np.ndarray, predicted: np.ndarray)
         narrow.add_row(name, *scores)
     console = Console()
     if console.is_terminal and console.measure(whole).maximum > console.width:
-        return [_drawn(narrow), *confusions(labels, gold, predicted)]
-    return [_drawn(whole)]
+        return [drawn(narrow), *confusions(labels, gold, predicted)]
+    return [drawn(whole)]
 
 
 def confusions(labels: Sequence[str], gold: np.ndarray, predicted: np.ndarray, most: int = 10) -> list[str]:
@@ -337,6 +347,23 @@ def confusions(labels: Sequence[str], gold: np.ndarray, predicted: np.ndarray, m
 
 def scores_as_json(scores: Mapping[str, Estimate | classification.ClassScore]) -> dict[str, Any]:
     return {name: e._asdict() for name, e in scores.items()}
+
+
+MOST_SLICES = 100
+
+
+def sliced(column: str, values: Sequence[Any]) -> dict[str, list[int]]:
+    """Returns the numbers of the rows that have each value of a column, commonest value first.
+
+    Raises UserError for a column that no row has, or whose values are as good as all different."""
+    rows: dict[str, list[int]] = {}
+    for number, value in enumerate(values):
+        if value is not None:
+            rows.setdefault(str(value), []).append(number)
+    if not rows or len(rows) > MOST_SLICES:
+        what = f"has {len(rows):,} different values" if rows else "stands in no row"
+        raise UserError(f"--by {column}: it {what}\n  → name a column of at most {MOST_SLICES} kinds of rows")
+    return dict(sorted(rows.items(), key=lambda item: (-len(item[1]), item[0])))
 
 
 def seeds_line(found: Sequence[Mapping[str, Mapping[str, float]]]) -> str:

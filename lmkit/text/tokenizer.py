@@ -186,9 +186,10 @@ class Tokenizer:
             ) from None
         return [e.ids for e in encodings]
 
-    def encode_control(self, text: str) -> list[int]:
-        """Returns the ids of a text in which names of control tokens stand for these tokens."""
-        return self._control_backend.encode(text, add_special_tokens=False).ids
+    def encode_control(self, text: str, framed: bool = False) -> list[int]:
+        """Returns the ids of a text in which names of control tokens stand for these tokens. framed: between those that
+        the tokenizer's own rules put around a text."""
+        return self._control_backend.encode(text, add_special_tokens=framed).ids
 
     @cached_property
     def _control_backend(self) -> "Backend":

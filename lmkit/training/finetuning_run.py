@@ -306,6 +306,7 @@ def _scores(f: Finetuning, folder: Path, run: Run) -> list[str]:
         note(f"{message}\n{flatter}\n  → `lmkit eval` on other rows")
     named = {name: scores_as_json(scores) for name, scores in columns.items()}
     facts: dict[str, Any] = {"scores": named.pop("model"), "baselines": named, "rows": len(table.rows)}
+    facts["train_rows"] = len(f.train.rows)
     if fitted:
         facts["fitted"] = fitted | {"rows": "held out, as those of the scores"}
     if f.calibration:

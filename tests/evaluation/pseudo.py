@@ -19,7 +19,7 @@ def pseudo_log_likelihood(
     origins = [(n, begin) for n, ids in enumerate(texts_ids) for begin in range(0, len(ids), room)]
     windows = [texts_ids[n][begin : begin + room] for n, begin in origins]
     values = [[0.0] * len(ids) for ids in texts_ids]
-    for window, place, value in token_log_probs(model, v, windows, batch_tokens):
+    for window, place, value, _ in token_log_probs(model, v, windows, batch_tokens):
         text, begin = origins[window]
         values[text][begin + place] = value
     check_losses([sum(of_text) for of_text in values])

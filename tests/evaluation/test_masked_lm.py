@@ -106,8 +106,8 @@ def test_the_command_prints_every_key(pair, tmp_path, capsys):
     got, want = json.loads(out.out), evaluate_masked_lm(ours.model, ours.tokenizer, TEXTS)
     assert list(got) == [
         "model", "data", "documents", "tokens", "masked_tokens", "unknown_tokens", "dropped_bytes",
-        "context", "noise", "pseudo_tokens",
-        "pseudo_log_likelihood", "skipped", "loss", "perplexity", "accuracy", "pseudo_perplexity",
+        "context", "windows", "noise", "pseudo_tokens", "pseudo_log_likelihood", "pseudo_windows",
+        "pseudo_documents", "skipped", "loss", "perplexity", "accuracy", "pseudo_perplexity",
     ]  # fmt: skip
     assert got["loss"] == want.loss._asdict() and got["masked_tokens"] == sum(want.tokens)
     assert got["skipped"] == {"empty documents": 1, "documents without a token to mask": 1}
