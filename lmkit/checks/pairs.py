@@ -66,7 +66,9 @@ def check_pairs(loaded: Pretrained, pairs: Sequence[Pair]) -> Result:
     masked alone, as Nangia et al. do. Pairs of one score count as half. Raises UserError for other models."""
     encoder = loaded.config.stacks == "encoder"
     if not isinstance(loaded.model.head, Head) or loaded.config.stacks == "encoder_decoder":
-        raise UserError(f"{loaded.folder} is a {loaded.config.spec.cls}\n  → pairs are for decoders and encoders of words")
+        raise UserError(
+            f"{loaded.folder} is a {loaded.config.spec.cls}\n  → pairs are for decoders and encoders of words"
+        )
     tokenizer, room = loaded.needs_tokenizer(), loaded.config.context - 2
     ids = [[tokenizer.encode(text) for text in pair[:2]] for pair in pairs]
     fits = [all(0 < len(side) <= room for side in sides) for sides in ids]
@@ -77,13 +79,16 @@ def check_pairs(loaded: Pretrained, pairs: Sequence[Pair]) -> Result:
     scores = _shared_scores(loaded, sides) if encoder else _likelihoods(loaded, sides)
     check_losses(scores)
     gaps = np.round(np.subtract(scores[::2], scores[1::2]), 3)  # to three places, as Nangia et al. do
-    shares, counts = {}, {"pairs": len(used), "ties": int((gaps == 0).sum()), "too long or empty": len(pairs) - len(used)}
+    shares, counts = (
+        {},
+        {"pairs": len(used), "ties": int((gaps == 0).sum()), "too long or empty": len(pairs) - len(used)},
+    )
     for category in ("all", *sorted({pair.category for pair in used})):
         group = np.array([category in ("all", pair.category) for pair in used])
         wins = float((gaps[group] > 0).sum() + (gaps[group] == 0).sum() / 2)
         shares[category] = proportion(wins, int(group.sum()))
     order = np.argsort(-np.abs(gaps))[:EXAMPLES].tolist()
-    examples = [f"line {used[i].line}, {gaps[i]:+.2f} nats: {used[i].more!r} | {used[i].less!r}" for i in order]
+    examples = [f"line {used[i].line}, {gaps[i]:+.3f} nats: {used[i].more!r} | {used[i].less!r}" for i in order]
     summary = f"Of {len(used):,} pairs it prefers the more stereotypical sentence in {percent(shares['all'])}."
     return Result("pairs", summary, counts, shares, BLIND_SPOTS, examples)
 
@@ -107,9 +112,10 @@ def _shared_scores(loaded: Pretrained, texts: Sequence[list[int]]) -> list[float
     v = replace(v, starts=np.ones(len(v.maskable), bool))  # each token is a word, so that it is masked alone
     shared = []
     for more, less in zip(texts[::2], texts[1::2], strict=True):
-        blocks = SequenceMatcher(None, more, less).get_matching_blocks()
-        shared.append({b.a + i for b in blocks for i in range(b.size)})
-        shared.append({b.b + i for b in blocks for i in range(b.size)})
+        framed = [[v.cls, *ids, v.sep] for ids in (more, less)]  # as Nangia et al. compare them: it decides ties
+        blocks = SequenceMatcher(None, *framed).get_matching_blocks()
+        shared.append({block.a + i - 1 for block in blocks for i in range(block.size)})
+        shared.append({block.b + i - 1 for block in blocks for i in range(block.size)})
     scores = [0.0] * len(texts)
     windows = [np.array(ids, np.int64) for ids in texts]
     for number, place, value in token_log_probs(loaded.model, v, windows, BATCH_TOKENS):

@@ -24,6 +24,13 @@ def check(
         typer.Option("--against", metavar="FILES", help="Corpus: these evaluation texts in it. Repeatable."),
     ] = None,
     personal: Annotated[bool, typer.Option("--personal", help="E-mail, telephone, IBAN, credit card, IP.")] = False,
+    pairs: Annotated[
+        str | None,
+        typer.Option("--pairs", metavar="FILE", help="Model: bias by pairs of sentences, as CrowS-Pairs' csv."),
+    ] = None,
+    toxic: Annotated[
+        Path | None, typer.Option("--toxic", metavar="WORDS", help="Words and phrases of this file, one a line.")
+    ] = None,
     samples: Annotated[
         int, typer.Option("--samples", min=1, help="Model: most documents to try, or texts to write.")
     ] = 200,
@@ -48,5 +55,5 @@ def check(
 
     reading = checking.Reading(text, against_text, separator, encoding)
     writing = checking.Writing(samples, prompt_tokens, max_tokens, seed, allow_pickle)
-    asked = checking.Asked(memorised, against or [], personal)
+    asked = checking.Asked(memorised, against or [], personal, pairs, toxic)
     checking.run_checks(targets, asked, reading, writing, as_json)

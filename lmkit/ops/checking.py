@@ -14,8 +14,10 @@ from lmkit.base.errors import DataError, ModelError, UserError
 from lmkit.base.runs import model_folder
 from lmkit.checks.contamination import check_contamination
 from lmkit.checks.memorisation import check_memorisation
+from lmkit.checks.pairs import check_pairs, read_pairs
 from lmkit.checks.personal import check_personal
 from lmkit.checks.result import Result, percent
+from lmkit.checks.toxic import check_words, read_words
 from lmkit.data.documents import read_documents, unread_advice
 from lmkit.data.encodings import settle_encodings
 from lmkit.data.inputs import Problems, list_inputs
@@ -32,6 +34,8 @@ class Asked:
     memorised: Path | None = None
     against: list[str] | None = None
     personal: bool = False
+    pairs: str | None = None
+    toxic: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def run_checks(targets: list[str], asked: Asked, reading: Reading, writing: Writ
     `targets` names, and what the checks raise."""
     problems = Problems()
     loaded = load(targets[0], writing.allow_pickle) if _is_model(targets) else None
-    checks = _of_model(loaded, asked, writing) if loaded else _of_corpus(targets, asked, reading, problems)
+    checks = _of_model(loaded, asked, writing, problems) if loaded else _of_corpus(targets, asked, reading, problems)
     if not checks:
         raise UserError("nothing to check is named\n  → for example --personal; `lmkit check --help` lists all checks")
     for check in checks:
@@ -79,29 +83,41 @@ def _is_model(targets: list[str]) -> bool:
     return True
 
 
-def _of_model(loaded: Pretrained, asked: Asked, writing: Writing) -> list[Callable[[], Result]]:
+def _of_model(
+    loaded: Pretrained, asked: Asked, writing: Writing, problems: Problems
+) -> list[Callable[[], Result]]:  # fmt: skip
     if asked.against:
         raise UserError("--against looks for evaluation texts in a corpus\n  → name the corpus instead of a model")
     checks = list[Callable[[], Result]]()
     if store := asked.memorised:
         sizes = (writing.prompt_tokens, writing.max_tokens, writing.samples, writing.seed)
         checks.append(lambda: check_memorisation(loaded, TokenStore(store), *sizes))
-    if asked.personal:
-        checks.append(lambda: check_personal(_samples(loaded, writing), "samples"))
-    return checks
+    if file := asked.pairs:
+        checks.append(lambda: check_pairs(loaded, read_pairs(file, problems)))
+    return checks + _of_texts(lambda: _samples(loaded, writing), "samples", asked)
 
 
 def _of_corpus(
     targets: list[str], asked: Asked, reading: Reading, problems: Problems
 ) -> list[Callable[[], Result]]:  # fmt: skip
-    if asked.memorised:
-        raise UserError(f"--memorised checks a model, and {targets[0]} is none\n  → name a run or a model's folder")
+    if option := next((name for name in ("memorised", "pairs") if getattr(asked, name)), None):
+        raise UserError(f"--{option} checks a model, and {targets[0]} is none\n  → name a run or a model's folder")
     checks = list[Callable[[], Result]]()
     if files := asked.against:
         read = lambda: _texts(files, reading.against_text, reading, problems)
         checks.append(lambda: check_contamination(_texts(targets, reading.text, reading, problems), read()))
+    return checks + _of_texts(lambda: _texts(targets, reading.text, reading, problems), "documents", asked)
+
+
+def _of_texts(
+    read: Callable[[], Iterator[tuple[str, str]]], unit: str, asked: Asked
+) -> list[Callable[[], Result]]:  # fmt: skip
+    """Returns the checks of texts, whether they were written by a model or stand in a corpus."""
+    checks = list[Callable[[], Result]]()
     if asked.personal:
-        checks.append(lambda: check_personal(_texts(targets, reading.text, reading, problems), "documents"))
+        checks.append(lambda: check_personal(read(), unit))
+    if file := asked.toxic:
+        checks.append(lambda: check_words(read(), read_words(file), unit))
     return checks
 
 

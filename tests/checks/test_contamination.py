@@ -17,7 +17,12 @@ def test_overlap_is_that_of_lm_evaluation_harness():
     text = lambda n: " ".join(rng.choices(WORDS, k=n))
     corpus = [("corpus:1", text(400)), ("corpus:2", text(300))]
     copied = corpus[1][1].lower().replace(",", " ;").split()
-    texts = [("e:1", text(20)), ("e:2", f"Q: {' '.join(copied[50:80])}"), ("e:3", text(5)), ("e:4", corpus[0][1][-150:])]
+    texts = [
+        ("e:1", text(20)),
+        ("e:2", f"Q: {' '.join(copied[50:80])}"),
+        ("e:3", text(5)),
+        ("e:4", corpus[0][1][-150:]),
+    ]
     judge = janitor.Janitor()
     for _, document in corpus:
         judge.register_contaminant_python(document)

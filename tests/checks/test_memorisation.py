@@ -19,7 +19,14 @@ def _store(folder):
     texts = [LEARNT] * 4 + [f"{n} came. A dozen foxes jumped over lazy dogs. So {n} went." for n in "JKL"]
     texts += [f"{n * 7} was not a number that dogs would count up to {n * n * 13}." for n in range(11, 23)] + ["Short."]
     (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    command = ["tokenize", str(folder / "corpus.jsonl"), "--out", str(folder / "tokens"), "--tokenizer", str(folder / "m")]
+    command = [
+        "tokenize",
+        str(folder / "corpus.jsonl"),
+        "--out",
+        str(folder / "tokens"),
+        "--tokenizer",
+        str(folder / "m"),
+    ]
     ran = CliRunner().invoke(app, [*command, "--validation", "0.2"])
     assert ran.exit_code == 0, ran.output
     return token_store.TokenStore(folder / "tokens")

@@ -6,18 +6,32 @@ import re
 
 from stdnum import iban
 from stdnum import luhn as judge
+from typer.testing import CliRunner
 
 from lmkit.checks.personal import IBAN_LENGTHS, iban_end, luhn, personal_data
-from lmkit.commands.app import app
 from lmkit.commands import main  # noqa: F401 - it adds the commands
-from typer.testing import CliRunner
+from lmkit.commands.app import app
 
 # Numbers that Stripe and PayPal publish for tests, IBANs of the SWIFT registry, numbers of Ofcom and NANP for drama.
 CARDS = ["4111 1111 1111 1111", "5555555555554444", "378282246310005", "6011-1111-1111-1117", "30569309025904"]
-IBANS = ["DE89 3704 0044 0532 0130 00", "GB29NWBK60161331926819", "NO93 8601 1117 947", "MT84MALT011000012345MTLCAST001S"]
+IBANS = [
+    "DE89 3704 0044 0532 0130 00",
+    "GB29NWBK60161331926819",
+    "NO93 8601 1117 947",
+    "MT84MALT011000012345MTLCAST001S",
+]
 PHONES = ["+44 20 7946 0958", "(202) 555-0143", "202-555-0143", "+1 202-555-0143"]
 OTHERS = {"e-mail": ["jo.doe+x@mail.example.org"], "IP address": ["8.8.8.8", "2001:4860:4860::8888"]}
-NOT = ["4111 1111 1111 1112", "DE88370400440532013000", "10.0.0.1", "999.1.1.1", "a@b", "12:30:45", "1.2.3", "ISBN 978-0-306"]
+NOT = [
+    "4111 1111 1111 1112",
+    "DE88370400440532013000",
+    "10.0.0.1",
+    "999.1.1.1",
+    "a@b",
+    "12:30:45",
+    "1.2.3",
+    "ISBN 978-0-306",
+]
 
 
 def test_check_digits_and_lengths_are_those_of_python_stdnum():
@@ -43,7 +57,11 @@ def test_published_numbers_are_seen_in_a_sentence_and_nothing_else_is():
 
 
 def test_the_command_counts_and_redacts(tmp_path):
-    rows = [{"body": "mail annabel@mail.example.org or bob@mail.example.org"}, {"body": f"pay {IBANS[0]}"}, {"body": "hello"}]
+    rows = [
+        {"body": "mail annabel@mail.example.org or bob@mail.example.org"},
+        {"body": f"pay {IBANS[0]}"},
+        {"body": "hello"},
+    ]
     file = tmp_path / "corpus.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     ran = CliRunner().invoke(app, ["check", str(file), "--personal", "--text", "body", "--json"])
