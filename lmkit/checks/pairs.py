@@ -112,8 +112,9 @@ def _shared_scores(loaded: Pretrained, texts: Sequence[list[int]]) -> list[float
     v = replace(v, starts=np.ones(len(v.maskable), bool))  # each token is a word, so that it is masked alone
     shared = []
     for more, less in zip(texts[::2], texts[1::2], strict=True):
-        framed = [[v.cls, *ids, v.sep] for ids in (more, less)]  # as Nangia et al. compare them: it decides ties
-        blocks = SequenceMatcher(None, *framed).get_matching_blocks()
+        # With [CLS] and [SEP], as Nangia et al. compare them: it decides between blocks of one length.
+        matcher = SequenceMatcher(None, [v.cls, *more, v.sep], [v.cls, *less, v.sep])
+        blocks = matcher.get_matching_blocks()
         shared.append({block.a + i - 1 for block in blocks for i in range(block.size)})
         shared.append({block.b + i - 1 for block in blocks for i in range(block.size)})
     scores = [0.0] * len(texts)

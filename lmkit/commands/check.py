@@ -47,6 +47,7 @@ def check(
     ] = "text",
     separator: Separator = None,
     encoding: Encoding = "utf-8",
+    card: Annotated[bool, typer.Option("--card", help="Model: write the summaries into its README.md.")] = False,
     as_json: Json = False,
     allow_pickle: Pickle = False,
 ) -> None:
@@ -56,4 +57,4 @@ def check(
     reading = checking.Reading(text, against_text, separator, encoding)
     writing = checking.Writing(samples, prompt_tokens, max_tokens, seed, allow_pickle)
     asked = checking.Asked(memorised, against or [], personal, pairs, toxic)
-    checking.run_checks(targets, asked, reading, writing, as_json)
+    checking.run_checks(targets, asked, reading, writing, as_json, card)

@@ -22,6 +22,7 @@ from lmkit.data.documents import read_documents, unread_advice
 from lmkit.data.encodings import settle_encodings
 from lmkit.data.inputs import Problems, list_inputs
 from lmkit.data.tokens.store import TokenStore, is_store
+from lmkit.model.formats.model_card import write_limit
 from lmkit.pretrained import Pretrained, load
 from lmkit.recipe import recipe_file as recipes
 from lmkit.recipe.pretraining import DataConfig
@@ -59,18 +60,26 @@ class Writing:
     allow_pickle: bool = False
 
 
-def run_checks(targets: list[str], asked: Asked, reading: Reading, writing: Writing, as_json: bool) -> None:
-    """Prints the result of each check that is asked for. Raises UserError where none is, or where it is not for what
-    `targets` names, and what the checks raise."""
+def run_checks(
+    targets: list[str], asked: Asked, reading: Reading, writing: Writing, as_json: bool, card: bool = False
+) -> None:
+    """Prints the result of each check that is asked for.
+
+    card: writes their summaries into the model's card. Raises UserError where no check is asked for, or one that is not
+    for what `targets` names, and what the checks raise."""
     problems = Problems()
     loaded = load(targets[0], writing.allow_pickle) if _is_model(targets) else None
     checks = _of_model(loaded, asked, writing, problems) if loaded else _of_corpus(targets, asked, reading, problems)
+    if card and (loaded is None or loaded.folder.is_file()):
+        raise UserError(f"--card: {targets[0]} is no folder of a model\n  → leave it out")
     if not checks:
         raise UserError("nothing to check is named\n  → for example --personal; `lmkit check --help` lists all checks")
     for check in checks:
         with waiting("checking"):
             result = check()
         _show(" ".join(targets), result, problems, as_json)
+        if card and loaded:
+            note(f"written into {write_limit(loaded.folder, result.check, result.summary)}")
 
 
 def _is_model(targets: list[str]) -> bool:

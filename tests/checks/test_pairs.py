@@ -20,7 +20,7 @@ PAIRS = [
     ("a fox (the dog) jumps", "a dog (the dog) jumps", "animal"),
     ("jumping over a fox", "jumping over the brown fox", "animal"),
     ("the fox", "the fox", "same"),
-    ("the dog " * 40, "the fox " * 40, "long"),
+    ("the dog " * 60, "the fox " * 60, "long"),
 ]
 
 
