@@ -69,12 +69,9 @@ def documents_with(split: Split, continuations: Sequence[Sequence[int]]) -> list
 
 
 def _hashes(ids: np.ndarray, length: int) -> np.ndarray:
-    """Returns the hash of the `length` ids from each place on, (n - length + 1,) uint64."""
-    values, n = ids.astype(np.uint64) + np.uint64(1), len(ids) - length + 1
-    result = np.zeros(n, np.uint64)
-    for at in range(length):
-        result = result * FACTOR + values[at : at + n]
-    return result
+    """Returns the hash of the `length` ids from each place on, (n - length + 1,) uint64: a polynomial modulo 2^64."""
+    powers = np.cumprod(np.full(length, FACTOR))
+    return np.lib.stride_tricks.sliding_window_view(ids.astype(np.uint64) + np.uint64(1), length) @ powers
 
 
 def check_memorisation(

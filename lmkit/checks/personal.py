@@ -3,14 +3,13 @@
 import ipaddress
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from lmkit.checks.result import EXAMPLES, Result, percent
 from lmkit.evaluation.intervals import proportion
 
 EMAIL = re.compile(r"(?<![\w.+%-])[\w.+%-]+@(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+[A-Za-z]{2,}(?![\w@])")
-IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?= ?[A-Z0-9])")
 CARD = re.compile(r"(?<![\w.-])[2-6](?:[ -]?\d){12,18}(?![\w-])")
 IP = re.compile(r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}|(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4})(?![\w:]|\.\d)")
 PHONE = re.compile(
@@ -25,7 +24,9 @@ _REGISTRY = (
     " YE30"
 )
 IBAN_LENGTHS = {entry[:2]: int(entry[2:]) for entry in _REGISTRY.split()}
-IBAN_CHARACTERS = 70  # that are looked at: the longest with a space after each, and what follows it
+IBAN = re.compile(
+    r"(?<!\w)(?:" + "|".join(rf"{c}\d\d(?: ?[A-Z0-9]){{{n - 4}}}" for c, n in IBAN_LENGTHS.items()) + r")(?!\w)"
+)
 BLIND_SPOTS = [
     "It does not see names, addresses, dates of birth or anything else without a fixed form.",
     "It sees telephone numbers after a + with their country, and North American ones; no other national ones.",
@@ -40,48 +41,40 @@ def luhn(digits: str) -> bool:
     return (sum(map(int, digits[::-2])) + sum(tens + ones for tens, ones in doubled)) % 10 == 0
 
 
-def iban_end(text: str) -> int | None:
-    """Returns where the IBAN ends that `text` begins with, spaces included; None where it begins with none.
-
-    The letters' numbers, with the first four characters at the end, are 1 modulo 97 (ISO 13616)."""
-    places = [i for i, character in enumerate(text) if character != " "]
-    length = IBAN_LENGTHS.get(text[:2], 0)
-    if not length or len(places) < length:
-        return None
-    end = places[length - 1] + 1
-    compact = text[:end].replace(" ", "")
-    if not re.fullmatch(r"[A-Z0-9]+", compact) or re.match(r"\w", text[end:]):
-        return None
-    number = "".join(str(int(character, 36)) for character in compact[4:] + compact[:4])
-    return end if int(number) % 97 == 1 else None
+def mod_97(iban: str) -> bool:
+    """Returns whether the check digits of an IBAN are right: the numbers of its letters and digits, with the first four
+    characters at the end, are 1 modulo 97 (ISO 13616)."""
+    return int("".join(str(int(character, 36)) for character in iban[4:] + iban[:4])) % 97 == 1
 
 
-def _spans(text: str) -> Iterator[tuple[str, int, int]]:
-    """Yields (kind, begin, end) of all that has the form and passes its check; places may overlap."""
-    for match in EMAIL.finditer(text):
-        yield "e-mail", *match.span()
-    for match in IBAN.finditer(text):
-        if end := iban_end(text[match.start() : match.start() + IBAN_CHARACTERS]):
-            yield "IBAN", match.start(), match.start() + end
-    for match in CARD.finditer(text):
-        if luhn(re.sub(r"\D", "", match[0])):
-            yield "credit card", *match.span()
-    for match in IP.finditer(text):
-        with suppress(ValueError):
-            if ipaddress.ip_address(match[0]).is_global:
-                yield "IP address", *match.span()
-    for match in PHONE.finditer(text):
-        if 8 <= len(re.sub(r"\D", "", match[0])) <= 15:
-            yield "telephone", *match.span()
+def _public(address: str) -> bool:
+    with suppress(ValueError):
+        return ipaddress.ip_address(address).is_global
+    return False
+
+
+def _digits(string: str) -> str:
+    return re.sub(r"\D", "", string)
+
+
+FORMS: dict[str, tuple[re.Pattern[str], Callable[[str], bool]]] = {  # each with what the string must also fulfil
+    "e-mail": (EMAIL, lambda _: True),
+    "IBAN": (IBAN, lambda string: mod_97(string.replace(" ", ""))),
+    "credit card": (CARD, lambda string: luhn(_digits(string))),
+    "IP address": (IP, _public),
+    "telephone": (PHONE, lambda string: 8 <= len(_digits(string)) <= 15),
+}
 
 
 def personal_data(text: str) -> list[tuple[str, str]]:
     """Returns (kind, string) of the personal data in a text. A place counts once, as the first kind that it fits."""
     taken, matches = bytearray(len(text)), []
-    for kind, begin, end in _spans(text):
-        if not any(taken[begin:end]):
-            taken[begin:end] = b"\1" * (end - begin)
-            matches.append((kind, text[begin:end]))
+    for kind, (form, check) in FORMS.items():
+        for match in form.finditer(text):
+            begin, end = match.span()
+            if not any(taken[begin:end]) and check(match[0]):
+                taken[begin:end] = b"\1" * (end - begin)
+                matches.append((kind, match[0]))
     return matches
 
 
@@ -102,9 +95,8 @@ def check_personal(texts: Iterable[tuple[str, str]], unit: str) -> Result:
             shown = examples.setdefault(kind, [])
             if len(shown) < EXAMPLES:
                 shown.append(f"{kind} in {place}: {redacted(string)}")
-    names = ("e-mail", "telephone", "IBAN", "credit card", "IP address")
-    counts = {unit: total} | {name: kinds[name] for name in names}
-    shares = {f"with {name}": proportion(holders[name], total) for name in ("any", *names)}
+    counts = {unit: total} | {name: kinds[name] for name in FORMS}
+    shares = {f"with {name}": proportion(holders[name], total) for name in ("any", *FORMS)}
     summary = f"Of {total:,} {unit}, {percent(shares['with any'])} hold e-mail addresses or numbers of persons."
     return Result(
         "personal", summary, counts, shares, BLIND_SPOTS, [line for kind in examples.values() for line in kind]

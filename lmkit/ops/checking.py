@@ -4,7 +4,7 @@
 null where it is undefined), examples, blind_spots, and what could not be read (skipped: what, how often)."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,56 +29,45 @@ from lmkit.recipe.pretraining import DataConfig
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The checks that are asked for."""
+class Options:
+    """Which checks are asked for, and how; the page docs/check.md explains each field."""
 
     memorised: Path | None = None
     against: list[str] | None = None
     personal: bool = False
     pairs: str | None = None
     toxic: Path | None = None
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How the texts of a corpus are read, and those of evaluation files."""
-
-    text: str = "text"
-    against_text: str = "text"
-    separator: str | None = None
-    encoding: str = "utf-8"
-
-
-@dataclass(frozen=True)
-class Writing:
-    """What a model is given, and how much it writes."""
-
     samples: int = 200
     prompt_tokens: int = 32
     max_tokens: int = 32
     seed: int = 0
-    allow_pickle: bool = False
+    text: str = "text"
+    against_text: str = "text"
+    separator: str | None = None
+    encoding: str = "utf-8"
+    card: bool = False
 
 
-def run_checks(
-    targets: list[str], asked: Asked, reading: Reading, writing: Writing, as_json: bool, card: bool = False
-) -> None:
-    """Prints the result of each check that is asked for.
-
-    card: writes their summaries into the model's card. Raises UserError where no check is asked for, or one that is not
-    for what `targets` names, and what the checks raise."""
+def run_checks(targets: list[str], options: Options, as_json: bool, allow_pickle: bool) -> None:
+    """Prints the result of each check that is asked for. Raises UserError where none is, or one that is not for what
+    `targets` names, and what the checks raise."""
     problems = Problems()
-    loaded = load(targets[0], writing.allow_pickle) if _is_model(targets) else None
-    checks = _of_model(loaded, asked, writing, problems) if loaded else _of_corpus(targets, asked, reading, problems)
-    if card and (loaded is None or loaded.folder.is_file()):
-        raise UserError(f"--card: {targets[0]} is no folder of a model\n  → leave it out")
-    if not checks:
+    loaded = load(targets[0], allow_pickle) if _is_model(targets) else None
+    for name in ("against",) if loaded else ("memorised", "pairs", "card"):
+        if getattr(options, name):
+            raise UserError(f"--{name} is for a {'corpus' if loaded else 'model'}, and {targets[0]} is none")
+    if options.card and loaded and loaded.folder.is_file():
+        raise UserError(f"--card: {targets[0]} is a file, which has no README.md\n  → leave it out")
+    if not (options.memorised or options.against or options.personal or options.pairs or options.toxic):
         raise UserError("nothing to check is named\n  → for example --personal; `lmkit check --help` lists all checks")
-    for check in checks:
+    results = _results(targets, loaded, options, problems)
+    while True:
         with waiting("checking"):
-            result = check()
+            result = next(results, None)
+        if result is None:
+            return
         _show(" ".join(targets), result, problems, as_json)
-        if card and loaded:
+        if options.card and loaded:
             note(f"written into {write_limit(loaded.folder, result.check, result.summary)}")
 
 
@@ -92,51 +81,28 @@ def _is_model(targets: list[str]) -> bool:
     return True
 
 
-def _of_model(
-    loaded: Pretrained, asked: Asked, writing: Writing, problems: Problems
-) -> list[Callable[[], Result]]:  # fmt: skip
-    if asked.against:
-        raise UserError("--against looks for evaluation texts in a corpus\n  → name the corpus instead of a model")
-    checks = list[Callable[[], Result]]()
-    if store := asked.memorised:
-        sizes = (writing.prompt_tokens, writing.max_tokens, writing.samples, writing.seed)
-        checks.append(lambda: check_memorisation(loaded, TokenStore(store), *sizes))
-    if file := asked.pairs:
-        checks.append(lambda: check_pairs(loaded, read_pairs(file, problems)))
-    return checks + _of_texts(lambda: _samples(loaded, writing), "samples", asked)
+def _results(targets: list[str], loaded: Pretrained | None, o: Options, problems: Problems) -> Iterator[Result]:
+    unit = "samples" if loaded else "documents"
+    read = lambda: _samples(loaded, o) if loaded else _texts(targets, o.text, o, problems)
+    if loaded and o.memorised:
+        yield check_memorisation(loaded, TokenStore(o.memorised), o.prompt_tokens, o.max_tokens, o.samples, o.seed)
+    if loaded and o.pairs:
+        yield check_pairs(loaded, read_pairs(o.pairs, problems))
+    if o.against:
+        yield check_contamination(read(), _texts(o.against, o.against_text, o, problems))
+    if o.personal:
+        yield check_personal(read(), unit)
+    if o.toxic:
+        yield check_words(read(), read_words(o.toxic), unit)
 
 
-def _of_corpus(
-    targets: list[str], asked: Asked, reading: Reading, problems: Problems
-) -> list[Callable[[], Result]]:  # fmt: skip
-    if option := next((name for name in ("memorised", "pairs") if getattr(asked, name)), None):
-        raise UserError(f"--{option} checks a model, and {targets[0]} is none\n  → name a run or a model's folder")
-    checks = list[Callable[[], Result]]()
-    if files := asked.against:
-        read = lambda: _texts(files, reading.against_text, reading, problems)
-        checks.append(lambda: check_contamination(_texts(targets, reading.text, reading, problems), read()))
-    return checks + _of_texts(lambda: _texts(targets, reading.text, reading, problems), "documents", asked)
-
-
-def _of_texts(
-    read: Callable[[], Iterator[tuple[str, str]]], unit: str, asked: Asked
-) -> list[Callable[[], Result]]:  # fmt: skip
-    """Returns the checks of texts, whether they were written by a model or stand in a corpus."""
-    checks = list[Callable[[], Result]]()
-    if asked.personal:
-        checks.append(lambda: check_personal(read(), unit))
-    if file := asked.toxic:
-        checks.append(lambda: check_words(read(), read_words(file), unit))
-    return checks
-
-
-def _samples(loaded: Pretrained, writing: Writing) -> Iterator[tuple[str, str]]:
+def _samples(loaded: Pretrained, o: Options) -> Iterator[tuple[str, str]]:
     """Yields texts that the model writes from nothing, at temperature 1."""
-    texts = loaded.generate([""], writing.samples, max_tokens=writing.max_tokens, seed=writing.seed)
+    texts = loaded.generate([""], o.samples, max_tokens=o.max_tokens, seed=o.seed)
     return ((f"sample {number}", text.text) for number, text in enumerate(texts, 1))
 
 
-def _texts(patterns: list[str], column: str, reading: Reading, problems: Problems) -> Iterator[tuple[str, str]]:
+def _texts(patterns: list[str], column: str, o: Options, problems: Problems) -> Iterator[tuple[str, str]]:
     """Yields (place, text) of the documents of files, or of a token store. Raises DataError where there are none."""
     if len(patterns) == 1 and is_store(patterns[0]):
         store = TokenStore(patterns[0])
@@ -146,8 +112,8 @@ def _texts(patterns: list[str], column: str, reading: Reading, problems: Problem
         for number in range(split.num_documents):
             yield f"{patterns[0]} document {number}", store.tokenizer.decode(split.document(number).tolist())
         return
-    keys: dict[str, Any] = {"train": patterns, "text": column, "separator": reading.separator}
-    config = recipes.build_recipe(DataConfig, keys | {"encoding": reading.encoding}, {}, where="lmkit check")
+    keys: dict[str, Any] = {"train": patterns, "text": column, "separator": o.separator}
+    config = recipes.build_recipe(DataConfig, keys | {"encoding": o.encoding}, {}, where="lmkit check")
     number = 0
     for item in settle_encodings(list_inputs(patterns, None, config)):
         for document in read_documents(item, config, problems):

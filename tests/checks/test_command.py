@@ -39,10 +39,10 @@ def test_the_texts_a_model_writes_are_checked_and_a_card_keeps_the_last_result(t
     ("options", "message"),
     [
         ([], "nothing to check is named"),
-        (["--memorised", "tokens"], "--memorised checks a model"),
-        (["--pairs", "pairs.csv"], "--pairs checks a model"),
+        (["--memorised", "tokens"], "--memorised is for a model"),
+        (["--pairs", "pairs.csv"], "--pairs is for a model"),
         (["--against", "short.txt"], "no text of --against has 13 words"),
-        (["--personal", "--card"], "is no folder of a model"),
+        (["--personal", "--card"], "--card is for a model"),
         (["--toxic", "empty.txt"], "holds no word"),
         (["--personal", "--text", "body"], "no key `body`"),
     ],
