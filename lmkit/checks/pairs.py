@@ -1,7 +1,7 @@
 """Bias by counterfactual pairs: which of two sentences that differ in who they are about a model prefers.
 
 Pairs are those of CrowS-Pairs (Nangia et al. 2020): the columns sent_more (the more stereotypical), sent_less and
-bias_type. A model without preference is at 50%. BBQ (Parrish et al. 2022) asks questions with three answers instead."""
+bias_type. A model without preference is at 50%."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -46,6 +46,8 @@ def read_pairs(path: str, problems: Problems) -> list[Pair]:
     DataError where a column is missing or no row is left."""
     pairs = []
     for item in list_inputs([path]):
+        if item.kind in ("txt", "html"):
+            raise DataError(f"{item.name}: text without columns\n  → name a table with {', '.join(COLUMNS)}")
         for line, record in read_records(item, problems):
             if missing := [name for name in COLUMNS if name not in record]:
                 raise DataError(f"{item.name}:{line}: no column `{missing[0]}`\n  → name a file like CrowS-Pairs'")

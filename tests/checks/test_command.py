@@ -54,3 +54,17 @@ def test_mistakes_are_told(tmp_path, monkeypatch, options, message):
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(UserError, match=message):
         _run("corpus.jsonl", *options)
+
+
+def test_mistakes_in_what_a_model_is_checked_with_are_told(tmp_path):
+    llama_folder(tmp_path / "m")
+    (tmp_path / "a.txt").write_text("no table")
+    (tmp_path / "b.csv").write_text("sent_more,bias_type\nx,y\n")
+    for options, message in (
+        (["--pairs", tmp_path / "a.txt"], "text without columns"),
+        (["--pairs", tmp_path / "b.csv"], "b.csv:2: no column `sent_less`"),
+        (["--memorised", tmp_path], "is no token store"),
+        (["--against", tmp_path / "a.txt"], "--against is for a corpus"),
+    ):
+        with pytest.raises(UserError, match=message):
+            _run(tmp_path / "m", *options)
