@@ -1,7 +1,9 @@
 """Greedy continuations and copies, against transformers' own generation and a plain search."""
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import torch
 from typer.testing import CliRunner
 
@@ -66,3 +68,12 @@ def test_what_is_reproduced_is_what_transformers_writes(tmp_path, monkeypatch):
     wanted = [p.continuation for p in passages["train"]]
     copies = [sum(f" {' '.join(map(str, w))} " in row for row in rows) for w in wanted]
     assert documents_with(train, wanted) == copies and max(copies) > 2 and min(copies) == 1
+
+
+def test_a_copy_lies_in_one_document():
+    """Documents 123, 12 and 3123, one after the other without a token between them."""
+    stream, lengths = np.array([1, 2, 3, 1, 2, 3, 1, 2, 3]), np.array([3, 2, 4])
+    split = SimpleNamespace(
+        num_tokens=9, lengths=lengths, starts=np.cumsum(lengths) - lengths, stream=lambda a, b: stream[a:b]
+    )
+    assert documents_with(split, [[1, 2, 3], [3, 1, 2], [2, 3, 3]]) == [2, 1, 0]

@@ -52,6 +52,8 @@ def test_published_numbers_are_seen_in_a_sentence_and_nothing_else_is():
         for string in strings:
             assert personal_data(f"Ask {string}, or PAID. Then {string} 5 GO.")[:1] == [(kind, string)], string
             assert {k for k, _ in personal_data(f"Ask {string}, or PAID. Then {string}.")} == {kind}, string
+    both = "202-555-0143@mail.example.org"  # which is one thing, though a telephone number stands in it
+    assert personal_data(both) == [("e-mail", both)]
     for string in NOT:
         assert personal_data(f"Ask {string}, then go.") == [], string
 
