@@ -28,7 +28,8 @@ GUIDE = (Path(__file__).parent.parent / "docs/finetune.md").read_text()
 REPRODUCE = (Path(__file__).parent.parent / "docs/reproduce.md").read_text()
 DISTRIBUTED = (Path(__file__).parent.parent / "docs/distributed.md").read_text()
 COMPATIBILITY = (Path(__file__).parent.parent / "docs/compatibility.md").read_text()
-LINES = re.findall(r"^ {4}(lmkit .*)$", README + GUIDE + REPRODUCE + DISTRIBUTED, re.MULTILINE)
+CHECK = (Path(__file__).parent.parent / "docs/check.md").read_text()
+LINES = re.findall(r"^ {4}(lmkit .*)$", README + GUIDE + REPRODUCE + DISTRIBUTED + CHECK, re.MULTILINE)
 SHOWN = [line.partition(" #")[0].strip() for line in LINES]
 
 
@@ -57,6 +58,11 @@ def test_every_command_shown_parses(line):
             named, changes = None, [named, *changes]
         path = find_recipe(named, "finetune") if named else None
         assert isinstance(load_recipe(FinetuneRecipe, path, (*said, *changes), expand_finetune), FinetuneRecipe)
+
+
+def test_the_page_of_checks_names_every_flag():
+    options = {name for p in get_command(app).commands["check"].params for name in p.opts if name.startswith("--")}
+    assert options == set(re.findall(r"`(--[\w-]+)[^`]*`", CHECK))
 
 
 def test_every_test_named_as_evidence_exists():

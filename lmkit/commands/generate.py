@@ -60,7 +60,7 @@ def generate(
     from lmkit.ops import answers, writing
     from lmkit.recipe.task_settings import settings_of
 
-    settings, config = settings_of(model), _sampling(context.params)
+    config, settings = _sampling(context.params), settings_of(model)
     if settings and settings.task.name == "answer":
         answers.check_generate_options(given)
         most = max_tokens if "max_tokens" in given else None

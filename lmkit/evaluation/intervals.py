@@ -24,6 +24,17 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Estimat
     return Estimate(math.fsum(top) / sum(bottom), *(bootstrap_ratio(top, bottom) or (None, None)))
 
 
+def proportion(successes: float, trials: int) -> Estimate:
+    """Returns successes / trials with its 95% interval (Wilson 1927), which has a width even where none of the trials
+    succeeded; a bootstrap has none there. Trials must not depend on each other. Without trials the share is nan."""
+    if not trials:
+        return Estimate(math.nan, None, None)
+    share, z = successes / trials, 1.959963984540054  # the 97.5% quantile of the normal distribution
+    centre, shrink = share + z * z / (2 * trials), 1 + z * z / trials
+    half = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    return Estimate(share, max(0.0, (centre - half) / shrink), min(1.0, (centre + half) / shrink))
+
+
 def exponential(e: Estimate) -> Estimate:
     """Returns the perplexity of an estimate in nats; values above e^700 become e^700."""
     return Estimate(*(None if x is None else math.exp(min(x, 700.0)) for x in e))  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from lmkit.recipe.recipe_file import as_tree
 CARD = "README.md"
 WEIGHTS = (".safetensors", ".bin", ".gguf")  # of the model that fine-tuning starts from, among the files that were read
 USE = "\n## Use\n"
+LIMITS = "\n## Limits\n"
 MOST_FILES = 20  # that are named
 ABSOLUTE = re.compile(r"""(?m)(^|[\s'"])/(?:[^'"\n/]+/)+""")  # the folders of a path
 PIPELINES = {"sequence": "text-classification", "token": "token-classification", "span": "question-answering",
@@ -53,6 +54,22 @@ def exported_card(model: Transformer, origin: Path, name: str, uses: Sequence[st
     if own.startswith("---\n") and "\n- lmkit\n" in own.partition("\n---\n")[0]:
         return own.partition(USE)[0] + _use(uses)
     return model_card(model, Path(name).name, uses)
+
+
+def write_limit(folder: Path, check: str, summary: str) -> Path:
+    """Writes the summary of a check into the section Limits of a folder's card, in the place of an earlier one of the
+    same check; makes the section, and the card, where there is none. Returns the card's path."""
+    file, begin = folder / CARD, f"- `lmkit check --{check}`: "
+    card = file.read_text(encoding="utf-8") if file.is_file() else f"# {folder.resolve().name}\n"
+    if LIMITS not in card:
+        before, use, after = card.partition(USE)
+        card = f"{before.rstrip()}\n{LIMITS}\n{use}{after}"
+    before, _, after = card.partition(LIMITS)
+    section, heading, rest = after.partition("\n## ")
+    lines = [line for line in section.strip().splitlines() if not line.startswith(begin)]
+    section = "\n".join([*lines, begin + summary])
+    write_atomic(file, f"{before}{LIMITS}\n{section}\n{heading}{rest}")
+    return file
 
 
 def folder_uses(c: ModelConfig, task: str, folder: Path | str) -> list[str]:

@@ -1,0 +1,141 @@
+"""lmkit check MODEL|DATA: the checks of `lmkit.checks` on a model, on texts that it writes, or on a corpus.
+
+`--json` prints one object a check: target, check, summary, counts, shares (each {value, low, high}: a 95% interval,
+null where it is undefined), examples, blind_spots, and what could not be read (skipped: what, how often)."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lmkit.base.display import note, waiting, write
+from lmkit.base.errors import DataError, ModelError, UserError
+from lmkit.base.runs import model_folder
+from lmkit.checks.contamination import check_contamination
+from lmkit.checks.memorisation import check_memorisation
+from lmkit.checks.pairs import check_pairs, read_pairs
+from lmkit.checks.personal import check_personal
+from lmkit.checks.result import Result, percent
+from lmkit.checks.toxic import check_words, read_words
+from lmkit.data.documents import read_documents, unread_advice
+from lmkit.data.encodings import settle_encodings
+from lmkit.data.inputs import Problems, list_inputs
+from lmkit.data.tokens.store import TokenStore, is_store
+from lmkit.model.formats.model_card import write_limit
+from lmkit.pretrained import Pretrained, load
+from lmkit.recipe import recipe_file as recipes
+from lmkit.recipe.pretraining import DataConfig
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which checks are asked for, and how; the page docs/check.md explains each field."""
+
+    memorised: Path | None = None
+    against: list[str] | None = None
+    personal: bool = False
+    pairs: str | None = None
+    toxic: Path | None = None
+    samples: int = 200
+    prompt_tokens: int = 32
+    max_tokens: int = 32
+    seed: int = 0
+    text: str = "text"
+    against_text: str = "text"
+    separator: str | None = None
+    encoding: str = "utf-8"
+    card: bool = False
+
+
+def run_checks(targets: list[str], options: Options, as_json: bool, allow_pickle: bool) -> None:
+    """Prints the result of each check that is asked for. Raises UserError where none is, or one that is not for what
+    `targets` names, and what the checks raise."""
+    problems = Problems()
+    loaded = load(targets[0], allow_pickle) if _is_model(targets) else None
+    for name in ("against",) if loaded else ("memorised", "pairs", "card"):
+        if getattr(options, name):
+            raise UserError(f"--{name} is for a {'corpus' if loaded else 'model'}, and {targets[0]} is none")
+    if options.card and loaded and loaded.folder.is_file():
+        raise UserError(f"--card: {targets[0]} is a file, which has no README.md\n  → leave it out")
+    if not (options.memorised or options.against or options.personal or options.pairs or options.toxic):
+        raise UserError("nothing to check is named\n  → for example --personal; `lmkit check --help` lists all checks")
+    results = _results(targets, loaded, options, problems)
+    while True:
+        with waiting("checking"):
+            result = next(results, None)
+        if result is None:
+            return
+        _show(" ".join(targets), result, problems, as_json)
+        if options.card and loaded:
+            note(f"written into {write_limit(loaded.folder, result.check, result.summary)}")
+
+
+def _is_model(targets: list[str]) -> bool:
+    try:
+        model_folder(targets[0])
+    except ModelError:
+        return False
+    if len(targets) > 1:
+        raise UserError(f"{targets[0]} is a model\n  → name one model, or the files of a corpus")
+    return True
+
+
+def _results(targets: list[str], loaded: Pretrained | None, o: Options, problems: Problems) -> Iterator[Result]:
+    unit = "samples" if loaded else "documents"
+    read = lambda: _samples(loaded, o) if loaded else _texts(targets, o.text, o, problems)
+    if loaded and o.memorised:
+        yield check_memorisation(loaded, TokenStore(o.memorised), o.prompt_tokens, o.max_tokens, o.samples, o.seed)
+    if loaded and o.pairs:
+        yield check_pairs(loaded, read_pairs(o.pairs, problems))
+    if o.against:
+        yield check_contamination(read(), _texts(o.against, o.against_text, o, problems))
+    if o.personal:
+        yield check_personal(read(), unit)
+    if o.toxic:
+        yield check_words(read(), read_words(o.toxic), unit)
+
+
+def _samples(loaded: Pretrained, o: Options) -> Iterator[tuple[str, str]]:
+    """Yields texts that the model writes from nothing, at temperature 1."""
+    texts = loaded.generate([""], o.samples, max_tokens=o.max_tokens, seed=o.seed)
+    return ((f"sample {number}", text.text) for number, text in enumerate(texts, 1))
+
+
+def _texts(patterns: list[str], column: str, o: Options, problems: Problems) -> Iterator[tuple[str, str]]:
+    """Yields (place, text) of the documents of files, or of a token store. Raises DataError where there are none."""
+    if len(patterns) == 1 and is_store(patterns[0]):
+        store = TokenStore(patterns[0])
+        split = store.split("train")
+        if not split.num_documents:
+            raise DataError(f"{store.path}: holds no training document")
+        for number in range(split.num_documents):
+            yield f"{patterns[0]} document {number}", store.tokenizer.decode(split.document(number).tolist())
+        return
+    keys: dict[str, Any] = {"train": patterns, "text": column, "separator": o.separator}
+    config = recipes.build_recipe(DataConfig, keys | {"encoding": o.encoding}, {}, where="lmkit check")
+    number = 0
+    for item in settle_encodings(list_inputs(patterns, None, config)):
+        for document in read_documents(item, config, problems):
+            number += 1
+            yield f"{item.name}:{document.line}", document.text
+    if not number:
+        raise DataError(f"{', '.join(patterns)}: there is no text to check{unread_advice(problems)}")
+
+
+def _show(target: str, result: Result, problems: Problems, as_json: bool) -> None:
+    for kind, n in problems.counts.items():
+        note(f"while reading: {n:,} {kind}, like {problems.examples[kind][0]}")
+    if as_json:
+        shares = {"shares": {name: share._asdict() for name, share in result.shares.items()}}
+        facts = {"target": target} | asdict(result) | shares | {"skipped": dict(problems.counts)}
+        print(json.dumps(facts, ensure_ascii=False))
+    else:
+        lines = [f"{target} --{result.check}", f"  {result.summary}"]
+        lines += ["  counts       " + ", ".join(f"{name} {n:,}" for name, n in result.counts.items())]
+        lines += [f"  {name:28} {percent(share)}" for name, share in result.shares.items()]
+        lines += [f"  example      {example}" for example in result.examples]
+        lines += [f"  cannot see   {blind}" for blind in result.blind_spots]
+        write("\n".join(lines) + "\n")
+    problems.counts.clear()
+    problems.examples.clear()
