@@ -121,6 +121,6 @@ def _shared_scores(loaded: Pretrained, texts: Sequence[list[int]]) -> list[float
         shared.append({block.b + i - 1 for block in blocks for i in range(block.size)})
     scores = [0.0] * len(texts)
     windows = [np.array(ids, np.int64) for ids in texts]
-    for number, place, value in token_log_probs(loaded.model, v, windows, BATCH_TOKENS):
+    for number, place, value, _ in token_log_probs(loaded.model, v, windows, BATCH_TOKENS):
         scores[number] += value if place in shared[number] else 0.0
     return scores
