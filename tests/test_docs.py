@@ -29,7 +29,8 @@ REPRODUCE = (Path(__file__).parent.parent / "docs/reproduce.md").read_text()
 DISTRIBUTED = (Path(__file__).parent.parent / "docs/distributed.md").read_text()
 COMPATIBILITY = (Path(__file__).parent.parent / "docs/compatibility.md").read_text()
 CHECK = (Path(__file__).parent.parent / "docs/check.md").read_text()
-LINES = re.findall(r"^ {4}(lmkit .*)$", README + GUIDE + REPRODUCE + DISTRIBUTED + CHECK, re.MULTILINE)
+RUNS = (Path(__file__).parent.parent / "docs/runs.md").read_text()
+LINES = re.findall(r"^ {4}(lmkit .*)$", README + GUIDE + REPRODUCE + DISTRIBUTED + CHECK + RUNS, re.MULTILINE)
 SHOWN = [line.partition(" #")[0].strip() for line in LINES]
 
 

@@ -1,6 +1,7 @@
 """A run directory: everything a resume, a reader or a person needs to know about one training run.
 
     recipe.yaml  environment.json  status.json  lock  metrics.jsonl  timing.jsonl  events.jsonl
+    scores.json  held_out.jsonl     of a fine-tuned model, and of each row that it was scored on
     checkpoints/step-00000400/   a Hugging Face folder, and training/ for resuming
     latest -> checkpoints/...    best -> checkpoints/...
 
@@ -16,7 +17,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +30,7 @@ from lmkit.base.manifest import damage, put_whole
 
 OWN = re.compile(r"step-\d{8,}")  # names of checkpoints; other files beside them are not ours
 # All that is written before a run begins. A folder with only these was left by a killed start, and may be used again.
+HELD_OUT = "held_out.jsonl"
 STARTED = {"lock", "checkpoints", "tokenizer", "environment.json"}
 # Keys of training/state.json that hold seconds, and so differ between equal runs.
 BY_THE_CLOCK = ("elapsed", "beside", "saving", "eval_seconds", "save_seconds", "reserve")
@@ -421,6 +423,31 @@ def _of_others(folder: Path) -> list[str]:
     if "lock" not in names:
         return names
     return [name for name in names if name not in STARTED or (name == "checkpoints" and any((folder / name).iterdir()))]
+
+
+def spare_checkpoints(run: Path) -> list[Path]:
+    """Returns the checkpoints of a run that neither `best` nor, where there is no best one, `latest` names."""
+    link = run / ("best" if (run / "best").exists() else "latest")
+    return [p for p in sorted((run / "checkpoints").glob("*")) if p.is_dir() and p.resolve() != link.resolve()]
+
+
+def delete_run(path: Path, parts: Sequence[Path] | None = None) -> None:
+    """Deletes a run, or of it only the folders `parts`; links that then name nothing go too.
+
+    Raises RunInUse where a process has the run, and StorageError where something cannot be deleted."""
+    run = Run(path)  # locks it
+    try:
+        for folder in [path.resolve()] if parts is None else parts:
+            shutil.rmtree(folder)
+        links = [path.parent / "latest", path, path / "latest", path / "best"]
+        for link in links:
+            if link.is_symlink() and not link.exists():
+                link.unlink()
+    except OSError as e:
+        raise StorageError(f"{e.filename or path}: cannot be deleted: {e.strerror}") from None
+    finally:
+        if parts is not None:
+            run.close()
 
 
 def find_run(path: Path | str) -> Path:

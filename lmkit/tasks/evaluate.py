@@ -18,6 +18,7 @@ from lmkit.data.tables.task_tables import TABLES
 from lmkit.evaluation import paired
 from lmkit.evaluation.intervals import Estimate
 from lmkit.images.palette import as_texts, holds_images, load_palette
+from lmkit.model.transformer import Transformer
 from lmkit.pretrained import Pretrained
 from lmkit.recipe.recipe_file import build_recipe
 from lmkit.recipe.task_settings import settings_of
@@ -140,7 +141,7 @@ def evaluate_tables(
         lines += [_slice_table(by, e, table, slices) for e in evaluations]
     if worst:
         learnt = TABLES[configs[0].name].learnt
-        facts["worst"] = {e.name: worst_rows(e, loaded[0], table, learnt, worst)
+        facts["worst"] = {e.name: worst_rows(row_records(e.task, loaded[0].model, table, e.outputs, learnt), worst)
                           for e, loaded in zip(evaluations, models.values(), strict=True)}  # fmt: skip
         lines += [f"{name}: the worst rows\n" + "\n".join(f"  {_brief(row)}" for row in rows)
                   for name, rows in facts["worst"].items()]  # fmt: skip
@@ -183,24 +184,31 @@ def _slice_table(by: str, e: Evaluated, table: Table, slices: dict[str, list[int
     return score_table(f"{e.name}, by {by} (rows)", columns, sum(map(len, slices.values())))
 
 
-def worst_rows(e: Evaluated, loaded: Pretrained, table: Table, learnt: str, most: int) -> list[dict[str, Any]]:
-    """Returns the rows with the largest loss, or of tasks without losses those that are least right, with what is known
-    of them. learnt: the role of a row that is right."""
-    losses = e.task.losses(loaded.model, table, e.outputs)
-    goodness = e.task.per_row(table, e.outputs)
-    badness = [(-good if loss is None else loss) for loss, good in zip(losses, goodness, strict=True)]
+def row_records(
+    task: Task, model: Transformer, table: Table, outputs: Sequence[Any], learnt: str
+) -> list[dict[str, Any]]:
+    """Returns what is known of each row: its place, loss (None in tasks without one), score in [0, 1], what is right
+    (`gold`), the `prediction` as `say_of` gives it, and the texts of the row. learnt: the role of what is right."""
+    losses, goodness = task.losses(model, table, outputs), task.per_row(table, outputs)
     records = list[dict[str, Any]]()
-    for i in sorted(range(len(badness)), key=badness.__getitem__, reverse=True)[:most]:
-        row = table.rows[i]
+    for place, row, output, loss, score in zip(table.places, table.rows, outputs, losses, goodness, strict=True):
         shown = {key: value for key, value in row.items() if isinstance(value, str) and key != learnt}
         gold = row.get("references", row.get(learnt))
-        records.append({"place": table.places[i], "loss": losses[i], "score": goodness[i], "gold": gold}
-                       | e.task.say_of(row, e.outputs[i]) | {"row": shown})  # fmt: skip
+        prediction = task.say_of(row, output)
+        records.append(
+            {"place": place, "loss": loss, "score": score, "gold": gold, "prediction": prediction, "row": shown}
+        )
     return records
+
+
+def worst_rows(records: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """Returns the records with the largest loss, or of tasks without losses those that are least right."""
+    badness = lambda record: -record["score"] if record["loss"] is None else record["loss"]
+    return sorted(records, key=badness, reverse=True)[:most]
 
 
 def _brief(record: dict[str, Any]) -> str:
     loss = "" if record["loss"] is None else f" loss {record['loss']:.4f}"
-    said = next((v for k, v in record.items() if k not in ("place", "loss", "score", "gold", "row")), "")
+    said = next((value for key, value in record["prediction"].items() if key != "id"), "")
     text = next(iter(record["row"].values()), "")
     return f"{record['place']}:{loss} gold {brief(str(record['gold']))}, predicted {brief(str(said))}: {brief(text)}"

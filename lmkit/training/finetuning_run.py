@@ -9,22 +9,26 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lmkit.base.display import note, note_marked, waiting
 from lmkit.base.errors import ModelError, UserError
 from lmkit.base.files import write_atomic, write_json
-from lmkit.base.runs import Run, find_run, fresh_path, going_on, model_folder, read_status, takes_latest
+from lmkit.base.runs import HELD_OUT, Run, find_run, fresh_path, going_on, model_folder, read_status, takes_latest
 from lmkit.base.units import show_count, show_seconds
 from lmkit.data.inventory import of_model, of_store, of_tables
 from lmkit.data.tables.labels import label_kind
 from lmkit.data.tables.report import report
 from lmkit.data.tables.splitting import fold, groups_held_out, limit, split
 from lmkit.data.tables.table import Table, read_table
+from lmkit.data.tables.task_tables import TABLES
 from lmkit.images.palette import as_texts, fit_palette, holds_images, load_palette
 from lmkit.images.tokens import palette_tokenizer
 from lmkit.pretrained import load
 from lmkit.recipe import recipe_file
 from lmkit.recipe.finetuning import FinetuneRecipe, expand_finetuning, is_finetuning
 from lmkit.tasks import answer_fitting
+from lmkit.tasks.evaluate import row_records
 from lmkit.tasks.table import TASKS
 from lmkit.tasks.task import score_table, scores_as_json, seeds_line, texts, unknown_tokens
 from lmkit.training import verdict
@@ -33,8 +37,10 @@ from lmkit.training.distributed.world import ALONE, World
 from lmkit.training.finetune import Finetuning, build_continued, build_finetuning, describe_finetuning
 from lmkit.training.job import Job
 from lmkit.training.job import describe_pretraining as describe_text
-from lmkit.training.run_shell import Prepared, card, execute, keep_average, meet
+from lmkit.training.run_shell import Prepared, card, execute, keep_average, meet, told
 from lmkit.training.step import expected_time
+
+BINS = 24  # of the histogram of lengths
 
 
 def start(recipe: FinetuneRecipe, name: str, out: Path | None) -> int:
@@ -162,16 +168,19 @@ def _prepare(recipe: FinetuneRecipe, world: World, run: Run) -> Prepared:
     )
 
 
-def _introduce(f: Finetuning) -> None:
-    """Tells what became of the rows, and shows the first of them as the model reads them."""
+def _introduce(f: Finetuning) -> dict[str, Any]:
+    """Tells what became of the rows, and shows the first of them as the model reads them. Returns it for the log."""
     tokenizer = f.job.tokenizer
     lines = report(f.train, f.held_out, f.job.recipe.task.name, f.lengths, f.task.max_length, f.cut)
     lines += unknown_tokens(tokenizer, f.learnt, f.task.head == "lm")
     if dropped := tokenizer.count_unspelt(texts(f.train)):
         lines.append(f"dropped: {dropped:,} bytes of the training texts, for which the tokenizer has no token")
-    note("\n".join([*lines, *describe_finetuning(f)]))
+    rows, edges = np.histogram(f.lengths, bins=BINS)
+    lengths = {"rows": rows.tolist(), "edges": edges.round(1).tolist(), "limit": f.task.max_length}
+    introduced = told([*lines, *describe_finetuning(f)], lengths=lengths)
     for example in f.rendered():
         note_marked("example  ", example)
+    return introduced
 
 
 def _base(recipe: FinetuneRecipe) -> dict[str, str]:
@@ -210,10 +219,11 @@ def _continued(recipe: FinetuneRecipe, world: World, run: Run) -> Prepared:
     """Prepares continued pretraining, `task: lm`. What the model knew before is told beside what it knows after."""
     job, store = build_continued(recipe, run.path, world)
 
-    def introduce() -> None:
-        note("\n".join(describe_text(job, store)))
+    def introduce() -> dict[str, Any]:
+        introduced = told(describe_text(job, store))
         if len(job.work.held_out) and not job.state.step:
             job.state.before = job.score()
+        return introduced
 
     facts = {"data": store.fingerprint} | _base(recipe)
     files = lambda: of_store(store, recipe.data.train) + of_model(recipe)
@@ -229,10 +239,11 @@ def _tell_continued(job: Job, run: Run, seconds: float) -> None:
         print(f"  best   step {job.state.best['step']:.0f}: perplexity {job.state.best['val_perplexity']:.2f}{was}")
         after = {k: {"value": v} for k, v in job.state.best.items() if k != "step"}
         write_json(run.path / "scores.json", {"before": before, "scores": after})
-    if lines := verdict.course(run.path, job.recipe.train.budget, "finetune"):
+    lines = verdict.course(run.path, job.recipe.train.budget, "finetune") if job.world.first else []
+    if lines:
         print(verdict.as_text(lines))
     card(job, run)
-    run.status("done", **job.progress)
+    run.status("done", verdict=lines, **job.progress)
     print(f"  next   lmkit eval {shlex.quote(str(run.path))} --data FILE")
 
 
@@ -252,7 +263,7 @@ def _tell(f: Finetuning, run: Run, seconds: float) -> None:
     if verdicts:
         print(verdict.as_text(verdicts))
     card(job, run)
-    run.status("done", **job.progress)
+    run.status("done", verdict=verdicts, **job.progress)
     print(f"  model  {folder}   (transformers: {job.model.config.spec.cls})")
     use = "predict {} --data FILE --out predictions.jsonl" if f.task.labels_rows else "chat {}"
     print(f"  next   lmkit {use.format(shlex.quote(str(run.path)))}")
@@ -317,6 +328,10 @@ def _scores(f: Finetuning, folder: Path, run: Run) -> list[str]:
             header = ("class", *next(iter(classes.values()))._fields)
             csv.writer(file).writerows([header, *((name, *score) for name, score in classes.items())])
     write_json(run.path / "scores.json", facts)
+    if task.labels_rows:
+        with waiting("keeping what the model says of each row"):
+            records = row_records(task, model, table, outputs, TABLES[f.job.recipe.task.name].learnt)
+        write_atomic(run.path / HELD_OUT, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
     weighs = hasattr(f.settings.task, "class_weights")
     weights = "\n  → task.class_weights=true gives rare labels more weight" if weighs else ""
     return [

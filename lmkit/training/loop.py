@@ -173,8 +173,8 @@ def is_over(job: Job) -> bool:
     )
 
 
-def evaluate(job: Job, meter: Meter) -> dict[str, float]:
-    """Returns validation scores of the model, or of its average if there is one, and shows them with a sample text.
+def evaluate(job: Job, meter: Meter) -> dict[str, float | str]:
+    """Returns validation scores of the model, or of its average if there is one, and a `sample` text, and shows them.
 
     It also updates the best scores in the job's state. Without held-out rows it returns no scores."""
     if not len(job.work.held_out):
@@ -198,7 +198,7 @@ def evaluate(job: Job, meter: Meter) -> dict[str, float]:
     if text:
         meter.line(f"  » {text}")
     job.state.eval_seconds = rhythm.clock() - began
-    return scores
+    return scores | ({"sample": text} if text else {})
 
 
 def _score(job: Job) -> dict[str, float]:

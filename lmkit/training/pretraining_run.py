@@ -2,8 +2,8 @@
 
 import shlex
 from pathlib import Path
+from typing import Any
 
-from lmkit.base.display import note
 from lmkit.base.errors import UserError
 from lmkit.base.files import write_atomic
 from lmkit.base.runs import Run, find_run, fresh_path, going_on, takes_latest
@@ -18,7 +18,7 @@ from lmkit.recipe.pretraining import Recipe
 from lmkit.training import verdict
 from lmkit.training.distributed.world import ALONE, World
 from lmkit.training.job import Job, build_pretraining, describe_pretraining, fit_vocabulary
-from lmkit.training.run_shell import Prepared, card, execute, keep_average, meet
+from lmkit.training.run_shell import Prepared, card, execute, keep_average, meet, told
 from lmkit.training.step import expected_time
 
 
@@ -51,7 +51,13 @@ def resume(path: Path, given: Recipe | None = None, accept_changes: bool = False
         prepared = _prepare(given or recipe, world, run)
         resolved = recipe_file.dump(prepared.job.recipe)
         rewrite = given is not None and world.first
-        prepared.introduce = lambda: write_atomic(path / "recipe.yaml", resolved) if rewrite else None
+
+        def introduce() -> dict[str, Any]:
+            if rewrite:
+                write_atomic(path / "recipe.yaml", resolved)
+            return {}
+
+        prepared.introduce = introduce
         return prepared
 
     return execute(meet(given or recipe), path, "pretrain", prepare, goes_on=True, accept_changes=accept_changes)
@@ -62,7 +68,7 @@ def _prepare(recipe: Recipe, world: World, run: Run) -> Prepared:
     job = build_pretraining(recipe, store, world=world)
     return Prepared(
         job, {"data": store.fingerprint}, lambda: of_store(store, recipe.data.train),
-        lambda: note("\n".join(describe_pretraining(job, store))), lambda seconds: _tell(job, run, seconds),
+        lambda: told(describe_pretraining(job, store)), lambda seconds: _tell(job, run, seconds),
     )  # fmt: skip
 
 
@@ -79,7 +85,8 @@ def _tell(job: Job, run: Run, seconds: float) -> None:
     keep_average(job, run)
     state = job.state
     card(job, run)
-    run.status("done", **job.progress)
+    lines = verdict.course(run.path, job.recipe.train.budget, "pretrain") if job.world.first else []
+    run.status("done", verdict=lines, **job.progress)
     best = ""
     if state.best:
         best = (
@@ -88,7 +95,7 @@ def _tell(job: Job, run: Run, seconds: float) -> None:
         )
     skipped = f" · {state.skipped} steps skipped (events.jsonl)" if state.skipped else ""
     print(f"done in {show_seconds(seconds)}: {state.step} steps, {show_count(state.tokens)} tokens{skipped}{best}")
-    if job.world.first and (lines := verdict.course(run.path, job.recipe.train.budget, "pretrain")):
+    if lines:
         print(verdict.as_text(lines))
     folder = "best" if (run.path / "best").exists() else "latest"
     print(f"  model  {run.path}/{folder}   (a Hugging Face folder)")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,7 +41,7 @@ class Prepared:
     job: Job
     facts: dict[str, str]  # fingerprints of the data and models that it reads
     files: Callable[[], list[Entry]]  # lists them with checksums, for `lmkit runs reproduce`
-    introduce: Callable[[], None]  # tells what was inferred, before the first step
+    introduce: Callable[[], dict[str, Any]]  # tells what was inferred, before the first step; returns it for the log
     conclude: Callable[[float], None]  # tells scores and what to do next, given the seconds that training took
 
 
@@ -61,7 +62,9 @@ def execute(
             take_up(job, run, prepared.facts, accept_changes)
         else:
             begin(job, run, prepared.facts, prepared.files)
-        prepared.introduce()
+        introduced = prepared.introduce()
+        if not goes_on:
+            run.event("introduced", **introduced)
         job.tell_sources(job.horizon.steps or job.state.step)
         began = time.monotonic()
         code = run_to_end(job, run, verb)
@@ -70,6 +73,12 @@ def execute(
         return finish(job, run, verb, lambda: prepared.conclude(time.monotonic() - began))
     finally:
         run.close()
+
+
+def told(lines: list[str], **facts: Any) -> dict[str, Any]:
+    """Tells lines to the user. Returns them, and other facts, for the log of events."""
+    note("\n".join(lines))
+    return {"lines": lines, **facts}
 
 
 def meet(recipe: Recipe | FinetuneRecipe) -> World:

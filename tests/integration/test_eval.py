@@ -78,7 +78,7 @@ def test_one_object_holds_all_and_is_that_of_sklearn(work):
     worst = sorted(said, key=lambda row: -row["loss"])[:5]
     assert [row["place"] for row in told["worst"][model]] == [row["place"] for row in worst]
     assert [row["loss"] for row in told["worst"][model]] == pytest.approx([row["loss"] for row in worst], abs=1e-5)
-    assert [row["label"] for row in told["worst"][model]] == [row["label"] for row in worst]
+    assert [row["prediction"]["label"] for row in told["worst"][model]] == [row["label"] for row in worst]
     assert all(row["place"] in shown for row in worst)
 
     (work / "scores.json").write_text(printed)

@@ -1,0 +1,115 @@
+"""The report of runs as one HTML file, which needs no other file, no script and no network."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lmkit.base.runs import going_on
+from lmkit.base.units import show_bytes, show_count, show_seconds
+from lmkit.recipe.finetuning import is_finetuning
+from lmkit.report import comparison, curves
+from lmkit.report.record import AXES, RunRecord
+
+TEMPLATE = Path(__file__).with_name("page.html")
+TRAINING = {"loss": "training loss", "lr": "learning rate", "grad_norm": "gradient norm",
+            "tokens_per_second": "tokens per second"}  # columns that are drawn, and their titles  # fmt: skip
+MOST_SAMPLES, MOST_WORST, MOST_CLASSES = 12, 20, 30  # shown of each run
+VALIDATION = "validation {}"
+
+
+def report_page(runs: Sequence[RunRecord]) -> str:
+    """Returns the page. runs: at least one; their curves are drawn over each other."""
+    from jinja2 import Environment
+
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)  # texts of users are in there
+    environment.filters |= {"score": said_score, "count": show_count, "seconds": _seconds, "bytes": show_bytes}
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
+    return template.render(
+        title=title, axes=AXES, runs=[_facts(run, style) for style, run in enumerate(runs)], charts=charts(runs),
+        differences=comparison.differing_keys(runs) if len(runs) > 1 else {}, tests=comparison.tested(runs),
+        score_names=list(dict.fromkeys(name for run in runs for name in comparison.final_scores(run))),
+    )  # fmt: skip
+
+
+def charts(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """Returns the charts: `title`, and an SVG for each axis, "" where no run has points over it."""
+    drawn = {
+        title: {axis: curves.line_chart(title, series(runs, name, axis), axis) for axis in AXES}
+        for name, title in charted(runs).items()
+    }
+    return [{"title": title, "drawn": by_axis} for title, by_axis in drawn.items() if any(by_axis.values())]
+
+
+def charted(runs: Sequence[RunRecord]) -> dict[str, str]:
+    """Returns the columns of metrics.jsonl that are worth a chart, with their titles."""
+    names = dict.fromkeys(name for run in runs for name in run.columns if name.startswith("val_"))
+    return (
+        {"loss": TRAINING["loss"]} | {name: VALIDATION.format(name[4:].replace("_", " ")) for name in names} | TRAINING
+    )
+
+
+def series(runs: Sequence[RunRecord], name: str, axis: str) -> list[curves.Series]:
+    """Returns the curve of each run that has this column of metrics.jsonl."""
+    return [
+        curves.Series(run.name, *run.curve(name, axis), style) for style, run in enumerate(runs) if name in run.columns
+    ]
+
+
+def _facts(run: RunRecord, style: int) -> dict[str, Any]:
+    confusion = comparison.confusion(run)
+    classes = list(dict.fromkeys([*confusion, *(label for row in confusion.values() for label in row)]))
+    lengths = run.introduced.get("lengths") or {}
+    return {
+        "record": run, "style": style % curves.STYLES, "cost": comparison.cost(run), "next": next_step(run),
+        "scores": comparison.final_scores(run), "baselines": comparison.baseline_scores(run),
+        "classes": run.scores.get("classes") or {}, "confusion": confusion if len(classes) <= MOST_CLASSES else {},
+        "labels": sorted(classes), "largest": max((n for row in confusion.values() for n in row.values()), default=0),
+        "worst": comparison.worst_rows(run, MOST_WORST), "samples": run.samples[-MOST_SAMPLES:],
+        "all_samples": len(run.samples), "told": run.introduced.get("lines") or [],
+        "lengths": lengths and curves.histogram(
+            "tokens a row", lengths.get("rows", ()), lengths.get("edges", ()), lengths.get("limit"), "tokens"
+        ),
+        "limit": lengths.get("limit"), "events": events(run), "recipe": _recipe(run),
+        "command": shlex.join(map(str, run.environment.get("command", []))),
+    }  # fmt: skip
+
+
+def next_step(run: RunRecord) -> str:
+    """Returns the command to go on with: resume what stopped, use what is done."""
+    path = shlex.quote(str(run.path))
+    verb = "finetune" if is_finetuning(run.recipe) else "pretrain"
+    if run.state == "running":
+        return f"lmkit runs watch {path}"
+    if run.state != "done":
+        return going_on(run.path, verb)
+    if run.rows:
+        return f"lmkit predict {path} --data FILE --out predictions.jsonl"
+    return f"lmkit eval {path} --data FILE"
+
+
+def events(run: RunRecord) -> dict[str, list[str]]:
+    """Returns the events other than the beginning, by kind, with the steps of the last ones."""
+    found: dict[str, list[str]] = {}
+    for event in run.events:
+        kind = str(event.get("event"))
+        if kind not in ("start", "introduced", "sources"):
+            found.setdefault(kind, []).append(str(event.get("step", event.get("time", ""))))
+    return found
+
+
+def _recipe(run: RunRecord) -> str:
+    file = run.path / "recipe.yaml"
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+
+
+def said_score(score: dict[str, Any] | None) -> str:
+    if not score or not isinstance(score.get("value"), int | float):
+        return "–"
+    value, low, high = score["value"], score.get("low"), score.get("high")
+    return f"{value:.4g}" if low is None or high is None else f"{value:.4g} ({low:.4g}–{high:.4g})"
+
+
+def _seconds(seconds: float | None) -> str:
+    return "–" if seconds is None else show_seconds(seconds)
