@@ -25,6 +25,7 @@ from lmkit.recipe.pretraining import (  # fmt: skip
     ParallelConfig,
     ScheduleConfig,
     TokenizerConfig,
+    TrackerConfig,
     TrainConfig,
     Warmup,
 )
@@ -73,6 +74,7 @@ class FinetuneRecipe(Section):
     )
     evaluate: FinetuneEvaluateConfig = Field(default_factory=FinetuneEvaluateConfig, description="Scores on the way.")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="What is kept.")
+    tracker: TrackerConfig = Field(default_factory=TrackerConfig, description="Who else is told of the metrics.")
     seeds: Count = Field(1, ge=1, description="Train this many times, with train.seed, train.seed + 1, ...")
 
     @model_validator(mode="after")

@@ -193,6 +193,19 @@ class CheckpointConfig(Section):
         return self
 
 
+class TrackerConfig(Section):
+    name: Literal["none", "tensorboard", "wandb", "mlflow", "trackio"] = Field(
+        "none", description="Where the metrics go beside metrics.jsonl; needs the extra of the same name."
+    )
+    project: str = Field("lmkit", description="What the tracker files the run under.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_name(cls, value: object) -> object:
+        """Reads `tracker: wandb` as `tracker: {name: wandb}`."""
+        return {"name": value} if isinstance(value, str) else value
+
+
 class Recipe(Section):
     task: ObjectiveConfig = Field(default_factory=CausalLMConfig, description="What is learnt. Default: by family.")
     model: ModelSection = Field(description="The architecture.")
@@ -206,6 +219,7 @@ class Recipe(Section):
     )
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="Scores during training.")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="What is kept.")
+    tracker: TrackerConfig = Field(default_factory=TrackerConfig, description="Who else is told of the metrics.")
 
     @model_validator(mode="after")
     def _check(self) -> "Recipe":

@@ -25,6 +25,7 @@ from lmkit.training.saving import Saver
 from lmkit.training.schedules import multiplier
 from lmkit.training.signals import StopFlag
 from lmkit.training.step import Share
+from lmkit.training.trackers import Tracker
 
 LESS = "train.recompute=true, train.precision=bf16 on a GPU, or a smaller model"
 
@@ -42,7 +43,7 @@ def train(job: Job, run: Run, stop: StopFlag) -> str:
     with (
         Meter("train", 1.0) as meter, ShareSource(job) as source, Saver(job, run) as saver,
         Watchdog(world, recipe.parallel.patience, run.path) as watchdog,
-        run.open_log("metrics.jsonl") as metrics, run.open_log("timing.jsonl") as timing,
+        run.open_log("metrics.jsonl") as metrics, run.open_log("timing.jsonl") as timing, Tracker(job, run) as tracker,
     ):  # fmt: skip
         finished = asked = False
         while not (finished or asked):
@@ -67,6 +68,7 @@ def train(job: Job, run: Run, stop: StopFlag) -> str:
                 finished = _out_of_patience(job, meter) or finished
             state.finished = recipe.train.budget if finished else ""
             _write(metrics, row)
+            tracker.log(row)
 
             # a checkpoint
             best = state.best is not None and state.best["step"] == state.step

@@ -29,9 +29,10 @@ from lmkit.training.guard import Rollback, give_up
 from lmkit.training.job import Job, checkpoint_bytes
 from lmkit.training.precision import choose_device, torch_environment
 from lmkit.training.signals import Asked, StopFlag, leaving_at_once
+from lmkit.training.trackers import check_tracker
 
 HARMLESS = ("evaluate.sample", "evaluate.sample_tokens", "checkpoint.keep", "checkpoint.async", "train.device",
-            "train.micro_batch", "train.compile", "train.recompute", "parallel.")  # fmt: skip
+            "train.micro_batch", "train.compile", "train.recompute", "parallel.", "tracker.")  # fmt: skip
 
 
 @dataclass
@@ -82,7 +83,8 @@ def told(lines: list[str], **facts: Any) -> dict[str, Any]:
 
 
 def meet(recipe: Recipe | FinetuneRecipe) -> World:
-    """Returns the processes of this run, once they have met. Raises UserError as `join` does."""
+    """Returns the processes of this run, once they have met. Raises UserError as `join` and `check_tracker` do."""
+    check_tracker(recipe.tracker)
     device: torch.device = choose_device(recipe.train.device)
     return join(recipe.parallel, device)
 
