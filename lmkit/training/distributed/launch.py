@@ -23,13 +23,18 @@ SPINS = 6000
 GRACE = 600  # seconds that a process has to finish a step and save, once it is asked to stop
 
 
+def die_with_parent() -> None:
+    """Makes this process receive a request to stop when its parent dies. It works on Linux alone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
 def die_with_launcher() -> None:
     """Makes this process, which `start_processes` has started, receive a request to stop when the process of
     `start_processes` dies.
 
     It works on Linux. Raises ProcessFailed where that process has died already."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    die_with_parent()
     if os.getppid() != int(os.environ[LAUNCHED]):  # a process whose parent dies gets another parent
         raise ProcessFailed("the process that started this one has ended")
 
