@@ -23,6 +23,12 @@ def inspect(
         Literal["ig", "gradient", "occlusion"], typer.Option("--method", help="Of --attribute: how it is computed.")
     ] = "ig",
     label: Annotated[str | None, typer.Option("--label", help="Of --attribute: the label; else the likeliest.")] = None,
+    word: Annotated[
+        str | None, typer.Option("--word", help="Of --attribute: the labelled word, or its number from 1.")
+    ] = None,
+    context: Annotated[
+        str | None, typer.Option("--context", help="Of --attribute: where the answer to TEXT is looked for.")
+    ] = None,
     top: Annotated[int, typer.Option("--top", help="Likeliest tokens that are listed.", min=1)] = 5,
     page: Annotated[Path | None, typer.Option("--html", help="Write a page of its own in the place of text.")] = None,
     as_json: options.Json = False,
@@ -31,5 +37,5 @@ def inspect(
     """Look inside: the loss of every token, attention, the words of each layer, or what a label rests on."""
     from lmkit.ops.inspecting import View, inspect_text
 
-    view = View(attention, lens, attribute, method, label)
-    inspect_text(model, text, target, view, top, as_json, page, allow_pickle)
+    view = View(attention, lens, attribute, method, label, word, context, target)
+    inspect_text(model, text, view, top, as_json, page, allow_pickle)
