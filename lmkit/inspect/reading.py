@@ -16,7 +16,7 @@ from lmkit.model import layers
 from lmkit.model.heads import Head
 from lmkit.model.transformer import Stack
 from lmkit.pretrained import HEADS, Pretrained
-from lmkit.text.tokenizer import frame_texts
+from lmkit.text.tokenizer import Tokenizer, frame_texts
 
 LOSSES = "losses of tokens"
 
@@ -52,6 +52,17 @@ def text_ids(loaded: Pretrained, text: str) -> list[int]:
     if not ids or (len(ids) > c.context and c.positions != "relative"):
         raise UserError(f"the text has {len(ids):,} tokens, and {loaded.folder} reads 1 to {c.context:,}")
     return ids
+
+
+def token_texts(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    """Returns the text of each token, with the space before it where the tokenizer writes one between two tokens."""
+    decode = lambda *tokens: tokenizer.decode(tokens, skip_special=False)
+    texts = [decode(i) for i in ids]
+    for at in range(1, len(ids)):
+        before, both = decode(ids[at - 1]), decode(ids[at - 1], ids[at])
+        if both.startswith(before) and both != before:  # parts of a character do not
+            texts[at] = both[len(before) :]
+    return texts
 
 
 def decoder_ids(loaded: Pretrained, target: str | None) -> list[int] | None:
@@ -99,11 +110,14 @@ def token_losses(loaded: Pretrained, text: str, target: str | None = None, most:
     log_probs = logits.log_softmax(-1)
     best = log_probs.topk(min(most, log_probs.size(-1)))
     word = lambda token: tokenizer.decode([token], skip_special=False)
+    texts = token_texts(tokenizer, ids[:1] + read if c.stacks == "decoder" else read)
     tokens = [
-        ReadToken(word(token), float(row[token]), [(word(i), math.exp(v)) for i, v in zip(at, values, strict=True)])
-        for token, row, at, values in zip(read, log_probs, best.indices.tolist(), best.values.tolist(), strict=True)
+        ReadToken(text, float(row[token]), [(word(i), math.exp(v)) for i, v in zip(at, values, strict=True)])
+        for text, token, row, at, values in zip(
+            texts[len(texts) - len(read) :], read, log_probs, best.indices.tolist(), best.values.tolist(), strict=True
+        )
     ]
-    return tokens if c.stacks != "decoder" else [ReadToken(word(ids[0]), None, []), *tokens]
+    return tokens if c.stacks != "decoder" else [ReadToken(texts[0], None, []), *tokens]
 
 
 def attention_weights(loaded: Pretrained, ids: list[int], written: list[int] | None = None) -> dict[str, list[Tensor]]:

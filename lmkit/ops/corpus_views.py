@@ -20,9 +20,10 @@ from lmkit.evaluation.intervals import proportion
 from lmkit.inspect.nearest import NGRAM, nearest_documents
 from lmkit.inspect.neurons import Activations, activations, parse_neuron
 from lmkit.inspect.probing import mean_states, probe_layers
+from lmkit.inspect.reading import token_texts
 from lmkit.inspect.states import note_cut
 from lmkit.ops.corpus import note_problems, read_texts
-from lmkit.ops.text_views import Shown, View, words_of
+from lmkit.ops.text_views import Shown, View
 from lmkit.pretrained import Pretrained
 from lmkit.recipe.tasks import TableConfig
 
@@ -46,7 +47,7 @@ def nearest_view(loaded: Pretrained, text: str, view: View) -> Shown:
     found = nearest_documents(train, ids, view.most)
     shared = [tokenizer.decode(train.tokens(d.document, d.start, d.start + d.length).tolist()) for d in found]
     in_nearest = range(found[0].start_in_text, found[0].start_in_text + found[0].length) if found else range(0)
-    shades = [(tokenizer.decode([i], skip_special=False), float(at in in_nearest)) for at, i in enumerate(ids)]
+    shades = [(word, float(at in in_nearest)) for at, word in enumerate(token_texts(tokenizer, ids))]
     what = f"{NGRAM} tokens in a row" if len(ids) >= NGRAM else "all tokens"
     lines = [f"{len(found):,} documents, of {train.num_documents:,} that were searched for {what} of the text"]
     lines += [
@@ -132,7 +133,7 @@ def neuron_view(loaded: Pretrained, text: str, view: View) -> Shown:
 def _firing(loaded: Pretrained, place: str, a: Activations) -> Firing:
     peak = int(a.values.argmax())
     around = slice(max(0, peak - AROUND), peak + AROUND + 1)
-    words = words_of(loaded, a.ids[around])
+    words = token_texts(loaded.needs_tokenizer(), a.ids[around])
     return Firing(float(a.values[peak]), place, words[peak - around.start], words, a.values[around].tolist())
 
 

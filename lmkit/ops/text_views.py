@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from lmkit.base.display import note
 from lmkit.inspect.attribution import Method, attribute
 from lmkit.inspect.questions import question
-from lmkit.inspect.reading import attention_weights, check_view, decoder_ids, lens, text_ids, token_losses
+from lmkit.inspect.reading import attention_weights, check_view, decoder_ids, lens, text_ids, token_losses, token_texts
 from lmkit.pretrained import Pretrained
 
 CLOSE = 0.05  # the gap up to which an integral is as exact as it need be
@@ -65,8 +67,10 @@ def _losses(loaded: Pretrained, text: str, target: str | None, most: int) -> Sho
 
 
 def _attention(loaded: Pretrained, ids: list[int], written: list[int] | None, most: int) -> Shown:
-    source = words_of(loaded, ids)
-    decoder = source if written is None else words_of(loaded, written)
+    source = token_texts(loaded.needs_tokenizer(), ids)
+    if written is None and loaded.config.stacks == "encoder_decoder":  # the decoder reads the text once more
+        written = loaded.shifted(torch.tensor([ids]))[0].tolist()
+    decoder = source if written is None else token_texts(loaded.needs_tokenizer(), written)
     weights, lines = attention_weights(loaded, ids, written), []
     for name, layers in weights.items():
         of = name.removesuffix("attentions").replace("_", " ")
@@ -82,12 +86,14 @@ def _attention(loaded: Pretrained, ids: list[int], written: list[int] | None, mo
 
 
 def _lens(loaded: Pretrained, ids: list[int], written: list[int] | None, most: int) -> Shown:
-    words = words_of(loaded, ids if written is None else written)
+    words = token_texts(loaded.needs_tokenizer(), ids if written is None else written)
     chances = lens(loaded, ids, written).softmax(-1)
     best = chances.topk(min(most, chances.size(-1)))
+    word = lambda token: loaded.needs_tokenizer().decode([token], skip_special=False)
+    listed = lambda place, values: [(word(i), chance) for i, chance in zip(place, values, strict=True)]
     layers = [
-        [list(zip(words_of(loaded, at), values, strict=True)) for at, values in zip(rows, chance, strict=True)]
-        for rows, chance in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        [listed(*pair) for pair in zip(places, values, strict=True)]
+        for places, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]
     lines = [f"layer {n:>3}  {words[i]!r:16} → {_listed(places[i])}"
              for n, places in enumerate(layers, 1) for i in range(len(words))]  # fmt: skip
@@ -96,7 +102,7 @@ def _lens(loaded: Pretrained, ids: list[int], written: list[int] | None, most: i
 
 def _attributed(loaded: Pretrained, text: str, view: View) -> Shown:
     q = question(loaded, text, view.label, view.word, view.context, view.target)
-    a, words = attribute(loaded, q, view.method), words_of(loaded, q.ids)
+    a, words = attribute(loaded, q, view.method), token_texts(loaded.needs_tokenizer(), q.ids)
     if view.method == "ig" and a.gap > CLOSE:
         note(f"the shares miss the difference of the logits by {a.gap:.0%}: the integral is not exact here")
     largest = max(map(abs, a.scores), default=0) or 1.0
@@ -109,11 +115,6 @@ def _attributed(loaded: Pretrained, text: str, view: View) -> Shown:
         facts["words"] = q.tags
         lines.append("words: " + "  ".join(f"{n} {word} {tag}" for n, (word, tag) in enumerate(q.tags, 1)))
     return Shown([(word, score / largest) for word, score in zip(words, a.scores, strict=True)], facts, lines)
-
-
-def words_of(loaded: Pretrained, ids: list[int]) -> list[str]:
-    """Returns the text of each token."""
-    return [loaded.needs_tokenizer().decode([i], skip_special=False) for i in ids]
 
 
 def _best(weights: list[float], words: list[str], most: int) -> list[tuple[str, float]]:

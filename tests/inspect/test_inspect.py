@@ -239,6 +239,18 @@ def test_the_command_prints_numbers_text_and_a_page(classifier, tmp_path):
     assert "&lt;" in page.read_text() and "<script" not in page.read_text() and "http" not in page.read_text()
     with pytest.raises(UserError, match="labels texts, and has no view of --lens\n  allowed: --attribute"):
         printed(str(folder), "a dog", "--lens")
+    encoder_folder(tmp_path / "tagger", "bert", BertForTokenClassification)
+    facts = json.loads(printed(str(tmp_path / "tagger"), "the foxs dog", "--attribute", "--word", "dog", "--json"))
+    assert facts["output"].endswith(" at dog") and facts["tokens"] == ["[CLS]", " the", " fox", "s", " dog", " [SEP]"]
+    assert [word for word, _ in facts["words"]] == ["the", "foxs", "dog"]
+    encoder_folder(tmp_path / "qa", "bert", BertForQuestionAnswering)
+    lines = printed(str(tmp_path / "qa"), "a dog", "--attribute", "--context", "the fox").splitlines()
+    assert lines[0] == "[CLS] a dog [SEP] the fox [SEP]" and "without the text" in lines[1]
+    seq2seq_folder(tmp_path / "t5", "t5")
+    lines = printed(str(tmp_path / "t5"), "The fox", "--attention", "--target", "dog").splitlines()
+    kinds = dict.fromkeys(line.split()[0] for line in lines if " ← " in line)
+    assert list(kinds) == ["encoder", "decoder", "cross"]
     llama_folder(tmp_path / "llama")
     lines = printed(str(tmp_path / "llama"), "The fox").splitlines()
     assert lines[0] == "The fox" and lines[1].startswith("loss ")
+    assert json.loads(printed(str(tmp_path / "llama"), "T", "--json"))["tokens"][0]["text"] == "T"
