@@ -48,13 +48,18 @@ def question(
     if c.head == "token":
         return _of_word(loaded, text, word, label)
     if c.head == "span" and context is not None:
+        if label is not None:
+            raise UserError(f"--label is of models that label texts or words, and {loaded.folder} finds answers")
         return _of_answer(loaded, text, context)
     ids, tokenizer, place = text_ids(loaded, text), loaded.needs_tokenizer(), None
     if c.head != "sequence":
         place = -1
         if c.stacks == "encoder":
             if tokenizer.mask_id not in ids:
-                raise UserError("--attribute of an encoder is about the word at a mask\n  → write one in TEXT: [MASK]")
+                advice = (
+                    f"\n  → write {tokenizer.special.mask} in TEXT" if tokenizer.special.mask else ", and this has none"
+                )
+                raise UserError(f"--attribute of an encoder is about the word at a mask{advice}")
             place = ids.index(tokenizer.mask_id)
     logits = loaded.logits([ids], decoder_input_ids=written and [written])[0]
     number = _number(list(c.labels), label)

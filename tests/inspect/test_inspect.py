@@ -1,6 +1,7 @@
 """What is seen inside a model is what transformers and captum see there."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -187,9 +188,30 @@ def test_answers_are_attributed_as_captum_does(tmp_path):
         out = theirs(inputs_embeds=x, token_type_ids=types.expand(len(x), -1))
         return out.start_logits[:, start] + out.end_logits[:, end]
 
+    with pytest.raises(UserError, match="finds answers"):
+        question(loaded, "the dog ?", "B-ANIMAL", context=context)
+    with pytest.raises(UserError, match="--context is where"):
+        question(loaded, "the dog ?")
     got = attribute(loaded, q)
     assert got.scores == pytest.approx(judged(forward, theirs.bert.embeddings.word_embeddings, q.ids, 0), abs=5e-4)
     assert got.logit == pytest.approx(spans[start, end], abs=5e-5)
+
+
+@pytest.mark.parametrize(("kind", "mask"), [("bert", "[MASK]"), ("roberta", "<mask>")])
+def test_the_word_at_a_mask_is_attributed_as_captum_does(kind, mask, tmp_path):
+    theirs = encoder_folder(tmp_path, kind)
+    loaded = load(tmp_path)
+    q = question(loaded, f"the {mask} dog")
+    ((place, best),) = q.logits
+    assert q.ids[place] == loaded.tokenizer.mask_id
+    forward = lambda x: theirs(inputs_embeds=x).logits[:, place]
+    embedding = theirs.get_input_embeddings()
+    with torch.no_grad():
+        assert best == int(theirs(torch.tensor([q.ids])).logits[0, place].argmax())
+    pad = theirs.config.pad_token_id
+    assert attribute(loaded, q).scores == pytest.approx(judged(forward, embedding, q.ids, pad, target=best), abs=2e-3)
+    with pytest.raises(UserError, match=f"write {re.escape(mask)} in TEXT"):
+        question(loaded, "the dog")
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart"])
