@@ -30,7 +30,9 @@ DISTRIBUTED = (Path(__file__).parent.parent / "docs/distributed.md").read_text()
 COMPATIBILITY = (Path(__file__).parent.parent / "docs/compatibility.md").read_text()
 CHECK = (Path(__file__).parent.parent / "docs/check.md").read_text()
 RUNS = (Path(__file__).parent.parent / "docs/runs.md").read_text()
-LINES = re.findall(r"^ {4}(lmkit .*)$", README + GUIDE + REPRODUCE + DISTRIBUTED + CHECK + RUNS, re.MULTILINE)
+INSPECT = (Path(__file__).parent.parent / "docs/inspect.md").read_text()
+SHOWING = (README, GUIDE, REPRODUCE, DISTRIBUTED, CHECK, RUNS, INSPECT)
+LINES = re.findall(r"^ {4}(lmkit .*)$", "".join(SHOWING), re.MULTILINE)
 SHOWN = [line.partition(" #")[0].strip() for line in LINES]
 
 
@@ -61,9 +63,10 @@ def test_every_command_shown_parses(line):
         assert isinstance(load_recipe(FinetuneRecipe, path, (*said, *changes), expand_finetune), FinetuneRecipe)
 
 
-def test_the_page_of_checks_names_every_flag():
-    options = {name for p in get_command(app).commands["check"].params for name in p.opts if name.startswith("--")}
-    assert options == set(re.findall(r"`(--[\w-]+)[^`]*`", CHECK))
+@pytest.mark.parametrize(("command", "page"), [("check", CHECK), ("inspect", INSPECT)])
+def test_the_page_of_a_command_names_every_flag(command, page):
+    options = {name for p in get_command(app).commands[command].params for name in p.opts if name.startswith("--")}
+    assert options == set(re.findall(r"`(--[\w-]+)[^`]*`", page))
 
 
 def test_every_test_named_as_evidence_exists():

@@ -9,14 +9,13 @@ import numpy as np
 from lmkit.base.errors import DataError, ModelError, UserError
 from lmkit.base.order import rng_for
 from lmkit.checks.result import EXAMPLES, Result, percent
+from lmkit.data.tokens.ngrams import BLOCK, ngram_hashes
 from lmkit.data.tokens.store import Split, TokenStore
 from lmkit.evaluation.intervals import proportion
 from lmkit.generation.engine import generate
 from lmkit.generation.sampling import SamplingConfig
 from lmkit.pretrained import Pretrained
 
-BLOCK = 1 << 20  # tokens of the store that are compared at a time
-FACTOR = np.uint64(0x9E3779B97F4A7C15)  # of the hash; odd, so that no token is lost
 COPIES = {"1 document": (1, 1), "2 to 9 documents": (2, 9), "10 documents or more": (10, None)}
 BLIND_SPOTS = [
     "It compares tokens one by one, so it does not see text that is repeated with a small change.",
@@ -54,11 +53,11 @@ def documents_with(split: Split, continuations: Sequence[Sequence[int]]) -> list
     compared token by token."""
     wanted = np.array(continuations, np.int64)
     length, total = wanted.shape[1], split.num_tokens
-    hashes, holders = _hashes(wanted.reshape(-1), length)[::length], [set[int]() for _ in continuations]
+    hashes, holders = ngram_hashes(wanted.reshape(-1), length)[::length], [set[int]() for _ in continuations]
     ends = split.starts + split.lengths
     for begin in range(0, total - length + 1, BLOCK):
         block = split.stream(begin, min(begin + BLOCK + length - 1, total)).astype(np.int64)
-        block_hashes = _hashes(block, length)
+        block_hashes = ngram_hashes(block, length)
         for place in np.flatnonzero(np.isin(block_hashes, hashes)).tolist():
             document = int(np.searchsorted(ends, begin + place, side="right"))
             if begin + place + length <= ends[document]:
@@ -66,12 +65,6 @@ def documents_with(split: Split, continuations: Sequence[Sequence[int]]) -> list
                 for number in np.flatnonzero(same).tolist():
                     holders[number].add(document)
     return [len(documents) for documents in holders]
-
-
-def _hashes(ids: np.ndarray, length: int) -> np.ndarray:
-    """Returns the hash of the `length` ids from each place on, (n - length + 1,) uint64: a polynomial modulo 2^64."""
-    powers = np.cumprod(np.full(length, FACTOR))
-    return np.lib.stride_tricks.sliding_window_view(ids.astype(np.uint64) + np.uint64(1), length) @ powers
 
 
 def check_memorisation(

@@ -1,7 +1,7 @@
 """`lmkit inspect`: why a model says what it says."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -9,27 +9,52 @@ from lmkit.commands import options
 from lmkit.commands.app import app
 
 
+def _option(name: str, text: str, metavar: str | None = None) -> Any:
+    return typer.Option(f"--{name}", help=text, metavar=metavar)
+
+
 @app.command(epilog="Example: lmkit inspect runs/demo 'It was a fine morning'")
 def inspect(
     model: options.Model,
-    text: Annotated[str, typer.Argument(help="What the model reads.")],
-    target: Annotated[str | None, typer.Option("--target", help="What an encoder-decoder writes from it.")] = None,
-    attention: Annotated[bool, typer.Option("--attention", help="What each token takes from which, by layer.")] = False,
-    lens: Annotated[bool, typer.Option("--lens", help="The words that the head makes of each layer.")] = False,
+    text: Annotated[str | None, typer.Argument(help="What the model reads.", show_default=False)] = None,
+    attention: Annotated[bool, _option("attention", "View: what each token takes from which, by layer.")] = False,
+    lens: Annotated[bool, _option("lens", "View: the words that the head makes of each layer.")] = False,
     attribute: Annotated[
-        bool, typer.Option("--attribute", help="The share of each token in a label, or in the next token.")
+        bool, _option("attribute", "View: each token's share in a label, an answer or the next token.")
     ] = False,
+    nearest: Annotated[
+        Path | None, _option("nearest", "View: the documents of a token store that share most with TEXT.", "STORE")
+    ] = None,
+    probe: Annotated[
+        list[str] | None, _option("probe", "View: what layers tell of labels. Repeatable.", "FILES")
+    ] = None,
+    neuron: Annotated[
+        str | None, _option("neuron", "View: where a neuron fires, in TEXT or --data.", "LAYER.NUMBER")
+    ] = None,
+    target: Annotated[str | None, _option("target", "What an encoder-decoder writes from TEXT.")] = None,
     method: Annotated[
-        Literal["ig", "gradient", "occlusion"], typer.Option("--method", help="Of --attribute: how it is computed.")
+        Literal["ig", "gradient", "occlusion"], _option("method", "Of --attribute: how it is computed.")
     ] = "ig",
-    label: Annotated[str | None, typer.Option("--label", help="Of --attribute: the label; else the likeliest.")] = None,
-    top: Annotated[int, typer.Option("--top", help="Likeliest tokens that are listed.", min=1)] = 5,
-    page: Annotated[Path | None, typer.Option("--html", help="Write a page of its own in the place of text.")] = None,
+    label: Annotated[
+        str | None, _option("label", "Of --attribute: the label; else the likeliest. Of --probe: its column.")
+    ] = None,
+    word: Annotated[str | None, _option("word", "Of --attribute: the labelled word, or its number from 1.")] = None,
+    context: Annotated[
+        str | None, _option("context", "Of --attribute: where the answer to TEXT is looked for.")
+    ] = None,
+    data: Annotated[list[str] | None, _option("data", "Of --neuron: files of texts. Repeatable.", "FILES")] = None,
+    column: Annotated[str | None, _option("text", "Of --probe and --data: the column of the text.", "COLUMN")] = None,
+    top: Annotated[int, typer.Option("--top", help="How many tokens, documents or texts are listed.", min=1)] = 5,
+    page: Annotated[Path | None, _option("html", "Write a page of its own in the place of text.")] = None,
     as_json: options.Json = False,
     allow_pickle: options.Pickle = False,
 ) -> None:
-    """Look inside: the loss of every token, attention, the words of each layer, or what a label rests on."""
-    from lmkit.ops.inspecting import View, inspect_text
+    """Look inside: the losses of the tokens of a text, or one of the views."""
+    from lmkit.ops.inspecting import inspect_text
+    from lmkit.ops.text_views import View
 
-    view = View(attention, lens, attribute, method, label)
-    inspect_text(model, text, target, view, top, as_json, page, allow_pickle)
+    view = View(
+        attention, lens, attribute, method, label, word, context, target, nearest, probe or None, neuron, data or None,
+        column, top,
+    )  # fmt: skip
+    inspect_text(model, text, view, as_json, page, allow_pickle)

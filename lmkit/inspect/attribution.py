@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmkit.base.errors import UserError
-from lmkit.model.heads import Head
+from lmkit.inspect.questions import Question
 from lmkit.pretrained import Pretrained
 
 Method = Literal["ig", "gradient", "occlusion"]
@@ -18,10 +17,9 @@ STEPS = 50  # of the integral
 
 
 class Attributions(NamedTuple):
-    """The share of each token in the logit of an output."""
+    """The share of each token in the logit that is asked about."""
 
     scores: list[float]
-    output: int  # the number of the label, or the token that is said next
     logit: float
     baseline: float  # the same logit where every token is the baseline's
 
@@ -33,28 +31,20 @@ class Attributions(NamedTuple):
         return abs(sum(self.scores) - difference) / max(abs(difference), 1e-9)
 
 
-def attribute(loaded: Pretrained, ids: list[int], output: int | None = None, method: Method = "ig") -> Attributions:
-    """Returns the shares of the tokens in the logit of `output`, a label or a next token; None: the likeliest one.
+def attribute(loaded: Pretrained, question: Question, method: Method = "ig") -> Attributions:
+    """Returns the shares of the tokens that a model reads, of an encoder-decoder those of its encoder.
 
     ig: integrated gradients from embeddings of the padding token (or of zeros), with Gauss and Legendre's points;
-    gradient: gradient times embedding; occlusion: the change where a token is the baseline's. Raises UserError for
-    models that are neither classifiers of texts nor decoders."""
-    c = loaded.config
-    if c.stacks == "encoder_decoder" or not (
-        c.head == "sequence" or (c.causal and isinstance(loaded.model.head, Head))
-    ):
-        raise UserError(f"--attribute is of classifiers of texts and of decoders, and {loaded.folder} is neither")
+    gradient: gradient times embedding; occlusion: the change where a token is the baseline's."""
     pad = loaded.special.get("pad_token_id")
-    tokens = torch.tensor([ids], device=loaded.model.embedding.weight.device)
+    tokens = torch.tensor([question.ids], device=loaded.model.embedding.weight.device)
+    said = lambda embedded: _logit(loaded, question, tokens, embedded)
     with torch.no_grad(), loaded.model.evaluating():
         here = loaded.model.embedding(tokens)  # (1, T, D)
         there = torch.zeros_like(here)
         if pad is not None and pad < loaded.config.vocab_size:
             there = loaded.model.embedding(torch.full_like(tokens, pad))
-        logits = _logits(loaded, tokens, here)[0]
-        output = int(logits.argmax()) if output is None else output
-        baseline = float(_logits(loaded, tokens, there)[0, output])
-    said = lambda embedded: _logits(loaded, tokens, embedded)[:, output]
+        logit, baseline = float(said(here)), float(said(there))
     with loaded.model.evaluating():
         if method == "occlusion":
             scores = _occluded(said, here, there)
@@ -66,20 +56,27 @@ def attribute(loaded: Pretrained, ids: list[int], output: int | None = None, met
             for point, weight in zip((points + 1) / 2, weights / 2, strict=True):
                 total += float(weight) * _gradient(said, there + float(point) * (here - there))
             scores = (total * (here - there)).sum(-1)[0]
-    return Attributions(scores.tolist(), output, float(logits[output]), baseline)
+    return Attributions(scores.tolist(), logit, baseline)
 
 
-def _logits(loaded: Pretrained, tokens: Tensor, embedded: Tensor) -> Tensor:
-    """Returns the logits (B, labels or words) of a text whose embeddings are `embedded` (B, T, D)."""
-    rows = tokens.expand(len(embedded), -1)
-    hook = loaded.model.embedding.register_forward_hook(lambda *_: embedded)
+def _logit(loaded: Pretrained, question: Question, tokens: Tensor, embedded: Tensor) -> Tensor:
+    """Returns the logit (1,) that is asked about, of a text whose embeddings are `embedded` (1, T, D)."""
+    model, embeddings, targets = loaded.model, [embedded], None
+    if question.written is not None:
+        targets = torch.tensor([question.written], device=tokens.device)
+    elif loaded.config.stacks == "encoder_decoder":  # the decoder reads the same text, one place further
+        targets = loaded.shifted(tokens)
+        embeddings.append(torch.cat((model.embedding(targets[:, :1]), embedded[:, :-1]), 1))
+    types = None if question.types is None else torch.tensor([question.types], device=tokens.device)
+    replacements = iter(embeddings)
+    hook = model.embedding.register_forward_hook(lambda *_: next(replacements, None))
     try:
-        states = loaded.model(rows)
+        states = model(tokens, types=types, targets=targets)
     finally:
         hook.remove()
-    every = torch.ones_like(rows, dtype=torch.bool)
-    logits = loaded.apply_head(states, rows, every)
-    return logits[:, -1] if logits.dim() == 3 else logits
+    logits = loaded.apply_head(states, tokens, torch.ones_like(tokens, dtype=torch.bool))
+    each = [logits[:, n] if place is None else logits[:, place, n] for place, n in question.logits]
+    return torch.stack(each).sum(0)
 
 
 def _gradient(said: Callable[[Tensor], Tensor], embedded: Tensor) -> Tensor:

@@ -14,8 +14,11 @@ from lmkit.base.errors import UserError
 from lmkit.generation.prompts import masked_ids, prompt_ids, source_ids
 from lmkit.model import layers
 from lmkit.model.heads import Head
-from lmkit.pretrained import Pretrained
-from lmkit.text.tokenizer import frame_texts
+from lmkit.model.transformer import Stack
+from lmkit.pretrained import HEADS, Pretrained
+from lmkit.text.tokenizer import Tokenizer, frame_texts
+
+LOSSES = "losses of tokens"
 
 
 class ReadToken(NamedTuple):
@@ -24,6 +27,17 @@ class ReadToken(NamedTuple):
     text: str
     log_prob: float | None  # nats; None for a first token, which nothing predicts
     alternatives: list[tuple[str, float]]  # the likeliest tokens and their probabilities
+
+
+def check_view(loaded: Pretrained, view: str) -> None:
+    """Raises UserError, which names the views that there are, for one that this model does not have."""
+    c = loaded.config
+    views = [LOSSES, "--lens"] if isinstance(loaded.model.head, Head) else []
+    views += ["--attribute"] if c.head != "none" else []
+    views += ["--attention", "--nearest", "--probe", "--neuron"]
+    if view not in views:
+        why = f"{loaded.folder} is a {c.spec.cls}: {HEADS[c.head]}"
+        raise UserError(f"{why}, and has no view of {view}\n  allowed: {', '.join(views)}")
 
 
 def text_ids(loaded: Pretrained, text: str) -> list[int]:
@@ -40,18 +54,44 @@ def text_ids(loaded: Pretrained, text: str) -> list[int]:
     return ids
 
 
+def token_texts(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    """Returns the text of each token, with the space before it where the tokenizer writes one between two tokens."""
+    decode = lambda *tokens: tokenizer.decode(tokens, skip_special=False)
+    texts = [decode(i) for i in ids]
+    for at in range(1, len(ids)):
+        before, both = decode(ids[at - 1]), decode(ids[at - 1], ids[at])
+        if both.startswith(before) and both != before:  # parts of a character do not
+            texts[at] = both[len(before) :]
+    return texts
+
+
+def decoder_ids(loaded: Pretrained, target: str | None) -> list[int] | None:
+    """Returns what the decoder beside an encoder has read once it has written `target`, None being nothing.
+
+    It is None for a model without such a decoder, and for one whose decoder reads the text of the encoder once more.
+    Raises UserError for a target that these do not write."""
+    c = loaded.config
+    if c.stacks != "encoder_decoder" or c.head not in ("lm", "none"):
+        if target is not None:
+            raise UserError(
+                f"--target is what an encoder-decoder writes from the text, and {loaded.folder} writes none"
+            )
+        return None
+    forced = loaded.special.get("forced_bos_token_id")
+    first = [loaded.decoder_start] if forced is None else [loaded.decoder_start, forced]
+    return first + loaded.needs_tokenizer().for_targets.encode(target or "")
+
+
 def token_losses(loaded: Pretrained, text: str, target: str | None = None, most: int = 5) -> list[ReadToken]:
     """Returns every token of a text: given those before it (decoders), given all others (encoders, which read it once
     for each token, with a mask in its place: Salazar et al. 2020), or of `target`, given the text (encoder-decoders).
 
     Raises UserError for a model that predicts no words."""
     c, tokenizer = loaded.config, loaded.needs_tokenizer()
-    if not isinstance(loaded.model.head, Head):
-        raise UserError(f"{loaded.folder} is a {c.spec.cls}, which predicts no words\n  → --attribute")
-    if (target is None) != (c.stacks != "encoder_decoder"):
-        raise UserError(
-            "--target is what an encoder-decoder writes from the text; it needs one, and no other model does"
-        )
+    check_view(loaded, LOSSES)
+    written = decoder_ids(loaded, target)
+    if written is not None and target is None:
+        raise UserError("the losses of an encoder-decoder are those of what it writes from the text\n  → --target TEXT")
     ids = text_ids(loaded, text)
     if c.stacks == "encoder":
         if tokenizer.mask_id is None:
@@ -60,31 +100,43 @@ def token_losses(loaded: Pretrained, text: str, target: str | None = None, most:
         rows[torch.arange(len(rows)), torch.arange(1, len(ids) - 1)] = tokenizer.mask_id
         logits = torch.stack([loaded.logits(row[None])[0, i] for i, row in enumerate(rows, 1)])
         read = ids[1:-1]
-    elif target is None:
+    elif written is None or target is None:
         logits, read = loaded.logits([ids])[0, :-1], ids[1:]
     else:
         ends = [tokenizer.eos_id] if tokenizer.eos_id is not None else []
         read = tokenizer.for_targets.encode(target) + ends
-        logits = loaded.logits([ids], decoder_input_ids=[[loaded.decoder_start, *read[:-1]]])[0]
+        first = len(written) + len(ends) - len(read) - 1  # the place that predicts the first token
+        logits = loaded.logits([ids], decoder_input_ids=[written])[0, first : first + len(read)]
     log_probs = logits.log_softmax(-1)
     best = log_probs.topk(min(most, log_probs.size(-1)))
     word = lambda token: tokenizer.decode([token], skip_special=False)
+    texts = token_texts(tokenizer, ids[:1] + read if c.stacks == "decoder" else read)
     tokens = [
-        ReadToken(word(token), float(row[token]), [(word(i), math.exp(v)) for i, v in zip(at, values, strict=True)])
-        for token, row, at, values in zip(read, log_probs, best.indices.tolist(), best.values.tolist(), strict=True)
+        ReadToken(text, float(row[token]), [(word(i), math.exp(v)) for i, v in zip(at, values, strict=True)])
+        for text, token, row, at, values in zip(
+            texts[len(texts) - len(read) :], read, log_probs, best.indices.tolist(), best.values.tolist(), strict=True
+        )
     ]
-    return tokens if c.stacks != "decoder" else [ReadToken(word(ids[0]), None, []), *tokens]
+    return tokens if c.stacks != "decoder" else [ReadToken(texts[0], None, []), *tokens]
 
 
-def attention_weights(loaded: Pretrained, ids: list[int]) -> list[Tensor]:
-    """Returns the attention of each layer, (H, T, T): how much each token (rows) takes from each (columns).
+def attention_weights(loaded: Pretrained, ids: list[int], written: list[int] | None = None) -> dict[str, list[Tensor]]:
+    """Returns the attention of each layer, (H, T, T): how much each token (rows) takes from each (columns); by the
+    names of transformers: `attentions`, or of encoder-decoders `encoder_attentions`, `decoder_attentions` and
+    `cross_attentions`, whose columns are the tokens of the encoder.
 
-    Raises UserError for encoder-decoders."""
-    if loaded.config.stacks == "encoder_decoder":
-        raise UserError("--attention is of decoders and encoders")
-    with _recorded() as weights:
-        loaded.hidden([ids])
-    return [w[0] for w in weights]
+    written: what the decoder beside an encoder reads, as `decoder_ids` returns it."""
+    with _recorded() as recorded:
+        loaded.hidden([ids], decoder_input_ids=None if written is None else [written])
+    weights = [w[0] for w in recorded]
+    if loaded.model.encoder is None or loaded.model.decoder is None:
+        return {"attentions": weights}
+    n = len(loaded.model.encoder.order)
+    return {
+        "encoder_attentions": weights[:n],
+        "decoder_attentions": weights[n::2],
+        "cross_attentions": weights[n + 1 :: 2],
+    }
 
 
 @contextmanager
@@ -113,19 +165,27 @@ def _recorded() -> Iterator[list[Tensor]]:
 
 
 @torch.no_grad()
-def lens(loaded: Pretrained, ids: list[int]) -> Tensor:
+def lens(loaded: Pretrained, ids: list[int], written: list[int] | None = None) -> Tensor:
     """Returns what the head makes of the states after each layer, (L, T, V) logits; those of the last layer are the
-    model's (nostalgebraist 2020, the logit lens).
+    model's (nostalgebraist 2020, the logit lens). Of encoder-decoders they are those of the decoder, at `written`.
 
-    Raises UserError for a model that predicts no words, and for encoder-decoders."""
-    if loaded.config.stacks == "encoder_decoder" or not isinstance(loaded.model.head, Head):
-        raise UserError(f"--lens is of decoders and encoders that predict words, and {loaded.folder} is neither")
-    [stack] = loaded.model.stacks
+    Raises UserError for a model that predicts no words."""
+    check_view(loaded, "--lens")
+    stack, head = loaded.model.stacks[-1], loaded.model.head
+    with layer_states(stack) as states:
+        loaded.hidden([ids], decoder_input_ids=None if written is None else [written])
+    return torch.stack([head(stack.norm(state))[0] for state in states[1:]])
+
+
+@contextmanager
+def layer_states(stack: Stack) -> Iterator[list[Tensor]]:
+    """Keeps the states (B, T, D) that the first layer reads and those after each layer, before the final norm, of every
+    text that a stack reads in a `with` block."""
     states = list[Tensor]()
-    hooks = [block.register_forward_hook(lambda _, __, out: states.append(out)) for block in stack.blocks]
+    keep = lambda _, __, out: states.append(out)
+    hooks = [part.register_forward_hook(keep) for part in (stack.inputs, *stack.blocks)]
     try:
-        loaded.hidden([ids])
+        yield states
     finally:
         for hook in hooks:
             hook.remove()
-    return torch.stack([loaded.model.head(stack.norm(state))[0] for state in states])

@@ -7,10 +7,9 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from lmkit.base.display import note, waiting, write
-from lmkit.base.errors import DataError, ModelError, UserError
+from lmkit.base.errors import ModelError, UserError
 from lmkit.base.runs import model_folder
 from lmkit.checks.contamination import check_contamination
 from lmkit.checks.memorisation import check_memorisation
@@ -18,14 +17,11 @@ from lmkit.checks.pairs import check_pairs, read_pairs
 from lmkit.checks.personal import check_personal
 from lmkit.checks.result import Result, percent
 from lmkit.checks.toxic import check_words, read_words
-from lmkit.data.documents import read_documents, unread_advice
-from lmkit.data.encodings import settle_encodings
-from lmkit.data.inputs import Problems, list_inputs
-from lmkit.data.tokens.store import TokenStore, is_store
+from lmkit.data.inputs import Problems
+from lmkit.data.tokens.store import TokenStore
 from lmkit.model.formats.model_card import write_limit
+from lmkit.ops.corpus import note_problems, read_texts
 from lmkit.pretrained import Pretrained, load
-from lmkit.recipe import recipe_file as recipes
-from lmkit.recipe.pretraining import DataConfig
 
 
 @dataclass(frozen=True)
@@ -103,29 +99,11 @@ def _samples(loaded: Pretrained, o: Options) -> Iterator[tuple[str, str]]:
 
 
 def _texts(patterns: list[str], column: str, o: Options, problems: Problems) -> Iterator[tuple[str, str]]:
-    """Yields (place, text) of the documents of files, or of a token store. Raises DataError where there are none."""
-    if len(patterns) == 1 and is_store(patterns[0]):
-        store = TokenStore(patterns[0])
-        split = store.split("train")
-        if not split.num_documents:
-            raise DataError(f"{store.path}: holds no training document")
-        for number in range(split.num_documents):
-            yield f"{patterns[0]} document {number}", store.tokenizer.decode(split.document(number).tolist())
-        return
-    keys: dict[str, Any] = {"train": patterns, "text": column, "separator": o.separator}
-    config = recipes.build_recipe(DataConfig, keys | {"encoding": o.encoding}, {}, where="lmkit check")
-    number = 0
-    for item in settle_encodings(list_inputs(patterns, None, config)):
-        for document in read_documents(item, config, problems):
-            number += 1
-            yield f"{item.name}:{document.line}", document.text
-    if not number:
-        raise DataError(f"{', '.join(patterns)}: there is no text to check{unread_advice(problems)}")
+    return read_texts(patterns, column, problems, "lmkit check", o.separator, o.encoding)
 
 
 def _show(target: str, result: Result, problems: Problems, as_json: bool) -> None:
-    for kind, n in problems.counts.items():
-        note(f"while reading: {n:,} {kind}, like {problems.examples[kind][0]}")
+    note_problems(problems)
     if as_json:
         shares = {"shares": {name: share._asdict() for name, share in result.shares.items()}}
         facts = {"target": target} | asdict(result) | shares | {"skipped": dict(problems.counts)}
