@@ -17,7 +17,7 @@ from lmkit.base.runs import ADAPTER_CONFIG, model_folder, reading
 from lmkit.generation.completions import Completion, Opening
 from lmkit.generation.engine import complete
 from lmkit.generation.filling import Filled, fill_masks
-from lmkit.generation.prompts import end_ids
+from lmkit.generation.prompts import end_ids, prompt_ids
 from lmkit.generation.rules import GENERATION_CONFIG, GENERATION_KEYS, Rules, not_followed, rules_of
 from lmkit.generation.sampling import SamplingConfig
 from lmkit.images import palette
@@ -27,7 +27,7 @@ from lmkit.model.heads import Head, TaskHead
 from lmkit.model.transformer import Transformer
 from lmkit.recipe.task_settings import settings_of
 from lmkit.text.chat import TEMPLATE_FILE, Chat, find_template, own_template
-from lmkit.text.tokenizer import Tokenizer, read_object
+from lmkit.text.tokenizer import Tokenizer, frame_texts, read_object
 from lmkit.text.tokenizer_files import load_tokenizer
 
 OPENING_KEYS = ("decoder_start_token_id", "forced_bos_token_id", "bad_words_ids")
@@ -204,6 +204,34 @@ class Pretrained:
         self.check_use("fill")
         return list(fill_masks(self.model, self.needs_tokenizer(), texts, top_k))
 
+    def read_whole(self, text: str | list[int]) -> list[int]:
+        """Returns the ids of a text as the model reads it in one piece. Raises UserError for one that is empty or
+        longer than the context, and for ids that are no tokens."""
+        if isinstance(text, list):
+            ids = text
+            if not all(0 <= i < self.config.vocab_size for i in ids):
+                raise UserError(f"input: an id of a token lies outside 0 to {self.config.vocab_size - 1}")
+        elif self.config.causal:
+            ids = prompt_ids(self.needs_tokenizer(), text)
+        else:
+            ids = frame_texts(self.needs_tokenizer(), [text])[0].ids
+        if not 0 < len(ids) <= self.config.context:
+            raise UserError(f"input: {len(ids):,} tokens, and the model reads 1 to {self.config.context:,}")
+        return ids
+
+    @torch.no_grad()
+    def embed(self, texts: Sequence[str | list[int]]) -> Tensor:
+        """Returns a vector of length 1 for each text, (texts, hidden_size): the mean of an encoder's states, or the
+        last state of a decoder. Raises UserError as `read_whole` does."""
+        vectors = []
+        with self.model.evaluating():
+            for text in texts:
+                read = torch.tensor([self.read_whole(text)], device=self.model.embedding.weight.device)
+                encodes = self.config.stacks == "encoder_decoder"
+                states = self.model.encode(read)[0] if encodes else self.hidden(read)[0]  # (length, hidden)
+                vectors.append((states[-1] if self.config.causal else states.mean(0)).float().cpu())
+        return torch.nn.functional.normalize(torch.stack(vectors), dim=-1)
+
     def check_use(self, use: Literal["generate", "fill"]) -> None:
         """Raises UserError for a model that cannot do this: says what it is, and what it can."""
         c, what = self.config, f"{self.folder} is a {self.config.spec.cls}"
@@ -277,27 +305,30 @@ def load(path: Path | str, allow_pickle: bool = False, device: str = "auto", mer
 
     device: as torch names it; auto takes a GPU if one is there. merge: as for `load_adapted`. Raises ModelError for a
     folder that is missing, damaged or unsupported, or whose tokenizer is another model's."""
+    return Pretrained(*read_model(path, allow_pickle, device, merge))
+
+
+def read_model(
+    path: Path | str, allow_pickle: bool = False, device: str = "auto", merge: bool = True
+) -> tuple[Transformer, Path, Path | None]:
+    """Returns what `Pretrained` is made of. Arguments and errors are those of `load`."""
     folder = model_folder(path)
     with reading(folder), waiting(f"reading {folder}"):
-        return _load(folder, allow_pickle, device, merge)
+        base = None
+        if (folder / ADAPTER_CONFIG).exists():
+            check_whole(folder)
+            model, base = load_adapted(folder, allow_pickle, merge)
+        else:
+            model = load_folder(folder, allow_pickle)
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return model.to(device), folder, base
 
 
 def say_not_followed(loaded: Pretrained, followed: Iterable[str] = ()) -> None:
     """Notes what generation_config.json asks for and is not done. followed: what the caller does of it."""
     if settings := not_followed(loaded.writing_settings, followed):
         note(f"{GENERATION_CONFIG}: not followed here: {', '.join(settings)}")
-
-
-def _load(folder: Path, allow_pickle: bool, device: str, merge: bool) -> Pretrained:
-    base = None
-    if (folder / ADAPTER_CONFIG).exists():
-        check_whole(folder)
-        model, base = load_adapted(folder, allow_pickle, merge)
-    else:
-        model = load_folder(folder, allow_pickle)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return Pretrained(model.to(device), folder, base)
 
 
 def _generation_config(folder: Path) -> dict[str, Any]:

@@ -13,6 +13,12 @@ from lmkit.ops import benchmarks, learning_curve, text_scores
 CLOSE = 1e-6  # relative difference that is none: that of sums in another order
 SHOWN = 5  # most differences that are listed
 ROLES = ("text", "pair", "label", "target", "encoding")
+OPTIONS: dict[str, Any] = {  # of `lmkit eval`, with what they are where they are left out
+    "models": None, "data": None, "task": None, "tasks": None, "tasks_from": None, "shots": None, "limit": None,
+    "by": None, "worst": 0, "curve": False, "stride": None, "pll_tokens": None, "text": None, "pair": None,
+    "label": None, "target": None, "separator": None, "encoding": "utf-8", "text_files": None, "allow_pickle": False,
+    "changes": {},
+}  # fmt: skip
 OF_TASKS = ("tasks_from", "shots", "limit")
 OF_TEXTS = ("stride", "pll_tokens", "separator", "text_files")
 

@@ -1,7 +1,5 @@
 """The models that are served: what each can do, and who does it."""
 
-import json
-import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,8 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lmkit.base.errors import DataError, UserError
-from lmkit.data.tables.table import read_table
+from lmkit.base.errors import UserError
 from lmkit.generation.completions import room_after
 from lmkit.generation.engine import Engine, Request
 from lmkit.generation.grammar import Grammar
@@ -23,11 +20,10 @@ from lmkit.model.heads import Head
 from lmkit.pretrained import load
 from lmkit.serve.wire import ChatBody, CompletionBody, WritingBody
 from lmkit.serve.worker import Worker
-from lmkit.tasks.evaluate import table_config
+from lmkit.tasks.records import answers
 from lmkit.tasks.table import task_of, trained_task
 from lmkit.text.chat import Chat
 from lmkit.text.languages import language_frame
-from lmkit.text.tokenizer import frame_texts
 
 ROWS = ("classify", "tag", "qa")  # tasks that label rows
 WRITERS = ("translate", "summarize")
@@ -127,49 +123,18 @@ class Served:
 
         Rows are read as `lmkit predict` reads them from a file. Raises UserError where none can be."""
         assert self.task is not None and self.section is not None, "a path that the model does not answer"
-        with tempfile.TemporaryDirectory() as home, self._lock:
-            path = Path(home) / "rows.jsonl"
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-            read_as = table_config([str(path)], self.section, {}, False, self.loaded.folder)
-            try:
-                table = read_table([str(path)], self.section.name, read_as, False, *self.task.read_as())
-            except DataError as e:
-                raise UserError(str(e).replace(str(path), "rows")) from None
-            outputs = self.task.outputs(self.loaded.model, table, self.task.examples(table), quick=True)
-        said = [self.task.say_of(row, output) for row, output in zip(table.rows, outputs, strict=True)]
-        for lost in reversed(table.lost):
-            said.insert(lost.before, {"error": lost.reason})
-        return said
+        with self._lock:
+            return answers(self.loaded, self.section, self.task, rows)
 
-    @torch.no_grad()
     def vectors(self, prompts: Sequence[str | list[int]]) -> tuple[list[list[float]], int]:
-        """Returns a vector of length 1 for each text, and the number of tokens read.
-
-        It is the mean of an encoder's states, and the last state of a decoder. Raises UserError for a text that is
-        longer than the context."""
-        tokenizer, out, tokens = self.loaded.needs_tokenizer(), list[list[float]](), 0
-        for prompt in prompts:
-            if isinstance(prompt, list):
-                check_ids(prompt, self.loaded.config.vocab_size, "input")
-                ids = prompt
-            elif self.loaded.config.causal:
-                ids = prompt_ids(tokenizer, prompt)
-            else:
-                ids = frame_texts(tokenizer, [prompt])[0].ids
-            if not 0 < len(ids) <= self.loaded.config.context:
-                raise UserError(f"input: {len(ids):,} tokens, and the model reads 1 to {self.loaded.config.context:,}")
-            with self._lock, self.loaded.model.evaluating():
-                states = self._states(ids)
-            vector = states[-1] if self.loaded.config.causal else states.mean(0)
-            out.append(torch.nn.functional.normalize(vector.float(), dim=0).tolist())
-            tokens += len(ids)
-        return out, tokens
-
-    def _states(self, ids: list[int]) -> torch.Tensor:
-        read = torch.tensor([ids], device=self.loaded.model.embedding.weight.device)
-        if self.loaded.config.stacks == "encoder_decoder":
-            return self.loaded.model.encode(read)[0]
-        return self.loaded.hidden(read)[0]
+        """Returns a vector for each text, as `Pretrained.embed` does, and the number of tokens read. Raises
+        UserError."""
+        read = [self.loaded.read_whole(prompt) for prompt in prompts]
+        out = list[list[float]]()
+        for ids in read:
+            with self._lock:  # one at a time, so that requests take turns
+                out += self.loaded.embed([ids]).tolist()
+        return out, sum(map(len, read))
 
 
 def as_list(texts: Any) -> list[Any]:

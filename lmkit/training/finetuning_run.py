@@ -35,7 +35,7 @@ from lmkit.training import verdict
 from lmkit.training.calibrated import calibrated_writer
 from lmkit.training.distributed.world import ALONE, World
 from lmkit.training.finetune import Finetuning, build_continued, build_finetuning, describe_finetuning
-from lmkit.training.job import Job
+from lmkit.training.job import Job, Listeners
 from lmkit.training.job import describe_pretraining as describe_text
 from lmkit.training.run_shell import Prepared, card, execute, keep_average, meet, told
 from lmkit.training.step import expected_time
@@ -43,16 +43,16 @@ from lmkit.training.step import expected_time
 BINS = 24  # of the histogram of lengths
 
 
-def start(recipe: FinetuneRecipe, name: str, out: Path | None) -> int:
+def start(recipe: FinetuneRecipe, name: str, out: Path | None, listeners: Listeners = ()) -> int:
     """Trains from the beginning, once for each seed. Returns the exit code."""
     world = meet(recipe)
     path = world.agree(fresh_path(out, name, "finetune"))
     if recipe.seeds == 1:
-        return _run(recipe, path, latest=path if takes_latest(out) else None)
+        return _run(recipe, path, path if takes_latest(out) else None, listeners=listeners)
     if world.first:
         path.mkdir(parents=True, exist_ok=True)
         write_atomic(path / "recipe.yaml", recipe_file.dump(recipe))
-    return _seeds(recipe, path, path if takes_latest(out) else None)
+    return _seeds(recipe, path, path if takes_latest(out) else None, listeners)
 
 
 def dry_run(recipe: FinetuneRecipe) -> None:
@@ -68,17 +68,19 @@ def dry_run(recipe: FinetuneRecipe) -> None:
         print("\n".join(expected_time(job, job.batch_rows * job.work.row_tokens)))
 
 
-def resume(path: Path) -> int:
+def resume(path: Path, listeners: Listeners = ()) -> int:
     """Goes on with a run, or several seeds' runs, where the newest whole checkpoint stands. Returns the exit code."""
     path = find_run(path)
     tree, lines = recipe_file.read_run(path / "recipe.yaml")
     if not is_finetuning(tree):
         raise UserError(f"{path} is a run of pretraining\n  → {going_on(path, 'pretrain')}")
     recipe = recipe_file.build_recipe(FinetuneRecipe, tree, lines, expand_finetuning, str(path / "recipe.yaml"))
-    return _seeds(recipe, path) if recipe.seeds > 1 else _run(recipe, path, goes_on=True)
+    if recipe.seeds > 1:
+        return _seeds(recipe, path, None, listeners)
+    return _run(recipe, path, goes_on=True, listeners=listeners)
 
 
-def _seeds(recipe: FinetuneRecipe, path: Path, latest: Path | None = None) -> int:
+def _seeds(recipe: FinetuneRecipe, path: Path, latest: Path | None, listeners: Listeners) -> int:
     """Makes a run for each seed that has none yet, then prints their mean and spread. latest: as for `_run`."""
     seed_scores, world = [], meet(recipe)
     for seed in range(recipe.train.seed, recipe.train.seed + recipe.seeds):
@@ -90,7 +92,7 @@ def _seeds(recipe: FinetuneRecipe, path: Path, latest: Path | None = None) -> in
                 (folder / "status.json").unlink()
             begun = world.agree((folder / "recipe.yaml").exists())
             single = recipe.model_copy(update={"train": train, "seeds": 1})
-            code = resume(folder) if begun else _run(single, folder, latest)
+            code = resume(folder, listeners) if begun else _run(single, folder, latest, listeners=listeners)
             if code:
                 return code
         if scores := _seed_scores(folder):  # none where no row was held out
@@ -147,12 +149,15 @@ def _read(sources: str | list[str], recipe: FinetuneRecipe, kind: str = "") -> T
     return table
 
 
-def _run(recipe: FinetuneRecipe, path: Path, latest: Path | None = None, goes_on: bool = False) -> int:
+def _run(
+    recipe: FinetuneRecipe, path: Path, latest: Path | None = None, goes_on: bool = False, listeners: Listeners = ()
+) -> int:
     """Makes one run. latest: what `runs/latest` is to name once the run has begun; None leaves it as it was."""
     if not recipe.task.in_steps:
         return answer_fitting.fit_answering(recipe, path, latest)
     prepare = _prepare if recipe.task.name in TASKS else _continued
-    return execute(meet(recipe), path, "finetune", lambda world, run: prepare(recipe, world, run), goes_on, latest)
+    prepared = lambda world, run: prepare(recipe, world, run)
+    return execute(meet(recipe), path, "finetune", prepared, goes_on, latest, listeners=listeners)
 
 
 def _prepare(recipe: FinetuneRecipe, world: World, run: Run) -> Prepared:

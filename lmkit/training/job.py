@@ -1,7 +1,7 @@
 """Everything a training run needs, built from a resolved recipe and the tokens it trains on."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from lmkit.training.precision import (
 from lmkit.training.schedules import Horizon, horizon
 from lmkit.training.validation import validate
 
+Listeners = Sequence[Callable[[dict[str, Any]], None]]  # each is given every row of metrics.jsonl
 CPU_MICRO_TOKENS = 4096  # measured on two cores: larger is not faster, and memory grows with it
 
 
@@ -72,6 +73,7 @@ class Job:
     adapter: Adapter | None = None  # the adapter that is trained instead of all weights
     state: State = field(default_factory=State)
     world: World = ALONE
+    listeners: Listeners = ()
 
     def batch_of(self, step: int) -> int:
         """Returns the number of the global batch that step `step` (from 0) reads."""

@@ -69,6 +69,8 @@ def train(job: Job, run: Run, stop: StopFlag) -> str:
             state.finished = recipe.train.budget if finished else ""
             _write(metrics, row)
             tracker.log(row)
+            for listen in job.listeners:
+                listen(row)
 
             # a checkpoint
             best = state.best is not None and state.best["step"] == state.step

@@ -17,23 +17,26 @@ from lmkit.recipe.finetuning import is_finetuning
 from lmkit.recipe.pretraining import Recipe
 from lmkit.training import verdict
 from lmkit.training.distributed.world import ALONE, World
-from lmkit.training.job import Job, build_pretraining, describe_pretraining, fit_vocabulary
+from lmkit.training.job import Job, Listeners, build_pretraining, describe_pretraining, fit_vocabulary
 from lmkit.training.run_shell import Prepared, card, execute, keep_average, meet, told
 from lmkit.training.step import expected_time
 
 
 def start(recipe_path: Path, overrides: tuple[str, ...], out: Path | None) -> int:
     """Trains from the beginning. Returns the exit code."""
-    recipe = recipe_file.load_recipe(Recipe, recipe_path, overrides, expand_pretraining)
+    return train(recipe_file.load_recipe(Recipe, recipe_path, overrides, expand_pretraining), recipe_path.stem, out)
+
+
+def train(recipe: Recipe, name: str, out: Path | None, listeners: Listeners = ()) -> int:
+    """Trains from the beginning by a resolved recipe of this name. Returns the exit code."""
     world = meet(recipe)
-    path = world.agree(fresh_path(out, recipe_path.stem, "pretrain"))
+    path = world.agree(fresh_path(out, name, "pretrain"))
     latest = path if takes_latest(out) else None
-    return execute(
-        world, path, "pretrain", lambda world, run: _prepare(recipe, world, run), goes_on=False, latest=latest
-    )
+    prepare = lambda world, run: _prepare(recipe, world, run)
+    return execute(world, path, "pretrain", prepare, goes_on=False, latest=latest, listeners=listeners)
 
 
-def resume(path: Path, given: Recipe | None = None, accept_changes: bool = False) -> int:
+def resume(path: Path, given: Recipe | None = None, accept_changes: bool = False, listeners: Listeners = ()) -> int:
     """Goes on with a run from its newest whole checkpoint. Returns the exit code.
 
     given: a recipe to use instead of the run's own; without `accept_changes` only harmless keys may differ. Raises
@@ -60,7 +63,7 @@ def resume(path: Path, given: Recipe | None = None, accept_changes: bool = False
         prepared.introduce = introduce
         return prepared
 
-    return execute(meet(given or recipe), path, "pretrain", prepare, goes_on=True, accept_changes=accept_changes)
+    return execute(meet(given or recipe), path, "pretrain", prepare, True, None, accept_changes, listeners)
 
 
 def _prepare(recipe: Recipe, world: World, run: Run) -> Prepared:

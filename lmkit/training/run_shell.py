@@ -26,7 +26,7 @@ from lmkit.recipe.pretraining import Recipe
 from lmkit.training import checkpoints, loop
 from lmkit.training.distributed.world import World, join
 from lmkit.training.guard import Rollback, give_up
-from lmkit.training.job import Job, checkpoint_bytes
+from lmkit.training.job import Job, Listeners, checkpoint_bytes
 from lmkit.training.precision import choose_device, torch_environment
 from lmkit.training.signals import Asked, StopFlag, leaving_at_once
 from lmkit.training.trackers import check_tracker
@@ -48,17 +48,19 @@ class Prepared:
 
 def execute(
     world: World, path: Path, verb: str, prepare: Callable[[World, Run], Prepared], goes_on: bool,
-    latest: Path | None = None, accept_changes: bool = False,
+    latest: Path | None = None, accept_changes: bool = False, listeners: Listeners = (),
 ) -> int:  # fmt: skip
     """Trains in the run directory `path`, with the processes that `meet` brought together. Returns the exit code.
 
     verb: the command that resumes the run. prepare: makes the job, once the directory is locked. latest: the path that
-    the link `runs/latest` gets once the run has begun. Raises what `prepare`, `take_up` and `loop.train` raise."""
+    the link `runs/latest` gets once the run has begun. listeners: what they raise ends the run. Raises what `prepare`,
+    `take_up` and `loop.train` raise."""
     run = open_run(path, world)  # comes first, so that nothing is computed for a place that cannot be written to
     run.named_latest = latest
     try:
         prepared = prepare(world, run)
         job = prepared.job
+        job.listeners = listeners
         if goes_on:
             take_up(job, run, prepared.facts, accept_changes)
         else:
