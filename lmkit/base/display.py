@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from threading import Event, Thread
 from types import TracebackType
 from typing import Self
@@ -22,6 +23,7 @@ from lmkit.base.units import show_seconds
 HUSHED = int(os.environ.get("RANK", "0")) > 0  # of several processes, only the first one writes
 UNKNOWN = None if os.environ.get("TERM") else False  # False: a terminal without TERM gets plain lines
 console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=HUSHED, force_terminal=UNKNOWN)
+BARS = "▁▂▃▄▅▆▇█"
 MarkedText = tuple[str, bool]  # a part of a text, and whether it is marked
 SILENT_SECONDS = 5.0  # after which work that shows nothing says that it goes on
 PLAIN_INTERVAL = float(os.environ.get("LMKIT_LOG_SECONDS", "10"))
@@ -76,6 +78,14 @@ def waiting(what: str) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+
+
+def sparkline(values: Sequence[float], width: int = 20) -> str:
+    """Returns at most so many bars, the means of equal parts of the values, from the least to the greatest."""
+    edges = [round(i * len(values) / min(width, len(values))) for i in range(min(width, len(values)) + 1)] or [0]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    low, span = min(means, default=0), max(means, default=0) - min(means, default=0)
+    return "".join(BARS[round((len(BARS) - 1) * (mean - low) / span) if span else 0] for mean in means)
 
 
 class Meter:

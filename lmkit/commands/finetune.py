@@ -8,7 +8,16 @@ import typer
 from lmkit.base.errors import UserError
 from lmkit.base.units import split_quantity
 from lmkit.commands.app import app
-from lmkit.commands.options import DryRun, Overrides, PrintRecipe, Processes, Restarts, run_folder
+from lmkit.commands.options import (
+    DryRun,
+    JsonLines,
+    Overrides,
+    PrintRecipe,
+    Processes,
+    Restarts,
+    rows_as_json,
+    run_folder,
+)
 from lmkit.training.distributed import launch
 
 if TYPE_CHECKING:
@@ -35,6 +44,7 @@ def finetune(
     max_restarts: Restarts = 0,
     dry_run: DryRun = False,
     print_recipe: PrintRecipe = False,
+    as_json: JsonLines = False,
 ) -> None:
     """Teach a trained model a task from labelled rows."""
     if resume is not None:
@@ -45,7 +55,9 @@ def finetune(
             raise typer.Exit(launch.command("finetune", processes, max_restarts, out, resume, None))
         from lmkit.training import finetuning_run
 
-        raise typer.Exit(launch.exit_code(finetuning_run.resume(resume)))
+        with rows_as_json(as_json) as listeners:
+            code = finetuning_run.resume(resume, listeners)
+        raise typer.Exit(launch.exit_code(code))
     from lmkit.recipe.finetuning import flags
     from lmkit.recipe.recipe_file import dump
 
@@ -63,9 +75,10 @@ def finetune(
     if dry_run:
         finetuning_run.dry_run(loaded)
         return
-    if again := launch.restarted(out):
-        raise typer.Exit(launch.exit_code(finetuning_run.resume(again)))
-    raise typer.Exit(launch.exit_code(finetuning_run.start(loaded, name, out)))
+    with rows_as_json(as_json) as listeners:
+        again = launch.restarted(out)
+        code = finetuning_run.resume(again, listeners) if again else finetuning_run.start(loaded, name, out, listeners)
+    raise typer.Exit(launch.exit_code(code))
 
 
 def _settled(recipe: str | None, overrides: list[str], options: list[str]) -> tuple["FinetuneRecipe", Path | None]:

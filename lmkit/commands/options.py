@@ -1,6 +1,9 @@
 """What several commands share: their options, and where prompts come from."""
 
+import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import IO, Annotated, Any
 
@@ -12,6 +15,9 @@ Model = Annotated[str, typer.Argument(help="A run, a Hugging Face folder or a GG
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Recipe keys to change, like train.budget='10 min'."),
+]
+JsonLines = Annotated[
+    bool, typer.Option("--json", help="Print each row of metrics.jsonl, and all else to standard error.")
 ]
 Processes = Annotated[
     int | None, typer.Option("--processes", min=1, help="Processes on this machine that share the work.")
@@ -52,6 +58,18 @@ def task_changes(labels: list[str] | None, **others: Any) -> dict[str, Any]:
     if not all(names) or not all(names.values()):
         raise UserError(f"--labels {' '.join(labels or ())}: not OLD=NEW\n  → --labels LABEL_0=negative")
     return {key: value for key, value in ({"labels": names or None} | others).items() if value is not None}
+
+
+@contextmanager
+def rows_as_json(wanted: bool) -> Iterator[list[Callable[[dict[str, Any]], None]]]:
+    """Yields listeners for a run of training: where `wanted`, one that prints each row of metrics.jsonl, while all that
+    is for people goes to standard error."""
+    if not wanted:
+        yield []
+        return
+    out = sys.stdout
+    with redirect_stdout(sys.stderr):
+        yield [lambda row: print(json.dumps(row), file=out, flush=True)]
 
 
 def run_folder(default: str) -> Any:

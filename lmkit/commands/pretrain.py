@@ -8,7 +8,16 @@ import typer
 
 from lmkit.base.errors import UserError
 from lmkit.commands.app import app
-from lmkit.commands.options import DryRun, Overrides, PrintRecipe, Processes, Restarts, run_folder
+from lmkit.commands.options import (
+    DryRun,
+    JsonLines,
+    Overrides,
+    PrintRecipe,
+    Processes,
+    Restarts,
+    rows_as_json,
+    run_folder,
+)
 from lmkit.training.distributed import launch
 
 
@@ -27,6 +36,7 @@ def pretrain(
     max_restarts: Restarts = 0,
     dry_run: DryRun = False,
     print_recipe: PrintRecipe = False,
+    as_json: JsonLines = False,
 ) -> None:
     """Train a model from scratch."""
     from lmkit.recipe.defaults import expand_pretraining
@@ -57,12 +67,15 @@ def pretrain(
         raise typer.Exit(launch.command("pretrain", processes, max_restarts, out, resume, path.stem if path else None))
     from lmkit.training import pretraining_run
 
-    if again := launch.restarted(out):
-        raise typer.Exit(launch.exit_code(pretraining_run.resume(again)))
-    if resume is not None:
-        raise typer.Exit(launch.exit_code(pretraining_run.resume(resume, given, accept_changes)))
-    assert path is not None
-    if dry_run:
+    if dry_run and path is not None:
         pretraining_run.dry_run(path, changes)
-    else:
-        raise typer.Exit(launch.exit_code(pretraining_run.start(path, changes, out)))
+        return
+    with rows_as_json(as_json) as listeners:
+        if again := launch.restarted(out):
+            code = pretraining_run.resume(again, listeners=listeners)
+        elif resume is not None:
+            code = pretraining_run.resume(resume, given, accept_changes, listeners)
+        else:
+            assert path is not None and given is not None
+            code = pretraining_run.train(given, path.stem, out, listeners)
+    raise typer.Exit(launch.exit_code(code))

@@ -70,7 +70,8 @@ def runs_list(
 @runs_app.command(name="show", epilog="Example: lmkit runs show runs/demo")
 def runs_show(run: Run, as_json: Json = False) -> None:
     """Show one run: state, verdict, scores, cost, curve, events, and what to do next."""
-    from lmkit.report import comparison, terminal
+    from lmkit.base.display import sparkline
+    from lmkit.report import comparison
     from lmkit.report.page import events, next_step, said_score
     from lmkit.report.record import RunRecord
 
@@ -88,7 +89,7 @@ def runs_show(run: Run, as_json: Json = False) -> None:
     lines += [f"  {name.replace('_', ' '):<8} {said_score(score)}" for name, score in facts["scores"].items()]
     if "loss" in record.columns:
         values = record.curve("loss")[1]
-        lines.append(f"  loss     {terminal.sparkline(values, 40)}  {values[0]:.4g} → {values[-1]:.4g}")
+        lines.append(f"  loss     {sparkline(values.tolist(), 40)}  {values[0]:.4g} → {values[-1]:.4g}")
     lines += [f"  verdict  {line.replace(chr(10), chr(10) + ' ' * 9)}" for line in record.verdict]
     lines += [f"  event    {kind}: {count}" for kind, count in facts["events"].items()]
     print("\n".join([*lines, f"  report   lmkit report {shlex.quote(str(run))}", f"  next     {facts['next']}"]))

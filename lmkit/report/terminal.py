@@ -1,4 +1,4 @@
-"""Curves as text: dots of Braille characters, four rows and two columns a character, and sparklines."""
+"""Curves as text: dots of Braille characters, four rows and two columns a character."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,6 @@ from lmkit.report.curves import Series, shown_place, thinned, ticks
 
 COLOURS = ("blue", "yellow", "green", "red", "magenta", "cyan")
 DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # of Unicode's Braille patterns, by row and column
-BARS = "▁▂▃▄▅▆▇█"
 AXIS = 9  # characters left of the picture
 
 
@@ -55,13 +54,3 @@ def _line(x: np.ndarray, y: np.ndarray) -> list[tuple[int, int]]:
             strict=True,
         )  # fmt: skip
     return dots
-
-
-def sparkline(values: np.ndarray, width: int = 20) -> str:
-    """Returns a line of at most so many bars, from the least value to the greatest."""
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return ""
-    _, means, *_ = thinned(np.arange(len(values)), values, width)
-    span = np.ptp(means)
-    return "".join(BARS[round(7 * (v - means.min()) / span) if span else 0] for v in means)

@@ -14,12 +14,12 @@ import torch
 from lmkit.base.display import Meter
 from lmkit.base.errors import OutOfMemory
 from lmkit.base.runs import Run
-from lmkit.base.units import show_count
 from lmkit.training import guard, rhythm, step
 from lmkit.training.batches import ShareSource
 from lmkit.training.distributed.watchdog import Watchdog
 from lmkit.training.distributed.world import World
 from lmkit.training.job import Job
+from lmkit.training.progress import TrainingMeter
 from lmkit.training.rhythm import Rhythm
 from lmkit.training.saving import Saver
 from lmkit.training.schedules import multiplier
@@ -41,7 +41,7 @@ def train(job: Job, run: Run, stop: StopFlag) -> str:
     job.model.train()
     pace = Rhythm(job)
     with (
-        Meter("train", 1.0) as meter, ShareSource(job) as source, Saver(job, run) as saver,
+        TrainingMeter(job) as meter, ShareSource(job) as source, Saver(job, run) as saver,
         Watchdog(world, recipe.parallel.patience, run.path) as watchdog,
         run.open_log("metrics.jsonl") as metrics, run.open_log("timing.jsonl") as timing, Tracker(job, run) as tracker,
     ):  # fmt: skip
@@ -59,7 +59,7 @@ def train(job: Job, run: Run, stop: StopFlag) -> str:
             state.scaler = scaler.state_dict() if scaler.is_enabled() else {}
             _write(timing, {"step": state.step, "seconds": round(rhythm.clock() - began, 4)})
             finished = pace.tick() >= 1
-            _show(meter, row, pace.now, share.tokens / max(rhythm.clock() - began, 1e-9))
+            meter.show(row, pace, share.tokens / max(rhythm.clock() - began, 1e-9))
 
             # an evaluation
             if finished or pace.evaluation_due():
@@ -177,7 +177,7 @@ def is_over(job: Job) -> bool:
     )
 
 
-def evaluate(job: Job, meter: Meter) -> dict[str, float | str]:
+def evaluate(job: Job, meter: TrainingMeter) -> dict[str, float | str]:
     """Returns validation scores of the model, or of its average if there is one, and a `sample` text, and shows them.
 
     It also updates the best scores in the job's state. Without held-out rows it returns no scores."""
@@ -194,13 +194,7 @@ def evaluate(job: Job, meter: Meter) -> dict[str, float | str]:
     job.state.evaluations_since_best = 0 if best else job.state.evaluations_since_best + 1
     if best:
         job.state.best = {"step": job.state.step} | scores
-    meter.line(
-        f"eval step {job.state.step} tokens {show_count(job.state.tokens)}"
-        + "".join(f" {k.removeprefix('val_') if k != 'val_loss' else k} {v:.4f}" for k, v in scores.items())
-        + (" ★" if best else "")
-    )
-    if text:
-        meter.line(f"  » {text}")
+    meter.evaluated(scores, text, best)
     job.state.eval_seconds = rhythm.clock() - began
     return scores | ({"sample": text} if text else {})
 
@@ -227,9 +221,3 @@ def _sample(job: Job) -> str:
         if not step.out_of_memory(e) or job.world.size > 1:
             raise
         return f"(no sample: {e})"
-
-
-def _show(meter: Meter, row: dict[str, Any], progress: float, speed: float) -> None:
-    loss = "not finite" if row["loss"] is None else f"{row['loss']:.4f}"
-    tokens = show_count(row["tokens"])
-    meter.update(progress, f"step {row['step']} tokens {tokens} loss {loss} tok/s {speed:,.0f}")
