@@ -12,9 +12,10 @@ from typing import Any
 from lmkit.base.display import note, waiting, write
 from lmkit.base.errors import DataError, ModelError, UserError
 from lmkit.base.runs import model_folder
+from lmkit.checks.bbq import check_questions
 from lmkit.checks.contamination import check_contamination
 from lmkit.checks.memorisation import check_memorisation
-from lmkit.checks.pairs import check_pairs, read_pairs
+from lmkit.checks.pairs import check_pairs, pairs_of, read_records_of_bias
 from lmkit.checks.personal import check_personal
 from lmkit.checks.result import Result, percent
 from lmkit.checks.toxic import check_words, read_words
@@ -87,7 +88,12 @@ def _results(targets: list[str], loaded: Pretrained | None, o: Options, problems
     if loaded and o.memorised:
         yield check_memorisation(loaded, TokenStore(o.memorised), o.prompt_tokens, o.max_tokens, o.samples, o.seed)
     if loaded and o.pairs:
-        yield check_pairs(loaded, read_pairs(o.pairs, problems))
+        form, records = read_records_of_bias(o.pairs, problems)
+        note(f"{o.pairs}: read as {form}, {len(records):,} records")
+        if form == "BBQ":
+            yield check_questions(loaded, records, problems)
+        else:
+            yield check_pairs(loaded, pairs_of(records, problems))
     if o.against:
         yield check_contamination(read(), _texts(o.against, o.against_text, o, problems))
     if o.personal:
@@ -133,7 +139,8 @@ def _show(target: str, result: Result, problems: Problems, as_json: bool) -> Non
     else:
         lines = [f"{target} --{result.check}", f"  {result.summary}"]
         lines += ["  counts       " + ", ".join(f"{name} {n:,}" for name, n in result.counts.items())]
-        lines += [f"  {name:28} {percent(share)}" for name, share in result.shares.items()]
+        width = max(28, *map(len, result.shares))
+        lines += [f"  {name:{width}} {percent(share)}" for name, share in result.shares.items()]
         lines += [f"  example      {example}" for example in result.examples]
         lines += [f"  cannot see   {blind}" for blind in result.blind_spots]
         write("\n".join(lines) + "\n")

@@ -64,5 +64,5 @@ def test_preferences_are_those_of_transformers(tmp_path, kind):
     wins = [value > 0 for value in gaps]
     assert got["shares"]["animal"]["value"] == pytest.approx((wins[0] + wins[2] + wins[3]) / 3)
     assert got["shares"]["all"]["value"] == pytest.approx((sum(wins) + 0.5) / 5)
-    shown = {int(e.split(",")[0].removeprefix("line ")): float(e.split(", ")[1].split()[0]) for e in got["examples"]}
+    shown = {int(e.split(",")[0].rpartition(":")[2]): float(e.split(", ")[1].split()[0]) for e in got["examples"]}
     assert [shown[line] for line in (2, 3, 4, 5)] == pytest.approx(gaps, abs=0.0011)
