@@ -36,7 +36,7 @@ def _question(number, persons, category, groups):
 
 
 KINDS = (((OLD, YOUNG), "Age", ["old"]), ((WOMAN, MAN), "Gender_identity", ["F"]))
-QUESTIONS = [_question(number, *kind) for number in range(21) for kind in KINDS]
+QUESTIONS = [_question(number, *kind) for number in range(1, 23) for kind in KINDS]
 
 
 def _likeliest(model, words, row):
@@ -63,7 +63,7 @@ def test_accuracies_and_bias_scores_are_those_of_the_harness_on_answers_of_trans
     model = llama_folder(tmp_path / "m", context=160)
     words = hf.AutoTokenizer.from_pretrained(tmp_path / "m")
     got, said = _check(tmp_path, QUESTIONS)
-    assert "read as BBQ, 42 records" in said and got["counts"]["questions"] == 42
+    assert "read as BBQ, 44 records" in said and got["counts"]["questions"] == 44
     docs = harness.process_docs(datasets.Dataset.from_list(QUESTIONS))
     judged = []
     for row, doc in zip(QUESTIONS, docs, strict=True):
