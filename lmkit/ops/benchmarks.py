@@ -23,14 +23,14 @@ NORMAL = 1.96  # standard errors on each side of a mean, in which it lies with 9
 
 def evaluate_benchmarks(
     model: str, named: Sequence[str], tasks_from: str | None, shots: int | None, limit: int | None, by: str | None,
-    worst: int, allow_pickle: bool = False,
+    worst: int, allow_pickle: bool = False, apply_chat_template: bool | None = None,
 ) -> tuple[dict[str, Any], str]:  # fmt: skip
     """Returns the scores of one model on tasks, as JSON and as a table.
 
     named: names of the harness's tasks or of those in `tasks_from`, YAML files and folders of them; .jsonl files in the
     form of CORE, folders of them or nanochat's eval bundle; `basics`. shots: examples ahead; None: as each task says.
     limit: rows of each task at most. by: a key of rows by which scores are told apart. worst: how many rows are
-    listed."""
+    listed. apply_chat_template: of the harness's tasks."""
     loaded, tasks, others = load(model, allow_pickle), list[core.CoreTask](), list[str]()
     loaded.needs_tokenizer()
     for name in named:
@@ -45,6 +45,8 @@ def evaluate_benchmarks(
         raise UserError(
             f"--by and --worst: for files in the form of CORE, which {others[0]} is not\n  → leave them out"
         )
+    if tasks and apply_chat_template:
+        raise UserError(f"--apply-chat-template: is for tasks of the harness, and {tasks[0].name} is none\n  → leave it out")
     facts: dict[str, Any] = {"model": model, "tasks": {}}
     if by and not any(by in row for task in tasks for row in task.rows):
         raise UserError(f"--by {by}: no row has it\n  → name a key of rows, as of {tasks[0].places[0]}")
@@ -54,7 +56,7 @@ def evaluate_benchmarks(
         centered = [facts["tasks"][task.name]["scores"]["centered"]["value"] for task in tasks]
         facts["centered_mean"] = sum(centered) / len(centered)  # CORE, where the tasks are those of its bundle
     if others:
-        facts |= _harness_facts(loaded, others, tasks_from, shots, limit, facts["tasks"])
+        facts |= _harness_facts(loaded, others, tasks_from, shots, limit, bool(apply_chat_template), facts["tasks"])
     return facts, "\n".join(_tables(facts))
 
 
@@ -89,7 +91,7 @@ def _core_facts(loaded: Pretrained, task: core.CoreTask, by: str | None, worst: 
 
 def _harness_facts(
     loaded: Pretrained, named: list[str], folder: str | None, shots: int | None, limit: int | None,
-    tasks: dict[str, Any],
+    apply_chat_template: bool, tasks: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """Adds to `tasks` what the harness says of each; returns what holds for all of them."""
     try:
@@ -99,7 +101,7 @@ def _harness_facts(
             f"--tasks {', '.join(named)}: tasks of lm-evaluation-harness need it ({e.name} is missing)\n"
             '  → pip install "lmkit[harness]", or name a .jsonl file in the form of CORE, or `basics`'
         ) from None
-    said = run_tasks(loaded, named, Path(folder) if folder else None, shots, limit)
+    said = run_tasks(loaded, named, Path(folder) if folder else None, shots, limit, apply_chat_template)
     for name, scores in said["results"].items():
         values = {}
         for key, value in scores.items():

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lmkit.base.display import note, waiting, write
+from lmkit.base.display import Meter, note, waiting, write
 from lmkit.base.errors import DataError, ModelError, UserError
 from lmkit.base.runs import model_folder
 from lmkit.checks.bbq import check_questions
@@ -18,11 +18,13 @@ from lmkit.checks.memorisation import check_memorisation
 from lmkit.checks.pairs import check_pairs, pairs_of, read_records_of_bias
 from lmkit.checks.personal import check_personal
 from lmkit.checks.result import Result, percent
-from lmkit.checks.toxic import check_words, read_words
+from lmkit.checks.toxic import Labeller, check_labels, check_words, load_labeller, read_words
 from lmkit.data.documents import read_documents, unread_advice
 from lmkit.data.encodings import settle_encodings
 from lmkit.data.inputs import Problems, list_inputs
 from lmkit.data.tokens.store import TokenStore, is_store
+from lmkit.generation.engine import complete
+from lmkit.generation.sampling import SamplingConfig
 from lmkit.model.formats.model_card import write_limit
 from lmkit.pretrained import Pretrained, load
 from lmkit.recipe import recipe_file as recipes
@@ -38,6 +40,7 @@ class Options:
     personal: bool = False
     pairs: str | None = None
     toxic: Path | None = None
+    toxic_label: str | None = None
     samples: int = 200
     prompt_tokens: int = 32
     max_tokens: int = 32
@@ -61,12 +64,12 @@ def run_checks(targets: list[str], options: Options, as_json: bool, allow_pickle
         raise UserError(f"--card: {targets[0]} is a file, which has no README.md\n  → leave it out")
     if not (options.memorised or options.against or options.personal or options.pairs or options.toxic):
         raise UserError("nothing to check is named\n  → for example --personal; `lmkit check --help` lists all checks")
-    results = _results(targets, loaded, options, problems)
-    while True:
-        with waiting("checking"):
-            result = next(results, None)
-        if result is None:
-            return
+    labeller = None
+    if options.toxic and _is_model([str(options.toxic)]):
+        labeller = load_labeller(options.toxic, options.toxic_label, allow_pickle)
+    elif options.toxic_label:
+        raise UserError("--toxic-label: is for --toxic with a classifier\n  → leave it out, or name its run")
+    for result in _results(targets, loaded, options, problems, labeller):
         _show(" ".join(targets), result, problems, as_json)
         if options.card and loaded:
             note(f"written into {write_limit(loaded.folder, result.check, result.summary)}")
@@ -82,7 +85,9 @@ def _is_model(targets: list[str]) -> bool:
     return True
 
 
-def _results(targets: list[str], loaded: Pretrained | None, o: Options, problems: Problems) -> Iterator[Result]:
+def _results(
+    targets: list[str], loaded: Pretrained | None, o: Options, problems: Problems, labeller: Labeller | None
+) -> Iterator[Result]:
     unit = "samples" if loaded else "documents"
     read = lambda: _samples(loaded, o) if loaded else _texts(targets, o.text, o, problems)
     if loaded and o.memorised:
@@ -90,41 +95,58 @@ def _results(targets: list[str], loaded: Pretrained | None, o: Options, problems
     if loaded and o.pairs:
         form, records = read_records_of_bias(o.pairs, problems)
         note(f"{o.pairs}: read as {form}, {len(records):,} records")
-        if form == "BBQ":
-            yield check_questions(loaded, records, problems)
-        else:
-            yield check_pairs(loaded, pairs_of(records, problems))
+        with waiting(f"{len(records):,} records"):
+            if form == "BBQ":
+                result = check_questions(loaded, records, problems)
+            else:
+                result = check_pairs(loaded, pairs_of(records, problems))
+        yield result
     if o.against:
         yield check_contamination(read(), _texts(o.against, o.against_text, o, problems))
     if o.personal:
         yield check_personal(read(), unit)
-    if o.toxic:
+    if labeller:
+        yield check_labels(read(), labeller, unit)
+    elif o.toxic:
         yield check_words(read(), read_words(o.toxic), unit)
 
 
 def _samples(loaded: Pretrained, o: Options) -> Iterator[tuple[str, str]]:
     """Yields texts that the model writes from nothing, at temperature 1."""
-    texts = loaded.generate([""], o.samples, max_tokens=o.max_tokens, seed=o.seed)
-    return ((f"sample {number}", text.text) for number, text in enumerate(texts, 1))
+    loaded.check_use("generate")
+    config = SamplingConfig(max_tokens=o.max_tokens, seed=o.seed, rules=loaded.rules)
+    words = loaded.needs_tokenizer()
+    texts = complete(loaded.model, words, [""], config, loaded.eos, o.samples, opening=loaded.opening)
+    with Meter("writing", o.samples) as meter:
+        for number, text in enumerate(texts, 1):
+            meter.update(number, f"{number:,} samples")
+            yield f"sample {number}", text.text
 
 
 def _texts(patterns: list[str], column: str, o: Options, problems: Problems) -> Iterator[tuple[str, str]]:
     """Yields (place, text) of the documents of files, or of a token store. Raises DataError where there are none."""
+    number = 0
     if len(patterns) == 1 and is_store(patterns[0]):
         store = TokenStore(patterns[0])
         split = store.split("train")
-        if not split.num_documents:
+        with Meter("reading", split.num_documents) as meter:
+            for number in range(1, split.num_documents + 1):
+                meter.update(number, f"{number:,} documents")
+                ids = split.document(number - 1).tolist()
+                yield f"{patterns[0]} document {number - 1}", store.tokenizer.decode(ids)
+        if not number:
             raise DataError(f"{store.path}: holds no training document")
-        for number in range(split.num_documents):
-            yield f"{patterns[0]} document {number}", store.tokenizer.decode(split.document(number).tolist())
         return
     keys: dict[str, Any] = {"train": patterns, "text": column, "separator": o.separator}
     config = recipes.build_recipe(DataConfig, keys | {"encoding": o.encoding}, {}, where="lmkit check")
-    number = 0
-    for item in settle_encodings(list_inputs(patterns, None, config)):
-        for document in read_documents(item, config, problems):
-            number += 1
-            yield f"{item.name}:{document.line}", document.text
+    inputs, before = settle_encodings(list_inputs(patterns, None, config)), 0
+    with Meter("reading", sum(item.size for item in inputs)) as meter:
+        for item in inputs:
+            for document in read_documents(item, config, problems):
+                number += 1
+                meter.update(before + item.done, f"{number:,} documents")
+                yield f"{item.name}:{document.line}", document.text
+            before += item.done
     if not number:
         raise DataError(f"{', '.join(patterns)}: there is no text to check{unread_advice(problems)}")
 

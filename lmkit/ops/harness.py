@@ -60,6 +60,19 @@ class HarnessModel(TemplateLM):
     def tokenizer_name(self) -> str:
         return self.words.fingerprint
 
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        return self.loaded.chat(str(self.loaded.folder)).template.source if chat_template else ""
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Returns the text of a conversation; without the generation prompt it ends with the last message, as
+        transformers' `continue_final_message` has it."""
+        text = self.loaded.chat(str(self.loaded.folder)).template.render(chat_history, add_generation_prompt)
+        if add_generation_prompt:
+            return text
+        last = chat_history[-1]["content"]
+        last = last if last in text else last.strip()
+        return text[: text.rindex(last) + len(last)]
+
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         bos = self.words.bos_id
         if add_special_tokens is None:
@@ -136,9 +149,13 @@ class HarnessModel(TemplateLM):
         return text
 
 
-def run_tasks(loaded: Pretrained, named: list[str], folder: Path | None, shots: int | None, limit: int | None) -> dict:
+def run_tasks(
+    loaded: Pretrained, named: list[str], folder: Path | None, shots: int | None, limit: int | None,
+    apply_chat_template: bool = False,
+) -> dict:  # fmt: skip
     """Returns what the harness says of tasks: names of its own or of YAML files in `folder`, or paths of such files.
 
+    apply_chat_template: as its own option, rows are conversations by the model's template, examples ahead their turns.
     Says which of them need a data set that is not on this machine, before it is fetched. Raises UserError for a name
     that is no task."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -161,7 +178,7 @@ def run_tasks(loaded: Pretrained, named: list[str], folder: Path | None, shots: 
     try:
         return simple_evaluate(
             HarnessModel(loaded), tasks=names, num_fewshot=shots, limit=limit, task_manager=manager,
-            bootstrap_iters=1000,
+            bootstrap_iters=1000, apply_chat_template=apply_chat_template,
         )  # fmt: skip
     except (OSError, KeyError, ValueError) as e:  # a data set that cannot be had, a YAML file that says too little
         what = f"{type(e).__name__}: {' '.join(str(e).split())}"

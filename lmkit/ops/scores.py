@@ -13,7 +13,7 @@ from lmkit.ops import benchmarks, learning_curve, text_scores
 CLOSE = 1e-6  # relative difference that is none: that of sums in another order
 SHOWN = 5  # most differences that are listed
 ROLES = ("text", "pair", "label", "target", "encoding")
-OF_TASKS = ("tasks_from", "shots", "limit")
+OF_TASKS = ("tasks_from", "shots", "limit", "apply_chat_template")
 OF_TEXTS = ("stride", "pll_tokens", "separator", "text_files")
 
 
@@ -31,10 +31,10 @@ def evaluate(settings: dict[str, Any], as_json: bool) -> dict[str, Any]:
     if tasks:
         if len(models) != 1:
             raise UserError("--tasks: scores one model\n  → lmkit eval MODEL --tasks NAME")
-        options = {key: settings[key] for key in (*OF_TASKS, "by", "worst", "allow_pickle")}
+        options = {key: settings.get(key) for key in (*OF_TASKS, "by", "worst", "allow_pickle")}
         named = [name for part in tasks for name in part.split(",")]
         return _print(*benchmarks.evaluate_benchmarks(models[0], named, **options), settings, as_json)
-    if idle := [name for name in OF_TASKS if settings[name] is not None]:
+    if idle := [name for name in OF_TASKS if settings.get(name) is not None]:
         raise UserError(f"--{idle[0].replace('_', '-')}: is for --tasks\n  → leave it out")
     if not models or not data:
         raise UserError("what to score?\n  → lmkit eval MODEL --data FILE, or lmkit eval MODEL --tasks basics")
