@@ -31,7 +31,7 @@ def evaluate(settings: dict[str, Any], as_json: bool) -> dict[str, Any]:
     if tasks:
         if len(models) != 1:
             raise UserError("--tasks: scores one model\n  → lmkit eval MODEL --tasks NAME")
-        options = {key: settings.get(key) for key in (*OF_TASKS, "by", "worst", "allow_pickle")}
+        options: dict[str, Any] = {key: settings.get(key) for key in (*OF_TASKS, "by", "worst", "allow_pickle")}
         named = [name for part in tasks for name in part.split(",")]
         return _print(*benchmarks.evaluate_benchmarks(models[0], named, **options), settings, as_json)
     if idle := [name for name in OF_TASKS if settings.get(name) is not None]:
