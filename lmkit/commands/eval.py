@@ -41,7 +41,7 @@ ChatTemplate = Annotated[
     bool | None, typer.Option("--apply-chat-template", help="--tasks: rows as conversations, by the model's template.")
 ]
 By = Annotated[str | None, typer.Option("--by", metavar="COLUMN", help="Scores for each value of this column too.")]
-Worst = Annotated[int, typer.Option("--worst", min=0, help="List so many rows with the largest loss.")]
+Worst = Annotated[int, typer.Option("--worst", min=0, help="List so many rows, or texts, with the largest loss.")]
 Curve = Annotated[bool, typer.Option("--curve", help="Scores of runs by how much data each had; reads runs.")]
 Again = Annotated[
     Path | None, typer.Option("--again", metavar="FILE", help="Score as this file of --json says, and compare.")

@@ -147,10 +147,10 @@ def _tables(facts: dict[str, Any]) -> list[str]:
                     cells = f"{name} {part}".strip(), str(rows), str(shots), metric, f"{e['value']:.4f}"
                     grid.add_row(*cells, interval, at_random)
         for row in task.get("worst", ()):
-            parts = [] if row["right"] is None else ["right" if row["right"] else "wrong"]
-            parts += [] if row["loss"] is None else [f"loss {row['loss']:.4f}"]
-            parts += [] if row["given"] is None else [f"given {row['given']!r}"]
-            lists.append(f"{row['place']}: {', '.join(parts)}")
+            told = [] if row["right"] is None else ["right" if row["right"] else "wrong"]
+            told += [] if row["loss"] is None else [f"loss {row['loss']:.4f}"]
+            told += [] if row["given"] is None else [f"given {row['given']!r}"]
+            lists.append(f"{row['place']}: {', '.join(told)}")
     if "centered_mean" in facts:
         lists.append(f"mean of the centered accuracies: {facts['centered_mean']:.4f}")
     return [drawn(grid), *lists]
