@@ -56,17 +56,18 @@ def documents_with(split: Split, continuations: Sequence[Sequence[int]]) -> list
     wanted = np.array(continuations, np.int64)
     length, total = wanted.shape[1], split.num_tokens
     hashes, holders = _hashes(wanted.reshape(-1), length)[::length], [set[int]() for _ in continuations]
-    ends, meter = split.starts + split.lengths, Meter("looking for copies", total)
-    for begin in range(0, total - length + 1, BLOCK):
-        meter.update(begin)
-        block = split.stream(begin, min(begin + BLOCK + length - 1, total)).astype(np.int64)
-        block_hashes = _hashes(block, length)
-        for place in np.flatnonzero(np.isin(block_hashes, hashes)).tolist():
-            document = int(np.searchsorted(ends, begin + place, side="right"))
-            if begin + place + length <= ends[document]:
-                same = (wanted == block[place : place + length]).all(1)
-                for number in np.flatnonzero(same).tolist():
-                    holders[number].add(document)
+    ends = split.starts + split.lengths
+    with Meter("looking for copies", total) as meter:
+        for begin in range(0, total - length + 1, BLOCK):
+            meter.update(begin)
+            block = split.stream(begin, min(begin + BLOCK + length - 1, total)).astype(np.int64)
+            block_hashes = _hashes(block, length)
+            for place in np.flatnonzero(np.isin(block_hashes, hashes)).tolist():
+                document = int(np.searchsorted(ends, begin + place, side="right"))
+                if begin + place + length <= ends[document]:
+                    same = (wanted == block[place : place + length]).all(1)
+                    for number in np.flatnonzero(same).tolist():
+                        holders[number].add(document)
     return [len(documents) for documents in holders]
 
 

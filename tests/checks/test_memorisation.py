@@ -59,10 +59,12 @@ def test_what_is_reproduced_is_what_transformers_writes(tmp_path, monkeypatch):
         pairs = [(w[0, 8:].tolist(), p.continuation) for w, p in zip(written, passages[split], strict=True)]
         left += sum(a[:3] == b[:3] and a != b for a, b in pairs)
     assert 0 < sum(expected["train"]) < len(expected["train"]) and left
+    monkeypatch.setattr("lmkit.base.display.PLAIN_INTERVAL", 0)
     options = ["--prompt-tokens", "8", "--max-tokens", "6", "--seed", "3", "--json"]
     ran = CliRunner().invoke(app, ["check", str(tmp_path / "m"), "--memorised", str(store.path), *options])
     assert ran.exit_code == 0, ran.output
     got = json.loads(ran.stdout.splitlines()[-1])
+    assert "going on with documents" in ran.stderr and "looking for copies" in ran.stderr
     assert got["counts"]["reproduced"] == sum(expected["train"]) and got["counts"]["passages"] == len(expected["train"])
     assert got["shares"]["held out"]["value"] == sum(expected["validation"]) / len(expected["validation"])
 
