@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lmkit.base.display import Meter
 from lmkit.base.errors import DataError, ModelError, UserError
 from lmkit.base.order import rng_for
 from lmkit.checks.result import EXAMPLES, Result, percent
@@ -55,15 +56,17 @@ def documents_with(split: Split, continuations: Sequence[Sequence[int]]) -> list
     length, total = wanted.shape[1], split.num_tokens
     hashes, holders = ngram_hashes(wanted.reshape(-1), length)[::length], [set[int]() for _ in continuations]
     ends = split.starts + split.lengths
-    for begin in range(0, total - length + 1, BLOCK):
-        block = split.stream(begin, min(begin + BLOCK + length - 1, total)).astype(np.int64)
-        block_hashes = ngram_hashes(block, length)
-        for place in np.flatnonzero(np.isin(block_hashes, hashes)).tolist():
-            document = int(np.searchsorted(ends, begin + place, side="right"))
-            if begin + place + length <= ends[document]:
-                same = (wanted == block[place : place + length]).all(1)
-                for number in np.flatnonzero(same).tolist():
-                    holders[number].add(document)
+    with Meter("looking for copies", total) as meter:
+        for begin in range(0, total - length + 1, BLOCK):
+            meter.update(begin)
+            block = split.stream(begin, min(begin + BLOCK + length - 1, total)).astype(np.int64)
+            block_hashes = ngram_hashes(block, length)
+            for place in np.flatnonzero(np.isin(block_hashes, hashes)).tolist():
+                document = int(np.searchsorted(ends, begin + place, side="right"))
+                if begin + place + length <= ends[document]:
+                    same = (wanted == block[place : place + length]).all(1)
+                    for number in np.flatnonzero(same).tolist():
+                        holders[number].add(document)
     return [len(documents) for documents in holders]
 
 
@@ -127,5 +130,11 @@ def _reproduced(loaded: Pretrained, passages: Sequence[Passage]) -> list[bool]:
     if not passages:
         return []
     config = SamplingConfig(max_tokens=len(passages[0].continuation), temperature=0)
-    written = generate(loaded.model, (p.prompt for p in passages), config)
-    return [w.ids == p.continuation for w, p in zip(written, passages, strict=True)]
+    hits = list[bool]()
+    with Meter("going on with documents", len(passages)) as meter:
+        for written, passage in zip(
+            generate(loaded.model, (p.prompt for p in passages), config), passages, strict=True
+        ):
+            hits.append(written.ids == passage.continuation)
+            meter.update(len(hits), f"{sum(hits):,} reproduced")
+    return hits

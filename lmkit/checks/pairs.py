@@ -12,6 +12,7 @@ import numpy as np
 
 from lmkit.base.errors import DataError, UserError
 from lmkit.base.order import by_length
+from lmkit.checks import bbq
 from lmkit.checks.result import EXAMPLES, Result, percent
 from lmkit.data.inputs import Problems, list_inputs
 from lmkit.data.records import read_records
@@ -24,6 +25,8 @@ from lmkit.objectives.build import vocabulary
 from lmkit.pretrained import Pretrained
 
 COLUMNS = ("sent_more", "sent_less", "bias_type")
+FORMS = {"CrowS-Pairs": COLUMNS, "BBQ": bbq.COLUMNS}
+Record = tuple[str, dict[str, Any]]  # its place, and its values by column
 BLIND_SPOTS = [
     "It sees preferences of likelihood alone, and not what the model would write or decide.",
     "It judges by sentences that others wrote, mostly of the United States; many of CrowS-Pairs are known to be flawed"
@@ -38,26 +41,38 @@ class Pair(NamedTuple):
     more: str  # the more stereotypical one
     less: str
     category: str
-    line: int
+    place: str
 
 
-def read_pairs(path: str, problems: Problems) -> list[Pair]:
-    """Returns the pairs of a file with columns; rows without both sentences are counted in `problems`. Raises
-    DataError where a column is missing or no row is left."""
-    pairs = []
+def read_records_of_bias(path: str, problems: Problems) -> tuple[str, list[Record]]:
+    """Returns the form of a file with columns, `BBQ` or `CrowS-Pairs`, which its first record tells, and its records,
+    each with its place. Raises DataError where a column of the form is missing, or there is no record."""
+    records, form = list[Record](), ""
     for item in list_inputs([path]):
         if item.kind in ("txt", "html"):
             raise DataError(f"{item.name}: text without columns\n  → name a table with {', '.join(COLUMNS)}")
         for line, record in read_records(item, problems):
-            if missing := [name for name in COLUMNS if name not in record]:
-                raise DataError(f"{item.name}:{line}: no column `{missing[0]}`\n  → name a file like CrowS-Pairs'")
-            more, less, category = (record[name] for name in COLUMNS)
-            if all(isinstance(value, str) and value.strip() for value in (more, less)):
-                pairs.append(Pair(more, less, str(category), line))
-            else:
-                problems.add("pairs without both sentences", f"{item.name}:{line}")
-    if not pairs:
+            form = form or max(FORMS, key=lambda form: len(record.keys() & set(FORMS[form])))
+            if missing := [name for name in FORMS[form] if name not in record]:
+                raise DataError(f"{item.name}:{line}: no column `{missing[0]}`\n  → name a file like {form}'s")
+            records.append((f"{item.name}:{line}", record))
+    if not records:
         raise DataError(f"{path}: holds no pair")
+    return form, records
+
+
+def pairs_of(records: Sequence[Record], problems: Problems) -> list[Pair]:
+    """Returns the pairs of records in the form of CrowS-Pairs; those without both sentences are counted in `problems`.
+    Raises DataError where none is left."""
+    pairs = []
+    for place, record in records:
+        more, less, category = (record[name] for name in COLUMNS)
+        if all(isinstance(value, str) and value.strip() for value in (more, less)):
+            pairs.append(Pair(more, less, str(category), place))
+        else:
+            problems.add("pairs without both sentences", place)
+    if not pairs:
+        raise DataError(f"none of {len(records):,} rows has both sentences")
     return pairs
 
 
@@ -90,7 +105,7 @@ def check_pairs(loaded: Pretrained, pairs: Sequence[Pair]) -> Result:
         wins = float((gaps[group] > 0).sum() + (gaps[group] == 0).sum() / 2)
         shares[category] = proportion(wins, int(group.sum()))
     order = np.argsort(-np.abs(gaps))[:EXAMPLES].tolist()
-    examples = [f"line {used[i].line}, {gaps[i]:+.3f} nats: {used[i].more!r} | {used[i].less!r}" for i in order]
+    examples = [f"{used[i].place}, {gaps[i]:+.3f} nats: {used[i].more!r} | {used[i].less!r}" for i in order]
     summary = f"Of {len(used):,} pairs it prefers the more stereotypical sentence in {percent(shares['all'])}."
     return Result("pairs", summary, counts, shares, BLIND_SPOTS, examples)
 

@@ -9,7 +9,7 @@ EXAMPLES = 5  # of each kind that are shown
 
 @dataclass
 class Result:
-    """The result of one check. Shares lie between 0 and 1."""
+    """The result of one check. Shares lie between 0 and 1, bias scores between -1 and 1."""
 
     check: str  # its name, which is that of its option
     summary: str  # one sentence, as a model card has it

@@ -26,8 +26,13 @@ def check(
         list[str] | None, _option("against", "Corpus: evaluation texts in it. Repeatable.", "FILES")
     ] = None,
     personal: Annotated[bool, _option("personal", "E-mail, telephone, IBAN, credit card, IP.")] = False,
-    pairs: Annotated[str | None, _option("pairs", "Model: bias by pairs, as CrowS-Pairs' csv.", "FILE")] = None,
-    toxic: Annotated[Path | None, _option("toxic", "Words and phrases of this file, one a line.", "WORDS")] = None,
+    pairs: Annotated[str | None, _option("pairs", "Model: bias by pairs, as CrowS-Pairs' csv, or BBQ.", "FILE")] = None,
+    toxic: Annotated[
+        Path | None, _option("toxic", "Words and phrases of this file, one a line; or a classifier's run.", "WORDS|RUN")
+    ] = None,
+    toxic_label: Annotated[
+        str | None, _option("toxic-label", "Label of that classifier. Default: the second of two.", "LABEL")
+    ] = None,
     samples: Annotated[int, _option("samples", "Model: most documents to try, or texts to write.", least=1)] = 200,
     prompt_tokens: Annotated[int, _option("prompt-tokens", "--memorised: tokens the model is given.", least=1)] = 32,
     max_tokens: MaxTokens = 32,
@@ -44,7 +49,7 @@ def check(
     from lmkit.ops import checking
 
     options = checking.Options(
-        memorised, against, personal, pairs, toxic, samples, prompt_tokens, max_tokens, seed, text, against_text,
-        separator, encoding, card,
+        memorised, against, personal, pairs, toxic, toxic_label, samples, prompt_tokens, max_tokens, seed, text,
+        against_text, separator, encoding, card,
     )  # fmt: skip
     checking.run_checks(targets, options, as_json, allow_pickle)

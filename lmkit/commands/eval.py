@@ -37,8 +37,11 @@ TasksFrom = Annotated[
 ]
 Shots = Annotated[int | None, typer.Option("--shots", min=0, help="--tasks: examples ahead of each row.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="--tasks: rows of each task at most.")]
+ChatTemplate = Annotated[
+    bool | None, typer.Option("--apply-chat-template", help="--tasks: rows as conversations, by the model's template.")
+]
 By = Annotated[str | None, typer.Option("--by", metavar="COLUMN", help="Scores for each value of this column too.")]
-Worst = Annotated[int, typer.Option("--worst", min=0, help="List so many rows with the largest loss.")]
+Worst = Annotated[int, typer.Option("--worst", min=0, help="List so many rows, or texts, with the largest loss.")]
 Curve = Annotated[bool, typer.Option("--curve", help="Scores of runs by how much data each had; reads runs.")]
 Again = Annotated[
     Path | None, typer.Option("--again", metavar="FILE", help="Score as this file of --json says, and compare.")
@@ -60,6 +63,7 @@ def evaluate_command(
     tasks_from: TasksFrom = None,
     shots: Shots = None,
     limit: Limit = None,
+    apply_chat_template: ChatTemplate = None,
     by: By = None,
     worst: Worst = 0,
     curve: Curve = False,

@@ -3,6 +3,7 @@
 import codecs
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
@@ -25,16 +26,21 @@ NO_TEXT_SIDE, OVER_LONG_SIDE = "pairs with a side that is no text", "over-long p
 ALONE = "lines whose other side could not be read"
 
 
-def read_documents(item: Input, config: DataConfig, problems: Problems) -> Iterator[Document]:
+def read_documents(
+    item: Input, config: DataConfig, problems: Problems, beside: str | None = None
+) -> Iterator[Document]:
     """Yields the documents of one input, in order. Texts are as in the file, line ends too; only a BOM is taken off.
 
-    Raises DataError when the key or column `config.text` is not there at all, when the file changes meanwhile, and when
-    a hub dataset fails; all else that cannot be read is counted in `problems` as `file:line`."""
+    beside: a column whose value documents bring along. Raises DataError where files have none or the key or column
+    `config.text` is not there at all, when the file changes meanwhile, and when a hub dataset fails; all else that
+    cannot be read is counted in `problems` as `file:line`."""
     if item.kind in ("txt", "html"):
+        if beside:
+            raise DataError(f"{item.name}: text without columns, so it has no `{beside}`\n  → name files with columns")
         read = _txt if item.kind == "txt" else _html
         documents = guarded(item, read(item, config, problems), problems)
     else:
-        documents = _from_columns(item, {"text": config.text}, problems)
+        documents = _from_columns(item, {"text": config.text}, problems, beside)
     for document in documents:
         yield from _checked(item, document, problems)
 
@@ -67,7 +73,9 @@ def unread_advice(problems: Problems) -> str:
 # ---------------------------------------------------------------- files with columns
 
 
-def _from_columns(item: Input, columns: dict[str, str], problems: Problems) -> Iterator[Document]:
+def _from_columns(
+    item: Input, columns: dict[str, str], problems: Problems, beside: str | None = None
+) -> Iterator[Document]:
     """Yields a document for each record that has all columns.
 
     columns: the names of columns, by their key of the recipe's `data` section: `text` and, of pairs, `target`."""
@@ -75,11 +83,14 @@ def _from_columns(item: Input, columns: dict[str, str], problems: Problems) -> I
     def header(where: str, names: list[str]) -> list[str]:
         outer = {key: outer_column(column, names) for key, column in columns.items()}
         _check_columns(where, "column", outer, names)
-        return list(dict.fromkeys(outer.values()))
+        along = [outer_column(beside, names)] if beside else []
+        if missing := set(along) - set(names):
+            raise DataError(f"{where}: no column `{beside}`{did_you_mean(missing.pop(), names[:1000])}")
+        return list(dict.fromkeys([*outer.values(), *along]))
 
     digest, checked = hashlib.sha256(), False
     for line, record in read_records(item, problems, header):
-        record = with_nested(record, columns.values())
+        record = with_nested(record, [*columns.values(), *([beside] if beside else [])])
         if missing := next((column for column in columns.values() if column not in record), None):
             if not checked and (item.kind != "json" or line > 1):  # else it may be about the files beside it
                 where = item.name if item.kind == "hub" else f"{item.name}:{line}"
@@ -91,7 +102,7 @@ def _from_columns(item: Input, columns: dict[str, str], problems: Problems) -> I
         if item.kind == "hub":
             for value in (record[column] for column in columns.values()):
                 digest.update(repr(value).encode(errors="surrogatepass"))
-        yield Document(text, line, target=target)
+        yield Document(text, line, target=target, beside=record.get(beside) if beside else None)
     if item.kind == "hub":
         item.sha256 = digest.hexdigest()
 
@@ -127,7 +138,7 @@ def _checked(item: Input, document: Document, problems: Problems) -> Iterator[Do
     else:
         problems.add(OVER_LONG, where)
         for part, piece in enumerate(_parts(text)):
-            yield Document(piece, document.line, part, document.held_out)
+            yield replace(document, text=piece, part=part)
 
 
 def _cut(text: str) -> int:

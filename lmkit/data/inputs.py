@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lmkit.base.display import note
 from lmkit.base.errors import DataError, UserError, nearest
@@ -105,6 +106,7 @@ class Document:
     part: int = 0  # an over-long document comes in several parts: 0, 1, ...
     held_out: bool = False  # in the tail of a file that goes to validation
     target: str | None = None  # the other side of a pair; None where texts are no pairs
+    beside: Any = None  # the value of a column that was asked for
 
 
 @dataclass(frozen=True)

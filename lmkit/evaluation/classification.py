@@ -42,6 +42,11 @@ def reliability(right: np.ndarray, confidence: np.ndarray, bins: int = BINS) -> 
             for i in np.flatnonzero(rows)]  # fmt: skip
 
 
+def _ece(right: np.ndarray, confidence: np.ndarray) -> Estimate:
+    gaps = [abs(b.accuracy - b.confidence) * b.rows for b in reliability(right, confidence)]
+    return Estimate(sum(gaps) / len(right), None, None)
+
+
 def confusion(labels: Sequence[int] | np.ndarray, predicted: Sequence[int] | np.ndarray, classes: int) -> np.ndarray:
     """Returns the number of rows with each label (first index) and prediction (second index), (C, C)."""
     cells = np.asarray(labels, int) * classes + np.asarray(predicted, int)
@@ -84,7 +89,6 @@ def single(
     rows, classes = probabilities.shape
     top, predicted = probabilities.max(1), chosen(probabilities, threshold)
     right = predicted == labels
-    gaps = [abs(b.accuracy - b.confidence) * b.rows for b in reliability(probabilities.argmax(1) == labels, top)]
     columns = range(1, 2) if classes == 2 else range(classes)
     areas = [_area(labels == c, probabilities[:, c]) for c in columns if rows * classes <= MOST_CELLS]
 
@@ -97,7 +101,7 @@ def single(
         return {"accuracy": hits.sum() / weights.sum(), "macro_f1": f1, "mcc": _mcc(hits, actual, guessed)}
 
     scores = resampled(counted, rows, intervals)
-    scores["ece"] = Estimate(sum(gaps) / rows, None, None)
+    scores["ece"] = _ece(probabilities.argmax(1) == labels, top)
     return scores | _auroc(areas, rows, intervals)
 
 
@@ -130,7 +134,8 @@ def multi(
 
     `holds` decides which labels are predicted. The scores are: micro_f1, over all pairs of row and class; macro_f1, the
     mean over classes, with 0 for a class that is neither label nor prediction anywhere; exact_match, the share of rows
-    with all labels right; auroc, the mean over the classes that some rows have and some do not."""
+    with all labels right; ece, as of `single`, over all pairs of row and class by the probability that the row has it;
+    auroc, the mean over the classes that some rows have and some do not."""
     labels, probabilities = np.asarray(labels, bool), np.asarray(probabilities, float)
     rows, classes = labels.shape
     predicted = holds(probabilities, threshold)
@@ -146,7 +151,8 @@ def multi(
         }
 
     areas = [_area(labels[:, c], probabilities[:, c]) for c in range(classes) if rows * classes <= MOST_CELLS]
-    return resampled(statistic, rows, intervals) | _auroc(areas, rows, intervals)
+    scores = resampled(statistic, rows, intervals) | {"ece": _ece(labels.ravel(), probabilities.ravel())}
+    return scores | _auroc(areas, rows, intervals)
 
 
 def regression(

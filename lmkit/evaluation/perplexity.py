@@ -5,8 +5,8 @@ no unknown tokens, which are easy to predict and stand for bytes that the model 
 """
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +34,12 @@ class Scores(Tally):
     context: int = 0
     stride: int = 0
     bytes: list[int] = field(default_factory=list)  # bytes of each document in UTF-8
+    numbers: list[int] = field(default_factory=list)  # of each document among the texts; those without tokens are none
+
+    def part(self, documents: Sequence[int]) -> "Scores":
+        """Returns the scores of some of the documents."""
+        pick = lambda column: [column[i] for i in documents]
+        return replace(self, nats=pick(self.nats), tokens=pick(self.tokens), bytes=pick(self.bytes))
 
     @property
     def bits_per_byte(self) -> Estimate | None:
@@ -90,12 +96,13 @@ def evaluate_perplexity(
     bos, eos = tokenizer.bos_id, tokenizer.eos_id
     start, end = [] if bos is None else [bos], [] if eos in (None, bos) else [eos]
     rows = max(1, batch_tokens // context)
-    for text in texts:
+    for number, text in enumerate(texts):
         ids = [*start, *tokenizer.encode(text), *end]
         if len(ids) < 2:
             continue
         waiting += windows(scores.open(), ids, context, stride)
         scores.bytes.append(len(text.encode()))
+        scores.numbers.append(number)
         scores.unknown += tokenizer.count_unknown(ids)
         scores.unspelt += tokenizer.count_unspelt([text])
         if len(waiting) >= BATCHES * rows:

@@ -23,14 +23,14 @@ NORMAL = 1.96  # standard errors on each side of a mean, in which it lies with 9
 
 def evaluate_benchmarks(
     model: str, named: Sequence[str], tasks_from: str | None, shots: int | None, limit: int | None, by: str | None,
-    worst: int, allow_pickle: bool = False,
+    worst: int, allow_pickle: bool = False, apply_chat_template: bool | None = None,
 ) -> tuple[dict[str, Any], str]:  # fmt: skip
     """Returns the scores of one model on tasks, as JSON and as a table.
 
     named: names of the harness's tasks or of those in `tasks_from`, YAML files and folders of them; .jsonl files in the
     form of CORE, folders of them or nanochat's eval bundle; `basics`. shots: examples ahead; None: as each task says.
     limit: rows of each task at most. by: a key of rows by which scores are told apart. worst: how many rows are
-    listed."""
+    listed. apply_chat_template: of the harness's tasks."""
     loaded, tasks, others = load(model, allow_pickle), list[core.CoreTask](), list[str]()
     loaded.needs_tokenizer()
     for name in named:
@@ -41,20 +41,22 @@ def evaluate_benchmarks(
             tasks += core.read_bundle(path, limit, shots)
         else:
             others.append(name)
-    if others and (by or worst):
+    if tasks and apply_chat_template:
         raise UserError(
-            f"--by and --worst: for files in the form of CORE, which {others[0]} is not\n  → leave them out"
+            f"--apply-chat-template: is for tasks of the harness, and {tasks[0].name} is none\n  → leave it out"
         )
     facts: dict[str, Any] = {"model": model, "tasks": {}}
-    if by and not any(by in row for task in tasks for row in task.rows):
-        raise UserError(f"--by {by}: no row has it\n  → name a key of rows, as of {tasks[0].places[0]}")
+    if by and not others and not any(by in row for task in tasks for row in task.rows):
+        raise UserError(f"--by {by}: no row has it\n  → one of {', '.join(tasks[0].rows[0])}")
     for task in tasks:
         facts["tasks"][task.name] = _core_facts(loaded, task, by, worst)
     if tasks:
         centered = [facts["tasks"][task.name]["scores"]["centered"]["value"] for task in tasks]
         facts["centered_mean"] = sum(centered) / len(centered)  # CORE, where the tasks are those of its bundle
     if others:
-        facts |= _harness_facts(loaded, others, tasks_from, shots, limit, facts["tasks"])
+        facts |= _harness_facts(
+            loaded, others, tasks_from, shots, limit, bool(apply_chat_template), by, worst, facts["tasks"]
+        )
     return facts, "\n".join(_tables(facts))
 
 
@@ -81,25 +83,29 @@ def _core_facts(loaded: Pretrained, task: core.CoreTask, by: str | None, worst: 
         parts = sliced(by, [row.get(by) for row in task.rows])
         facts["by"] = {by: {v: {"rows": len(rows)} | scores_as_json(score(rows)) for v, rows in parts.items()}}
     if worst:
-        hardness = lambda i: (not answers[i].right, answers[i].loss or 0.0)
-        order = sorted(range(len(answers)), key=hardness, reverse=True)[:worst]
-        facts["worst"] = [{"place": task.places[i]} | answers[i]._asdict() | {"row": task.rows[i]} for i in order]
+        rows = zip(task.places, answers, task.rows, strict=True)
+        facts["worst"] = _hardest([{"place": p} | a._asdict() | {"row": row} for p, a, row in rows], worst)
     return facts
+
+
+def _hardest(rows: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    return sorted(rows, key=lambda row: (not row["right"], row["loss"] or 0.0), reverse=True)[:most]
 
 
 def _harness_facts(
     loaded: Pretrained, named: list[str], folder: str | None, shots: int | None, limit: int | None,
-    tasks: dict[str, Any],
+    apply_chat_template: bool, by: str | None, worst: int, tasks: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """Adds to `tasks` what the harness says of each; returns what holds for all of them."""
     try:
-        from lmkit.ops.harness import run_tasks
+        from lmkit.ops.harness import answer_facts, run_tasks, slice_scores
     except ImportError as e:
         raise UserError(
             f"--tasks {', '.join(named)}: tasks of lm-evaluation-harness need it ({e.name} is missing)\n"
             '  → pip install "lmkit[harness]", or name a .jsonl file in the form of CORE, or `basics`'
         ) from None
-    said = run_tasks(loaded, named, Path(folder) if folder else None, shots, limit)
+    needed = None if any("by" in task for task in tasks.values()) else by
+    said = run_tasks(loaded, named, Path(folder) if folder else None, shots, limit, apply_chat_template, needed)
     for name, scores in said["results"].items():
         values = {}
         for key, value in scores.items():
@@ -115,6 +121,14 @@ def _harness_facts(
             "version": said.get("versions", {}).get(name), "scores": scores_as_json(values),
             "config": said.get("configs", {}).get(name),
         }  # fmt: skip
+        rows = said["samples"].get(name, [])  # of a group none
+        rows = [row for row in rows if row["filter"] == rows[0]["filter"]]
+        if by and any(by in row["doc"] for row in rows):
+            parts = sliced(by, [row["doc"].get(by) for row in rows]).items()
+            scored = {v: scores_as_json(slice_scores([rows[i] for i in numbers])) for v, numbers in parts}
+            tasks[name]["by"] = {by: {v: {"rows": len(numbers)} | scored[v] for v, numbers in parts}}
+        if worst and rows:
+            tasks[name]["worst"] = _hardest([answer_facts(name, row) for row in rows], worst)
     return {"harness": said["lm_eval_version"]}
 
 
@@ -133,8 +147,10 @@ def _tables(facts: dict[str, Any]) -> list[str]:
                     cells = f"{name} {part}".strip(), str(rows), str(shots), metric, f"{e['value']:.4f}"
                     grid.add_row(*cells, interval, at_random)
         for row in task.get("worst", ()):
-            loss = "" if row["loss"] is None else f", loss {row['loss']:.4f}"
-            lists.append(f"{row['place']}: {'right' if row['right'] else 'wrong'}{loss}, given {row['given']!r}")
+            told = [] if row["right"] is None else ["right" if row["right"] else "wrong"]
+            told += [] if row["loss"] is None else [f"loss {row['loss']:.4f}"]
+            told += [] if row["given"] is None else [f"given {row['given']!r}"]
+            lists.append(f"{row['place']}: {', '.join(told)}")
     if "centered_mean" in facts:
         lists.append(f"mean of the centered accuracies: {facts['centered_mean']:.4f}")
     return [drawn(grid), *lists]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from lmkit.base.display import note
+from lmkit.base.display import Meter, note
 from lmkit.base.errors import DataError
 from lmkit.data.documents import read_documents, unread_advice
 from lmkit.data.encodings import settle_encodings
@@ -24,16 +24,21 @@ def read_texts(
         split = store.split("train")
         if not split.num_documents:
             raise DataError(f"{store.path}: holds no training document")
-        for number in range(split.num_documents):
-            yield f"{patterns[0]} document {number}", store.tokenizer.decode(split.document(number).tolist())
+        with Meter("reading", split.num_documents) as meter:
+            for number in range(split.num_documents):
+                meter.update(number, f"{number:,} documents")
+                yield f"{patterns[0]} document {number}", store.tokenizer.decode(split.document(number).tolist())
         return
     keys: dict[str, Any] = {"train": patterns, "text": column, "separator": separator, "encoding": encoding}
     config = recipes.build_recipe(DataConfig, keys, {}, where=where)
-    number = 0
-    for item in settle_encodings(list_inputs(patterns, None, config)):
-        for document in read_documents(item, config, problems):
-            number += 1
-            yield f"{item.name}:{document.line}", document.text
+    inputs, number, before = settle_encodings(list_inputs(patterns, None, config)), 0, 0
+    with Meter("reading", sum(item.size for item in inputs)) as meter:
+        for item in inputs:
+            for document in read_documents(item, config, problems):
+                number += 1
+                meter.update(before + item.done, f"{number:,} documents")
+                yield f"{item.name}:{document.line}", document.text
+            before += item.done
     if not number:
         raise DataError(f"{', '.join(patterns)}: there is no text to read{unread_advice(problems)}")
 

@@ -8,9 +8,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lm_eval import simple_evaluate, tasks
+from lm_eval.api.metrics import mean
 from lm_eval.api.model import TemplateLM
-from lm_eval.api.registry import register_model
+from lm_eval.api.registry import get_metric_aggregation, register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
@@ -18,6 +20,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from lmkit.base.display import note
 from lmkit.base.errors import UserError, did_you_mean
+from lmkit.evaluation.intervals import Estimate, means
 from lmkit.evaluation.likelihood import Likelihood, Question, likelihoods
 from lmkit.generation.engine import generate
 from lmkit.generation.sampling import SamplingConfig
@@ -59,6 +62,19 @@ class HarnessModel(TemplateLM):
     @property
     def tokenizer_name(self) -> str:
         return self.words.fingerprint
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        return self.loaded.chat(str(self.loaded.folder)).template.source if chat_template else ""
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Returns the text of a conversation; without the generation prompt it ends with the last message, as
+        transformers' `continue_final_message` has it."""
+        text = self.loaded.chat(str(self.loaded.folder)).template.render(chat_history, add_generation_prompt)
+        if add_generation_prompt:
+            return text
+        last = chat_history[-1]["content"]
+        last = last if last in text else last.strip()
+        return text[: text.rindex(last) + len(last)]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         bos = self.words.bos_id
@@ -136,9 +152,14 @@ class HarnessModel(TemplateLM):
         return text
 
 
-def run_tasks(loaded: Pretrained, named: list[str], folder: Path | None, shots: int | None, limit: int | None) -> dict:
+def run_tasks(
+    loaded: Pretrained, named: list[str], folder: Path | None, shots: int | None, limit: int | None,
+    apply_chat_template: bool = False, by: str | None = None,
+) -> dict:  # fmt: skip
     """Returns what the harness says of tasks: names of its own or of YAML files in `folder`, or paths of such files.
 
+    apply_chat_template: as its own option, rows are conversations by the model's template, examples ahead their turns.
+    by: a column that rows of one of the tasks must have.
     Says which of them need a data set that is not on this machine, before it is fetched. Raises UserError for a name
     that is no task."""
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -159,13 +180,54 @@ def run_tasks(loaded: Pretrained, named: list[str], folder: Path | None, shots: 
         )
     say_not_followed(loaded)
     try:
+        if by:
+            _check_column(by, simple_evaluate("dummy", tasks=names, limit=1, task_manager=manager, bootstrap_iters=0))
         return simple_evaluate(
             HarnessModel(loaded), tasks=names, num_fewshot=shots, limit=limit, task_manager=manager,
-            bootstrap_iters=1000,
+            bootstrap_iters=1000, apply_chat_template=apply_chat_template,
         )  # fmt: skip
     except (OSError, KeyError, ValueError) as e:  # a data set that cannot be had, a YAML file that says too little
         what = f"{type(e).__name__}: {' '.join(str(e).split())}"
         raise UserError(f"--tasks {','.join(names)}: the harness ends with {what}") from e
+
+
+def _check_column(column: str, results: dict[str, Any]) -> None:
+    columns = {name: list(rows[0]["doc"]) for name, rows in results["samples"].items() if rows}
+    if not any(column in names for names in columns.values()):
+        listed = "".join(f"\n  {name}: {', '.join(names)}" for name, names in columns.items())
+        raise UserError(f"--by {column}: no task has this column{listed}")
+
+
+def answer_facts(name: str, sample: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a model made of one row of a task: `right`, where a score of the row says so; `loss`, the nats of
+    the right answer, or of the text; `given`, the number of the choice, or what was written."""
+    said, target = sample["filtered_resps"], sample["target"]
+    scores = [sample[metric] for metric in sample["metrics"] if isinstance(sample[metric], int | float)]
+    right = bool(scores[0]) if scores and scores[0] in (0, 1) else None
+    loss, given = None, said[0]
+    if isinstance(given, Likelihood | tuple):
+        logs = [response[0] for response in said]
+        given = int(np.argmax(logs)) if len(logs) > 1 else bool(given[1])
+        wanted = 0 if len(logs) == 1 else target
+        loss = -logs[wanted] if isinstance(wanted, int) and 0 <= wanted < len(logs) else None
+    elif isinstance(given, float):
+        loss, given = -given, None
+    place = f"{name}:{sample['doc_id']}"
+    return {"place": place, "right": right, "loss": loss, "given": given, "row": sample["doc"]}
+
+
+def slice_scores(samples: list[dict[str, Any]]) -> dict[str, Estimate]:
+    """Returns the scores of some rows of a task: the means of those that each row has alone, and of the others the
+    harness's own, where it has one."""
+    scores = dict[str, Estimate]()
+    for metric in samples[0]["metrics"]:
+        values = [sample[metric] for sample in samples]
+        aggregate = get_metric_aggregation(metric)
+        if aggregate in (None, mean) and all(isinstance(value, int | float) for value in values):
+            scores |= means({metric: values})
+        elif aggregate is not None:
+            scores[metric] = Estimate(float(aggregate(values)), None, None)
+    return scores
 
 
 def _manager(names: list[str], folders: list[Path]) -> TaskManager:

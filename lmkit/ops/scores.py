@@ -15,11 +15,11 @@ SHOWN = 5  # most differences that are listed
 ROLES = ("text", "pair", "label", "target", "encoding")
 OPTIONS: dict[str, Any] = {  # of `lmkit eval`, with what they are where they are left out
     "models": None, "data": None, "task": None, "tasks": None, "tasks_from": None, "shots": None, "limit": None,
-    "by": None, "worst": 0, "curve": False, "stride": None, "pll_tokens": None, "text": None, "pair": None,
-    "label": None, "target": None, "separator": None, "encoding": "utf-8", "text_files": None, "allow_pickle": False,
-    "changes": {},
+    "apply_chat_template": None, "by": None, "worst": 0, "curve": False, "stride": None, "pll_tokens": None,
+    "text": None, "pair": None, "label": None, "target": None, "separator": None, "encoding": "utf-8",
+    "text_files": None, "allow_pickle": False, "changes": {},
 }  # fmt: skip
-OF_TASKS = ("tasks_from", "shots", "limit")
+OF_TASKS = ("tasks_from", "shots", "limit", "apply_chat_template")
 OF_TEXTS = ("stride", "pll_tokens", "separator", "text_files")
 
 
@@ -37,10 +37,10 @@ def evaluate(settings: dict[str, Any], as_json: bool) -> dict[str, Any]:
     if tasks:
         if len(models) != 1:
             raise UserError("--tasks: scores one model\n  → lmkit eval MODEL --tasks NAME")
-        options = {key: settings[key] for key in (*OF_TASKS, "by", "worst", "allow_pickle")}
+        options: dict[str, Any] = {key: settings.get(key) for key in (*OF_TASKS, "by", "worst", "allow_pickle")}
         named = [name for part in tasks for name in part.split(",")]
         return _print(*benchmarks.evaluate_benchmarks(models[0], named, **options), settings, as_json)
-    if idle := [name for name in OF_TASKS if settings[name] is not None]:
+    if idle := [name for name in OF_TASKS if settings.get(name) is not None]:
         raise UserError(f"--{idle[0].replace('_', '-')}: is for --tasks\n  → leave it out")
     if not models or not data:
         raise UserError("what to score?\n  → lmkit eval MODEL --data FILE, or lmkit eval MODEL --tasks basics")

@@ -7,13 +7,15 @@ the run's recipe says.
 
 `--json` prints one object. Always: model, data, documents (or pairs), unknown_tokens, dropped_bytes, context, skipped
 (what: how often), and loss (nats a token) and perplexity as {value, low, high}: a 95% interval over documents, null for
-one. Decoders: tokens, bytes, stride, bits_per_byte (not where bytes were dropped). Encoders: tokens (of the text),
-masked_tokens, windows, noise, accuracy, pseudo_tokens, pseudo_windows, pseudo_documents, pseudo_log_likelihood (nats,
-their sum), pseudo_perplexity.
+one. Decoders: tokens, bytes, stride, bits_per_byte (not where bytes were dropped); with --by the scores of each value
+of a column, with --worst the documents of the most bits a byte. Encoders: tokens (of the text), masked_tokens, windows,
+noise, accuracy, pseudo_tokens, pseudo_windows, pseudo_documents, pseudo_log_likelihood (nats, their sum),
+pseudo_perplexity.
 Encoder-decoders: source_tokens, target_tokens, accuracy, and without --target noise, spans and span_accuracy. noise:
 the settings, and where they are from."""
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -47,7 +49,9 @@ from lmkit.recipe.pretraining import DataConfig, Recipe
 from lmkit.recipe.task_settings import run_of, settings_of
 from lmkit.tasks import evaluate
 from lmkit.tasks.table import TASKS, changed, load_all, task_of
+from lmkit.tasks.task import score_table, scores_as_json, sliced
 
+SHOWN = 80  # characters of a document that is listed
 PLL_TOKENS = 2000  # each costs a forward pass
 NOT_COMPARABLE = "the scores do not compare with those of other tokenizers"
 
@@ -60,6 +64,7 @@ class Report:
     unit: str = "documents"
     notes: list[str] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)  # below the table
 
 
 @dataclass
@@ -68,7 +73,10 @@ class Texts:
 
     inputs: list[Input]
     config: DataConfig
+    by: str | None = None  # a column whose value is kept of each
+    worst: int = 0
     problems: Problems = field(default_factory=Problems)
+    seen: list[tuple[str, Any, str]] = field(default_factory=list)  # place, value and begin of each, where one is asked
 
     @contextmanager
     def reading(self) -> Iterator[Iterator[Document]]:
@@ -78,10 +86,16 @@ class Texts:
 
     def _documents(self, meter: Meter) -> Iterator[Document]:
         unit = "pairs" if self.config.target else "documents"
-        read, before, number = read_pairs if self.config.target else read_documents, 0, 0
+        before, number = 0, 0
         for item in self.inputs:
-            for document in read(item, self.config, self.problems):
+            if self.config.target:
+                documents = read_pairs(item, self.config, self.problems)
+            else:
+                documents = read_documents(item, self.config, self.problems, self.by)
+            for document in documents:
                 number += 1
+                if self.by or self.worst:
+                    self.seen.append((f"{item.name}:{document.line}", document.beside, document.text[:SHOWN]))
                 yield document
                 meter.update(before + item.done, f"{number:,} {unit}")
             before += item.done
@@ -110,10 +124,6 @@ def evaluate_models(
             raise UserError(f"{', '.join(idle)}: {models[0]} was fine-tuned to {solved[0].name}\n  → leave it out")
         loaded = {model: load_all(model, t, allow_pickle) for model, t in zip(models, solved, strict=True)}
         return evaluate.evaluate_tables(loaded, solved, data, columns, as_json, by, worst, settings)
-    if by or worst:
-        raise UserError(
-            f"{'--by' if by else '--worst'}: is for labelled rows, and {models[0]} was not fine-tuned for them"
-        )
     if len(models) > 1:
         raise UserError("two models are compared on a task they were both fine-tuned for\n  → name one")
     if named := [*(changes or {}), *(role for role in ("pair", "label") if columns.get(role) is not None)]:
@@ -123,7 +133,7 @@ def evaluate_models(
         if columns["target"] is None:
             options["separator"] = options["separator"] or trained.separator
     options |= {"text": columns["text"] or "text", "encoding": columns.get("encoding") or "utf-8"}
-    options["target"] = columns["target"]
+    options |= {"target": columns["target"], "by": by, "worst": worst}
     return evaluate_texts(models[0], data, as_json=as_json, allow_pickle=allow_pickle, settings=settings, **options)
 
 
@@ -140,10 +150,13 @@ def evaluate_texts(
     pll_tokens: int | None = None,
     encoding: str = "utf-8",
     text_files: list[str] | None = None,
+    by: str | None = None,
+    worst: int = 0,
     settings: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Prints a table, or one JSON object, and says what was skipped. Returns what stands in the JSON.
 
+    by: a column by whose values the scores of a decoder are told apart; worst: how many of its documents are listed.
     settings: of the command, which stand in the JSON too. Raises UserError for a model that predicts no words and for
     options it has no use for, DataError when no text is left."""
     if target is not None and separator is not None:
@@ -151,9 +164,11 @@ def evaluate_texts(
     keys = {"train": data, "text": text, "separator": separator, "target": target, "encoding": encoding}
     config = recipes.build_recipe(DataConfig, keys | {"text_files": text_files or []}, {}, where="lmkit eval")
     inputs = settle_encodings(list_inputs(data, None if target is None else Pairing(text, target), config))
-    texts = Texts(inputs, config)
+    texts = Texts(inputs, config, by, worst)
     loaded = load(model, allow_pickle)
-    _check(model, loaded, {"stride": stride, "target": target, "pll-tokens": pll_tokens})
+    _check(
+        model, loaded, {"stride": stride, "by": by, "worst": worst or None, "target": target, "pll-tokens": pll_tokens}
+    )
     if loaded.config.stacks == "decoder":
         report = _decoder(loaded, texts, stride, batch_tokens)
     elif loaded.config.stacks == "encoder":
@@ -175,7 +190,13 @@ def _check(model: str, loaded: Pretrained, options: dict[str, Any]) -> None:
             f"{model} ({c.family}) has {what.get(c.head, 'a head for spans of text')}{labels}: it predicts no words\n"
             "  → name the model it was fine-tuned from"
         )
-    uses = {"stride": "decoder", "target": "encoder_decoder", "pll-tokens": "encoder"}
+    uses = {
+        "stride": "decoder",
+        "by": "decoder",
+        "worst": "decoder",
+        "target": "encoder_decoder",
+        "pll-tokens": "encoder",
+    }
     for name, value in options.items():
         if value is not None and c.stacks != uses[name]:
             kind = uses[name].replace("_", "-")
@@ -222,7 +243,37 @@ def _decoder(loaded: Pretrained, texts: Texts, stride: int | None, batch_tokens:
     rows = {"loss": s.loss, "perplexity": s.perplexity}
     if s.bits_per_byte is not None:
         rows["bits_per_byte"] = s.bits_per_byte
-    return Report(facts, rows, caption, notes=_unspelt(s, "the scores are too good"))
+    report = Report(facts, rows, caption, notes=_unspelt(s, "the scores are too good"))
+    if texts.by:
+        _slice_documents(report, s, texts.by, [texts.seen[number][1] for number in s.numbers])
+    if texts.worst:
+        _list_documents(report, s, [texts.seen[number] for number in s.numbers], texts.worst)
+    return report
+
+
+def _slice_documents(report: Report, s: perplexity.Scores, by: str, values: list[Any]) -> None:
+    slices = {value: (numbers, s.part(numbers)) for value, numbers in sliced(by, values).items()}
+    scores = {value: {"loss": part.loss, "perplexity": part.perplexity}
+              | ({} if part.bits_per_byte is None else {"bits_per_byte": part.bits_per_byte})
+              for value, (_, part) in slices.items()}  # fmt: skip
+    report.facts["by"] = {by: {value: {"documents": len(numbers)} | scores_as_json(scores[value])
+                               for value, (numbers, _) in slices.items()}}  # fmt: skip
+    named = {f"{value} ({len(numbers):,})": scores[value] for value, (numbers, _) in slices.items()}
+    report.lines.append(score_table(f"by {by} (documents)", named, len(values)))
+
+
+def _list_documents(report: Report, s: perplexity.Scores, seen: list[tuple[str, Any, str]], most: int) -> None:
+    """Lists the documents of the most bits a byte."""
+    bits = [nats / math.log(2) / size for nats, size in zip(s.nats, s.bytes, strict=True)]
+    order = sorted(range(len(bits)), key=bits.__getitem__, reverse=True)[:most]
+    report.facts["worst"] = [
+        {"place": seen[i][0], "bits_per_byte": bits[i], "loss": s.nats[i] / s.tokens[i], "tokens": s.tokens[i],
+         "text": seen[i][2]} for i in order
+    ]  # fmt: skip
+    report.lines += [
+        f"{row['place']}: {row['bits_per_byte']:.4f} bits a byte, {row['tokens']:,} tokens: {row['text']!r}"
+        for row in report.facts["worst"]
+    ]
 
 
 def _encoder(
@@ -352,4 +403,6 @@ def _show(
         interval = "undefined" if low is None else f"{low:.4f} to {high:.4f}"
         table.add_row(name.replace("_", " "), f"{value:.4f}", interval)
     Console().print(table)
+    if report.lines:
+        print("\n".join(report.lines))
     return facts

@@ -348,9 +348,11 @@ class Classifier(Task):
         return dict(zip(self.labels, each, strict=True))
 
     def reliability(self, table: Table, outputs: Sequence[np.ndarray]) -> list[classification.Bin]:
-        if self.kind != "single":
-            return []
         p = np.stack(outputs)
+        if self.kind == "regression":
+            return []
+        if self.kind == "multi":  # of all pairs of row and label
+            return classification.reliability(self._gold(table).ravel() > 0, p.ravel())
         return classification.reliability(p.argmax(1) == self._gold(table), p.max(1))
 
     def confusion(self, table: Table, outputs: Sequence[np.ndarray]) -> dict[str, dict[str, int]]:

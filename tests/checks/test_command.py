@@ -7,7 +7,6 @@ import transformers as hf
 from typer.testing import CliRunner
 
 from lmkit.base.errors import UserError
-from lmkit.checks.toxic import check_words
 from lmkit.commands import main  # noqa: F401 - it adds the commands
 from lmkit.commands.app import app
 from tests.generation.folders import llama_folder
@@ -69,8 +68,3 @@ def test_mistakes_in_what_a_model_is_checked_with_are_told(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             _run(tmp_path / "m", *options)
-
-
-def test_words_of_a_list_are_whole_words_in_any_case():
-    result = check_words([("a", "Foxes and a FOX, fox"), ("b", "foxy")], ["fox"], "texts")
-    assert (result.counts["with a word"], result.counts["words in all"]) == (1, 2)

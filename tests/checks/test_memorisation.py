@@ -17,8 +17,10 @@ LEARNT = "The quick brown fox jumps over the lazy dog, as it has done in each of
 
 
 def _store(folder):
-    """Of 4 documents that are learnt, 3 that share a sentence, and 12 that are like no other."""
+    """Of 4 documents that are learnt, 3 that share a sentence, 6 that leave what is learnt at their ends, and 12 that
+    are like no other."""
     texts = [LEARNT] * 4 + [f"{n} came. A dozen foxes jumped over lazy dogs. So {n} went." for n in "JKL"]
+    texts += [LEARNT[:n] + "!?" for n in range(54, 60)]
     texts += [f"{n * 7} was not a number that dogs would count up to {n * n * 13}." for n in range(11, 23)] + ["Short."]
     (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     command = [
@@ -48,17 +50,21 @@ def test_what_is_reproduced_is_what_transformers_writes(tmp_path, monkeypatch):
     store = _store(tmp_path)
     _learn(model, torch.tensor([0, *store.tokenizer.encode(LEARNT)]).unfold(0, 14, 1))
     model.save_pretrained(tmp_path / "m")
-    expected, passages = {}, {}
+    expected, passages, left = {}, {}, 0
     for split in ("train", "validation"):
         passages[split] = sample_passages(store.split(split), 8, 6, 200, 3)
         written = [model.generate(torch.tensor([p.prompt]), do_sample=False, max_new_tokens=6, min_new_tokens=6)
                    for p in passages[split]]  # fmt: skip
         expected[split] = [w[0, 8:].tolist() == p.continuation for w, p in zip(written, passages[split], strict=True)]
-    assert 0 < sum(expected["train"]) < len(expected["train"])
+        pairs = [(w[0, 8:].tolist(), p.continuation) for w, p in zip(written, passages[split], strict=True)]
+        left += sum(a[:3] == b[:3] and a != b for a, b in pairs)
+    assert 0 < sum(expected["train"]) < len(expected["train"]) and left
+    monkeypatch.setattr("lmkit.base.display.PLAIN_INTERVAL", 0)
     options = ["--prompt-tokens", "8", "--max-tokens", "6", "--seed", "3", "--json"]
     ran = CliRunner().invoke(app, ["check", str(tmp_path / "m"), "--memorised", str(store.path), *options])
     assert ran.exit_code == 0, ran.output
     got = json.loads(ran.stdout.splitlines()[-1])
+    assert "going on with documents" in ran.stderr and "looking for copies" in ran.stderr
     assert got["counts"]["reproduced"] == sum(expected["train"]) and got["counts"]["passages"] == len(expected["train"])
     assert got["shares"]["held out"]["value"] == sum(expected["validation"]) / len(expected["validation"])
 

@@ -19,6 +19,7 @@ PAIRS = [
     ("the brown dogs!", "the lazy dogs!", "colour"),
     ("a fox (the dog) jumps", "a dog (the dog) jumps", "animal"),
     ("jumping over a fox", "jumping over the brown fox", "animal"),
+    ("a quick fox a fox jumps", "quick fox jumps", "which fox"),  # [SEP] after it makes the second one the shared one
     ("the fox", "the fox", "same"),
     ("the dog " * 60, "the fox " * 60, "long"),
 ]
@@ -59,10 +60,10 @@ def test_preferences_are_those_of_transformers(tmp_path, kind):
     ran = CliRunner().invoke(app, ["check", str(tmp_path / "m"), "--pairs", str(tmp_path / "pairs.csv"), "--json"])
     assert ran.exit_code == 0, ran.output
     got = json.loads(ran.stdout.splitlines()[-1])
-    gaps = [gap(model, words, pair[:2]) for pair in PAIRS[:4]]
-    assert got["counts"] == {"pairs": 5, "ties": 1, "too long or empty": 1}
+    gaps = [gap(model, words, pair[:2]) for pair in PAIRS[:5]]
+    assert got["counts"] == {"pairs": 6, "ties": 1, "too long or empty": 1}
     wins = [value > 0 for value in gaps]
     assert got["shares"]["animal"]["value"] == pytest.approx((wins[0] + wins[2] + wins[3]) / 3)
-    assert got["shares"]["all"]["value"] == pytest.approx((sum(wins) + 0.5) / 5)
-    shown = {int(e.split(",")[0].removeprefix("line ")): float(e.split(", ")[1].split()[0]) for e in got["examples"]}
-    assert [shown[line] for line in (2, 3, 4, 5)] == pytest.approx(gaps, abs=0.0011)
+    assert got["shares"]["all"]["value"] == pytest.approx((sum(wins) + 0.5) / 6)
+    shown = {int(e.split(",")[0].rpartition(":")[2]): float(e.split(", ")[1].split()[0]) for e in got["examples"]}
+    assert [shown[line] for line in (2, 3, 4, 5, 6)] == pytest.approx(gaps, abs=0.0011)

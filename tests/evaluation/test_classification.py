@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from scipy.special import softmax
 from sklearn import metrics
-from sklearn.calibration import _TemperatureScaling
+from sklearn.calibration import _TemperatureScaling, calibration_curve
 
 from lmkit.evaluation.calibration import best_temperature
 from lmkit.evaluation.classification import best_threshold, confusion, multi, per_class, regression, single
@@ -110,16 +110,19 @@ def test_multi_equals_sklearn():
     labels, probabilities = RNG.random((200, 4)) < [0.5, 0.3, 0.1, 0.0], RNG.random((200, 4)).round(2)
     probabilities[:, 3] /= 3  # never there nor predicted
     predicted = probabilities >= 0.5
+    true, mean = calibration_curve(labels.ravel(), probabilities.ravel(), n_bins=15)
+    sizes = np.unique(np.searchsorted(np.linspace(0, 1, 16)[1:-1], probabilities.ravel()), return_counts=True)[1]
     assert values(multi(labels, probabilities, intervals=False)) == pytest.approx(
         {
             "micro_f1": metrics.f1_score(labels, predicted, average="micro"),
             "macro_f1": metrics.f1_score(labels, predicted, average="macro", zero_division=0),
             "exact_match": metrics.accuracy_score(labels, predicted),
+            "ece": (sizes * abs(true - mean)).sum() / 800,
             "auroc": metrics.roc_auc_score(labels[:, :3], probabilities[:, :3]),
         }
     )
     silent = values(multi(np.zeros((3, 2), bool), np.zeros((3, 2))))
-    assert silent == {"micro_f1": 0, "macro_f1": 0, "exact_match": 1}
+    assert silent == {"micro_f1": 0, "macro_f1": 0, "exact_match": 1, "ece": 0}
 
 
 def test_regression_equals_scipy():

@@ -50,10 +50,18 @@ def tasks(tmp_path_factory):
         question = " ".join(rng.choice(WORDS, 1 + i % 4)) + ("?" if i % 2 else " ")
         rows.append({"question": question, "choices": choices, "gold": int(rng.integers(3)), "sort": "ab"[i % 2]})
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:5]))  # writing takes longest
     for kind, rest in KINDS.items():
-        text = CHOICE.format(name=f"own_{kind}", kind=kind, file=folder / "rows.jsonl") + rest + "\n"
+        file = folder / ("few.jsonl" if kind == "generate_until" else "rows.jsonl")
+        text = CHOICE.format(name=f"own_{kind}", kind=kind, file=file) + rest + "\n"
         (folder / f"{kind}.yaml").write_text(text)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_report(monkeypatch):
+    """The harness asks pip for all that is installed after each run, which takes longer than the run."""
+    monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "")
 
 
 def instances(kind, *pairs):
@@ -98,6 +106,68 @@ def test_every_score_of_a_task_equals_that_of_hf(kind, tasks, tmp_path):
                     assert all(
                         float(x) == pytest.approx(float(y), abs=1e-4) for x, y in pairs if x not in (True, False)
                     )
+
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+def test_slices_and_worst_rows_are_those_of_hf_on_the_rows_alone(tasks, tmp_path):
+    llama_folder(tmp_path / "model")
+    theirs, names = HFLM(pretrained=str(tmp_path / "model"), device="cpu", dtype="float32"), [f"own_{k}" for k in KINDS]
+    arguments = ["eval", str(tmp_path / "model"), "--tasks", str(tasks)]
+    got = CliRunner().invoke(app, [*arguments, "--by", "sort", "--worst", "3", "--json"], catch_exceptions=False)
+    shown = CliRunner().invoke(app, [*arguments, "--worst", "1"], catch_exceptions=False).stdout
+    told = json.loads(got.stdout)["tasks"]
+    for file in ("rows", "few"):
+        rows = [line for line in (tasks / f"{file}.jsonl").open() if json.loads(line)["sort"] == "a"]
+        (tmp_path / f"{file}.jsonl").write_text("".join(rows))
+    for kind in KINDS:
+        text = (tasks / f"{kind}.yaml").read_text().replace(str(tasks), str(tmp_path))
+        (tmp_path / f"{kind}.yaml").write_text(text)
+    judges = [
+        simple_evaluate(theirs, tasks=names, bootstrap_iters=0,
+                        task_manager=TaskManager(include_path=folder, include_defaults=False))
+        for folder in (tasks, tmp_path)
+    ]  # fmt: skip
+    for name in names:
+        want = {k: v for k, v in judges[1]["results"][name].items() if k.endswith(",none") and "_stderr" not in k}
+        part = told[name]["by"]["sort"]["a"]
+        assert part["rows"] == judges[1]["n-samples"][name]["effective"]
+        assert {f"{k},none": part[k]["value"] for k in part if k != "rows"} == pytest.approx(want, rel=1e-4), name
+        assert len(told[name]["worst"]) == 3 and f"{told[name]['worst'][0]['place']}: " in shown
+    choices = [(s["acc"], -s["filtered_resps"][s["target"]][0], s["doc_id"]) for s in judges[0]["samples"][names[0]]]
+    hardest = sorted(choices, key=lambda row: (row[0], -row[1]))[:3]
+    worst = told["own_multiple_choice"]["worst"]
+    assert [(float(w["right"]), w["place"]) for w in worst] == [(a, f"{names[0]}:{i}") for a, _, i in hardest]
+    assert [w["loss"] for w in worst] == pytest.approx([loss for _, loss, _ in hardest], abs=1e-4)
+    with pytest.raises(
+        UserError, match=r"--by colour: no task has this column\n  own.*: question, choices, gold, sort"
+    ):
+        CliRunner().invoke(app, [*arguments, "--by", "colour"], catch_exceptions=False)
+
+
+def test_with_the_chat_template_scores_are_those_of_hf_with_the_same_flag(tasks, tmp_path):
+    llama_folder(tmp_path / "model", context=160)
+    (tmp_path / "model" / "chat_template.jinja").write_text(TEMPLATE)
+    theirs = HFLM(pretrained=str(tmp_path / "model"), device="cpu", dtype="float32")
+    manager = TaskManager(include_path=tasks, include_defaults=False)
+    options = {"tasks": ["own_multiple_choice"], "num_fewshot": 2, "apply_chat_template": True}
+    want = simple_evaluate(theirs, task_manager=manager, bootstrap_iters=0, **options)["samples"]
+    got = run_tasks(lmkit.load(tmp_path / "model", device="cpu"), options["tasks"], tasks, 2, None, True)["samples"]
+    for a, b in zip(got["own_multiple_choice"], want["own_multiple_choice"], strict=True):
+        assert a["arguments"] == b["arguments"] and "user: " in str(a["arguments"])
+        logs = [[float(response[0]) for response in row["filtered_resps"]] for row in (a, b)]
+        assert logs[0] == pytest.approx(logs[1], abs=1e-4)
+    ours, talk = HarnessModel(str(tmp_path / "model"), "cpu"), [("user", "the fox?"), ("assistant", "over a dog ")]
+    messages = [{"role": role, "content": content} for role, content in talk]
+    for prompt in (True, False):
+        assert ours.apply_chat_template(messages, prompt) == theirs.apply_chat_template(messages, prompt)
+    arguments = ["eval", str(tmp_path / "model"), "--tasks", "basics", "--apply-chat-template"]
+    with pytest.raises(UserError, match="--apply-chat-template: is for tasks of the harness"):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
 
 
 def test_greedy_continuations_are_known_as_such(tmp_path):

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from typer.testing import CliRunner
 
 import lmkit
 from lmkit.base.errors import DataError, UserError
+from lmkit.commands.main import app
 from lmkit.evaluation.intervals import bootstrap_ratio
 from lmkit.evaluation.perplexity import evaluate_perplexity, windows
 from lmkit.ops import text_scores as command
@@ -55,6 +57,40 @@ def test_loss_equals_transformers_on_the_same_windows(pair, stride, batch_tokens
     assert scores.bits_per_byte.value == pytest.approx(sum(want) / math.log(2) / sum(scores.bytes), rel=1e-5)
     for value, low, high in (scores.loss, scores.perplexity, scores.bits_per_byte):
         assert low < value < high
+
+
+def test_slices_and_worst_documents_are_those_of_transformers(pair, tmp_path):
+    ours, theirs = pair
+    kinds = ["long", "short", None, "short", "long"]
+    rows = [{"text": text, "meta": {"kind": kind}} for text, kind in zip(TEXTS, kinds, strict=True)]
+    rows.insert(1, {"text": "", "meta": {"kind": "long"}})  # is left out, so that numbers and lines differ
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    want = [nats_by_transformers(theirs, [0, *ours.tokenizer.encode(t), 1], CONTEXT) for t in TEXTS]
+    bits = [n / math.log(2) / len(t.encode()) for n, t in zip(want, TEXTS, strict=True)]
+    arguments = ["eval", str(ours.folder), "--data", str(tmp_path / "rows.jsonl"), "--by", "meta.kind", "--worst", "3"]
+    told = json.loads(CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False).stdout)
+    shown = CliRunner().invoke(app, arguments, catch_exceptions=False).stdout
+    order = sorted(range(5), key=lambda i: -bits[i])[:3]
+    assert [row["place"].rpartition(":")[2] for row in told["worst"]] == [str(i + 1 + (i > 0)) for i in order]
+    assert [row["bits_per_byte"] for row in told["worst"]] == pytest.approx([bits[i] for i in order], rel=1e-5)
+    assert all(
+        TEXTS[i][:80] == row["text"] and repr(row["text"]) in shown for i, row in zip(order, told["worst"], strict=True)
+    )
+    for kind, numbers in {"long": [0, 4], "short": [1, 3]}.items():
+        part = told["by"]["meta.kind"][kind]
+        size = sum(len(TEXTS[i].encode()) for i in numbers)
+        tokens = sum(len(ours.tokenizer.encode(TEXTS[i])) + 1 for i in numbers)
+        nats = sum(want[i] for i in numbers)
+        assert part["documents"] == 2 and part["loss"]["value"] == pytest.approx(nats / tokens, rel=1e-5)
+        assert part["bits_per_byte"]["value"] == pytest.approx(nats / math.log(2) / size, rel=1e-5)
+        assert (
+            part["perplexity"]["value"] == pytest.approx(math.exp(nats / tokens), rel=1e-5) and f"{kind} (2)" in shown
+        )
+    (tmp_path / "plain.txt").write_text("over the fox")
+    for file, message in (("plain.txt", "text without columns"), ("rows.jsonl", "--by colour: it stands in no row")):
+        with pytest.raises(UserError, match=message):
+            arguments[3:] = [str(tmp_path / file), "--by", "colour"]
+            CliRunner().invoke(app, arguments, catch_exceptions=False)
 
 
 def test_one_window_equals_transformers_own_loss(pair):

@@ -95,6 +95,12 @@ def test_a_card_of_pretraining_says_what_was_read_and_no_more(tmp_path, monkeypa
     assert CliRunner().invoke(app, ["pretrain", "again.yaml", "--out", "again"]).exit_code == 0
     assert Path("again/latest/README.md").read_bytes() == Path("run/latest/README.md").read_bytes()
     assert Path("again/latest/model.safetensors").read_bytes() == Path("run/latest/model.safetensors").read_bytes()
+    assert CliRunner().invoke(app, ["check", "run", "--personal", "--samples", "3", "--card"]).exit_code == 0
+    more = ["pretrain", "run/recipe.yaml", "train.budget=9 steps", "checkpoint.keep=1", "checkpoint.every=2 steps"]
+    assert CliRunner().invoke(app, [*more, "--resume", "run", "--accept-changes"]).exit_code == 0
+    limits = Path("run/latest/README.md").read_text().partition("## Limits")[2].partition("## Use")[0]
+    assert limits.count("`lmkit check --personal`: Of 3 samples") == limits.count("(step-00000003)\n") == 1
+    assert not Path("run/checkpoints/step-00000003").exists()
     Path("run/latest/README.md").write_text("edited")  # the card is no part of what makes a checkpoint whole
     assert lmkit.load("run").config.context == 32
 

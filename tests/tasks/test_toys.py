@@ -238,6 +238,13 @@ def test_several_labels_numbers_pairs_and_adapters(tmp_path):
     base = ("task.name=classify", *TRAIN, f"model={{family: modernbert, {SMALL}}}", *MUON)
     scores = run(tmp_path / "several", *base, f"data.train={several}", "train.budget=120 steps")
     assert scores["scores"]["exact_match"]["value"] == 1.0
+    model = str(tmp_path / "several")
+    told = evaluate.evaluate_tables({model: [lmkit.load(model)]}, [task_of(model)], [str(several)], {}, True)
+    bins = told["reliability"][model]  # of every label of every row
+    assert sum(b["rows"] for b in bins) == 3 * len(rows)
+    assert sum(b["rows"] * b["accuracy"] for b in bins) == pytest.approx(sum(len(row["label"]) for row in rows))
+    gaps = sum(b["rows"] * abs(b["accuracy"] - b["confidence"]) for b in bins)
+    assert told["models"][model]["ece"]["value"] == pytest.approx(gaps / 3 / len(rows))
 
     rows = []
     for _ in range(400):

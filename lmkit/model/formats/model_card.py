@@ -10,7 +10,7 @@ import yaml
 
 from lmkit.architecture.model_config import ModelConfig
 from lmkit.base.environment import read_environment
-from lmkit.base.files import write_atomic
+from lmkit.base.files import write_atomic, write_json
 from lmkit.base.runs import ADAPTER_CONFIG
 from lmkit.model.transformer import Transformer
 from lmkit.recipe.finetuning import FinetuneRecipe
@@ -21,6 +21,7 @@ CARD = "README.md"
 WEIGHTS = (".safetensors", ".bin", ".gguf")  # of the model that fine-tuning starts from, among the files that were read
 USE = "\n## Use\n"
 LIMITS = "\n## Limits\n"
+CHECKS = "checks.json"  # of a run: the lines of its checks, which its next card has too
 MOST_FILES = 20  # that are named
 ABSOLUTE = re.compile(r"""(?m)(^|[\s'"])/(?:[^'"\n/]+/)+""")  # the folders of a path
 PIPELINES = {"sequence": "text-classification", "token": "token-classification", "span": "question-answering",
@@ -58,18 +59,29 @@ def exported_card(model: Transformer, origin: Path, name: str, uses: Sequence[st
 
 def write_limit(folder: Path, check: str, summary: str) -> Path:
     """Writes the summary of a check into the section Limits of a folder's card, in the place of an earlier one of the
-    same check; makes the section, and the card, where there is none. Returns the card's path."""
+    same check; makes the section, and the card, where there is none. Of a checkpoint of a run the line names it, and
+    the run's later cards keep the line. Returns the card's path."""
     file, begin = folder / CARD, f"- `lmkit check --{check}`: "
+    checkpoint = folder.resolve()
+    run, line = checkpoint.parent.parent, begin + summary
+    if checkpoint.parent.name == "checkpoints" and (run / "recipe.yaml").is_file():
+        line += f" ({checkpoint.name})"
+        write_json(run / CHECKS, _checks(run) | {check: line})
     card = file.read_text(encoding="utf-8") if file.is_file() else f"# {folder.resolve().name}\n"
     if LIMITS not in card:
         before, use, after = card.partition(USE)
         card = f"{before.rstrip()}\n{LIMITS}\n{use}{after}"
     before, _, after = card.partition(LIMITS)
     section, heading, rest = after.partition("\n## ")
-    lines = [line for line in section.strip().splitlines() if not line.startswith(begin)]
-    section = "\n".join([*lines, begin + summary])
+    lines = [other for other in section.strip().splitlines() if not other.startswith(begin)]
+    section = "\n".join([*lines, line])
     write_atomic(file, f"{before}{LIMITS}\n{section}\n{heading}{rest}")
     return file
+
+
+def _checks(run: Path) -> dict[str, str]:
+    file = run / CHECKS
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def folder_uses(c: ModelConfig, task: str, folder: Path | str) -> list[str]:
@@ -114,7 +126,7 @@ def write_card(
         "Data": [*data, *(ABSOLUTE.sub(r"\1", line) for line in learnt)],
         "Recipe": [f"`lmkit {verb} recipe.yaml`, where recipe.yaml holds:", "", f"```yaml\n{keys}```"],
         "Scores": _table(scores),
-        "Limits": _limits(model.config, bool(scores), base),
+        "Limits": [*_limits(model.config, bool(scores), base), *_checks(run).values()],
     }
     name = f"{model.config.spec.cls}, {task.replace('_', ' ')}"
     write_atomic(folder / CARD, model_card(model, name, folder_uses(model.config, task, folder), sections, task, base))
