@@ -16,7 +16,7 @@ from lmkit.model import layers
 from lmkit.model.heads import Head
 from lmkit.model.transformer import Stack
 from lmkit.pretrained import HEADS, Pretrained
-from lmkit.text.tokenizer import Tokenizer, frame_texts
+from lmkit.text.tokenizer import frame_texts, token_texts
 
 LOSSES = "losses of tokens"
 
@@ -52,17 +52,6 @@ def text_ids(loaded: Pretrained, text: str) -> list[int]:
     if not ids or (len(ids) > c.context and c.positions != "relative"):
         raise UserError(f"the text has {len(ids):,} tokens, and {loaded.folder} reads 1 to {c.context:,}")
     return ids
-
-
-def token_texts(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
-    """Returns the text of each token, with the space before it where the tokenizer writes one between two tokens."""
-    decode = lambda *tokens: tokenizer.decode(tokens, skip_special=False)
-    texts = [decode(i) for i in ids]
-    for at in range(1, len(ids)):
-        before, both = decode(ids[at - 1]), decode(ids[at - 1], ids[at])
-        if both.startswith(before) and both != before:  # parts of a character do not
-            texts[at] = both[len(before) :]
-    return texts
 
 
 def decoder_ids(loaded: Pretrained, target: str | None) -> list[int] | None:

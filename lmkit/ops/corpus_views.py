@@ -20,12 +20,12 @@ from lmkit.evaluation.intervals import proportion
 from lmkit.inspect.nearest import NGRAM, nearest_documents
 from lmkit.inspect.neurons import Activations, activations, parse_neuron
 from lmkit.inspect.probing import mean_states, probe_layers
-from lmkit.inspect.reading import token_texts
 from lmkit.inspect.states import note_cut
 from lmkit.ops.corpus import note_problems, read_texts
 from lmkit.ops.text_views import Shown, View
 from lmkit.pretrained import Pretrained
 from lmkit.recipe.tasks import TableConfig
+from lmkit.text.tokenizer import token_texts
 
 MOST_ROWS = 5_000  # that are probed, and kept in memory
 HELD_OUT = 0.2

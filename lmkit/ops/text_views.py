@@ -10,8 +10,9 @@ import torch
 from lmkit.base.display import note
 from lmkit.inspect.attribution import Method, attribute
 from lmkit.inspect.questions import question
-from lmkit.inspect.reading import attention_weights, check_view, decoder_ids, lens, text_ids, token_losses, token_texts
+from lmkit.inspect.reading import attention_weights, check_view, decoder_ids, lens, text_ids, token_losses
 from lmkit.pretrained import Pretrained
+from lmkit.text.tokenizer import token_texts
 
 CLOSE = 0.05  # the gap up to which an integral is as exact as it need be
 

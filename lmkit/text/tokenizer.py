@@ -415,3 +415,14 @@ def _chunks(inputs: list[tuple[str, ...]]) -> Iterator[list[tuple[str, ...]]]:
             part, size = [], 0
     if part:
         yield part
+
+
+def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    """Returns the text of each token, with the space before it where the tokenizer writes one between two tokens."""
+    decode = lambda *tokens: tokenizer.decode(tokens, skip_special=False)
+    texts = [decode(i) for i in ids]
+    for at in range(1, len(ids)):
+        before, both = decode(ids[at - 1]), decode(ids[at - 1], ids[at])
+        if both.startswith(before) and both != before:  # parts of a character do not
+            texts[at] = both[len(before) :]
+    return texts

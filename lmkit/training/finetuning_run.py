@@ -160,13 +160,18 @@ def _run(
     return execute(meet(recipe), path, "finetune", prepared, goes_on, latest, listeners=listeners)
 
 
-def _prepare(recipe: FinetuneRecipe, world: World, run: Run) -> Prepared:
+def rebuilt(recipe: FinetuneRecipe, run: Run, world: World = ALONE) -> Finetuning:
+    """Builds the job of a recipe, whose tokenizer lies in the run, or will lie there."""
     train, held_out = tables(recipe)
     folder = run.path if world.first else _copy_of_tokenizer(run.path)
     world.wait()
     if holds_images(train):
         train, held_out = _pictures(recipe, train, held_out, folder / "tokenizer")
-    f = build_finetuning(recipe, train, held_out, folder, world)
+    return build_finetuning(recipe, train, held_out, folder, world)
+
+
+def _prepare(recipe: FinetuneRecipe, world: World, run: Run) -> Prepared:
+    f = rebuilt(recipe, run, world)
     facts = {"data": f.train.fingerprint, "held_out": f.held_out.fingerprint} | _base(recipe)
     return Prepared(
         f.job, facts, lambda: of_tables(recipe), lambda: _introduce(f), lambda seconds: _tell(f, run, seconds)

@@ -67,7 +67,7 @@ def resume(path: Path, given: Recipe | None = None, accept_changes: bool = False
 
 
 def _prepare(recipe: Recipe, world: World, run: Run) -> Prepared:
-    recipe, store = _settle(recipe, world)
+    recipe, store = settle(recipe, world)
     job = build_pretraining(recipe, store, world=world)
     return Prepared(
         job, {"data": store.fingerprint}, lambda: of_store(store, recipe.data.train),
@@ -77,7 +77,7 @@ def _prepare(recipe: Recipe, world: World, run: Run) -> Prepared:
 
 def dry_run(recipe_path: Path, overrides: tuple[str, ...]) -> None:
     """Prints what would happen. It writes tokens into their cache, and nothing else."""
-    recipe, store = _settle(recipe_file.load_recipe(Recipe, recipe_path, overrides, expand_pretraining))
+    recipe, store = settle(recipe_file.load_recipe(Recipe, recipe_path, overrides, expand_pretraining))
     job = build_pretraining(recipe, store)
     job.tell_sources(job.horizon.steps or 0)
     print("\n".join([*describe_pretraining(job, store), *expected_time(job, job.recipe.train.batch)]))
@@ -122,7 +122,7 @@ def _prompt(job: Job) -> str:
 # ---------------------------------------------------------------- what a run is made of
 
 
-def _settle(recipe: Recipe, world: World = ALONE) -> tuple[Recipe, TokenStore]:
+def settle(recipe: Recipe, world: World = ALONE) -> tuple[Recipe, TokenStore]:
     """Tokenizes the data, if that is not done yet, and returns the recipe with the size of the vocabulary, and the
     tokens."""
     with world.first_alone():

@@ -25,7 +25,7 @@ def test_a_terminal_shows_one_picture_and_a_line_for_each_evaluation(tiny):
     leader, follower = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
     run = subprocess.Popen(
-        [sys.executable, *"-m lmkit pretrain tiny.yaml --out run evaluate.every=2%".split(), "train.budget=6 s"],
+        [sys.executable, "-m", "lmkit", "pretrain", "tiny.yaml", "--out=run", "evaluate.every=2%", "train.budget=6 s"],
         stdout=follower, stderr=follower, env=environment,
     )  # fmt: skip
     os.close(follower)
