@@ -38,7 +38,7 @@ def test_a_command_a_kind_of_file_and_an_optimizer_are_added_where_the_tour_says
     package = tmp_path / "lmkit"
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
     (package / "commands/greet.py").write_text(COMMAND)
-    edited(package, "commands/main.py", "plan, doctor", "recipes, plan, doctor, greet")
+    edited(package, "commands/main.py", "plan, doctor", "plan, doctor, greet")
     edited(package, "data/inputs.py", '".parquet": "parquet",', '".parquet": "parquet", ".fixed": "fixed",')
     edited(package, "data/records.py", '"hub": _hub}', '"hub": _hub, "fixed": _fixed}')
     (package / "data/records.py").write_text((package / "data/records.py").read_text() + READER)
