@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench faults clean
+.PHONY: demo test lint docs faults clean
 
 demo: $(VENV)/installed
 	$(BIN)/lmkit pretrain demo
@@ -17,6 +17,10 @@ test: $(VENV)/tested
 # kills, stops, damage, full disks, and what saving costs: about 20 minutes, for docs/reliability.md
 faults: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/faults.py
+
+# the site of the documentation, into build/site
+docs: $(VENV)/tested
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lint: $(VENV)/tested
 	$(BIN)/ruff format --check .

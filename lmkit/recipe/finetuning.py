@@ -125,7 +125,7 @@ def flags(task: str | None, model: str | None, data: list[str] | None, validatio
 
 # Peak learning rates of a new model that learns labels, whatever its batch: a run of two minutes has about 100 steps on
 # long texts. With the rates that its batch would have in pretraining it then says the commonest label (measured on four
-# sets: docs/benchmarks.md).
+# sets: docs/benchmarks-history.md).
 FROM_SCRATCH = {"lr": 0.01, "embedding_lr": 0.005, "head_lr": 0.005}
 
 
