@@ -18,6 +18,7 @@ from typing import Any
 
 from lmkit.base.errors import ModelError
 
+RUN_FORMAT = 1  # of run directories; a change that an older version cannot read raises it
 PACKAGE = Path(__file__).parents[1]  # lmkit/
 GROUPS, OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 REDACTED = "[left out]"
@@ -34,6 +35,7 @@ _BY_LOOK = re.compile(  # of Hugging Face, OpenAI and the like, GitHub, GitLab, 
 def environment() -> dict[str, Any]:
     """Returns what a run records of this process and machine; memory is in bytes."""
     return {
+        "run_format": RUN_FORMAT,
         "command": redacted(sys.argv),
         "python": platform.python_version(),
         "system": platform.platform(),
@@ -49,13 +51,18 @@ def read_environment(run: Path) -> dict[str, Any]:
     """Returns what a run recorded when it began. Raises ModelError where that cannot be read."""
     file = run / "environment.json"
     try:
-        return dict(json.loads(file.read_text()))
+        facts = dict(json.loads(file.read_text()))
     except (OSError, ValueError, TypeError) as e:
         problem = e.strerror if isinstance(e, OSError) else f"damaged ({e})"
         raise ModelError(
             f"{file}: {problem}, so whether data and software are the same cannot be told\n"
             "  → restore the file, or start a new run"
         ) from None
+    if (number := facts.get("run_format", RUN_FORMAT)) > RUN_FORMAT:
+        newer = facts.get("versions", {}).get("lmkit", "a newer version")
+        raise ModelError(f"{run}: written by lmkit {newer}, in format {number}; this one reads up to {RUN_FORMAT}\n"
+                         "  → install that version")  # fmt: skip
+    return facts
 
 
 def redacted(arguments: list[str]) -> list[str]:

@@ -132,3 +132,15 @@ def test_other_data_on_resume_is_refused(tiny, monkeypatch):
         f.write("\none more line")
     with pytest.raises(ModelError, match="changed since this run began"):
         pretraining_run.resume(Path("run"))
+
+
+def test_a_run_of_a_newer_format_is_not_touched(tiny):
+    assert pretraining_run.start(tiny, (), Path("run")) == 0
+    facts = json.loads(Path("run/environment.json").read_text())
+    assert facts["run_format"] == 1
+    facts |= {"run_format": 2, "versions": facts["versions"] | {"lmkit": "9.9"}}
+    Path("run/environment.json").write_text(json.dumps(facts))
+    before = Path("run/metrics.jsonl").read_bytes()
+    with pytest.raises(ModelError, match=r"written by lmkit 9\.9, in format 2"):
+        pretraining_run.resume(Path("run"))
+    assert Path("run/metrics.jsonl").read_bytes() == before
