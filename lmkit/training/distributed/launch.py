@@ -18,7 +18,7 @@ LAUNCHED = "LMKIT_LAUNCHED"  # set in the processes that `start_processes` start
 MOST_A_CORE = 8  # processes per core; more would only wait for each other, and each holds a model
 GIVEN_THREADS = os.environ.get("OMP_NUM_THREADS")  # set by a person, or by the launcher of this process
 # How often GNU's OpenMP checks again before a waiting thread sleeps, instead of 300,000 times. With busy processes
-# around it, the thread would only take time from the thread it waits for (docs/benchmarks-history.md has the measurements).
+# around it, the thread would only take time from the thread it waits for (measured: docs/benchmarks-history.md).
 SPINS = 6000
 GRACE = 600  # seconds that a process has to finish a step and save, once it is asked to stop
 
