@@ -254,6 +254,7 @@ def _tell_continued(job: Job, run: Run, seconds: float) -> None:
         print(verdict.as_text(lines))
     card(job, run)
     run.status("done", verdict=lines, **job.progress)
+    print(f"  report lmkit report {shlex.quote(str(run.path))}")
     print(f"  next   lmkit eval {shlex.quote(str(run.path))} --data FILE")
 
 
@@ -275,6 +276,7 @@ def _tell(f: Finetuning, run: Run, seconds: float) -> None:
     card(job, run)
     run.status("done", verdict=verdicts, **job.progress)
     print(f"  model  {folder}   (transformers: {job.model.config.spec.cls})")
+    print(f"  report lmkit report {shlex.quote(str(run.path))}")
     use = "predict {} --data FILE --out predictions.jsonl" if f.task.labels_rows else "chat {}"
     print(f"  next   lmkit {use.format(shlex.quote(str(run.path)))}")
 

@@ -103,6 +103,7 @@ def _tell(job: Job, run: Run, seconds: float) -> None:
     folder = "best" if (run.path / "best").exists() else "latest"
     print(f"  model  {run.path}/{folder}   (a Hugging Face folder)")
     verb = "fill" if job.model.config.stacks == "encoder" else "generate"
+    print(f"  report lmkit report {shlex.quote(str(run.path))}")
     print(f"  next   lmkit {verb} {shlex.quote(str(run.path))} {_prompt(job)}")
 
 
