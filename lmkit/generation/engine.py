@@ -358,13 +358,15 @@ def generate(
     model: Transformer, prompts: Iterable[list[int]], config: SamplingConfig, eos: frozenset[int] = frozenset(),
     samples: int = 1, on_text: Callable[[Completion, str], None] | None = None, tokenizer: Tokenizer | None = None,
     opening: Opening | None = None, grammar: Grammar | None = None, drafter: Callable[[], Drafter] | None = None,
+    engine: "Engine | None" = None,
 ) -> Iterator[Completion]:  # fmt: skip
     """Yields `samples` completions of each prompt, in order. It reads prompts as it needs them, so there may be
     millions.
 
     tokenizer, drafter, opening, grammar: as for `Engine` and `Request`. on_text: is called with new text while it is
-    written; texts are then written one after the other. Raises what `Engine` raises."""
-    engine = Engine(model, tokenizer, 1 if on_text else MAX_ROWS, drafter)
+    written; texts are then written one after the other. engine: one that was made before, and may
+    know what the prompts begin with. Raises what `Engine` raises."""
+    engine = engine or Engine(model, tokenizer, 1 if on_text else MAX_ROWS, drafter)
     requests = (
         Request(prompt, config, eos, sample, opening, grammar, number)
         for number, prompt in enumerate(prompts, 1)

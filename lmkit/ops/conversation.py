@@ -11,7 +11,7 @@ from lmkit.base.display import note, write
 from lmkit.base.errors import UserError
 from lmkit.evaluation.scoring import check_embedded
 from lmkit.generation.completions import Completion, room_after
-from lmkit.generation.engine import MAX_ROWS, generate
+from lmkit.generation.engine import MAX_ROWS, Engine, generate
 from lmkit.generation.sampling import SamplingConfig
 from lmkit.generation.weights import prepare
 from lmkit.pretrained import Pretrained, load, say_not_followed
@@ -128,12 +128,17 @@ class Speaker:
         self.fold_system = settings is not None and getattr(settings.task, "fold_system", False)
         check_embedded(loaded.model, self.chat.ends)
         self.eos = loaded.eos | frozenset(self.chat.ends)
+        # A conversation's next turn begins with what the engine has read and written.
+        self.engine = Engine(loaded.model, self.chat.tokenizer, 1, keep=1) if self.stream else None
 
     def written(
         self, prompts: Sequence[list[int]], samples: int, on_text: Callable[[Completion, str], None] | None = None
     ) -> Iterator[Completion]:
         """Yields what the assistant says after each prompt, in order, and says what was cut."""
-        for row in generate(self.loaded.model, prompts, self.config, self.eos, samples, on_text, self.chat.tokenizer):
+        texts = generate(
+            self.loaded.model, prompts, self.config, self.eos, samples, on_text, self.chat.tokenizer, engine=self.engine
+        )
+        for row in texts:
             yield row
             if row.finish == "length":
                 limit = "--max-tokens" if len(row.ids) == self.config.max_tokens else "the model's context"
@@ -147,12 +152,13 @@ class Speaker:
         def show(row: Completion, piece: str) -> None:
             nonlocal shown
             if row.row != shown:
-                write("---\n" if row.row else "")
+                write("---\n" if shown >= 0 else "")
                 shown = row.row
             write(piece)
 
-        for row in self.written([ids for _, ids in fitting], samples, show if self.stream else None):
-            line = _as_line(fitting[row.row // samples][0], row)
+        rows = self.written([ids for _, ids in fitting], samples, show if self.stream else None)
+        for number, row in enumerate(rows):
+            line = _as_line(fitting[number // samples][0], row)
             out.append(line["messages"])
             if self.as_json:
                 print(json.dumps(line, ensure_ascii=False), flush=True)

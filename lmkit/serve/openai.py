@@ -15,6 +15,7 @@ from lmkit.serve.wire import ChatBody, CompletionBody, WritingBody
 from lmkit.serve.worker import Writing
 from lmkit.text.tokenizer import Tokenizer
 
+OPENING = "<tool_call>"
 FINISHED = {"stop": "stop", "length": "length", "cancelled": "length"}
 TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)  # as Hermes, Qwen and SmolLM write them
 
@@ -28,6 +29,8 @@ class Reply:
     prompts: list[list[int]]
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
+    _said: dict[int, str] = field(default_factory=dict)  # of each text of a stream with tools
+    _shown: dict[int, int] = field(default_factory=dict)  # how much of that was sent
 
     @property
     def chats(self) -> bool:
@@ -113,11 +116,29 @@ class Reply:
         choice: dict[str, Any] = {"index": index, "finish_reason": finish}
         choice["logprobs"] = self._logprobs(event.completion, [event.place])
         if self.chats:
-            choice["delta"] = ({"role": "assistant"} if first else {}) | {"content": event.text}
+            delta, calls = self._piece(index, event)
+            choice["delta"] = ({"role": "assistant"} if first else {}) | delta
+            choice["finish_reason"] = "tool_calls" if calls else finish
         else:
             echoed = self._prompt_text(index) if first and getattr(self.body, "echo", False) else ""
             choice["text"] = echoed + event.text
         return self._frame(True) | {"choices": [choice]}
+
+    def _piece(self, index: int, event: Event) -> tuple[dict[str, Any], bool]:
+        """Returns what is new of a text, and whether it ends in calls of tools: these are sent whole, at the end, and
+        what may become one is kept back."""
+        if not (isinstance(self.body, ChatBody) and self.body.tools):
+            return {"content": event.text}, False
+        self._said[index] = said = self._said.get(index, "") + event.text
+        shown, end = self._shown.get(index, 0), len(said)
+        calls = _tool_calls(said) if event.finished else []
+        if not event.finished:
+            opened = [at for at in range(shown, len(said)) if said.startswith(OPENING[: len(said) - at], at)]
+            end = opened[0] if opened else end
+        self._shown[index] = end
+        rest = TOOL_CALL.sub("", said[shown:]).rstrip() if calls else said[shown:end]
+        numbered = [{"index": number} | call for number, call in enumerate(calls)]
+        return {"content": rest} | ({"tool_calls": numbered} if calls else {}), bool(calls)
 
 
 async def finished(writing: Writing) -> list[Completion]:
