@@ -435,19 +435,19 @@ def delete_run(path: Path, parts: Sequence[Path] | None = None) -> None:
     """Deletes a run, or of it only the folders `parts`; links that then name nothing go too.
 
     Raises RunInUse where a process has the run, and StorageError where something cannot be deleted."""
+    if busy := next(filter(is_in_use, seeds_of(path)), None):
+        raise RunInUse(f"{busy}: in use by another process\n  → wait for it, or stop it")
     run = Run(path)  # locks it
     try:
         for folder in [path.resolve()] if parts is None else parts:
             shutil.rmtree(folder)
-        links = [path.parent / "latest", path, path / "latest", path / "best"]
-        for link in links:
+        for link in (path.parent / "latest", path, path / "latest", path / "best"):
             if link.is_symlink() and not link.exists():
                 link.unlink()
     except OSError as e:
         raise StorageError(f"{e.filename or path}: cannot be deleted: {e.strerror}") from None
     finally:
-        if parts is not None:
-            run.close()
+        run.close()
 
 
 def find_run(path: Path | str) -> Path:

@@ -78,6 +78,14 @@ def test_a_run_in_use_is_not_deleted_and_others_only_after_a_yes(home):
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert "in use" in str(lmkit_("rm", "runs/one", "--yes", code=1).exception)
     assert (home / "one/recipe.yaml").exists()
+    (home / "two").rename(home / "seed-0")  # a run of several seeds is in use while one of them is
+    (home / "seeds").mkdir()
+    (home / "seed-0").rename(home / "seeds/seed-0")
+    (home / "seeds/recipe.yaml").write_text("seeds: 2")
+    with (home / "seeds/seed-0/lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "in use" in str(lmkit_("rm", "runs/seeds", "--yes", code=1).exception)
+    (home / "seeds/seed-0").rename(home / "two")
     size = sum(p.lstat().st_size for p in (home / "two").rglob("*") if p.is_file() and not p.is_symlink())
     freed = lmkit_("rm", "runs/two", "--yes").stdout
     assert not (home / "two").exists() and not (home / "latest").is_symlink()
