@@ -22,7 +22,8 @@ PAGES = (ROOT / "docs/tutorials").glob("*.md")
 TUTORIALS = sorted(PAGES, key=lambda page: page.stem not in ("write", "encode"))  # these make runs for the others
 SHORT = {  # in short mode: a few steps of a model that is small
     "pretrain": ["train.budget=2 steps", "train.batch=512", "model.context=64", "model.depth=1",
-                 "tokenizer.vocab_size=300", "evaluate.tokens=500", "evaluate.sample_tokens=4"],
+                 "tokenizer.vocab_size=600", "tokenizer.sample=200000", "evaluate.tokens=500",
+                 "evaluate.sample_tokens=4"],
     "finetune": ["train.budget=2 steps", "data.max_length=64"],
 }  # fmt: skip
 
@@ -82,16 +83,59 @@ def data(tmp_path_factory):
     return folder
 
 
+def typed(line):
+    """Runs a command in short mode."""
+    arguments = shlex.split(line)[1:]
+    if "--resume" not in arguments:
+        arguments += SHORT.get(arguments[0], [])
+    if arguments[:2] == ["finetune", "multi30k-en-de"] or "model.preset=bert-tiny" in arguments:
+        arguments += ["model.num_layers=1", "model.hidden_size=24", "tokenizer.vocab_size=300"]
+    got = CliRunner().invoke(app, arguments)
+    assert got.exit_code == 0, (line, got.output[-1500:], got.exception)
+    return got.stdout
+
+
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
 def test_a_tutorial_can_be_typed(page, data, monkeypatch):
     monkeypatch.setenv("LMKIT_CACHE", str(data / "cache"))
     monkeypatch.chdir(data)
-    lines = re.findall(r"^ {4}(lmkit .*)$", page.read_text(), re.MULTILINE)
-    for line in lines:
-        arguments = shlex.split(line)[1:]
-        if "--resume" not in arguments:
-            arguments += SHORT.get(arguments[0], [])
-        if arguments[:2] == ["finetune", "multi30k-en-de"] or "model.preset=bert-tiny" in arguments:
-            arguments += ["model.num_layers=1", "model.hidden_size=24", "tokenizer.vocab_size=300"]
-        got = CliRunner().invoke(app, arguments)
-        assert got.exit_code == 0, (line, got.output[-1500:], got.exception)
+    for line in re.findall(r"^ {4}(lmkit .*)$", page.read_text(), re.MULTILINE):
+        typed(line)
+
+
+ELSEWHERE = ("serve", "push", "doctor", "sweep")  # they wait, ask a network, measure; their own tests run them
+NEEDS_MORE = ("--tasks hellaswag", "--tasks ifeval", "--processes")  # a network, or processes
+
+
+@pytest.fixture
+def files(data, tmp_path, monkeypatch):
+    """Files and runs of the names that the README uses."""
+    monkeypatch.setenv("LMKIT_CACHE", str(data / "cache"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("books", "reviews.csv", "talks.jsonl"):
+        Path(name).symlink_to(data / name)
+    Path("mails.csv").symlink_to(data / "reviews.csv")
+    head, *rows = (data / "test.csv").read_text().splitlines()
+    Path("test.csv").write_text("\n".join([f"{head},source", *(f"{row},{'ab'[i % 2]}" for i, row in enumerate(rows))]))
+    Path("new.csv").write_text("text\na fine film\n")
+    Path("notes").mkdir()
+    for i in range(30):
+        Path(f"notes/{i}.md").write_text(f"# Note {i}\n\nShe was a very good woman, number {i}.\n")
+    Path("other.txt").write_text("It was a fine morning. " * 50)
+    lines = [json.dumps({"text": f"It was {i}.", "source": "ab"[i % 2]}) for i in range(9)]
+    Path("other.jsonl").write_text("\n".join(lines) + "\n")
+    questions = [json.dumps({"query": f"{i} + 2 =", "choices": [str(i + 2), "x"], "gold": 0}) for i in range(8)]
+    Path("my.jsonl").write_text("\n".join(questions) + "\n")
+    typed("lmkit pretrain bert-tiny data.train=books/ --out M")
+    for name in ("other", "small", "large"):
+        typed(f"lmkit finetune --task classify --model M --data reviews.csv --out runs/{name}")
+
+
+def test_the_readme_can_be_typed_from_its_top_to_its_end(files):
+    for line in re.findall(r"^ {4}(lmkit .*)$", (ROOT / "README.md").read_text(), re.MULTILINE):
+        command = line.partition(" #")[0]
+        if command.split()[1] in ELSEWHERE or any(part in command for part in NEEDS_MORE):
+            continue
+        out = typed(command)
+        if "--json" in command:
+            Path("scores.json").write_text(out)
