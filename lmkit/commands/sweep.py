@@ -49,14 +49,15 @@ def sweep(
         if recipe or out or rates:
             raise UserError("--resume goes on with a sweep as it is\n  → leave out everything but --jobs")
         planned = Sweep.read(resume)
+    elif trial is not None:
+        raise UserError("--trial: of which sweep?\n  → --resume SWEEP")
     else:
         planned = _planned(recipe, changes or [], method, trials, seed, budget, metric, jobs, rates, out)
+    if slurm and planned.method in ("halving", "rates"):
+        raise UserError(f"--slurm: trials of {planned.method} depend on each other\n  → --method grid or random")
+    if resume is None:
         planned.write()
     if slurm:
-        if planned.method in ("halving", "rates"):
-            raise UserError(
-                f"--slurm: the trials of {planned.method} depend on each other\n  → --method grid or random"
-            )
         print(slurm_script(planned, jobs), end="")
         return
     if trial is not None:
@@ -101,15 +102,8 @@ def _planned(
     path = out or Path("runs") / f"sweep-{name}"
     if (path / FILE).exists():
         raise UserError(f"{path}: holds a sweep already\n  → lmkit sweep --resume {path}, or another --out")
-    planned = Sweep(
-        path,
-        verb,
-        recipe,
-        tuple(fixed),
-        "rates" if rates else method,
-        metric.removeprefix("val_"),
-        trials=tried,
-    )
+    method, metric = "rates" if rates else method, metric.removeprefix("val_")
+    planned = Sweep(path, verb, recipe, tuple(fixed), method, metric, trials=tried)
     sizes = rungs(len(tried)) if method == "halving" else [len(tried) or 3]
     if budget or rates:
         planned.budget = budget_of_trial(budget or "3 min", sizes, jobs)
