@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import time
+from array import array
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -27,6 +28,7 @@ from lmkit.base.manifest import write_manifest
 from lmkit.data.documents import read_documents, read_pairs, unread_advice
 from lmkit.data.encodings import settle_encodings
 from lmkit.data.inputs import Document, Input, Pairing, Problems, list_inputs, number_sources
+from lmkit.data.quality.judging import Quality
 from lmkit.data.tokens.encode import Encoded, EncoderPool
 from lmkit.data.tokens.store import (
     FORMAT,
@@ -52,7 +54,7 @@ SMALL_BYTES = 10_000_000  # of input, for which starting processes does not pay
 MOST_PROCESSES = 16  # of 100 MB at most; more would wait for the reader
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  # or not to be written to
 PARTS = ".*.part"
-OWN_FILES = ("unit-*.json", "train-*.*", "validation-*.*", "tokenizer", "card.txt", PARTS, PLAN)  # as removed
+OWN_FILES = ("unit-*.*", "train-*.*", "validation-*.*", "tokenizer", "card.txt", PARTS, PLAN)  # as removed
 
 
 def tokenize(data: DataConfig, tokenizer: TokenizerConfig, family: str, out: Path) -> TokenStore:
@@ -102,6 +104,7 @@ class _Job:
                 "  → leave one of them out"
             )
         self.read = read_pairs if pairing else read_documents
+        self.quality = Quality(data)
         share = data.validation if isinstance(data.validation, float) else None
         self.share = share or 0.0  # of the documents, chosen by hash
         self.inputs = {
@@ -138,6 +141,8 @@ class _Job:
             self.settings["sources"] = [item.source for item in self.inputs["train"]]
         if data.encoding != "utf-8":
             self.settings["encoding"] = data.encoding
+        if self.quality.settings:
+            self.settings["quality"] = self.quality.settings
         if self.palette:  # the same words may stand for other colours
             self.settings["palette"] = sha256(self.palette)
 
@@ -153,7 +158,7 @@ class _Job:
         self._finish(plan, tokenizer)
         store = TokenStore(self.out)
         write_atomic(self.out / "card.txt", "\n".join(card_lines(store)) + "\n")
-        for unit in self.out.glob("unit-*.json"):
+        for unit in self.out.glob("unit-*.*"):
             unit.unlink()
         return store
 
@@ -217,12 +222,14 @@ class _Job:
         bytes."""
         kept: list[tuple[int, int, bytes]] = []  # a heap with the largest hash on top: (-hash, -order, text)
         size = done = order = 0
-        problems = Problems()
+        problems, quality = Problems(), self.quality.anew()
         for item in self.inputs["train"]:
             for document in self.read(item, self.data, problems):
-                texts = _texts(document)
-                if self._held_out(document, texts[0]):
+                held_out = self._held_out(document)
+                judged = quality.judge(document, f"{item.name}:{document.line}", problems)
+                if held_out or judged is None:
                     continue
+                texts = _texts(judged)
                 for text in texts:  # the sides of a pair stay or go together
                     order += 1
                     heapq.heappush(kept, (-_hash(texts[0]), -order, text))
@@ -235,17 +242,20 @@ class _Job:
             raise self._nothing("train", problems)
         return [text for _, _, text in sorted(kept, key=lambda entry: -entry[1])]
 
-    def _held_out(self, document: Document, text: bytes) -> bool:
+    def _held_out(self, document: Document) -> bool:
+        """Returns the side of a document as it was read, whatever is left of it."""
         if self.tails:
             return document.held_out
         if document.part == 0:  # the parts of one long document stay together
-            self.holding = _hash(text) < self.share * 2**64
+            self.holding = _hash(document.text.encode()) < self.share * 2**64
         return self.holding
 
     def _encode(self, tokenizer: Tokenizer) -> None:
         """Encodes every unit that is not done."""
         units = [(split, unit) for split in SPLITS for unit in _units(self.inputs[split])]
         waiting = [(n, *unit) for n, unit in enumerate(units) if not (self.out / f"unit-{n:05d}.json").is_file()]
+        for path in (self.out / f"unit-{n:05d}.keys" for n in range(len(units) - len(waiting))):
+            self.quality.remember(array("Q", path.read_bytes()) if path.is_file() else ())
         total = sum(_size(self.inputs[split]) for split in SPLITS)
         left = sum(_size(unit) for _, _, unit in waiting)
         cores = min(usable_cores(), MOST_PROCESSES)
@@ -385,7 +395,7 @@ class _Unit:
         problems = Problems()
         for item in items:
             for document in self.job.read(item, self.job.data, problems):
-                self._add(document)
+                self._add(document, f"{item.name}:{document.line}", problems)
                 if not self.batches["train"].texts:  # just sent
                     progress.show(_done(item))
             progress.done += _size([item])
@@ -400,15 +410,19 @@ class _Unit:
             "checked": self.checked,
             "differs": self.differs,
         }
+        if keys := self.job.quality.take_added():
+            write_atomic(self.job.out / f"unit-{self.number:05d}.keys", keys)
         fsync_directory(self.job.out)
         write_json(self.job.out / f"unit-{self.number:05d}.json", entry)
 
-    def _add(self, document: Document) -> None:
-        texts = _texts(document)
-        split = "validation" if self.all_held_out or self.job._held_out(document, texts[0]) else "train"
-        batch = self.batches[split]
+    def _add(self, document: Document, place: str, problems: Problems) -> None:
+        split = "validation" if self.all_held_out or self.job._held_out(document) else "train"
+        judged = self.job.quality.judge(document, place, problems)
+        if judged is None:
+            return
+        texts, batch = _texts(judged), self.batches[split]
         batch.texts += texts
-        batch.chars += len(document.text) + len(document.target or "")
+        batch.chars += len(judged.text) + len(judged.target or "")
         batch.size += sum(map(len, texts))
         if batch.size >= BATCH_BYTES:
             self._send(split)
