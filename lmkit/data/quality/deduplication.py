@@ -38,7 +38,7 @@ KEYS = {"exact": exact_keys, "near": near_keys}
 
 
 class Keys:
-    """A set of 64-bit numbers other than 0, in one array (open addressing): 11 to 21 bytes each."""
+    """A set of 64-bit hashes other than 0, in one array (open addressing): 11 to 21 bytes each."""
 
     def __init__(self) -> None:
         self.table, self.count = array("Q", bytes(8 * 1024)), 0
