@@ -55,6 +55,17 @@ class QualityConfig(Section):
         return [self.decontaminate] if isinstance(self.decontaminate, str) else list(self.decontaminate)
 
 
+class RowQualityConfig(Section):
+    """Which training rows of a table are learnt from, by what is read of them, and not by their answers."""
+
+    deduplicate: Literal["none", "exact", "near"] = Field(
+        "none", description="Leave out training rows that repeat an earlier one: its text, or most of it (MinHash)."
+    )
+    decontaminate: bool = Field(
+        False, description="Leave out training rows that share 13 words in a row with held-out rows."
+    )
+
+
 class SourcesConfig(Section):
     """Where data comes from, and how its files are read."""
 

@@ -30,7 +30,7 @@ def evaluation_ngrams(patterns: list[str], config: DataConfig, problems: Problem
         if item.kind in ("txt", "html"):
             texts = (document.text for document in read_documents(item, config, problems))
         else:
-            texts = (" ".join(_strings(record)) for _, record in read_records(item, problems))
+            texts = (" ".join(strings(record)) for _, record in read_records(item, problems))
         for text in texts:
             grams.update(ngrams(text))
     if not grams:
@@ -38,9 +38,10 @@ def evaluation_ngrams(patterns: list[str], config: DataConfig, problems: Problem
     return grams
 
 
-def _strings(value: Any) -> Iterator[str]:
+def strings(value: Any) -> Iterator[str]:
+    """Yields the texts in a record, or in what it holds, in order."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
         for inner in value.values() if isinstance(value, dict) else value:
-            yield from _strings(inner)
+            yield from strings(inner)
