@@ -86,22 +86,26 @@ def _repeated(cut: str, characters: bool, parts: Parts) -> float:
     return sum(map(len, repeats)) / len(parts.text) if characters else len(repeats) / len(pieces)
 
 
+def _ngrams(n: int, parts: Parts) -> list[tuple[str, ...]]:
+    return list(zip(*(parts.words[i:] for i in range(n)), strict=False))
+
+
 def _top_ngram(n: int, parts: Parts) -> float:
-    """Returns the share of characters in the n-gram that is most frequent."""
-    words = parts.words
-    counts = Counter(" ".join(words[i : i + n]) for i in range(len(words) - n + 1))
-    gram, count = counts.most_common(1)[0] if counts else ("", 0)
-    return len(gram) * count / len(parts.text)
+    """Returns the share of characters in the n-gram that is most frequent, blanks between its words included."""
+    counts = Counter(_ngrams(n, parts)).most_common(1)
+    return sum(len(" ".join(gram)) * count for gram, count in counts) / len(parts.text)
 
 
 def _repeated_ngrams(n: int, parts: Parts) -> float:
     """Returns the share of characters in n-grams that repeat an earlier one; those counted do not overlap."""
-    words, seen, characters, i = parts.words, set[str](), 0, 0
-    while i < len(words) - n + 1:
-        gram = "".join(words[i : i + n])
-        repeats = gram in seen
-        seen.add(gram)
-        characters += len(gram) if repeats else 0
+    grams = _ngrams(n, parts)
+    if len(set(grams)) == len(grams):
+        return 0.0
+    seen, characters, i = set[tuple[str, ...]](), 0, 0
+    while i < len(grams):
+        repeats = grams[i] in seen
+        seen.add(grams[i])
+        characters += sum(map(len, grams[i])) if repeats else 0
         i += n if repeats else 1
     return characters / len(parts.text)
 

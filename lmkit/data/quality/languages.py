@@ -6,7 +6,7 @@ from collections.abc import Callable
 from lmkit.base.errors import UserError
 
 LEAST = 0.65  # probability of a language, as in FineWeb
-READ_CHARS = 10_000  # of each text
+READ_CHARS = 2_000  # of each text
 
 
 def language_detector() -> Callable[[str], tuple[str, float]]:

@@ -18,10 +18,10 @@ def judged(train: Table, held_out: Table, task: str, config: RowQualityConfig) -
     for number, (row, place) in enumerate(zip(train.rows, train.places, strict=True)):
         text = text_of(row)
         keys = list[int]()
-        if config.deduplicate != "none":  # images have no text
-            keys = (
-                near_keys(text) if config.deduplicate == "near" and text else [key_of(row_bytes(same_input(row, task)))]
-            )
+        if config.deduplicate == "near" and text:
+            keys = near_keys(text)
+        elif config.deduplicate != "none":  # of images, too, which have no text
+            keys = [key_of(row_bytes(same_input(row, task)))]
         if not known.isdisjoint(ngrams(text)):
             shared.append(place)
         elif any(key in seen for key in keys):
