@@ -1,6 +1,6 @@
 """Documents that were seen before, by 64-bit keys: of the whole text, or of MinHash signatures (Broder 1997) in the
 setting of FineWeb: 5-grams of words, 14 buckets of 8 hashes. Two texts of Jaccard similarity s have the same key of
-some bucket with probability 1 - (1 - s^8)^14: a half at 0.70, 92% at 0.8."""
+some bucket with probability 1 - (1 - s^8)^14: a half at 0.68, 92% at 0.8."""
 
 import hashlib
 from array import array
