@@ -4,13 +4,16 @@ import inspect
 import re
 import shlex
 import subprocess
+from math import inf
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from typer.main import get_command
 
 from lmkit.architecture.families import FAMILIES
 from lmkit.commands.main import app
+from lmkit.data.quality.filters import FILTERS
 from lmkit.data.tables.rows import SHAREGPT
 from lmkit.generation.rules import FOLLOWED
 from lmkit.model.formats.config_json import REASONS, SCALINGS
@@ -19,6 +22,7 @@ from lmkit.recipe.finetuning import FinetuneRecipe, flags
 from lmkit.recipe.finetuning import expand_finetuning as expand_finetune
 from lmkit.recipe.pretraining import Recipe
 from lmkit.recipe.recipe_file import find_recipe, keys, load_recipe
+from lmkit.recipe.sources import QualityConfig
 from lmkit.text import tokenizer_classes
 from lmkit.text.tokenizer_classes import CLASSES
 from lmkit.text.tokenizer_files import SAME_RULES
@@ -68,6 +72,18 @@ def test_every_command_shown_parses(line):
 def test_the_page_of_a_command_names_every_flag(command, page):
     options = {name for p in get_command(app).commands[command].params for name in p.opts if name.startswith("--")}
     assert options == set(re.findall(r"`(--[\w-]+)[^`]*`", page))
+
+
+def test_the_rules_of_good_text_are_those_of_the_code():
+    rows = re.findall(r"^\| `(\w+)` \| (.+?)(?: \(.*\))? \| (.*?) \|$", DATA.partition("## The rules")[2], re.MULTILINE)
+    rules = [(name, *rule) for name, judge in FILTERS.items() if name != "c4" for rule in judge.args[0]]
+
+    def bounds(low, high):
+        return f"{low:,} to {high:,}" if inf not in (-low, high) else f"from {low}" if high == inf else f"up to {high}"
+
+    assert rows == [(name, rule, bounds(low, high)) for name, rule, _, low, high in rules]
+    names = get_args(get_args(QualityConfig.model_fields["filters"].annotation)[0])
+    assert set(names) == FILTERS.keys() and not [name for name in names if f"`{name}`" not in DATA]
 
 
 def test_every_test_named_as_evidence_exists():

@@ -114,6 +114,7 @@ def files(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("books", "reviews.csv", "talks.jsonl"):
         Path(name).symlink_to(data / name)
+    Path("web").symlink_to(data / "books")
     Path("mails.csv").symlink_to(data / "reviews.csv")
     head, *rows = (data / "test.csv").read_text().splitlines()
     Path("test.csv").write_text("\n".join([f"{head},source", *(f"{row},{'ab'[i % 2]}" for i, row in enumerate(rows))]))

@@ -1,27 +1,18 @@
-"""Contamination: texts to be scored on that stand in a corpus, by word n-grams as in GPT-3 (Brown et al. 2020, appendix
-C) and in the decontamination of lm-evaluation-harness, whose normalisation this is."""
+"""Contamination: texts to be scored on that stand in a corpus, by the n-grams of lmkit.data.quality.decontamination."""
 
-import string
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from lmkit.base.errors import DataError
 from lmkit.checks.result import EXAMPLES, Result, percent
+from lmkit.data.quality.decontamination import WORDS, ngrams
 from lmkit.evaluation.intervals import proportion, ratio
 
-WORDS = 13
-NORMALISED = str.maketrans(string.ascii_uppercase, string.ascii_lowercase, string.punctuation)
 BLIND_SPOTS = [
     "It does not see what was translated, or changed in at least one of every 13 words.",
     "It compares words between spaces, so it sees nothing in texts of languages that write none.",
     "It cannot judge texts of fewer than 13 words; they are counted and left out.",
     "Overlap may be a quotation that both have from elsewhere, and no copy of the answers.",
 ]
-
-
-def ngrams(text: str, n: int = WORDS) -> Iterator[str]:
-    """Yields the n-grams of the words of a text, in ASCII lower case and without ASCII punctuation."""
-    words = text.translate(NORMALISED).split()
-    return (" ".join(words[i : i + n]) for i in range(len(words) - n + 1))
 
 
 def check_contamination(

@@ -30,6 +30,7 @@ from lmkit.recipe.pretraining import (  # fmt: skip
     Warmup,
 )
 from lmkit.recipe.recipe_file import builtin_recipes
+from lmkit.recipe.sources import RowQualityConfig
 from lmkit.recipe.tasks import SECTIONS, AnswerConfig, LoraConfig, TableConfig, TaskConfig
 
 PRETRAINED_WIDTH = 768  # at which the usual learning rates of fine-tuning were found
@@ -98,6 +99,10 @@ class FinetuneRecipe(Section):
             held_out_here = isinstance(self.data.validation, float | int) and task.name not in ("lm", "answer")
             if getattr(self.data, key) and not held_out_here:
                 raise ValueError(f"data.{key} is for tables out of which rows are held out\n  → leave it out")
+        if self.data.quality != RowQualityConfig() and task.name in ("lm", "answer"):
+            raise ValueError(
+                "data.quality is for tables of rows here\n  → for documents, `lmkit tokenize` has it as options"
+            )
         if isinstance(task, AnswerConfig) and not task.kb:
             raise ValueError("task.kb is missing: the knowledge base that answers are looked up in (`lmkit kb build`)")
         return self

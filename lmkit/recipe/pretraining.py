@@ -11,7 +11,7 @@ from lmkit.architecture.model_config import ModelConfig
 from lmkit.base import units
 from lmkit.recipe.objectives import OBJECTIVES, CausalLMConfig, Count, Fraction, ObjectiveConfig, Section
 from lmkit.recipe.optimizers import OptimizerName
-from lmkit.recipe.sources import Separator, SourcesConfig
+from lmkit.recipe.sources import QualityConfig, Separator, SourcesConfig
 
 Tokens = Annotated[int, BeforeValidator(lambda v: units.count(v, "token"))]
 Steps = Annotated[int, BeforeValidator(lambda v: units.count(v, "step"))]
@@ -87,6 +87,13 @@ class DataConfig(SourcesConfig):
         "a sentence a line both are endings of names: with `text: en` and `target: de`, train.en goes with train.de.",
     )
     document_masking: bool = Field(False, description="Packed documents do not attend to each other.")
+    quality: QualityConfig = Field(default_factory=QualityConfig, description="Which documents are learnt from.")
+
+    @model_validator(mode="after")
+    def _check_quality(self) -> "DataConfig":
+        if self.target is not None and self.quality != QualityConfig():
+            raise ValueError("data.quality judges documents, and data.target makes pairs\n  → leave one of them out")
+        return self
 
 
 class GroupRule(Section):

@@ -11,6 +11,7 @@ import os
 import re
 import types
 import typing
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -180,9 +181,11 @@ def read_run(file: Path) -> tuple[dict, dict[str, str]]:
     return _merge(BEFORE | ({"task": of_task} if of_task else {}), tree), lines
 
 
-def dump(config: BaseModel) -> str:
-    """Returns the resolved recipe as YAML, which a run stores and which reads back to an equal object."""
-    return yaml.safe_dump(as_tree(config), sort_keys=False, allow_unicode=True, width=120)
+def dump(config: BaseModel, without: Collection[str] = ()) -> str:
+    """Returns the resolved recipe as YAML, which a run stores and which reads back to an equal object; `without` some
+    of its keys."""
+    tree = {key: value for key, value in as_tree(config).items() if key not in without}
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=120)
 
 
 def as_tree(config: BaseModel) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What recipes of pretraining and of fine-tuning both say of the files they read: which, how, how often."""
 
 import re
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -29,6 +29,41 @@ def _line_ends(separator: str) -> str:
 
 
 Separator = Annotated[str, Field(min_length=1), AfterValidator(_line_ends)]
+
+
+class QualityConfig(Section):
+    """Which documents are learnt from; each rule with its threshold and source in docs/data.md."""
+
+    languages: tuple[Annotated[str, Field(pattern="^[a-z]{2,3}$")], ...] = Field(
+        (), description="ISO 639 codes, like [de, en]: documents in other languages are left out."
+    )
+    filters: tuple[Literal["gopher_quality", "gopher_repetition", "c4", "fineweb"], ...] = Field(
+        (), description="Published heuristics; documents that break a rule are left out."
+    )
+    decontaminate: str | tuple[str, ...] = Field(
+        (), description="Evaluation files: documents that share 13 words in a row with them are left out."
+    )
+    redact: bool = Field(
+        False, description="`[e-mail]` in place of the address; also telephone, IBAN, credit card, IP address."
+    )
+    deduplicate: Literal["none", "exact", "near"] = Field(
+        "none", description="Leave out documents that repeat an earlier one: its text, or most of it (MinHash)."
+    )
+
+    @property
+    def evaluation_files(self) -> list[str]:
+        return [self.decontaminate] if isinstance(self.decontaminate, str) else list(self.decontaminate)
+
+
+class RowQualityConfig(Section):
+    """Which training rows of a table are learnt from, by what is read of them, and not by their answers."""
+
+    deduplicate: Literal["none", "exact", "near"] = Field(
+        "none", description="Leave out training rows that repeat an earlier one: its text, or most of it (MinHash)."
+    )
+    decontaminate: bool = Field(
+        False, description="Leave out training rows that share 13 words in a row with held-out rows."
+    )
 
 
 class SourcesConfig(Section):

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 from pydantic import AfterValidator, Field
 
 from lmkit.recipe.objectives import Count, Fraction, Section
-from lmkit.recipe.sources import Separator, SourcesConfig
+from lmkit.recipe.sources import RowQualityConfig, Separator, SourcesConfig
 
 
 def _fold(value: str | None) -> str | None:
@@ -211,6 +211,7 @@ class TableConfig(SourcesConfig):
     max_length: Count = Field(0, ge=0, description="Tokens a row is cut to; 0: the model's context, at most 512.")
     pixels: PixelConfig = Field(default_factory=PixelConfig, description="Of images, for a new model.")
     limit: Count = Field(0, ge=0, description="Training rows at most, drawn at random; 0: all.")
+    quality: RowQualityConfig = Field(default_factory=RowQualityConfig, description="Which rows are learnt from.")
 
 
 class LoraConfig(Section):

@@ -346,10 +346,12 @@ def describe_pretraining(job: Job, store: TokenStore) -> list[str]:
         length = f"{job.horizon.steps:,} steps × {tokens_a_step:,} tokens = {show_count(tokens)} ({epochs:.2f} epochs)"
     else:
         length = f"{train.budget}, {tokens_a_step:,} tokens a step"
+    lost = sum(store.manifest["problems"]["counts"].values())
     return [
         describe_model(job),
         f"data     {split.num_documents:,} documents, {show_count(split.num_tokens)} tokens; held out"
-        f" {held_out.num_documents:,} documents, {show_count(held_out.num_tokens)} tokens",
+        f" {held_out.num_documents:,} documents, {show_count(held_out.num_tokens)} tokens"
+        + (f"; {lost:,} times something was left out or changed: {store.path / 'card.txt'}" if lost else ""),
         f"rows     {recipe.task.name}: {job.work.note}",
         f"train    {length} · {recipe.optimizer.name} · peak lr {recipe.optimizer.lr:.3g} · {recipe.schedule.name}",
         describe_machine(job, math.ceil(tokens_a_step / train.micro_batch)),

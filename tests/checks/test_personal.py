@@ -8,9 +8,9 @@ from stdnum import iban
 from stdnum import luhn as judge
 from typer.testing import CliRunner
 
-from lmkit.checks.personal import IBAN, IBAN_LENGTHS, luhn, mod_97, personal_data
 from lmkit.commands import main  # noqa: F401 - it adds the commands
 from lmkit.commands.app import app
+from lmkit.data.quality.personal import IBAN, IBAN_LENGTHS, find_personal, luhn, mod_97, without_personal
 
 # Numbers that Stripe and PayPal publish for tests, IBANs of the SWIFT registry, numbers of Ofcom and NANP for drama.
 CARDS = ["4111 1111 1111 1111", "5555555555554444", "378282246310005", "6011-1111-1111-1117", "30569309025904"]
@@ -47,6 +47,10 @@ def test_check_digits_and_lengths_are_those_of_python_stdnum():
         assert length == 4 + sum(int(n) for n in re.findall(r"(\d+)!", form)), country
 
 
+def personal_data(text):
+    return [(kind, text[begin:end]) for kind, begin, end in find_personal(text)]
+
+
 def test_published_numbers_are_seen_in_a_sentence_and_nothing_else_is():
     for kind, strings in {"credit card": CARDS, "IBAN": IBANS, "telephone": PHONES, **OTHERS}.items():
         for string in strings:
@@ -56,6 +60,11 @@ def test_published_numbers_are_seen_in_a_sentence_and_nothing_else_is():
     assert personal_data(both) == [("e-mail", both)]
     for string in NOT:
         assert personal_data(f"Ask {string}, then go.") == [], string
+    strings = [string for kind in ([*CARDS], IBANS, PHONES, *OTHERS.values()) for string in kind]
+    text, kinds = without_personal("; ".join(["Ask", *strings, *NOT, "go."]))
+    assert not [string for string in strings if string in text] and all(string in text for string in NOT)
+    assert kinds == {"credit card": 5, "IBAN": 4, "telephone": 4, "e-mail": 1, "IP address": 2}
+    assert [text.count(f"[{kind}]") for kind in kinds] == list(kinds.values())
 
 
 def test_the_command_counts_and_redacts(tmp_path):

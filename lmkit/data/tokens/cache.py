@@ -13,6 +13,7 @@ from lmkit.data.tokens.store import PLAN, TokenStore, is_store, is_unfinished, u
 from lmkit.data.tokens.tokenize import tokenize
 from lmkit.recipe import recipe_file
 from lmkit.recipe.pretraining import DataConfig, TokenizerConfig
+from lmkit.recipe.sources import QualityConfig
 
 
 def open_tokens(data: DataConfig, tokenizer: TokenizerConfig, family: str, verify: bool = True) -> TokenStore:
@@ -27,13 +28,21 @@ def open_tokens(data: DataConfig, tokenizer: TokenizerConfig, family: str, verif
     if len(sources) == 1 and (is_store(sources[0]) or is_unfinished(sources[0])):
         if data.weights:
             raise UserError(f"{sources[0]} holds tokens of one source, and data.weights mixes files\n  → name these")
+        if data.quality != QualityConfig():
+            raise UserError(
+                f"{sources[0]} holds tokens, and data.quality judges texts\n"
+                "  → leave it out, or name the files; `lmkit tokenize` has it as options"
+            )
         store = TokenStore(sources[0]).held()
         if verify:
             store.verify()
         return store
     cache = cache_folder()
     alike = data.model_copy(update={"weights": (1.0,) * len(data.weights)})  # any weights read the same tokens
-    identity = recipe_file.dump(alike) + recipe_file.dump(tokenizer) + family
+    later = (
+        {"quality"} if data.quality == QualityConfig() else set()
+    )  # caches made before there was this key stay valid
+    identity = recipe_file.dump(alike, later) + recipe_file.dump(tokenizer) + family
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
     for number in count():
         with suppress(RunInUse):  # of files that have changed while a run reads what was made of them

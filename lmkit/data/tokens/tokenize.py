@@ -11,22 +11,25 @@ import os
 import shutil
 import sys
 import time
+from array import array
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lmkit.base.display import Meter, note
 from lmkit.base.environment import usable_cores
-from lmkit.base.errors import DataError, StorageError, UserError
-from lmkit.base.files import disk_error, fsync_directory, sha256, write_atomic, write_json
+from lmkit.base.errors import DataError, RunInUse, StorageError, UserError
+from lmkit.base.files import disk_error, fsync_directory, lock_now, sha256, write_atomic, write_json
 from lmkit.base.manifest import write_manifest
 from lmkit.data.documents import read_documents, read_pairs, unread_advice
 from lmkit.data.encodings import settle_encodings
 from lmkit.data.inputs import Document, Input, Pairing, Problems, list_inputs, number_sources
+from lmkit.data.quality.judging import Quality
 from lmkit.data.tokens.encode import Encoded, EncoderPool
 from lmkit.data.tokens.store import (
     FORMAT,
@@ -52,7 +55,7 @@ SMALL_BYTES = 10_000_000  # of input, for which starting processes does not pay
 MOST_PROCESSES = 16  # of 100 MB at most; more would wait for the reader
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  # or not to be written to
 PARTS = ".*.part"
-OWN_FILES = ("unit-*.json", "train-*.*", "validation-*.*", "tokenizer", "card.txt", PARTS, PLAN)  # as removed
+OWN_FILES = ("unit-*.*", "train-*.*", "validation-*.*", "tokenizer", "card.txt", PARTS, PLAN)  # as removed
 
 
 def tokenize(data: DataConfig, tokenizer: TokenizerConfig, family: str, out: Path) -> TokenStore:
@@ -61,13 +64,47 @@ def tokenize(data: DataConfig, tokenizer: TokenizerConfig, family: str, out: Pat
     `family` chooses the control tokens of a tokenizer that is trained here; one from `tokenizer.path` has its own.
     Raises DataError when no text can be read or a split would be empty, ModelError for a tokenizer that cannot be used,
     UserError when `out` holds something else, StorageError when `out` cannot be made or written, as on a full disk."""
+    with _writing(out), _locked(out / ".lock"):
+        return _Job(data, tokenizer, family, out).run()
+
+
+def tokenize_part(
+    data: DataConfig, tokenizer: TokenizerConfig, family: str, out: Path, part: int, parts: int
+) -> tuple[int, int]:
+    """Makes the units of part `part` (from 1) of `parts`, while other processes make the others in the same folder;
+    then `tokenize` makes the store of them. Returns how many units are done, and how many there are.
+
+    Raises UserError where documents are compared with those of other parts, and what `tokenize` raises."""
+    if data.quality.deduplicate != "none":
+        raise UserError(
+            f"deduplicate: {data.quality.deduplicate} compares a document with all before it, and a part of the work"
+            " reads only some\n  → leave one of the two out"
+        )
+    with _writing(out), ExitStack() as stack:
+        with _locked(out / ".lock"):
+            job = _Job(data, tokenizer, family, out)
+            if not (made := job.begin()):
+                return job.progress()
+            plan = stack.enter_context((out / PLAN).open("rb"))
+            fcntl.flock(plan, fcntl.LOCK_SH)  # held while units are made: `_Job.begin` of a whole store waits for it
+            own = stack.enter_context((out / f".part-{part}-of-{parts}.lock").open("w"))
+            try:
+                lock_now(own.fileno(), fcntl.LOCK_EX)
+            except BlockingIOError:
+                raise RunInUse(f"part {part}/{parts} of {out}: another process is making it") from None
+        job.encode(made, part - 1, parts)
+        return job.progress()
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Makes the folder, and raises StorageError where it cannot be made or written."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unwritable(out, error) from error
     try:
-        with _locked(out):
-            return _Job(data, tokenizer, family, out).run()
+        yield
     except Exception as error:
         problem = disk_error(error)
         if problem is None or problem.errno not in FULL:
@@ -81,13 +118,13 @@ def _unwritable(out: Path, problem: OSError) -> StorageError:
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
+def _locked(file: Path) -> Iterator[None]:
     """Lets in one process at a time; the others wait, then find the store done."""
-    with (out / ".lock").open("w") as lock:
+    with file.open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            note(f"waiting for another process that tokenizes into {out}")
+            note(f"waiting for another process that tokenizes into {file.parent}")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -102,6 +139,7 @@ class _Job:
                 "  → leave one of them out"
             )
         self.read = read_pairs if pairing else read_documents
+        self.quality = Quality(data)
         share = data.validation if isinstance(data.validation, float) else None
         self.share = share or 0.0  # of the documents, chosen by hash
         self.inputs = {
@@ -138,24 +176,48 @@ class _Job:
             self.settings["sources"] = [item.source for item in self.inputs["train"]]
         if data.encoding != "utf-8":
             self.settings["encoding"] = data.encoding
+        if self.quality.settings:
+            self.settings["quality"] = self.quality.settings
         if self.palette:  # the same words may stand for other colours
             self.settings["palette"] = sha256(self.palette)
 
-    def run(self) -> TokenStore:
+    @cached_property
+    def plan(self) -> dict[str, Any]:
         files = {split: [[f.name, f.size, f.mtime] for f in _files(self.inputs[split])] for split in SPLITS}
-        plan = {"settings": self.settings, "inputs": files}
-        if (self.out / MANIFEST).is_file() and self._unchanged(plan):
-            note(f"{self.out}: inputs and settings unchanged, nothing to do")
+        return {"settings": self.settings, "inputs": files}
+
+    @cached_property
+    def units(self) -> list[tuple[str, list[Input]]]:
+        return [(split, unit) for split in SPLITS for unit in _units(self.inputs[split])]
+
+    def progress(self) -> tuple[int, int]:
+        """Returns how many units are done, and how many there are."""
+        done = (self.out / MANIFEST).is_file()
+        return len(self.units) if done else len(list(self.out.glob("unit-*.json"))), len(self.units)
+
+    def run(self) -> TokenStore:
+        if not (tokenizer := self.begin(alone=True)):
             return TokenStore(self.out)
-        self._prepare(plan)
-        tokenizer = self._tokenizer()
-        self._encode(tokenizer)
-        self._finish(plan, tokenizer)
+        self.encode(tokenizer)
+        self._finish(self.plan, tokenizer)
         store = TokenStore(self.out)
         write_atomic(self.out / "card.txt", "\n".join(card_lines(store)) + "\n")
-        for unit in self.out.glob("unit-*.json"):
-            unit.unlink()
+        for path in (*self.out.glob("unit-*.*"), *self.out.glob(".part-*.lock")):
+            path.unlink()
         return store
+
+    def begin(self, alone: bool = False) -> Tokenizer | None:
+        """Makes the folder ready for units, and returns their tokenizer; None where the store is done already.
+
+        alone: waits for processes that make parts of it, as is done also before anything is taken away."""
+        if (self.out / MANIFEST).is_file() and self._unchanged(self.plan):
+            note(f"{self.out}: inputs and settings unchanged, nothing to do")
+            return None
+        if (self.out / PLAN).is_file() and (alone or read_object(self.out / PLAN) != self.plan):
+            with _locked(self.out / PLAN):
+                pass
+        self._prepare(self.plan)
+        return self._tokenizer()
 
     def _unchanged(self, plan: dict[str, Any]) -> bool:
         """Returns whether settings are the same, and files of the same name, size and time, or else of the same
@@ -172,7 +234,7 @@ class _Job:
 
     def _prepare(self, plan: dict[str, Any]) -> None:
         """Makes the folder hold finished units of this plan, or nothing."""
-        entries = [p for p in self.out.iterdir() if p.name != ".lock" and not p.match(PARTS)]
+        entries = [p for p in self.out.iterdir() if not p.match(".*lock") and not p.match(PARTS)]
         if entries and not any((self.out / name).is_file() for name in (MANIFEST, PLAN)):
             raise UserError(f"{self.out} is not empty and not a token store\n  → choose another folder for the tokens")
         if entries and read_object(self.out / PLAN) == plan and not (self.out / MANIFEST).is_file():
@@ -217,12 +279,14 @@ class _Job:
         bytes."""
         kept: list[tuple[int, int, bytes]] = []  # a heap with the largest hash on top: (-hash, -order, text)
         size = done = order = 0
-        problems = Problems()
+        problems, quality = Problems(), self.quality.anew()
         for item in self.inputs["train"]:
             for document in self.read(item, self.data, problems):
-                texts = _texts(document)
-                if self._held_out(document, texts[0]):
+                held_out = self._held_out(document)
+                judged = quality.judge(document, f"{item.name}:{document.line}", problems)
+                if held_out or judged is None:
                     continue
+                texts = _texts(judged)
                 for text in texts:  # the sides of a pair stay or go together
                     order += 1
                     heapq.heappush(kept, (-_hash(texts[0]), -order, text))
@@ -235,18 +299,23 @@ class _Job:
             raise self._nothing("train", problems)
         return [text for _, _, text in sorted(kept, key=lambda entry: -entry[1])]
 
-    def _held_out(self, document: Document, text: bytes) -> bool:
+    def _held_out(self, document: Document) -> bool:
+        """Returns the side of a document as it was read, whatever is left of it."""
         if self.tails:
             return document.held_out
         if document.part == 0:  # the parts of one long document stay together
-            self.holding = _hash(text) < self.share * 2**64
+            self.holding = _hash(document.text.encode()) < self.share * 2**64
         return self.holding
 
-    def _encode(self, tokenizer: Tokenizer) -> None:
-        """Encodes every unit that is not done."""
-        units = [(split, unit) for split in SPLITS for unit in _units(self.inputs[split])]
-        waiting = [(n, *unit) for n, unit in enumerate(units) if not (self.out / f"unit-{n:05d}.json").is_file()]
-        total = sum(_size(self.inputs[split]) for split in SPLITS)
+    def encode(self, tokenizer: Tokenizer, part: int = 0, parts: int = 1) -> None:
+        """Encodes every unit of a part that is not done."""
+        waiting = [(n, *unit) for n, unit in enumerate(self.units) if not self._unit(n, "json").is_file()]
+        for n in range(len(self.units) - len(waiting)):  # where documents are compared, units are done in order
+            self.quality.remember(
+                array("Q", self._unit(n, "keys").read_bytes()) if self._unit(n, "keys").is_file() else ()
+            )
+        waiting = [unit for unit in waiting if unit[0] % parts == part]
+        total = sum(_size(unit) for n, (_, unit) in enumerate(self.units) if n % parts == part)
         left = sum(_size(unit) for _, _, unit in waiting)
         cores = min(usable_cores(), MOST_PROCESSES)
         large = left > SMALL_BYTES or any(i.kind == "hub" for _, _, unit in waiting for i in unit)
@@ -255,6 +324,9 @@ class _Job:
             progress = _Progress(meter, total - left)
             for number, split, items in waiting:
                 _Unit(self, tokenizer, pool, number, split == "validation").encode(items, progress)
+
+    def _unit(self, number: int, kind: str) -> Path:
+        return self.out / f"unit-{number:05d}.{kind}"
 
     def _finish(self, plan: dict[str, Any], tokenizer: Tokenizer) -> None:
         """Sums up in the manifest what the units say."""
@@ -385,7 +457,7 @@ class _Unit:
         problems = Problems()
         for item in items:
             for document in self.job.read(item, self.job.data, problems):
-                self._add(document)
+                self._add(document, f"{item.name}:{document.line}", problems)
                 if not self.batches["train"].texts:  # just sent
                     progress.show(_done(item))
             progress.done += _size([item])
@@ -400,15 +472,19 @@ class _Unit:
             "checked": self.checked,
             "differs": self.differs,
         }
+        if keys := self.job.quality.take_added():
+            write_atomic(self.job._unit(self.number, "keys"), keys)
         fsync_directory(self.job.out)
-        write_json(self.job.out / f"unit-{self.number:05d}.json", entry)
+        write_json(self.job._unit(self.number, "json"), entry)
 
-    def _add(self, document: Document) -> None:
-        texts = _texts(document)
-        split = "validation" if self.all_held_out or self.job._held_out(document, texts[0]) else "train"
-        batch = self.batches[split]
+    def _add(self, document: Document, place: str, problems: Problems) -> None:
+        split = "validation" if self.all_held_out or self.job._held_out(document) else "train"
+        judged = self.job.quality.judge(document, place, problems)
+        if judged is None:
+            return
+        texts, batch = _texts(judged), self.batches[split]
         batch.texts += texts
-        batch.chars += len(document.text) + len(document.target or "")
+        batch.chars += len(judged.text) + len(judged.target or "")
         batch.size += sum(map(len, texts))
         if batch.size >= BATCH_BYTES:
             self._send(split)

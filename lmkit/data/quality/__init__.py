@@ -1,0 +1,1 @@
+"""Which documents are worth learning from: filters, languages, personal data, evaluation texts, duplicates."""
