@@ -4,7 +4,7 @@ import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -71,6 +71,10 @@ def sweep(
     if as_json:
         print(json.dumps({"results": rows, "files": [str(file) for file in files]}))
         return
+    _print_results(planned, rows, files)
+
+
+def _print_results(planned: "Sweep", rows: list[dict[str, Any]], files: list[Path]) -> None:
     for row in rows:
         spread = f" ± {row['deviation']:.4f}" if row["deviation"] is not None else ""
         score = f"{row['metric']} {row['mean']:.4f}{spread}" if row["mean"] is not None else "/".join(row["states"])
