@@ -41,10 +41,7 @@ def recipe_schema() -> Schema:
         names = list(recipe["task"].pop("discriminator")["mapping"])
         recipe["task"]["anyOf"] = [{"enum": names, "description": "The task with its defaults."}, *sections]
         trackers = parts["TrackerConfig"]["properties"]["name"]["enum"]
-        recipe["tracker"] = {
-            **recipe["tracker"],
-            "anyOf": [{"enum": trackers}, {"$ref": recipe["tracker"].pop("$ref")}],
-        }
+        recipe["tracker"]["anyOf"] = [{"enum": trackers}, {"$ref": recipe["tracker"].pop("$ref")}]
     named = {"enum": list(SECTIONS)}
     inside = {"type": "object", "properties": {"name": named}, "required": ["name"]}
     finetunes = [_has("task", {"anyOf": [named, inside]}), _has("model", {"type": "string"})]
