@@ -92,6 +92,26 @@ def recipes_explain(
     print(explain(key))
 
 
+@recipes_app.command(name="import", epilog="Example: lmkit recipes import axolotl.yaml --out recipe.yaml")
+def recipes_import(
+    file: Annotated[
+        Path, typer.Argument(help="A file of axolotl or LLaMA-Factory, or TrainingArguments.", show_default=False)
+    ],
+    overrides: Overrides = None,
+    out: Out = None,
+) -> None:
+    """Make a recipe of another tool's file, and list what is not taken over."""
+    from lmkit.base.display import note
+    from lmkit.recipe.foreign import import_recipe, told
+
+    text, imported = import_recipe(file, overrides or ())
+    for line in told(imported):
+        note(line)
+    _deliver(text, out)
+    if out is not None:
+        print(f"next  lmkit recipes check {out}")
+
+
 def _deliver(text: str, out: Path | None) -> None:
     from lmkit.base.files import write_atomic
 

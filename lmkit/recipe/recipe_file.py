@@ -146,7 +146,7 @@ def read_changed(path: Path | None, overrides: Sequence[str] = ()) -> tuple[dict
     """Returns what `read_tree` does, with the overrides in it. path: None where they are all there is."""
     tree, lines = ({}, {}) if path is None else read_tree(path)
     for item in overrides:
-        key = _override(tree, item)
+        key = override(tree, item)
         lines[key] = f"command line: {item}"
     return tree, lines
 
@@ -300,7 +300,7 @@ def _line(key: str, lines: dict[str, str], default: str) -> str:
     return next((lines[k] for k in [above[0], *inside, *above[1:]] if k in lines), default)
 
 
-def _override(tree: dict, item: str) -> str:
+def override(tree: dict, item: str) -> str:
     """Sets one `key.path=value`; the value is YAML, so lists and mappings work too. Returns the dotted key."""
     key, eq, text = item.partition("=")
     key = key.strip().lstrip("-")
