@@ -31,7 +31,8 @@ COMPATIBILITY = (Path(__file__).parent.parent / "docs/compatibility.md").read_te
 CHECK = (Path(__file__).parent.parent / "docs/check.md").read_text()
 RUNS = (Path(__file__).parent.parent / "docs/runs.md").read_text()
 INSPECT = (Path(__file__).parent.parent / "docs/inspect.md").read_text()
-SHOWING = (README, GUIDE, REPRODUCE, DISTRIBUTED, CHECK, RUNS, INSPECT)
+RECIPES = (Path(__file__).parent.parent / "docs/recipes.md").read_text()
+SHOWING = (README, RECIPES, GUIDE, REPRODUCE, DISTRIBUTED, CHECK, RUNS, INSPECT)
 LINES = re.findall(r"^ {4}(lmkit .*)$", "".join(SHOWING), re.MULTILINE)
 SHOWN = [line.partition(" #")[0].strip() for line in LINES]
 

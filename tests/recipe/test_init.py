@@ -3,16 +3,19 @@
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 from typer.testing import CliRunner
 
 from lmkit.base.errors import DataError, UserError
 from lmkit.commands.main import app
 from lmkit.recipe.either import load
+from lmkit.recipe.recipe_file import parse_yaml
 
 EARLIER = Path(__file__).parent.parent / "fixtures/earlier"
 
@@ -75,6 +78,9 @@ def test_the_recipe_of_each_goal_starts(goal):
         section, _, field = key.partition(".")
         assert getattr(getattr(recipe, section), field) == value, key
     assert rest == ["recipes/mine.yaml", "--dry-run"]
+    assert f"`lmkit {verb}`" in lmkit("recipes", "check", "recipes/mine.yaml").stdout
+    (schema,) = re.findall(r"yaml-language-server: \$schema=(.*)", text)
+    jsonschema.validate(parse_yaml(text, "it"), json.loads(Path(schema).read_text()))
     assert "Nothing was started" in lmkit(verb, *rest).stdout
     with pytest.raises(UserError, match="--force"):
         lmkit("init", goal, "--data", name, *options, "--out", "recipes/mine.yaml")
