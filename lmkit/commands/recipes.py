@@ -104,7 +104,7 @@ def recipes_import(
     from lmkit.base.display import note
     from lmkit.recipe.foreign import import_recipe, told
 
-    text, imported = import_recipe(file, overrides or ())
+    text, imported = import_recipe(file, overrides or (), str(out or "FILE"))
     for line in told(imported):
         note(line)
     _deliver(text, out)

@@ -38,6 +38,15 @@ class Import:
         value = self.given.get(name, ("", None))[1]
         return DEFAULTS[self.tool].get(name) if value is None else value
 
+    def number(self, name: str, usual: float = 0.0) -> float:
+        """Returns a setting as a number; `usual` where there is none, or no number, which is then left."""
+        value = self.get(name)
+        try:
+            return usual if value is None else float(value)
+        except (TypeError, ValueError):
+            self.leave(name, f"not a number; taken as {usual:g}")
+            return usual
+
     def put(self, key: str, value: Any, *names: str) -> None:
         """Sets a key of the recipe. names: the settings that it comes from."""
         section, _, leaf = key.partition(".")
@@ -52,10 +61,11 @@ class Import:
         self.left.append((*self.given.get(name, (name, None)), reason))
 
 
-def import_recipe(path: Path, changes: Sequence[str] = ()) -> tuple[str, Import]:
+def import_recipe(path: Path, changes: Sequence[str] = (), out: str = "FILE") -> tuple[str, Import]:
     """Returns the text of a recipe that trains as the file of the other tool does, and what came of each setting.
 
-    changes: KEY=VALUE of the recipe, such as the files that the other one does not name. Raises UserError for a file
+    changes: KEY=VALUE of the recipe, such as the files that the other one does not name. out: how the recipe will be
+    called. Raises UserError for a file
     that cannot be read, for what lmkit does not learn, and where the recipe is not complete."""
     settings = _read(path)
     tool = _tool_of(settings)
@@ -91,7 +101,7 @@ def import_recipe(path: Path, changes: Sequence[str] = ()) -> tuple[str, Import]
         raise UserError(f"{path}: {tool}'s file does not say all\n  → lmkit recipes import {path} {' '.join(missing)}")
     settle(tree, {}, str(path))
     head = [
-        f"# lmkit finetune FILE   made of {tool}'s {path.name}; the names there stand behind the keys",
+        f"# lmkit finetune {out}   made of {tool}'s {path.name}; the names there stand behind the keys",
         schema_line(),
     ]
     return written(tree, one.comments, head), one
@@ -154,7 +164,7 @@ def _task(one: Import) -> str:
     if one.tool == "axolotl":
         types = {str(entry.get("type", "")) for entry in _entries(one)}
         return "lm" if types and all(kind.startswith(("completion", "pretrain")) for kind in types) else "chat"
-    told = next((task for name, task in TELLING.items() if name in one.given or name in _own_names(one)), None)
+    told = next((task for name, task in TELLING.items() if name in _own_names(one)), None)
     if told is None:
         raise UserError(f"the file does not say what is learnt\n  → add task=NAME: {', '.join(SECTIONS)}")
     return told
@@ -176,7 +186,7 @@ def _adapts(one: Import) -> bool:
         if kind == "qlora":
             one.leave("adapter", "weights are not quantised: lora")
         if one.tool == "LLaMA-Factory" and "lora_alpha" not in one.given:
-            one.put("lora.alpha", 2.0 * float(one.get("lora_rank")))
+            one.put("lora.alpha", 2 * one.number("lora_rank", 8))
         return True
     if kind != "full":
         one.leave("finetuning_type", "all weights are trained; `freeze:` names those that stay")
@@ -185,17 +195,17 @@ def _adapts(one: Import) -> bool:
 
 def _horizon(one: Import) -> None:
     """Sets what several settings say together: budget, batch, warm-up, betas, precision, and when to evaluate."""
-    steps, epochs = one.get("max_steps") or -1, float(one.get("num_train_epochs"))
-    by_steps = int(steps) > 0
+    steps, epochs = one.number("max_steps", -1), one.number("num_train_epochs", 3)
+    by_steps = steps > 0
     names = ("max_steps",) if by_steps else ("num_train_epochs",)
     one.put("train.budget", f"{int(steps)} steps" if by_steps else f"{epochs:g} epochs", *names)
-    rows = int(one.get("per_device_train_batch_size")) * int(one.get("gradient_accumulation_steps") or 1)
-    one.put("train.batch", f"{rows} rows", "per_device_train_batch_size", "gradient_accumulation_steps")
-    share, warmup = float(one.get("warmup_ratio") or 0), float(one.get("warmup_steps") or 0)
+    rows = one.number("per_device_train_batch_size", 8) * one.number("gradient_accumulation_steps", 1)
+    one.put("train.batch", f"{rows:g} rows", "per_device_train_batch_size", "gradient_accumulation_steps")
+    share, warmup = one.number("warmup_ratio"), one.number("warmup_steps")
     share = warmup if 0 < warmup < 1 else share
     said = f"{100 * share:g}%" if share and (warmup < 1) else f"{int(warmup)} steps"
     one.put("schedule.warmup", said, "warmup_ratio", "warmup_steps")
-    betas = [float(one.get(name) or usual) for name, usual in (("adam_beta1", 0.9), ("adam_beta2", 0.999))]
+    betas = [one.number(name, usual) for name, usual in (("adam_beta1", 0.9), ("adam_beta2", 0.999))]
     one.put("optimizer.betas", betas, "adam_beta1", "adam_beta2")
     kinds = [kind for kind in ("bf16", "fp16") if str(one.get(kind)).lower() == "true"]
     if kinds:
@@ -206,13 +216,13 @@ def _horizon(one: Import) -> None:
 
 def _every(one: Import, act: str, section: str, epochs: float | None) -> None:
     """Sets how often a run is evaluated, or saved. epochs: those of the run; None where it counts steps."""
-    strategy, often = one.get(f"{act}_strategy"), one.get(f"{act}_steps")
-    per_epoch = one.get(f"{act}s_per_epoch") or (1 if strategy == "epoch" else None)
+    strategy, often = one.get(f"{act}_strategy"), one.number(f"{act}_steps")
+    per_epoch = one.number(f"{act}s_per_epoch", 1.0 if strategy == "epoch" else 0.0)
     names = (f"{act}_strategy", f"{act}_steps", f"{act}s_per_epoch")
     if per_epoch and epochs:
-        one.put(f"{section}.every", f"{100 / (epochs * float(per_epoch)):.3g}%", *names)
+        one.put(f"{section}.every", f"{100 / (epochs * per_epoch):.3g}%", *names)
     elif often and strategy not in ("no", "epoch"):
-        said = f"{100 * float(often):g}%" if float(often) < 1 else f"{int(often)} steps"
+        said = f"{100 * often:g}%" if often < 1 else f"{int(often)} steps"
         one.put(f"{section}.every", said, *names)
 
 
@@ -297,7 +307,9 @@ def _axolotl_data(one: Import) -> None:
         one.put("data.train", sources[0] if len(sources) == 1 else sources, "datasets", "pretraining_dataset")
     tests = one.get("test_datasets") or []
     if tests:
-        one.put("data.validation", [entry["path"] for entry in tests], "test_datasets")
+        one.put(
+            "data.validation", [str(entry.get("path")) for entry in tests if isinstance(entry, dict)], "test_datasets"
+        )
         one.given.pop("val_size", None)
 
 
@@ -305,7 +317,7 @@ def _factory_data(one: Import, folder: Path) -> None:
     """Finds the datasets by name in dataset_info.json, as LLaMA-Factory does; else by the name of a file."""
     place = Path(str(one.get("dataset_dir") or "data"))
     beside = next((base / place for base in (folder, Path()) if (base / place / "dataset_info.json").is_file()), None)
-    known = json.loads((beside / "dataset_info.json").read_text()) if beside else {}
+    known = _read(beside / "dataset_info.json") if beside else {}
     names = one.get("dataset") or []
     sources = []
     for name in names.split(",") if isinstance(names, str) else names:

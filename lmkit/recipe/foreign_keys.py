@@ -184,5 +184,6 @@ def reason_of(name: str) -> str:
 TELLING = {
     "mlm_probability": "lm", "line_by_line": "lm", "block_size": "lm", "doc_stride": "qa",
     "summary_column": "summarize", "version_2_with_negative": "qa", "source_lang": "translate",
-    "return_entity_level_metrics": "tag", "task_name": "classify", "label_column_name": "classify",
+    "return_entity_level_metrics": "tag", "text_column_name": "tag",
+    "task_name": "classify", "label_column_name": "classify",
 }  # fmt: skip
