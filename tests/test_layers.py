@@ -13,6 +13,7 @@ LIGHT = [
     *("architecture.model_config", "recipe.recipe_file", "recipe.defaults", "recipe.pretraining"),
     *("text.special", "text.tokenizer", "text.training", "commands.main", "commands.recipes", "commands.runs"),
     *("ops.doctor", "ops.resume_proof", "ops.reproduce", "data.inventory"),
+    *("ops.drafting", "ops.recipe_facts", "recipe.either", "recipe.explaining", "recipe.foreign", "recipe.schema"),
     *("data.lines", "data.records", "data.documents"),
     *(
         "data.tokens.store",

@@ -5,6 +5,7 @@ A family (`lmkit.architecture.families`) is a point in these axes; `lmkit.model`
 together with a parity test against transformers.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -13,7 +14,14 @@ from lmkit.architecture.families import FAMILIES, Family, HeadSpec
 from lmkit.base import units
 from lmkit.base.errors import did_you_mean
 
-Count = Annotated[int, BeforeValidator(units.count)]
+
+def quantity(read: Callable[[Any], Any], example: str, *allowed: str) -> BeforeValidator:
+    """Returns what reads a number that may be text with one of the `allowed` units, as its JSON schema tells too."""
+    text = Annotated[str, Field(pattern=units.pattern(*allowed), examples=[example])]
+    return BeforeValidator(read, json_schema_input_type=float | text if "%" in allowed else int | text)
+
+
+Count = Annotated[int, quantity(units.count, "2k")]
 Activation = Literal["gelu", "gelu_tanh", "relu", "relu2", "silu"]
 
 

@@ -10,6 +10,16 @@ SECONDS = {
 }  # fmt: skip
 QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)\s*([a-zA-Z%]*)\s*([a-zA-Z]*)\s*", re.IGNORECASE)
 
+# The same as a pattern of JSON schemas: what a text may be where these units may follow the number.
+NUMBER = r"^\s*[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?\s*"
+
+
+def pattern(*units: str) -> str:
+    """Returns the pattern of a number, its scale, and one of `units` (singular), if any. `%` goes with no scale."""
+    words = [f"{unit}s?" for unit in units if unit != "%"]
+    scaled = rf"[kKmMbBgGtT]?\s*({'|'.join(words)})?" if words else "[kKmMbBgGtT]?"
+    return f"{NUMBER}({scaled}|%)\\s*$" if "%" in units else rf"{NUMBER}{scaled}\s*$"
+
 
 def split_quantity(text: str | int | float) -> tuple[float, str]:
     """Returns the number and the unit in a text, the unit in the singular and in lower case.

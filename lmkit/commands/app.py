@@ -25,6 +25,15 @@ class WithAliases(TyperGroup):
         return super().parse_args(ctx, args)
 
 
+class FirstByDefault(TyperGroup):
+    """The first command of a group is meant where none is named: `lmkit runs FOLDER` is `lmkit runs list FOLDER`."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        if not args or args[0] not in {*self.commands, *ctx.help_option_names}:
+            args = [next(iter(self.commands)), *args]
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
     cls=WithAliases,
     no_args_is_help=True,

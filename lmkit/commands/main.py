@@ -15,7 +15,7 @@ from lmkit.training.distributed import launch
 
 # isort: off
 # They add their commands to `app`, in the order of --help.
-from lmkit.commands import data, tokenize, pretrain, finetune, sweep, generate, chat, fill, draw, answer  # noqa: F401
+from lmkit.commands import init, data, tokenize, pretrain, finetune, sweep, generate, chat, fill, draw, answer  # noqa: F401
 from lmkit.commands import serve, inspect, eval, check, predict, export, push, kb, report, runs, recipes  # noqa: F401
 from lmkit.commands import plan, doctor  # noqa: F401
 # isort: on

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from lmkit.base.errors import CONTROL, UserError
 from lmkit.base.runs import delete_run, find_run, spare_checkpoints
 from lmkit.base.units import show_bytes, show_count, show_seconds
-from lmkit.commands.app import app
+from lmkit.commands.app import FirstByDefault, app
 from lmkit.commands.options import Json
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", show_default=False)]
@@ -24,17 +23,8 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 SORTS = ("time", "size", "step", "tokens", "best", "run")
 
 
-class ListByDefault(TyperGroup):
-    """`lmkit runs FOLDER` means `lmkit runs list FOLDER`."""
-
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        if not args or args[0] not in {*self.commands, *ctx.help_option_names}:
-            args = ["list", *args]
-        return super().parse_args(ctx, args)
-
-
 runs_app = typer.Typer(
-    cls=ListByDefault,
+    cls=FirstByDefault,
     help="List, show, compare, plot, watch and delete runs. `lmkit runs FOLDER` lists those in FOLDER.",
     epilog="Example: lmkit runs runs",
 )

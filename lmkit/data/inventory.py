@@ -49,7 +49,7 @@ def sources(recipe: Recipe | FinetuneRecipe) -> list[str]:
     data = recipe.data
     named = [data.train] if isinstance(data.validation, float | int) else [data.train, data.validation]
     with redirect_stderr(StringIO()):  # notes about files that are left alone come when the others are read
-        return [name for part in named for name in _found([part] if isinstance(part, str) else part, recipe)]
+        return [name for part in named for name in list_data([part] if isinstance(part, str) else part, recipe)]
 
 
 def changed(before: list[Entry], recipe: Recipe | FinetuneRecipe) -> list[str]:
@@ -71,7 +71,9 @@ def changed(before: list[Entry], recipe: Recipe | FinetuneRecipe) -> list[str]:
     return changes + [f"{name}: new, and the recipe's data takes it in" for name in new if before]
 
 
-def _found(patterns: list[str], recipe: Recipe | FinetuneRecipe) -> list[str]:
+def list_data(patterns: list[str], recipe: Recipe | FinetuneRecipe) -> list[str]:
+    """Returns the files, token stores and hub datasets that `patterns` in the place of `data.train` stand for. Raises
+    DataError where there are none."""
     data = recipe.data
     if len(patterns) == 1 and is_store(patterns[0]):
         return patterns

@@ -9,8 +9,9 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from lmkit.architecture.model_config import quantity
 from lmkit.architecture.sizes import PRESETS
 from lmkit.base import units
 from lmkit.base.errors import UserError
@@ -45,7 +46,7 @@ def _batch(text: str) -> str:
 
 class FinetuneTrainConfig(TrainConfig):
     budget: Budget = Field("", description="Horizon: `3 epochs`, `500 steps`, `1M tokens` or `10 min`.")
-    batch: Annotated[str, BeforeValidator(str), AfterValidator(_batch)] = Field(  # type: ignore[assignment]
+    batch: Annotated[str, quantity(str, "32 rows", "row", "token"), AfterValidator(_batch)] = Field(  # type: ignore[assignment]
         "", description="An optimizer step: `32 rows` or `4096 tokens` of rows of the mean length."
     )
     patience: Count = Field(0, ge=0, description="Stop after this many evaluations without a better score; 0: never.")

@@ -2,13 +2,13 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lmkit.architecture.families import FAMILIES
-from lmkit.architecture.model_config import Count
+from lmkit.architecture.model_config import Count, quantity
 from lmkit.base import units
 
-Fraction = Annotated[float, BeforeValidator(units.fraction)]
+Fraction = Annotated[float, quantity(units.fraction, "5%", "%")]
 
 
 class Section(BaseModel):

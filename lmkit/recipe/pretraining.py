@@ -5,16 +5,15 @@ Keys left open that are not required (`lr`, `batch`, ...) are filled in by `defa
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from lmkit.architecture.model_config import ModelConfig
+from lmkit.architecture.model_config import ModelConfig, quantity
 from lmkit.base import units
 from lmkit.recipe.objectives import OBJECTIVES, CausalLMConfig, Count, Fraction, ObjectiveConfig, Section
 from lmkit.recipe.optimizers import OptimizerName
 from lmkit.recipe.sources import QualityConfig, Separator, SourcesConfig
 
-Tokens = Annotated[int, BeforeValidator(lambda v: units.count(v, "token"))]
-Steps = Annotated[int, BeforeValidator(lambda v: units.count(v, "step"))]
+Tokens = Annotated[int, quantity(lambda v: units.count(v, "token"), "2048 tokens", "token")]
 
 
 def _budget(text: str) -> str:
@@ -33,8 +32,8 @@ def _warmup(text: str) -> str:
     return str(text)
 
 
-Budget = Annotated[str, BeforeValidator(str), AfterValidator(_budget)]
-Warmup = Annotated[str, BeforeValidator(str), AfterValidator(_warmup)]
+Budget = Annotated[str, quantity(str, "3 epochs", "step", "token", "epoch", *units.SECONDS), AfterValidator(_budget)]
+Warmup = Annotated[str, quantity(str, "40 steps", "step", "%"), AfterValidator(_warmup)]
 
 
 class ModelSection(ModelConfig):
@@ -135,7 +134,7 @@ class TrainConfig(Section):
     budget: Budget = Field(
         "", description="Horizon: `2000 steps`, `10M tokens`, `2 epochs` or `3 min`. Default: by depth."
     )
-    batch: Tokens = Field(
+    batch: Annotated[int, quantity(lambda v: units.count(v, "token"), "16 rows", "token", "row")] = Field(
         0,
         ge=0,
         description="Tokens an optimizer step, over all micro-batches, or rows: `16 rows`. Default: from the size.",
@@ -170,9 +169,7 @@ class ParallelConfig(Section):
 
 
 class EvaluateConfig(Section):
-    every: Annotated[str, BeforeValidator(str), AfterValidator(_warmup)] = Field(
-        "10%", description="Steps, or a share of the horizon, between evaluations."
-    )
+    every: Warmup = Field("10%", description="Steps, or a share of the horizon, between evaluations.")
     tokens: Tokens = Field(500_000, ge=1, description="Validation tokens an evaluation reads at most.")
     sample: str | None = Field(
         "", description="Prompt continued at every evaluation; empty: from nothing; None: no sample."
@@ -181,9 +178,7 @@ class EvaluateConfig(Section):
 
 
 class CheckpointConfig(Section):
-    every: Annotated[str, BeforeValidator(str), AfterValidator(_warmup)] = Field(
-        "10%", description="Steps, or a share of the horizon, between checkpoints."
-    )
+    every: Warmup = Field("10%", description="Steps, or a share of the horizon, between checkpoints.")
     keep: Count = Field(2, ge=1, description="Newest checkpoints kept; the best one is always kept.")
     asynchronous: bool = Field(
         False, alias="async", description="Write them while training goes on; costs a copy of all that is saved."

@@ -11,7 +11,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -138,13 +138,22 @@ def load_recipe(
     path: None where the overrides are all there is. low: values that hold where neither says anything else.
 
     Raises UserError listing every problem with file, line, key, value, what is allowed and the nearest right name."""
+    tree, lines = read_changed(path, overrides)
+    return build_recipe(schema, _merge(low or {}, tree), lines, expand, where_of(path))
+
+
+def read_changed(path: Path | None, overrides: Sequence[str] = ()) -> tuple[dict, dict[str, str]]:
+    """Returns what `read_tree` does, with the overrides in it. path: None where they are all there is."""
     tree, lines = ({}, {}) if path is None else read_tree(path)
     for item in overrides:
-        key = _override(tree, item)
+        key = override(tree, item)
         lines[key] = f"command line: {item}"
-    return build_recipe(
-        schema, _merge(low or {}, tree), lines, expand, "command line" if path is None else _shown(path)
-    )
+    return tree, lines
+
+
+def where_of(path: Path | None) -> str:
+    """Returns how messages call a recipe."""
+    return "command line" if path is None else _shown(path)
 
 
 def build_recipe(schema: type[T], tree: dict, lines: dict[str, str], expand: Any = None, where: str = "recipe") -> T:
@@ -293,7 +302,7 @@ def _line(key: str, lines: dict[str, str], default: str) -> str:
     return next((lines[k] for k in [above[0], *inside, *above[1:]] if k in lines), default)
 
 
-def _override(tree: dict, item: str) -> str:
+def override(tree: dict, item: str) -> str:
     """Sets one `key.path=value`; the value is YAML, so lists and mappings work too. Returns the dotted key."""
     key, eq, text = item.partition("=")
     key = key.strip().lstrip("-")
