@@ -119,6 +119,9 @@ def files(data, tmp_path, monkeypatch):
     head, *rows = (data / "test.csv").read_text().splitlines()
     Path("test.csv").write_text("\n".join([f"{head},source", *(f"{row},{'ab'[i % 2]}" for i, row in enumerate(rows))]))
     Path("new.csv").write_text("text\na fine film\n")
+    Path("axolotl.yaml").write_text(
+        "base_model: M\ndatasets: [{path: talks.jsonl, type: chat_template}]\nlearning_rate: 1e-4\n"
+    )
     Path("notes").mkdir()
     for i in range(30):
         Path(f"notes/{i}.md").write_text(f"# Note {i}\n\nShe was a very good woman, number {i}.\n")
