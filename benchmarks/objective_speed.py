@@ -27,7 +27,7 @@ def lmkit_job(args: argparse.Namespace) -> Any:
     from lmkit.recipe.pretraining import Recipe
     from lmkit.recipe.recipe_file import build_recipe
     from lmkit.training.job import build_pretraining
-    from lmkit.training.pretraining_run import _settle
+    from lmkit.training.pretraining_run import settle
 
     family = "bert" if args.objective == "masked_lm" else "t5"
     sizes = {"hidden_size": HIDDEN, "num_layers": LAYERS, "num_heads": HEADS, "context": args.length}
@@ -42,7 +42,7 @@ def lmkit_job(args: argparse.Namespace) -> Any:
         "optimizer": {"name": "adamw", "lr": 1e-3}, "evaluate": {"sample": None},
         "train": {"budget": "1 h", "batch": TOKENS, "micro_batch": TOKENS, "compile": args.compile},
     }  # fmt: skip
-    recipe, store = _settle(build_recipe(Recipe, tree, {}, expand_pretraining))
+    recipe, store = settle(build_recipe(Recipe, tree, {}, expand_pretraining))
     return build_pretraining(recipe, store)
 
 

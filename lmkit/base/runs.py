@@ -1,6 +1,7 @@
 """A run directory: everything a resume, a reader or a person needs to know about one training run.
 
-    recipe.yaml  environment.json  status.json  lock  metrics.jsonl  timing.jsonl  events.jsonl
+    recipe.yaml  environment.json  status.json  lock
+    metrics.jsonl  timing.jsonl  samples.jsonl  events.jsonl
     scores.json  held_out.jsonl     of a fine-tuned model, and of each row that it was scored on
     checkpoints/step-00000400/   a Hugging Face folder, and training/ for resuming
     latest -> checkpoints/...    best -> checkpoints/...
@@ -31,6 +32,7 @@ from lmkit.base.manifest import damage, put_whole
 OWN = re.compile(r"step-\d{8,}")  # names of checkpoints; other files beside them are not ours
 # All that is written before a run begins. A folder with only these was left by a killed start, and may be used again.
 HELD_OUT = "held_out.jsonl"
+LOGS = ("metrics.jsonl", "timing.jsonl", "samples.jsonl")  # whose rows have steps
 STARTED = {"lock", "checkpoints", "tokenizer", "environment.json"}
 # Keys of training/state.json that hold seconds, and so differ between equal runs.
 BY_THE_CLOCK = ("elapsed", "beside", "saving", "eval_seconds", "save_seconds", "reserve")
@@ -251,7 +253,7 @@ class Run:
         """Drops the rows of steps after `step`, which are about to be trained again, and an incomplete last line.
 
         Other damaged lines are dropped too, and their number is told."""
-        for name in ("metrics.jsonl", "timing.jsonl"):
+        for name in LOGS:
             damaged: list[int] = []
             rows = [row for row in read_jsonl(self.path / name, damaged) if isinstance(row.get("step"), int)]
             if damaged:

@@ -43,7 +43,8 @@ def train(job: Job, run: Run, stop: StopFlag) -> str:
     with (
         TrainingMeter(job) as meter, ShareSource(job) as source, Saver(job, run) as saver,
         Watchdog(world, recipe.parallel.patience, run.path) as watchdog,
-        run.open_log("metrics.jsonl") as metrics, run.open_log("timing.jsonl") as timing, Tracker(job, run) as tracker,
+        run.open_log("metrics.jsonl") as metrics, run.open_log("timing.jsonl") as timing,
+        run.open_log("samples.jsonl") as samples, Tracker(job, run) as tracker,
     ):  # fmt: skip
         finished = asked = False
         while not (finished or asked):
@@ -64,7 +65,11 @@ def train(job: Job, run: Run, stop: StopFlag) -> str:
             # an evaluation
             if finished or pace.evaluation_due():
                 with watchdog.at_work(), pace.beside():
-                    row |= evaluate(job, meter)
+                    scores, text = evaluate(job, meter)
+                row |= scores
+                if text:
+                    _write(samples, {"step": state.step, "sample": text})
+                    tracker.tell(state.step, text)
                 finished = _out_of_patience(job, meter) or finished
             state.finished = recipe.train.budget if finished else ""
             _write(metrics, row)
@@ -177,12 +182,12 @@ def is_over(job: Job) -> bool:
     )
 
 
-def evaluate(job: Job, meter: TrainingMeter) -> dict[str, float | str]:
-    """Returns validation scores of the model, or of its average if there is one, and a `sample` text, and shows them.
+def evaluate(job: Job, meter: TrainingMeter) -> tuple[dict[str, float], str]:
+    """Returns validation scores of the model, or of its average if there is one, and what it writes, and shows both.
 
     It also updates the best scores in the job's state. Without held-out rows it returns no scores."""
     if not len(job.work.held_out):
-        return {}
+        return {}, ""
     began = rhythm.clock()
     sys.audit("lmkit.evaluate", job.state.step)
     with job.average.as_model() if job.average else nullcontext():
@@ -196,7 +201,7 @@ def evaluate(job: Job, meter: TrainingMeter) -> dict[str, float | str]:
         job.state.best = {"step": job.state.step} | scores
     meter.evaluated(scores, text, best)
     job.state.eval_seconds = rhythm.clock() - began
-    return scores | ({"sample": text} if text else {})
+    return scores, text
 
 
 def _score(job: Job) -> dict[str, float]:

@@ -68,6 +68,10 @@ class Tracker:
         if self.thread and self.thread.is_alive():
             self.queue.put(dict(row))
 
+    def tell(self, step: int, sample: str) -> None:
+        """Sends what the model wrote after a step."""
+        self.log({"step": step, "sample": sample})
+
     def _send(self, open_writer: Callable[[], Writer]) -> None:
         try:
             writer = open_writer()
@@ -92,7 +96,8 @@ class TensorBoard:
     def __init__(self, run: Path, project: str, recipe: dict[str, Any], step: int):
         from tensorboardX import SummaryWriter
 
-        self.events = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)  # steps that are trained again
+        # What was sent of steps that are trained again is left out. A file of its own, even within the same second.
+        self.events = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1, filename_suffix=f".{step}")
         if not step:
             self.events.add_text("recipe", f"```json\n{json.dumps(recipe, indent=1)}\n```")
 

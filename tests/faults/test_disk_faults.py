@@ -114,8 +114,13 @@ def test_asked_to_stop_in_a_save_that_fails_it_saves_the_next_step(tiny, straigh
 
 def test_a_disk_full_of_metrics_ends_in_one_message_and_is_resumed_exactly(tiny, straight, monkeypatch, lmkit_):
     logs, real = {}, Run.open_log
+
+    def opened(run, name):
+        logs[name] = real(run, name)
+        return logs[name]
+
     with monkeypatch.context() as patch, open("/dev/full", "w") as full:
-        patch.setattr(Run, "open_log", lambda run, name: logs.setdefault(name, real(run, name)))
+        patch.setattr(Run, "open_log", opened)
         at_pass(patch, 20, lambda: os.dup2(full.fileno(), logs["metrics.jsonl"].fileno()))
         shown = lmkit_("pretrain", tiny, "--out", "run")
     assert shown.code == 7 and "run: No space left on device, at step 7" in shown.err

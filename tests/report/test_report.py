@@ -35,7 +35,9 @@ def write_run(folder, seed, **recipe):
     (folder / "scores.json").write_text(json.dumps({"scores": scores, "baselines": {"TF-IDF": scores}}))
     rows = [{"step": s, "loss": 3 / s + 1, "lr": 0.1, "grad_norm": 1.0, "tokens": s * 100} for s in range(1, STEPS + 1)]
     for row in rows[99::100]:
-        row |= {"val_loss": 1 + 1 / row["step"], "sample": f"{EVIL} {row['step']}"}
+        row["val_loss"] = 1 + 1 / row["step"]
+    samples = [json.dumps({"step": row["step"], "sample": f"{EVIL} {row['step']}"}) for row in rows[99::100]]
+    (folder / "samples.jsonl").write_text("\n".join([*samples, ""]))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "timing.jsonl").write_text("".join(f'{{"step": {row["step"]}, "seconds": 0.5}}\n' for row in rows))
     events = [
@@ -145,7 +147,7 @@ def test_damaged_logs_hide_nothing_else(runs, tmp_path):
         (tmp_path / "run" / name).write_text("{")
     reported(tmp_path / "run")
     record = RunRecord(tmp_path / "run")
-    assert record.columns["step"].tolist() == list(range(2, STEPS)) and len(record.samples) == 3
+    assert record.columns["step"].tolist() == list(range(2, STEPS)) and len(record.samples) == 4
     assert record.state == "not begun" and record.scores == {}
     assert "Samples through time" in (tmp_path / "run/report.html").read_text()
 

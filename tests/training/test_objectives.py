@@ -132,7 +132,7 @@ def made(run: str):
     """The job of a finished run, with its last weights."""
     path = Path(run, "recipe.yaml")
     tree, lines = recipe_file.read_tree(path)
-    settled, store = pretraining_run._settle(recipe_file.build_recipe(Recipe, tree, lines, expand_pretraining))
+    settled, store = pretraining_run.settle(recipe_file.build_recipe(Recipe, tree, lines, expand_pretraining))
     job = build_pretraining(settled, store)
     newest = sorted(Path(run, "checkpoints").iterdir())[-1]
     job.state = checkpoints.read(newest, job.model, job.optimizers, job.average)
@@ -149,7 +149,7 @@ def test_micro_batches_change_no_gradient(folder, name, monkeypatch):
         tree, lines = recipe_file.read_tree(recipe(name))
         tree["train"]["micro_batch"] = micro
         tree["model"] |= {"dropout": 0, "attention_dropout": 0, "activation_dropout": 0}
-        settled, store = pretraining_run._settle(recipe_file.build_recipe(Recipe, tree, lines, expand_pretraining))
+        settled, store = pretraining_run.settle(recipe_file.build_recipe(Recipe, tree, lines, expand_pretraining))
         job = build_pretraining(settled, store)
         batches = read_share(job, 0).batches
         counts = {k: sum(b.counts[k] for b in batches) for k in batches[0].counts}
@@ -179,7 +179,7 @@ def test_what_saves_time_in_a_step_changes_no_gradient(folder, name, precision, 
     """Of the second step: what the first one left in memory is not in it."""
     tree, lines = recipe_file.read_tree(recipe(name))
     tree["train"] |= {"micro_batch": 128, "precision": precision}
-    settled, store = pretraining_run._settle(recipe_file.build_recipe(Recipe, tree, lines, expand_pretraining))
+    settled, store = pretraining_run.settle(recipe_file.build_recipe(Recipe, tree, lines, expand_pretraining))
     job = build_pretraining(settled, store)
     off, grads = torch.amp.GradScaler(enabled=False), []
     for plain in (False, True):
@@ -228,7 +228,7 @@ def test_packed_documents_cost_what_they_cost_apart(folder):
 
 
 def built(name: str, *overrides: str):
-    settled, store = pretraining_run._settle(
+    settled, store = pretraining_run.settle(
         recipe_file.load_recipe(Recipe, recipe(name), overrides, expand_pretraining)
     )
     return build_pretraining(settled, store)
