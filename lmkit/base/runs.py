@@ -441,6 +441,8 @@ def delete_run(path: Path, parts: Sequence[Path] | None = None) -> None:
         raise RunInUse(f"{busy}: in use by another process\n  → wait for it, or stop it")
     run = Run(path)  # locks it
     try:
+        if parts is not None:  # said first: half a deletion is one
+            write_json(path / "status.json", read_status(path) | {"pruned": True})
         for folder in [path.resolve()] if parts is None else parts:
             shutil.rmtree(folder)
         for link in (path.parent / "latest", path, path / "latest", path / "best"):

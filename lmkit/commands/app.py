@@ -49,10 +49,11 @@ def in_options(message: str, command_name: str) -> str:
     """Returns an error message of this command, in which keys of `data` are called by the command's options where it
     takes no KEY=VALUE."""
     command = typer.main.get_command(app).commands.get(command_name)  # type: ignore[attr-defined]
-    names = {option.name for option in command.params} if command else set()
+    inner = getattr(command, "commands", {}).values()
+    names = {option.name for one in (command, *inner) for option in one.params} if command else set()
     if "overrides" in names:
         return message
-    for key in sorted(names & {"text", "pair", "label", "target", "separator", "validation"}):
+    for key in sorted(names & {"text", "pair", "label", "target", "separator", "encoding", "validation"}):
         message = re.sub(rf"\bdata\.{key}=(?=\S)", f"--{key} ", message)
         message = re.sub(rf"\bdata\.{key}\b", f"--{key}", message)
     return message

@@ -170,7 +170,7 @@ def runs_rm(runs: Runs, yes: Yes = False) -> None:
     records = {path: RunRecord(find_run(path)) for path in dict.fromkeys(runs)}
     sizes = sum(record.size for record in records.values())
     listed = "".join(f"\n  {path}  {show_bytes(record.size)}  {record.state}" for path, record in records.items())
-    _agree(f"delete {len(records)} runs, {show_bytes(sizes)}:{listed}", yes)
+    _agree(f"delete {len(records)} run{'s' if len(records) > 1 else ''}, {show_bytes(sizes)}:{listed}", yes)
     for path in records:
         delete_run(path)
     print(f"freed {show_bytes(sizes)}")

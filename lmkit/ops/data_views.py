@@ -24,6 +24,7 @@ from lmkit.data.tokens.store import TokenStore
 from lmkit.ops.corpus import read_texts
 from lmkit.recipe.recipe_file import build_recipe
 from lmkit.recipe.tasks import SECTIONS, TableConfig, section_of
+from lmkit.report.record import RunRecord
 from lmkit.text.tokenizer import Tokenizer
 
 SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the texts, whose lengths are told
@@ -147,8 +148,9 @@ def rows_of_step(run: Path, step: int) -> tuple[list[list[MarkedText]], list[str
 
     run = find_run(run)
     tree, lines = recipe_file.read_run(run / "recipe.yaml")
-    if step < 1:
-        raise UserError(f"step {step}: steps count from 1")
+    last = int(max(RunRecord(run).columns.get("step", ()), default=0))
+    if not 1 <= step <= last:
+        raise UserError(f"step {step}: {run} has the steps 1 to {last:,}")
     if not is_finetuning(tree):
         return _pretraining_rows(run, tree, lines, step)
     recipe = recipe_file.build_recipe(FinetuneRecipe, tree, lines, expand_finetuning, str(run / "recipe.yaml"))

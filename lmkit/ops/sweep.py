@@ -29,10 +29,10 @@ from lmkit.base.files import write_atomic, write_json
 from lmkit.base.units import SECONDS, brief, split_quantity
 from lmkit.report.comparison import final_scores
 from lmkit.report.page import report_page
+from lmkit.report.record import SWEEP as FILE
 from lmkit.report.record import RunRecord
 from lmkit.training.distributed import launch
 
-FILE = "sweep.json"
 ETA = 3  # successive halving keeps a third of the trials, and gives each of them three times as much
 LOWER = ("loss", "perplexity", "bits_per_byte", "ece", "rmse", "mae", "ter")  # scores of which the least is best
 RATES = ("lr", "embedding_lr", "head_lr")
@@ -91,7 +91,13 @@ class Sweep:
         """Returns the trials of a rung that have a score, best first."""
         scored = [(score, t) for t in self.trials if t.rung == rung and (score := self.score(t)) is not None]
         name = self.metric or next((deciding(self.record(t)) for _, t in scored), "")
-        return [t for _, t in sorted(scored, key=lambda s: s[0] if name in LOWER else -s[0])]
+        sign = 1 if name in LOWER else -1
+        return [t for _, t in sorted(scored, key=lambda pair: (sign * pair[0], self.loss(pair[1])))]
+
+    def loss(self, trial: Trial) -> float:
+        """Returns the validation loss of the best checkpoint, which decides between equal scores."""
+        loss = self.record(trial).best.get("val_loss")
+        return float(loss) if isinstance(loss, int | float) and math.isfinite(loss) else math.inf
 
 
 def deciding(run: RunRecord) -> str:
@@ -330,11 +336,13 @@ def results(sweep: Sweep) -> list[dict[str, Any]]:
         rows.append({
             "changes": list(changes), "metric": name, "scores": scores, "runs": [t.name for t in trials],
             "mean": statistics.fmean(scores) if scores else None,
+            "loss": loss if math.isfinite(loss := statistics.fmean(map(sweep.loss, trials))) else None,
             "deviation": statistics.stdev(scores) if len(scores) > 1 else None,
             "states": [sweep.record(t).state for t in trials],
         })  # fmt: skip
     sign = 1 if rows and rows[0]["metric"] in LOWER else -1
-    return sorted(rows, key=lambda row: (row["mean"] is None, sign * (row["mean"] or 0)))
+    loss = lambda row: math.inf if row["loss"] is None else row["loss"]
+    return sorted(rows, key=lambda row: (row["mean"] is None, sign * (row["mean"] or 0), loss(row)))
 
 
 def conclude(sweep: Sweep) -> tuple[list[dict[str, Any]], list[Path]]:

@@ -26,6 +26,7 @@ MAX_BYTES = 1_000_000
 MAX_DEPTH = 50
 SIGN = re.compile(r""":\s+[^\w\s"'\[{~./$]""")  # begins a value, and means something in YAML
 PATH_KEYS = {("data", "train"), ("data", "validation"), ("tokenizer", "path"), ("task", "kb"), ("task", "template")}
+NAMED = ("task", "tracker")  # sections that a recipe may write as a name alone
 BEFORE = {"tokenizer": {"split": "two_digits"}}  # what runs of versions without these keys did
 TASK_BEFORE = {"classify": {"scale_targets": False}}  # the same of the section of one task
 BY_NAME = ("auto", "chatml")  # chat templates that are no files
@@ -332,6 +333,9 @@ def _is_literal(text: str) -> bool:
 
 
 def _as_section(name: str, value: Any) -> dict:
+    """Returns a section for a value that stands in its place: a name, where one may be written alone."""
+    if name in NAMED and isinstance(value, str):
+        return {"name": value}
     raise UserError(f"`{name}` is {value!r}, not a section: it has no keys to override")
 
 

@@ -18,6 +18,7 @@ from lmkit.base.runs import find_run, is_in_use, read_jsonl, read_status, seeds_
 from lmkit.recipe.recipe_file import parse_yaml
 
 Curve = tuple[np.ndarray, np.ndarray]  # (points,) places on an axis, (points,) values
+SWEEP = "sweep.json"  # says in a folder of runs that they are the trials of a sweep
 AXES = ("step", "tokens", "time")  # that a curve may be drawn over; time is in seconds of training
 
 
@@ -168,16 +169,23 @@ def _number(value: Any) -> float:
 
 
 def read_runs(paths: list[Path]) -> list[RunRecord]:
-    """Returns the records of runs, each once; a run of several seeds stands for the run of each seed.
+    """Returns the records of runs, each once; a run of several seeds stands for the run of each seed, and a sweep for
+    those of its trials.
 
     Raises UserError for a path that is no run directory."""
-    runs = [run for path in paths for run in (seeds_of(find_run(path)) or [path])]
+    runs = [run for path in paths for run in (_trials_of(path) or seeds_of(find_run(path)) or [path])]
     return [RunRecord(run) for run in {run.resolve(): run for run in runs}.values()]
 
 
+def _trials_of(path: Path) -> list[Path]:
+    """Returns the runs of a sweep; [] for another folder."""
+    return sorted(p.parent for p in path.glob("*/recipe.yaml")) if (path / SWEEP).is_file() else []
+
+
 def runs_in(folder: Path) -> Iterator[RunRecord]:
-    """Yields the runs in a folder, and those of seeds, oldest change first."""
-    statuses = [*folder.glob("*/status.json"), *folder.glob("*/seed-*/status.json")]
+    """Yields the runs in a folder, and those of seeds and sweeps in it, oldest change first."""
+    trials = [run / "status.json" for sweep in folder.glob(f"*/{SWEEP}") for run in _trials_of(sweep.parent)]
+    statuses = [*folder.glob("*/status.json"), *folder.glob("*/seed-*/status.json"), *filter(Path.is_file, trials)]
     own = [p for p in statuses if not any(x.is_symlink() for x in p.parents)]  # `latest` would come twice
     for status in sorted(own, key=lambda p: p.stat().st_mtime):
         yield RunRecord(status.parent)

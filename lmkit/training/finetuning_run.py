@@ -274,7 +274,12 @@ def _tell(f: Finetuning, run: Run, seconds: float) -> None:
         _calibrate(f, run)
     folder = _model_to_use(run)
     verdicts = _scores(f, folder, run) if f.held_out.rows else []
-    verdicts += verdict.course(run.path, job.recipe.train.budget, "finetune")
+    if (state.best or {}).get(job.metric) != 1:  # a model that is right on all rows has no use for a longer run
+        verdicts += verdict.course(run.path, job.recipe.train.budget, "finetune")
+    elif job.share_of:
+        verdicts.append(
+            "all rows held out are right\n  → more of them, or harder ones, tell more: lmkit eval RUN --data FILE"
+        )
     if verdicts:
         print(verdict.as_text(verdicts))
     card(job, run)

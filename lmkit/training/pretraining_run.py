@@ -114,7 +114,9 @@ def _figure(best: dict[str, float]) -> str:
 
 
 def _prompt(job: Job) -> str:
-    """Returns a prompt to try the model with."""
+    """Returns a prompt to try the model with: that of the recipe, if it has one."""
+    if sample := getattr(job.recipe.evaluate, "sample", ""):
+        return shlex.quote(sample)
     gap = {"masked_lm": job.tokenizer.special.mask, "span_corruption": "<extra_id_0>"}
     blank = gap.get(job.recipe.task.name)
     return f"'Once upon a {blank}.'" if blank else "'Once upon a time'"

@@ -1,6 +1,7 @@
 """What all runs have in common: opens the run directory, begins or resumes the run, trains, and tells the result."""
 
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -140,6 +141,11 @@ def take_up(job: Job, run: Run, facts: dict[str, str], accept_changes: bool = Fa
         names = " and the ".join(changed).replace("data", "training data or its tokenizer")
         raise ModelError(
             f"{run.path}: the {names} changed since this run began\n  → restore the files, or start a new run"
+        )
+    if read_status(run.path).get("pruned"):
+        raise UserError(
+            f"{run.path} is done, and `lmkit runs prune` has deleted what a resume needs\n"
+            f"  → it can be used as it is; a new run goes on from its model with --model {shlex.quote(str(run.path))}"
         )
     newest = world.agree(run.newest_whole(note) if world.first else None)
     if newest is None:

@@ -100,6 +100,16 @@ def test_seeds_are_one_result_and_a_diverged_trial_is_the_last(pretended, tmp_pa
     assert [file.name for file in files] == ["results.json", "best.yaml", "report.html"]
 
 
+def test_equal_scores_are_told_apart_by_their_loss(pretended, tmp_path):
+    asked = Sweep(tmp_path / "s", "finetune", None, (), "grid", "accuracy", trials=grid(["optimizer.lr=0.1,0.01"]))
+    assert run_sweep(asked, 2)
+    for trial in asked.trials:
+        status = asked.path / trial.name / "status.json"
+        facts = json.loads(status.read_text())
+        status.write_text(json.dumps(facts | {"best": facts["best"] | {"val_accuracy": 1.0}}))
+    assert [row["changes"] for row in results(asked)] == [["optimizer.lr=0.01"], ["optimizer.lr=0.1"]]
+
+
 def test_a_stopped_sweep_goes_on_and_its_best_recipe_trains(tmp_path):
     write_tiny(tmp_path)
     environment = os.environ | {"LMKIT_CACHE": str(tmp_path / "cache"), "LMKIT_LOG_SECONDS": "0.1"}

@@ -118,3 +118,14 @@ def test_watching_goes_on_until_the_run_ends(home):
     status.write_text(done)
     assert watch.stdout.read().splitlines()[-1].startswith("done step") and watch.wait(10) == 0
     lock.close()
+
+
+def test_a_sweep_is_listed_and_reported_by_its_trials(home):
+    (home / "sweep").mkdir()
+    for name in ("one", "two"):
+        (home / name).rename(home / "sweep" / name)
+    (home / "sweep/sweep.json").write_text("{}")
+    rows = [json.loads(line)["run"] for line in lmkit_("list", "--json").stdout.splitlines()]
+    assert sorted(rows) == ["runs/sweep/one", "runs/sweep/two"]
+    got = CliRunner().invoke(app, ["report", "runs/sweep", "--out", "r.html"])
+    assert got.exit_code == 0 and "optimizer.lr" in (home.parent / "r.html").read_text()

@@ -144,3 +144,16 @@ def test_a_run_of_a_newer_format_is_not_touched(tiny):
     with pytest.raises(ModelError, match=r"written by lmkit 9\.9, in format 2"):
         pretraining_run.resume(Path("run"))
     assert Path("run/metrics.jsonl").read_bytes() == before
+
+
+def test_a_pruned_run_is_not_trained_again(tiny):
+    from typer.testing import CliRunner
+
+    from lmkit.commands.main import app
+
+    assert pretraining_run.start(tiny, (), Path("run")) == 0
+    assert CliRunner().invoke(app, ["runs", "prune", "run", "--yes"]).exit_code == 0
+    before = Path("run/metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="`lmkit runs prune` has deleted"):
+        pretraining_run.resume(Path("run"))
+    assert Path("run/metrics.jsonl").read_bytes() == before and Path("run/best/model.safetensors").is_file()

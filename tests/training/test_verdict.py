@@ -53,7 +53,8 @@ def test_a_loss_that_still_falls_is_said_with_a_command_that_works(here):
         ([3.0, 2.0, 1.99], None),
         ([3.0, 2.0, 2.05], None),
         ([3.0, 2.0, 2.4], "has risen since step 2 (2 → 2.4)"),
-        ([3.0, 2.0], None),
+        ([3.0, 2.0], "still falling"),
+        ([3.0], None),
     ],
 )
 def test_the_course_of_the_loss(losses, says, tmp_path):
