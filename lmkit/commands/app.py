@@ -53,7 +53,7 @@ def in_options(message: str, command_name: str) -> str:
     names = {option.name for one in (command, *inner) for option in one.params} if command else set()
     if "overrides" in names:
         return message
-    for key in sorted(names & {"text", "pair", "label", "target", "separator", "encoding", "validation"}):
+    for key in sorted(names & {"text", "pair", "label", "target", "separator", "validation"}):
         message = re.sub(rf"\bdata\.{key}=(?=\S)", f"--{key} ", message)
         message = re.sub(rf"\bdata\.{key}\b", f"--{key}", message)
     return message

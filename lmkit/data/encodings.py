@@ -9,7 +9,7 @@ from lmkit.data.inputs import Input
 from lmkit.data.lines import BLOCK, DamagedFile, read_bytes
 
 ENCODINGS = ("gbk", "big5", "shift_jis", "euc-kr", "cp1252", "cp1251")  # that tables are found in besides UTF-8
-OPTION = "data.encoding={0}, or auto where files differ (of tokenize, eval, predict and kb: --encoding {0})"
+OPTION = "data.encoding={0}, or auto where files differ (of tokenize, data, eval, predict and kb: --encoding {0})"
 
 
 def encodings_of(text: str) -> list[str]:
