@@ -341,8 +341,8 @@ def results(sweep: Sweep) -> list[dict[str, Any]]:
             "states": [sweep.record(t).state for t in trials],
         })  # fmt: skip
     sign = 1 if rows and rows[0]["metric"] in LOWER else -1
-    loss = lambda row: math.inf if row["loss"] is None else row["loss"]
-    return sorted(rows, key=lambda row: (row["mean"] is None, sign * (row["mean"] or 0), loss(row)))
+    tie = lambda row: math.inf if row["loss"] is None else row["loss"]
+    return sorted(rows, key=lambda row: (row["mean"] is None, sign * (row["mean"] or 0), tie(row)))
 
 
 def conclude(sweep: Sweep) -> tuple[list[dict[str, Any]], list[Path]]:
