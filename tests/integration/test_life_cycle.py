@@ -1,6 +1,7 @@
 """The installed command, as a user types it: raw text -> tokens -> model -> text and scores. One tiny run is shared."""
 
 import json
+import math
 import os
 import re
 import resource
@@ -17,6 +18,7 @@ import transformers
 
 import lmkit
 from lmkit.recipe.recipe_file import recipes_folder
+from tests.model.families import CASES
 
 COMMANDS = ["tokenize", "pretrain", "generate", "eval", "runs", "recipes"]
 FAMILIES = ["gpt2", "llama", "nanochat"]
@@ -176,3 +178,29 @@ def test_kill_9_then_resume_equals_the_uninterrupted_run(work):
     shell("lmkit pretrain --resume runs/killed", work)
     for name in ("metrics.jsonl", "latest/model.safetensors", "latest/training/optimizer.safetensors"):
         assert (work / "runs/killed" / name).read_bytes() == (work / "runs/straight" / name).read_bytes(), name
+
+
+# The command that checks a GPU works, on whatever device there is.
+GPU_CHECK = Path(__file__).parent.parent.parent / "benchmarks" / "gpu_check.py"
+TIMED = ("generation, batch 1", "generation, batch 32", "training speed, toy")
+OTHERS = (
+    "exact resume, compile off", "fp16 with a loss scaler", "fsdp, one process of torchrun",
+    "fsdp and tensor, mesh of one", "out of memory", "compile on and off",
+)  # fmt: skip
+
+
+def test_every_check_has_a_row_and_none_fails(tmp_path):
+    command = [sys.executable, str(GPU_CHECK), "--toy", "--out", str(tmp_path / "rows.json")]
+    got = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert got.returncode == 0, got.stdout + got.stderr
+    rows = {row["check"]: row for row in json.loads((tmp_path / "rows.json").read_text())["rows"]}
+    assert all(row["verdict"] == "ok" or row["verdict"].startswith("skipped: ") for row in rows.values())
+    assert all(rows[f"parity {name}"]["verdict"] == "ok" for name in CASES)
+    assert {*OTHERS, *TIMED} <= rows.keys()
+    assert any("two processes" in name for name in rows) and any("memory beside the plan" in name for name in rows)
+    for name in TIMED:
+        figures = rows[name]["figures"]
+        assert figures["tokens_per_second"] > 1 and 0.01 < figures["ratio"] < 100
+    for row in rows.values():
+        assert row["check"] in got.stdout and all(math.isfinite(value) for value in row["figures"].values())
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.json"]
