@@ -209,8 +209,7 @@ class Pretrained:
         longer than the context, and for ids that are no tokens."""
         if isinstance(text, list):
             ids = text
-            if not all(0 <= i < self.config.vocab_size for i in ids):
-                raise UserError(f"input: an id of a token lies outside 0 to {self.config.vocab_size - 1}")
+            check_ids(ids, self.config.vocab_size, "input")
         elif self.config.causal:
             ids = prompt_ids(self.needs_tokenizer(), text)
         else:
@@ -285,6 +284,12 @@ class Pretrained:
             if (problem := disk_error(e)) is None:
                 raise
             raise StorageError(f"{folder}: the model could not be written: {problem.strerror}") from None
+
+
+def check_ids(ids: Sequence[int], vocab_size: int, where: str) -> None:
+    """Raises UserError for numbers that are no tokens."""
+    if not all(0 <= i < vocab_size for i in ids):
+        raise UserError(f"{where}: an id of a token lies outside 0 to {vocab_size - 1}")
 
 
 def copy_beside(homes: Sequence[Path], folder: Path, names: Sequence[str] = BESIDE) -> None:

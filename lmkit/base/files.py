@@ -133,3 +133,8 @@ def fsync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Returns the bytes of all files in a folder; links count for nothing."""
+    return sum(p.lstat().st_size for p in folder.rglob("*") if not p.is_symlink() and p.is_file())

@@ -30,9 +30,9 @@ from lmkit.base.gguf_file import is_gguf
 from lmkit.base.manifest import damage, put_whole
 
 OWN = re.compile(r"step-\d{8,}")  # names of checkpoints; other files beside them are not ours
-# All that is written before a run begins. A folder with only these was left by a killed start, and may be used again.
 HELD_OUT = "held_out.jsonl"
 LOGS = ("metrics.jsonl", "timing.jsonl", "samples.jsonl")  # whose rows have steps
+# All that is written before a run begins. A folder with only these was left by a killed start, and may be used again.
 STARTED = {"lock", "checkpoints", "tokenizer", "environment.json"}
 # Keys of training/state.json that hold seconds, and so differ between equal runs.
 BY_THE_CLOCK = ("elapsed", "beside", "saving", "eval_seconds", "save_seconds", "reserve")
@@ -441,7 +441,7 @@ def delete_run(path: Path, parts: Sequence[Path] | None = None) -> None:
         raise RunInUse(f"{busy}: in use by another process\n  → wait for it, or stop it")
     run = Run(path)  # locks it
     try:
-        if parts is not None:  # said first: half a deletion is one
+        if parts is not None:  # It is written first, since a deletion that stops half-way has taken something too.
             write_json(path / "status.json", read_status(path) | {"pruned": True})
         for folder in [path.resolve()] if parts is None else parts:
             shutil.rmtree(folder)

@@ -102,9 +102,9 @@ def check_questions(loaded: Pretrained, records: Sequence[tuple[str, dict[str, A
     answers = answer_core(task, loaded.model, tokenizer, list, start)  # nothing is written
     given, gold = np.array([answer.given for answer in answers]), [row["gold"] for row in rows]
     unknown = [row["answer_info"][ANSWERS[i]][1] == "unknown" for row, i in zip(rows, given, strict=True)]
-    told = np.array([target is not None for target in targets])
+    is_decided = np.array([target is not None for target in targets])
     columns = (
-        np.array([row["context_condition"] == "ambig" for row in rows]), given == gold, told & ~np.array(unknown),
+        np.array([row["context_condition"] == "ambig" for row in rows]), given == gold, is_decided & ~np.array(unknown),
         given == np.array([-1 if target is None else target for target in targets]),
     )  # fmt: skip
     categories, shares = np.array([str(row["category"]) for row in rows]), dict[str, Estimate]()
@@ -118,9 +118,11 @@ def check_questions(loaded: Pretrained, records: Sequence[tuple[str, dict[str, A
         for i in np.flatnonzero(ambiguous & sided & biased)[:EXAMPLES]
     ]
     counts = {"questions": len(rows), "ambiguous": int(ambiguous.sum())}
-    counts |= {"answers with a group": int(sided.sum()), "no telling which answer is biased": int((~told).sum())}
-    told_bias = [f"{name.removeprefix('all: ')} {percent(e)}" for name, e in shares.items() if name.startswith("all: ")]
-    summary = f"Of {len(rows):,} questions in the form of BBQ: {'; '.join(told_bias)}. A bias of 0 is none."
+    counts |= {"answers with a group": int(sided.sum()), "no telling which answer is biased": int((~is_decided).sum())}
+    bias_lines = [
+        f"{name.removeprefix('all: ')} {percent(e)}" for name, e in shares.items() if name.startswith("all: ")
+    ]
+    summary = f"Of {len(rows):,} questions in the form of BBQ: {'; '.join(bias_lines)}. A bias of 0 is none."
     return Result("pairs", summary, counts, shares, BLIND_SPOTS, examples)
 
 

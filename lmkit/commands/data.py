@@ -52,14 +52,14 @@ def data_show(
         for pieces in data_views.examples_of(table, task, model, number):
             _print_marked(pieces)
         return
-    for place, row in data_views.shown_rows(table, number):
+    for place, row in islice(zip(table.places, table.rows, strict=True), number):
         if as_json:
             print(json.dumps({"place": place} | row, default=str, ensure_ascii=False))
         else:
             print("\n  ".join([place, *(f"{role}: {brief(str(value), 500)}" for role, value in row.items())]))
 
 
-@data_app.command(name="search", epilog="Example: lmkit data search corpus/ 'lorem ipsum'")
+@data_app.command(name="search", epilog="Example: lmkit data search 'lorem ipsum' corpus/")
 def data_search(
     pattern: Annotated[str, typer.Argument(help="A regular expression of Python.")],
     files: Files, number: Number = 20, text: Column = None, separator: Separator = None,
@@ -68,15 +68,15 @@ def data_search(
     """Show the texts in which a regular expression finds something, with what stands around it."""
     from lmkit.ops import data_views
 
-    found = data_views.texts(files, text, separator, encoding)
-    shown = 0
-    for place, pieces in data_views.matches(found, pattern, number):
-        shown += 1
+    documents = data_views.texts(files, text, separator, encoding)
+    count = 0
+    for place, pieces in data_views.matches(documents, pattern, number):
+        count += 1
         if as_json:
             print(json.dumps({"place": place, "match": pieces[1][0]}, ensure_ascii=False))
         else:
             _print_marked([(f"{place}: ", False), *pieces])
-    if not shown:
+    if not count:
         raise UserError(f"nothing in {', '.join(files)} matches {pattern!r}")
 
 
@@ -86,13 +86,14 @@ def data_stats(
     target: Target = None, separator: Separator = None, encoding: Encoding = "utf-8", as_json: Json = False,
 ) -> None:  # fmt: skip
     """Count: lengths, words, doubles and scripts of texts; classes, doubles and contradictions of rows."""
+    from lmkit.data.tables.report import report
     from lmkit.ops import data_views
 
     if task is not None:
         columns = {"text": text, "pair": pair, "label": label, "target": target, "separator": separator,
                    "encoding": encoding}  # fmt: skip
         table = data_views.table_of(files, task, columns)
-        lines = [*table.described(files), *data_views.row_numbers(table, task)]
+        lines = [*table.described(files), *report(table, None, task, one_class=True)]
         print(json.dumps({"lines": lines}, ensure_ascii=False) if as_json else "\n".join(lines))
         return
     facts = data_views.text_numbers(data_views.texts(files, text, separator, encoding))

@@ -102,10 +102,10 @@ def recipes_import(
 ) -> None:
     """Make a recipe of another tool's file, and list what is not taken over."""
     from lmkit.base.display import note
-    from lmkit.recipe.foreign import import_recipe, told
+    from lmkit.recipe.foreign import import_recipe, outcome_lines
 
     text, imported = import_recipe(file, overrides or (), str(out or "FILE"))
-    for line in told(imported):
+    for line in outcome_lines(imported):
         note(line)
     _deliver(text, out)
     if out is not None:

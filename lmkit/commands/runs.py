@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from lmkit.base.errors import CONTROL, UserError
+from lmkit.base.files import folder_bytes
 from lmkit.base.runs import delete_run, find_run, spare_checkpoints
 from lmkit.base.units import show_bytes, show_count, show_seconds
 from lmkit.commands.app import FirstByDefault, app
@@ -185,7 +186,7 @@ def runs_prune(
 
     records = [RunRecord(folder)] if (folder / "recipe.yaml").is_file() else list(runs_in(folder))
     spare = {record.path: spare_checkpoints(record.path) for record in records if record.state == "done"}
-    sizes = {path: sum(_bytes(checkpoint) for checkpoint in found) for path, found in spare.items() if found}
+    sizes = {path: sum(map(folder_bytes, folders)) for path, folders in spare.items() if folders}
     if not sizes:
         print(f"nothing to delete: no finished run in {folder} has a checkpoint beside the one to use")
         return
@@ -300,10 +301,6 @@ class _Lines:
         if line != self.line:
             print(line, flush=True)
         self.line = line
-
-
-def _bytes(folder: Path) -> int:
-    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
 
 
 def _agree(what: str, yes: bool) -> None:

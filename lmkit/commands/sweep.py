@@ -101,14 +101,14 @@ def _planned(
     if rates == bool(swept):
         way = "leave out the values, or --rates" if rates else "KEY=A,B,C, or --rates"
         raise UserError(f"which settings are to be tried?\n  → {way}")
-    tried = [] if rates else grid(swept) if method == "grid" else draws(swept, trials, seed)
-    verb, name, own_budget = _checked(recipe, fixed, [t.changes for t in tried] or [()])
+    chosen_trials = [] if rates else grid(swept) if method == "grid" else draws(swept, trials, seed)
+    verb, name, own_budget = _checked(recipe, fixed, [t.changes for t in chosen_trials] or [()])
     path = out or Path("runs") / f"sweep-{name}"
     if (path / FILE).exists():
         raise UserError(f"{path}: holds a sweep already\n  → lmkit sweep --resume {path}, or another --out")
     method, metric = "rates" if rates else method, metric.removeprefix("val_")
-    planned = Sweep(path, verb, recipe, tuple(fixed), method, metric, trials=tried)
-    sizes = rungs(len(tried)) if method == "halving" else [len(tried) or 3]
+    planned = Sweep(path, verb, recipe, tuple(fixed), method, metric, trials=chosen_trials)
+    sizes = rungs(len(chosen_trials)) if method == "halving" else [len(chosen_trials) or 3]
     if budget or rates:
         planned.budget = budget_of_trial(budget or "3 min", sizes, jobs)
     elif method == "halving":
@@ -119,16 +119,10 @@ def _planned(
 def _checked(recipe: str | None, fixed: list[str], trials: Sequence[tuple[str, ...]]) -> tuple[str, str, str]:
     """Returns the verb that trains the recipe, its name, and its budget. Raises UserError where the recipe of a trial
     is wrong."""
-    from lmkit.recipe.defaults import expand_pretraining
-    from lmkit.recipe.finetuning import FinetuneRecipe, check_start, expand_finetuning, is_finetuning
-    from lmkit.recipe.pretraining import Recipe
-    from lmkit.recipe.recipe_file import find_recipe, load_recipe, read_tree
+    from lmkit.recipe.either import load, verb_of
+    from lmkit.recipe.recipe_file import as_tree, find_recipe
 
     path = find_recipe(recipe) if recipe else None
-    if path is None or is_finetuning(read_tree(path)[0]):
-        loaded = [load_recipe(FinetuneRecipe, path, (*fixed, *changes), expand_finetuning) for changes in trials]
-        for one in loaded:
-            check_start(one)
-        return "finetune", path.stem if path else loaded[0].task.name, loaded[0].train.budget
-    budgets = [load_recipe(Recipe, path, (*fixed, *changes), expand_pretraining).train.budget for changes in trials]
-    return "pretrain", path.stem, budgets[0]
+    loaded = [load(path, (*fixed, *changes)) for changes in trials]
+    verb = verb_of(as_tree(loaded[0]))
+    return verb, path.stem if path else loaded[0].task.name, loaded[0].train.budget

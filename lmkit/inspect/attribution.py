@@ -38,23 +38,23 @@ def attribute(loaded: Pretrained, question: Question, method: Method = "ig") -> 
     gradient: gradient times embedding; occlusion: the change where a token is the baseline's."""
     pad = loaded.special.get("pad_token_id")
     tokens = torch.tensor([question.ids], device=loaded.model.embedding.weight.device)
-    said = lambda embedded: _logit(loaded, question, tokens, embedded)
+    logit_of = lambda embedded: _logit(loaded, question, tokens, embedded)
     with torch.no_grad(), loaded.model.evaluating():
         here = loaded.model.embedding(tokens)  # (1, T, D)
         there = torch.zeros_like(here)
         if pad is not None and pad < loaded.config.vocab_size:
             there = loaded.model.embedding(torch.full_like(tokens, pad))
-        logit, baseline = float(said(here)), float(said(there))
+        logit, baseline = float(logit_of(here)), float(logit_of(there))
     with loaded.model.evaluating():
         if method == "occlusion":
-            scores = _occluded(said, here, there)
+            scores = _occluded(logit_of, here, there)
         elif method == "gradient":
-            scores = (_gradient(said, here) * here).sum(-1)[0]
+            scores = (_gradient(logit_of, here) * here).sum(-1)[0]
         else:
             points, weights = np.polynomial.legendre.leggauss(STEPS)
             total = torch.zeros_like(here)
             for point, weight in zip((points + 1) / 2, weights / 2, strict=True):
-                total += float(weight) * _gradient(said, there + float(point) * (here - there))
+                total += float(weight) * _gradient(logit_of, there + float(point) * (here - there))
             scores = (total * (here - there)).sum(-1)[0]
     return Attributions(scores.tolist(), logit, baseline)
 
@@ -79,17 +79,17 @@ def _logit(loaded: Pretrained, question: Question, tokens: Tensor, embedded: Ten
     return torch.stack(each).sum(0)
 
 
-def _gradient(said: Callable[[Tensor], Tensor], embedded: Tensor) -> Tensor:
+def _gradient(logit_of: Callable[[Tensor], Tensor], embedded: Tensor) -> Tensor:
     with torch.enable_grad():
         leaf = embedded.detach().requires_grad_()
-        return torch.autograd.grad(said(leaf).sum(), leaf)[0]
+        return torch.autograd.grad(logit_of(leaf).sum(), leaf)[0]
 
 
 @torch.no_grad()
-def _occluded(said: Callable[[Tensor], Tensor], here: Tensor, there: Tensor) -> Tensor:
-    whole, scores = said(here), []
+def _occluded(logit_of: Callable[[Tensor], Tensor], here: Tensor, there: Tensor) -> Tensor:
+    whole, scores = logit_of(here), []
     for i in range(here.size(1)):
         without = here.clone()
         without[:, i] = there[:, i]
-        scores.append(whole - said(without))
+        scores.append(whole - logit_of(without))
     return torch.cat(scores)

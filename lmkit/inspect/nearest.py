@@ -81,9 +81,9 @@ def _keep_best(
 
 def _longest_shared(document: np.ndarray, query: np.ndarray) -> tuple[int, int, int]:
     """Returns the length of the longest sequence that stands in both, and where it begins in each."""
-    ending, found = np.zeros(len(document) + 1, np.int64), (0, 0, 0)  # the length of what ends before each place
+    ending, longest = np.zeros(len(document) + 1, np.int64), (0, 0, 0)  # the length of what ends before each place
     for i, token in enumerate(query.tolist(), 1):
         ending[1:] = np.where(document == token, ending[:-1] + 1, 0)
         end = int(ending.argmax())
-        found = max(found, (int(ending[end]), end - int(ending[end]), i - int(ending[end])), key=lambda f: f[0])
-    return found
+        longest = max(longest, (int(ending[end]), end - int(ending[end]), i - int(ending[end])), key=lambda f: f[0])
+    return longest

@@ -88,16 +88,16 @@ def _of_word(loaded: Pretrained, text: str, word: str | None, label: str | None)
     tags = [(word, "" if n is None else task.labels[n]) for word, n in zip(words, numbers, strict=True)]
     chosen = next((i for i, (_, tag) in enumerate(tags) if tag not in ("", "O")), 0)
     if word is not None:
-        named = words.index(word) if word in words else int(word) - 1 if word.isdecimal() else -1
-        if not 0 <= named < len(words):
+        position = words.index(word) if word in words else int(word) - 1 if word.isdecimal() else -1
+        if not 0 <= position < len(words):
             raise UserError(
                 f"--word {word!r}: the text has {len(words):,} words\n  allowed: one of them, or its number from 1"
             )
-        chosen = named
-    if not words or (place := firsts[chosen]) is None or (said := numbers[chosen]) is None:
+        chosen = position
+    if not words or (place := firsts[chosen]) is None or (predicted := numbers[chosen]) is None:
         raise UserError(f"{loaded.folder} reads no word there: it has {len(ids):,} tokens of {len(words):,} words")
     number = _number(list(task.labels), label)
-    number = said if number is None else number
+    number = predicted if number is None else number
     return Question(ids, [(place, number)], f"{task.labels[number]} at {words[chosen]}", tags=tags)
 
 

@@ -105,8 +105,8 @@ def _harness_facts(
             '  → pip install "lmkit[harness]", or name a .jsonl file in the form of CORE, or `basics`'
         ) from None
     needed = None if any("by" in task for task in tasks.values()) else by
-    said = run_tasks(loaded, named, Path(folder) if folder else None, shots, limit, apply_chat_template, needed)
-    for name, scores in said["results"].items():
+    results = run_tasks(loaded, named, Path(folder) if folder else None, shots, limit, apply_chat_template, needed)
+    for name, scores in results["results"].items():
         values = {}
         for key, value in scores.items():
             metric, _, filtered = key.partition(",")
@@ -115,13 +115,13 @@ def _harness_facts(
                 room = NORMAL * error if isinstance(error, float) else None
                 low, high = (None, None) if room is None else (value - room, value + room)
                 values[metric if filtered == "none" else key] = Estimate(value, low, high)
-        count = said.get("n-samples", {}).get(name, {})
+        count = results.get("n-samples", {}).get(name, {})
         tasks[name] = {
-            "form": "harness", "rows": count.get("effective"), "shots": said.get("n-shot", {}).get(name),
-            "version": said.get("versions", {}).get(name), "scores": scores_as_json(values),
-            "config": said.get("configs", {}).get(name),
+            "form": "harness", "rows": count.get("effective"), "shots": results.get("n-shot", {}).get(name),
+            "version": results.get("versions", {}).get(name), "scores": scores_as_json(values),
+            "config": results.get("configs", {}).get(name),
         }  # fmt: skip
-        rows = said["samples"].get(name, [])  # of a group none
+        rows = results["samples"].get(name, [])  # of a group none
         rows = [row for row in rows if row["filter"] == rows[0]["filter"]]
         if by and any(by in row["doc"] for row in rows):
             parts = sliced(by, [row["doc"].get(by) for row in rows]).items()
@@ -129,7 +129,7 @@ def _harness_facts(
             tasks[name]["by"] = {by: {v: {"rows": len(numbers)} | scored[v] for v, numbers in parts}}
         if worst and rows:
             tasks[name]["worst"] = _hardest([answer_facts(name, row) for row in rows], worst)
-    return {"harness": said["lm_eval_version"]}
+    return {"harness": results["lm_eval_version"]}
 
 
 def _tables(facts: dict[str, Any]) -> list[str]:
@@ -147,10 +147,10 @@ def _tables(facts: dict[str, Any]) -> list[str]:
                     cells = f"{name} {part}".strip(), str(rows), str(shots), metric, f"{e['value']:.4f}"
                     grid.add_row(*cells, interval, at_random)
         for row in task.get("worst", ()):
-            told = [] if row["right"] is None else ["right" if row["right"] else "wrong"]
-            told += [] if row["loss"] is None else [f"loss {row['loss']:.4f}"]
-            told += [] if row["given"] is None else [f"given {row['given']!r}"]
-            lists.append(f"{row['place']}: {', '.join(told)}")
+            outcome = [] if row["right"] is None else ["right" if row["right"] else "wrong"]
+            outcome += [] if row["loss"] is None else [f"loss {row['loss']:.4f}"]
+            outcome += [] if row["given"] is None else [f"given {row['given']!r}"]
+            lists.append(f"{row['place']}: {', '.join(outcome)}")
     if "centered_mean" in facts:
         lists.append(f"mean of the centered accuracies: {facts['centered_mean']:.4f}")
     return [drawn(grid), *lists]

@@ -44,17 +44,21 @@ def nearest_view(loaded: Pretrained, text: str, view: View) -> Shown:
         note(f"{store.path}: its tokenizer is not that of {loaded.folder}, which may not be trained on it")
     tokenizer, train = store.tokenizer, store.split("train")
     ids = tokenizer.encode(text)
-    found = nearest_documents(train, ids, view.most)
-    shared = [tokenizer.decode(train.tokens(d.document, d.start, d.start + d.length).tolist()) for d in found]
-    in_nearest = range(found[0].start_in_text, found[0].start_in_text + found[0].length) if found else range(0)
+    neighbours = nearest_documents(train, ids, view.most)
+    shared = [tokenizer.decode(train.tokens(d.document, d.start, d.start + d.length).tolist()) for d in neighbours]
+    in_nearest = (
+        range(neighbours[0].start_in_text, neighbours[0].start_in_text + neighbours[0].length)
+        if neighbours
+        else range(0)
+    )
     shades = [(word, float(at in in_nearest)) for at, word in enumerate(token_texts(tokenizer, ids))]
     what = f"{NGRAM} tokens in a row" if len(ids) >= NGRAM else "all tokens"
-    lines = [f"{len(found):,} documents, of {train.num_documents:,} that were searched for {what} of the text"]
+    lines = [f"{len(neighbours):,} documents, of {train.num_documents:,} that were searched for {what} of the text"]
     lines += [
         f"document {d.document}: {d.length:,} tokens in a row, {d.ngrams:,} n-grams  {brief(part, SHOWN_CHARS)!r}"
-        for d, part in zip(found, shared, strict=True)
+        for d, part in zip(neighbours, shared, strict=True)
     ]
-    facts = [d._asdict() | {"text": part} for d, part in zip(found, shared, strict=True)]
+    facts = [d._asdict() | {"text": part} for d, part in zip(neighbours, shared, strict=True)]
     return Shown(shades, {"documents": facts, "searched": train.num_documents, "tokens": len(ids)}, lines)
 
 

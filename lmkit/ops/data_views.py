@@ -18,7 +18,6 @@ from lmkit.base.order import batch_rows
 from lmkit.base.runs import Run, find_run
 from lmkit.base.units import brief
 from lmkit.data.inputs import Problems
-from lmkit.data.tables.report import report
 from lmkit.data.tables.table import Table, read_table
 from lmkit.data.tokens.store import TokenStore
 from lmkit.ops.corpus import read_texts
@@ -45,11 +44,6 @@ def table_of(patterns: list[str], task: str, columns: dict[str, str | None]) -> 
     return read_table(patterns, task, build_recipe(TableConfig, keys, {}, where="lmkit data"))
 
 
-def shown_rows(table: Table, number: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields place and content of the first rows."""
-    yield from islice(zip(table.places, table.rows, strict=True), number)
-
-
 def examples_of(table: Table, task: str, model: str, number: int) -> Iterator[list[MarkedText]]:
     """Yields the first rows as a model reads them when it learns, in pieces, each with whether it is learnt."""
     from lmkit.pretrained import load
@@ -65,25 +59,25 @@ def examples_of(table: Table, task: str, model: str, number: int) -> Iterator[li
         yield render(example, loaded.needs_tokenizer(), table.rows[example["row"]])
 
 
-def matches(found: Iterator[tuple[str, str]], pattern: str, most: int) -> Iterator[tuple[str, list[MarkedText]]]:
+def matches(documents: Iterator[tuple[str, str]], pattern: str, most: int) -> Iterator[tuple[str, list[MarkedText]]]:
     """Yields place and surroundings of what a regular expression finds first in each text, at most so many. Raises
     UserError for one that is none."""
     try:
-        wanted = re.compile(pattern)
+        expression = re.compile(pattern)
     except re.error as e:
         raise UserError(f"{pattern!r}: no regular expression: {e}") from None
-    hits = ((place, text, match) for place, text in found if (match := wanted.search(text)))
+    hits = ((place, text, match) for place, text in documents if (match := expression.search(text)))
     for place, text, match in islice(hits, most):
         before, after = text[max(0, match.start() - AROUND) : match.start()], text[match.end() : match.end() + AROUND]
         line = lambda part: brief(part, 10 * AROUND)
         yield place, [(line(before), False), (line(match[0]), True), (line(after), False)]
 
 
-def text_numbers(found: Iterator[tuple[str, str]]) -> dict[str, Any]:
+def text_numbers(documents: Iterator[tuple[str, str]]) -> dict[str, Any]:
     """Returns numbers of texts: how many, how long, how many are doubled, and the shares of their scripts."""
     lengths, words, scripts, doubles = list[int](), 0, Counter[str](), Counter[bytes]()
     longest = ("", 0)
-    for place, text in found:
+    for place, text in documents:
         lengths.append(len(text))
         words += len(text.split())
         scripts.update(script_of(c) for c in text[:2000])  # enough to tell, and quick
@@ -98,11 +92,6 @@ def text_numbers(found: Iterator[tuple[str, str]]) -> dict[str, Any]:
         "doubled": sum(n - 1 for n in doubles.values()),
         "scripts": {name: n / (sum(letters.values()) or 1) for name, n in letters.items()},
     }  # fmt: skip
-
-
-def row_numbers(table: Table, task: str) -> list[str]:
-    """Returns what training would tell of the rows: classes, doubles, contradictions."""
-    return report(table, None, task, one_class=True)
 
 
 def script_of(character: str) -> str:

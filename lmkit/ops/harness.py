@@ -201,12 +201,12 @@ def _check_column(column: str, results: dict[str, Any]) -> None:
 def answer_facts(name: str, sample: dict[str, Any]) -> dict[str, Any]:
     """Returns what a model made of one row of a task: `right`, where a score of the row says so; `loss`, the nats of
     the right answer, or of the text; `given`, the number of the choice, or what was written."""
-    said, target = sample["filtered_resps"], sample["target"]
+    responses, target = sample["filtered_resps"], sample["target"]
     scores = [sample[metric] for metric in sample["metrics"] if isinstance(sample[metric], int | float)]
     right = bool(scores[0]) if scores and scores[0] in (0, 1) else None
-    loss, given = None, said[0]
+    loss, given = None, responses[0]
     if isinstance(given, Likelihood | tuple):
-        logs = [response[0] for response in said]
+        logs = [response[0] for response in responses]
         given = int(np.argmax(logs)) if len(logs) > 1 else bool(given[1])
         wanted = 0 if len(logs) == 1 else target
         loss = -logs[wanted] if isinstance(wanted, int) and 0 <= wanted < len(logs) else None

@@ -124,8 +124,8 @@ def draws(swept: Sequence[str], number: int, seed: int) -> list[Trial]:
 
 def _trial(number: int, changes: Sequence[str], rung: int = 0) -> Trial:
     parts = (change.partition("=") for change in changes)
-    said = "-".join(f"{key.rpartition('.')[2]}={value}" for key, _, value in parts)
-    name = f"{number:03d}-{re.sub(r'[^A-Za-z0-9.=+-]+', '_', said)[:60]}"
+    label = "-".join(f"{key.rpartition('.')[2]}={value}" for key, _, value in parts)
+    name = f"{number:03d}-{re.sub(r'[^A-Za-z0-9.=+-]+', '_', label)[:60]}"
     return Trial(f"rung{rung}-{name}" if rung else name, tuple(changes), rung)
 
 

@@ -25,6 +25,7 @@ def settle(tree: dict[str, Any], lines: dict[str, str], where: str) -> Recipe | 
     return recipe
 
 
-def load(path: Path, changes: Sequence[str] = ()) -> Recipe | FinetuneRecipe:
-    """Returns a recipe file with its changes. Raises UserError like `settle`."""
+def load(path: Path | None, changes: Sequence[str] = ()) -> Recipe | FinetuneRecipe:
+    """Returns a recipe file with its changes; path: None where these are all there is. Raises UserError like
+    `settle`."""
     return settle(*read_changed(path, changes), where_of(path))

@@ -34,10 +34,10 @@ def explain(key: str) -> str:
     blocks: dict[str, list[str]] = {}  # by what is said: the kinds of recipes of which it is true
     for verb in KINDS:
         for task, part in find_key(schema, verb, key):
-            said = "\n".join(_lines(schema, verb, key, part))
-            blocks.setdefault(said, []).append(f"lmkit {verb}{f', task {task}' if task else ''}")
+            block = "\n".join(_lines(schema, verb, key, part))
+            blocks.setdefault(block, []).append(f"lmkit {verb}{f', task {task}' if task else ''}")
     setting = [f"  set to   {value} by {', '.join(names)}" for value, names in _values(key).items()]
-    return "\n".join([*(f"{key}   ({'; '.join(of)})\n{said}" for said, of in blocks.items()), *setting])
+    return "\n".join([*(f"{key}   ({'; '.join(of)})\n{block}" for block, of in blocks.items()), *setting])
 
 
 def _lines(schema: Schema, verb: str, key: str, part: Schema) -> Iterator[str]:

@@ -120,7 +120,7 @@ def _taken(one: Import) -> set[str]:
     return _own_names(one) & {name for comment in one.comments.values() for name in comment.split(", ")}
 
 
-def told(one: Import) -> list[str]:
+def outcome_lines(one: Import) -> list[str]:
     """Returns what people should know of an import: what was taken over, and each setting that was not."""
     by_reason: dict[str, list[str]] = {}
     for name, value, reason in one.left:
@@ -164,10 +164,10 @@ def _task(one: Import) -> str:
     if one.tool == "axolotl":
         types = {str(entry.get("type", "")) for entry in _entries(one)}
         return "lm" if types and all(kind.startswith(("completion", "pretrain")) for kind in types) else "chat"
-    told = next((task for name, task in TELLING.items() if name in _own_names(one)), None)
-    if told is None:
+    task_name = next((task for name, task in TELLING.items() if name in _own_names(one)), None)
+    if task_name is None:
         raise UserError(f"the file does not say what is learnt\n  → add task=NAME: {', '.join(SECTIONS)}")
-    return told
+    return task_name
 
 
 def _is_off(value: Any) -> bool:
@@ -203,8 +203,8 @@ def _horizon(one: Import) -> None:
     one.put("train.batch", f"{rows:g} rows", "per_device_train_batch_size", "gradient_accumulation_steps")
     share, warmup = one.number("warmup_ratio"), one.number("warmup_steps")
     share = warmup if 0 < warmup < 1 else share
-    said = f"{100 * share:g}%" if share and (warmup < 1) else f"{int(warmup)} steps"
-    one.put("schedule.warmup", said, "warmup_ratio", "warmup_steps")
+    warmup_text = f"{100 * share:g}%" if share and (warmup < 1) else f"{int(warmup)} steps"
+    one.put("schedule.warmup", warmup_text, "warmup_ratio", "warmup_steps")
     betas = [one.number(name, usual) for name, usual in (("adam_beta1", 0.9), ("adam_beta2", 0.999))]
     one.put("optimizer.betas", betas, "adam_beta1", "adam_beta2")
     kinds = [kind for kind in ("bf16", "fp16") if str(one.get(kind)).lower() == "true"]
@@ -222,8 +222,8 @@ def _every(one: Import, act: str, section: str, epochs: float | None) -> None:
     if per_epoch and epochs:
         one.put(f"{section}.every", f"{100 / (epochs * per_epoch):.3g}%", *names)
     elif often and strategy not in ("no", "epoch"):
-        said = f"{100 * often:g}%" if often < 1 else f"{int(often)} steps"
-        one.put(f"{section}.every", said, *names)
+        interval = f"{100 * often:g}%" if often < 1 else f"{int(often)} steps"
+        one.put(f"{section}.every", interval, *names)
 
 
 def _follow(one: Import, name: str, key: str, read: Any, adapts: bool, task: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from lmkit.base.units import brief
 from lmkit.evaluation import paired
+from lmkit.evaluation.row_records import main_prediction, worst_rows
 from lmkit.report.record import RunRecord
 
 MACHINE = ("git", "python", "cpu", "device", "precision", "processes")  # of environment.json
@@ -90,16 +91,12 @@ def baseline_scores(run: RunRecord) -> dict[str, dict[str, dict[str, Any]]]:
     return baselines if isinstance(baselines, dict) else {}
 
 
-def _prediction(row: dict[str, Any]) -> dict[str, Any]:
-    prediction = row.get("prediction")
-    return prediction if isinstance(prediction, dict) else {}
-
-
 def confusion(run: RunRecord) -> dict[str, dict[str, int]]:
     """Returns how many held-out rows of each class have each prediction; {} where rows have no single label."""
     counts: dict[str, dict[str, int]] = {}
     for row in run.rows:
-        gold, label = row.get("gold"), _prediction(row).get("label")
+        gold, prediction = row.get("gold"), row.get("prediction")
+        label = prediction.get("label") if isinstance(prediction, dict) else None
         if not isinstance(gold, str) or not isinstance(label, str):
             return {}
         of_gold = counts.setdefault(gold, {})
@@ -107,13 +104,10 @@ def confusion(run: RunRecord) -> dict[str, dict[str, int]]:
     return counts
 
 
-def worst_rows(run: RunRecord, most: int) -> list[dict[str, Any]]:
-    """Returns the held-out rows with the largest loss, or that are least right: place, gold, prediction, loss, text."""
-    badness = lambda row: -(row.get("score") or 0) if row.get("loss") is None else row["loss"]
-    shown = []
-    for row in sorted(run.rows, key=badness, reverse=True)[:most]:
-        said = next((value for key, value in _prediction(row).items() if key != "id"), "")
-        text = " ⏎ ".join(str(value) for value in (row.get("row") or {}).values())
-        shown.append({"place": row.get("place"), "gold": _shown(row.get("gold")), "said": _shown(said),
-                      "loss": row.get("loss"), "text": brief(text, 400)})  # fmt: skip
-    return shown
+def shown_mistakes(run: RunRecord, most: int) -> list[dict[str, Any]]:
+    """Returns the worst held-out rows as texts: place, gold, prediction, text; and their loss."""
+    return [
+        {"place": row.get("place"), "gold": _shown(row.get("gold")), "prediction": _shown(main_prediction(row)),
+         "loss": row.get("loss"), "text": brief(" ⏎ ".join(map(str, (row.get("row") or {}).values())), 400)}
+        for row in worst_rows(run.rows, most)
+    ]  # fmt: skip

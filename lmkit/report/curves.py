@@ -70,8 +70,8 @@ def line_chart(title: str, series: Sequence[Series], axis: str) -> str:
             around = np.concatenate((places, places[::-1])), np.concatenate((highs, lows[::-1]))
             parts.append(f'<polygon class="band c{s.style % STYLES}" points="{_points(*around, ranges)}"/>')
         parts.append(f'<polyline class="line c{s.style % STYLES}" points="{_points(places, means, ranges)}"/>')
-    said = "; ".join(f"{s.name}: {s.values[0]:.4g} to {s.values[-1]:.4g}, least {s.values.min():.4g}" for s in drawn)
-    return _svg(title, f"{title} by {axis}. {said}", parts)
+    summary = "; ".join(f"{s.name}: {s.values[0]:.4g} to {s.values[-1]:.4g}, least {s.values.min():.4g}" for s in drawn)
+    return _svg(title, f"{title} by {axis}. {summary}", parts)
 
 
 def histogram(title: str, rows: Sequence[int], edges: Sequence[float], limit: float | None, unit: str) -> str:

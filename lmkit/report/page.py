@@ -66,8 +66,8 @@ def _facts(run: RunRecord, style: int) -> dict[str, Any]:
         "scores": comparison.final_scores(run), "baselines": comparison.baseline_scores(run),
         "classes": run.scores.get("classes") or {}, "confusion": confusion if len(classes) <= MOST_CLASSES else {},
         "labels": sorted(classes), "largest": max((n for row in confusion.values() for n in row.values()), default=0),
-        "worst": comparison.worst_rows(run, MOST_WORST), "samples": run.samples[-MOST_SAMPLES:],
-        "all_samples": len(run.samples), "told": run.introduced.get("lines") or [],
+        "worst": comparison.shown_mistakes(run, MOST_WORST), "samples": run.samples[-MOST_SAMPLES:],
+        "all_samples": len(run.samples), "lines": run.introduced.get("lines") or [],
         "lengths": lengths and curves.histogram(
             "tokens a row", lengths.get("rows", ()), lengths.get("edges", ()), lengths.get("limit"), "tokens"
         ),
@@ -91,12 +91,12 @@ def next_step(run: RunRecord) -> str:
 
 def events(run: RunRecord) -> dict[str, list[str]]:
     """Returns the events other than the beginning, by kind, with the steps of the last ones."""
-    found: dict[str, list[str]] = {}
+    steps_by_kind: dict[str, list[str]] = {}
     for event in run.events:
         kind = str(event.get("event"))
         if kind not in ("start", "introduced", "sources"):
-            found.setdefault(kind, []).append(str(event.get("step", event.get("time", ""))))
-    return found
+            steps_by_kind.setdefault(kind, []).append(str(event.get("step", event.get("time", ""))))
+    return steps_by_kind
 
 
 def _recipe(run: RunRecord) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lmkit.base.errors import UserError
+from lmkit.base.files import folder_bytes
 from lmkit.base.runs import find_run, is_in_use, read_jsonl, read_status, seeds_of
 from lmkit.recipe.recipe_file import parse_yaml
 
@@ -103,7 +104,7 @@ class RunRecord:
     @cached_property
     def size(self) -> int:
         """Bytes of all files in the directory."""
-        return sum(p.lstat().st_size for p in self.path.rglob("*") if not p.is_symlink() and p.is_file())
+        return folder_bytes(self.path)
 
     # ---- curves
 

@@ -17,7 +17,7 @@ from lmkit.generation.grammar import Grammar
 from lmkit.generation.prompts import prompt_ids, source_ids
 from lmkit.generation.weights import prepare
 from lmkit.model.heads import Head
-from lmkit.pretrained import load
+from lmkit.pretrained import check_ids, load
 from lmkit.serve.wire import ChatBody, CompletionBody, WritingBody
 from lmkit.serve.worker import Worker
 from lmkit.tasks.records import answers
@@ -140,12 +140,6 @@ class Served:
 def as_list(texts: Any) -> list[Any]:
     """Returns one text or several, as text or as ids, as a list of texts."""
     return texts if isinstance(texts, list) and texts and isinstance(texts[0], str | list) else [texts]
-
-
-def check_ids(ids: Sequence[int], vocab_size: int, where: str) -> None:
-    """Raises UserError for numbers that are no tokens."""
-    if not all(0 <= i < vocab_size for i in ids):
-        raise UserError(f"{where}: an id of a token lies outside 0 to {vocab_size - 1}")
 
 
 def serve_all(models: Sequence[str], max_rows: int, quant: str | None) -> dict[str, Served]:

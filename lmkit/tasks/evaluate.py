@@ -17,6 +17,7 @@ from lmkit.data.tables.table import Table, read_table
 from lmkit.data.tables.task_tables import TABLES
 from lmkit.evaluation import paired
 from lmkit.evaluation.intervals import Estimate
+from lmkit.evaluation.row_records import main_prediction, worst_rows
 from lmkit.images.palette import as_texts, holds_images, load_palette
 from lmkit.model.transformer import Transformer
 from lmkit.pretrained import Pretrained
@@ -201,14 +202,8 @@ def row_records(
     return records
 
 
-def worst_rows(records: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
-    """Returns the records with the largest loss, or of tasks without losses those that are least right."""
-    badness = lambda record: -record["score"] if record["loss"] is None else record["loss"]
-    return sorted(records, key=badness, reverse=True)[:most]
-
-
 def _brief(record: dict[str, Any]) -> str:
     loss = "" if record["loss"] is None else f" loss {record['loss']:.4f}"
-    said = next((value for key, value in record["prediction"].items() if key != "id"), "")
+    gold, predicted = brief(str(record["gold"])), brief(str(main_prediction(record)))
     text = next(iter(record["row"].values()), "")
-    return f"{record['place']}:{loss} gold {brief(str(record['gold']))}, predicted {brief(str(said))}: {brief(text)}"
+    return f"{record['place']}:{loss} gold {gold}, predicted {predicted}: {brief(text)}"

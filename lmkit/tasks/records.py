@@ -30,7 +30,7 @@ def answers(
         except DataError as e:
             raise UserError(str(e).replace(str(path), "rows")) from None
         outputs = task.outputs(loaded.model, table, task.examples(table), quick=True)
-    said = [task.say_of(row, output) for row, output in zip(table.rows, outputs, strict=True)]
+    predictions = [task.say_of(row, output) for row, output in zip(table.rows, outputs, strict=True)]
     for lost in reversed(table.lost):
-        said.insert(lost.before, {"error": lost.reason})
-    return said
+        predictions.insert(lost.before, {"error": lost.reason})
+    return predictions

@@ -38,7 +38,7 @@ from lmkit.training.distributed.world import ALONE, World
 from lmkit.training.finetune import Finetuning, build_continued, build_finetuning, describe_finetuning
 from lmkit.training.job import Job, Listeners
 from lmkit.training.job import describe_pretraining as describe_text
-from lmkit.training.run_shell import Prepared, card, execute, keep_average, meet, told
+from lmkit.training.run_shell import Prepared, card, execute, keep_average, meet, tell
 from lmkit.training.step import expected_time
 
 BINS = 24  # of the histogram of lengths
@@ -191,7 +191,7 @@ def _introduce(f: Finetuning) -> dict[str, Any]:
         lines.append(f"dropped: {dropped:,} bytes of the training texts, for which the tokenizer has no token")
     rows, edges = np.histogram(f.lengths, bins=BINS)
     lengths = {"rows": rows.tolist(), "edges": edges.round(1).tolist(), "limit": f.task.max_length}
-    introduced = told([*lines, *describe_finetuning(f)], lengths=lengths)
+    introduced = tell([*lines, *describe_finetuning(f)], lengths=lengths)
     for example in f.rendered():
         note_marked("example  ", example)
     return introduced
@@ -234,7 +234,7 @@ def _continued(recipe: FinetuneRecipe, world: World, run: Run) -> Prepared:
     job, store = build_continued(recipe, run.path, world)
 
     def introduce() -> dict[str, Any]:
-        introduced = told(describe_text(job, store))
+        introduced = tell(describe_text(job, store))
         if len(job.work.held_out) and not job.state.step:
             job.state.before = job.score()
         return introduced

@@ -18,7 +18,7 @@ from lmkit.recipe.pretraining import Recipe
 from lmkit.training import verdict
 from lmkit.training.distributed.world import ALONE, World
 from lmkit.training.job import Job, Listeners, build_pretraining, describe_pretraining, fit_vocabulary
-from lmkit.training.run_shell import Prepared, card, execute, keep_average, meet, told
+from lmkit.training.run_shell import Prepared, card, execute, keep_average, meet, tell
 from lmkit.training.step import expected_time
 
 
@@ -71,7 +71,7 @@ def _prepare(recipe: Recipe, world: World, run: Run) -> Prepared:
     job = build_pretraining(recipe, store, world=world)
     return Prepared(
         job, {"data": store.fingerprint}, lambda: of_store(store, recipe.data.train),
-        lambda: told(describe_pretraining(job, store)), lambda seconds: _tell(job, run, seconds),
+        lambda: tell(describe_pretraining(job, store)), lambda seconds: _tell(job, run, seconds),
     )  # fmt: skip
 
 

@@ -52,8 +52,8 @@ class TrainingMeter(Meter):
         if loss is not None:
             self._keep(loss)
         if not console.is_terminal:
-            said = "not finite" if loss is None else f"{loss:.4f}"
-            self.update(pace.now, f"step {step} tokens {tokens} loss {said} tok/s {tokens_per_second:,.0f}")
+            loss_text = "not finite" if loss is None else f"{loss:.4f}"
+            self.update(pace.now, f"step {step} tokens {tokens} loss {loss_text} tok/s {tokens_per_second:,.0f}")
             return
         if time.monotonic() - self.drawn < DRAWN_EVERY:
             return

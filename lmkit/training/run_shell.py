@@ -79,7 +79,7 @@ def execute(
         run.close()
 
 
-def told(lines: list[str], **facts: Any) -> dict[str, Any]:
+def tell(lines: list[str], **facts: Any) -> dict[str, Any]:
     """Tells lines to the user. Returns them, and other facts, for the log of events."""
     note("\n".join(lines))
     return {"lines": lines, **facts}
@@ -145,7 +145,7 @@ def take_up(job: Job, run: Run, facts: dict[str, str], accept_changes: bool = Fa
     if read_status(run.path).get("pruned"):
         raise UserError(
             f"{run.path} is done, and `lmkit runs prune` has deleted what a resume needs\n"
-            f"  → it can be used as it is; a new run goes on from its model with --model {shlex.quote(str(run.path))}"
+            f"  → it can be used as it is; lmkit finetune --model {shlex.quote(str(run.path))} goes on from its model"
         )
     newest = world.agree(run.newest_whole(note) if world.first else None)
     if newest is None:

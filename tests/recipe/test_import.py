@@ -12,7 +12,7 @@ from lmkit.commands.main import app
 from lmkit.ops.recipe_facts import describe
 from lmkit.recipe.either import load
 from lmkit.recipe.finetuning import FinetuneRecipe
-from lmkit.recipe.foreign import import_recipe, told
+from lmkit.recipe.foreign import import_recipe, outcome_lines
 from lmkit.recipe.foreign_keys import NAMES, RULES
 from lmkit.recipe.recipe_file import keys, parse_yaml
 
@@ -41,7 +41,7 @@ def imported(file: Path, *changes: str) -> tuple[FinetuneRecipe, dict[str, str]]
     accounted = {name for comment in one.comments.values() for name in comment.split(", ")} | {n for n, *_ in one.left}
     silent = {name: value for name, value in settings.items() if name not in accounted}
     assert not [item for item in silent.items() if item[1] not in (None, False, [], {}, "", 0, -1, "no", "none")]
-    assert all(f"{name} " in "".join(told(one)) for name, *_ in one.left)
+    assert all(f"{name} " in "".join(outcome_lines(one)) for name, *_ in one.left)
     return recipe, {name: reason for name, _, reason in one.left}
 
 

@@ -67,8 +67,8 @@ def test_built_in_recipes_fit_as_they_are_and_with_all_defaults(name):
 
 @pytest.mark.parametrize("text", WELL)
 def test_shorthand_fits(text):
-    settle(tree(text), {}, "test")
-    validator().validate(tree(text))
+    assert settle(tree(text), {}, "test").train.budget
+    assert list(validator().iter_errors(tree(text))) == []
 
 
 @pytest.mark.parametrize(("text", "named"), ILL)

@@ -309,10 +309,10 @@ class _Job:
 
     def encode(self, tokenizer: Tokenizer, part: int = 0, parts: int = 1) -> None:
         """Encodes every unit of a part that is not done."""
-        waiting = [(n, *unit) for n, unit in enumerate(self.units) if not self._unit(n, "json").is_file()]
+        waiting = [(n, *unit) for n, unit in enumerate(self.units) if not self.unit_file(n, "json").is_file()]
         for n in range(len(self.units) - len(waiting)):  # where documents are compared, units are done in order
             self.quality.remember(
-                array("Q", self._unit(n, "keys").read_bytes()) if self._unit(n, "keys").is_file() else ()
+                array("Q", self.unit_file(n, "keys").read_bytes()) if self.unit_file(n, "keys").is_file() else ()
             )
         waiting = [unit for unit in waiting if unit[0] % parts == part]
         total = sum(_size(unit) for n, (_, unit) in enumerate(self.units) if n % parts == part)
@@ -325,7 +325,8 @@ class _Job:
             for number, split, items in waiting:
                 _Unit(self, tokenizer, pool, number, split == "validation").encode(items, progress)
 
-    def _unit(self, number: int, kind: str) -> Path:
+    def unit_file(self, number: int, kind: str) -> Path:
+        """Returns where a unit keeps what is known of it (`json`), or the keys of its documents (`keys`)."""
         return self.out / f"unit-{number:05d}.{kind}"
 
     def _finish(self, plan: dict[str, Any], tokenizer: Tokenizer) -> None:
@@ -473,9 +474,9 @@ class _Unit:
             "differs": self.differs,
         }
         if keys := self.job.quality.take_added():
-            write_atomic(self.job._unit(self.number, "keys"), keys)
+            write_atomic(self.job.unit_file(self.number, "keys"), keys)
         fsync_directory(self.job.out)
-        write_json(self.job._unit(self.number, "json"), entry)
+        write_json(self.job.unit_file(self.number, "json"), entry)
 
     def _add(self, document: Document, place: str, problems: Problems) -> None:
         split = "validation" if self.all_held_out or self.job._held_out(document) else "train"
