@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -35,6 +35,12 @@ Part = Annotated[
     str | None,
     typer.Option("--part", metavar="I/N", help="Make this part of the work; N such commands share a folder."),
 ]
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Have so many processes of datatrove do the work.")
+]
+Engine = Annotated[
+    Literal["local", "ray"], typer.Option("--engine", help="Of --workers: local, or ray for a cluster of Ray.")
+]
 Special = Annotated[
     list[str] | None, typer.Option("--special", help="A text that is to be one token, like <drug>. Repeatable.")
 ]
@@ -64,6 +70,8 @@ def tokenize(
     redact: Redact = False,
     decontaminate: Decontaminate = None,
     part: Part = None,
+    workers: Workers = None,
+    engine: Engine = "local",
     pixels: Pixels = None,
 ) -> None:
     """Train a tokenizer (or take one) and write token files for pretraining."""
@@ -85,15 +93,23 @@ def tokenize(
     choice = {"type": kind, "vocab_size": vocab_size, "path": tokenizer, "special": special or []}
     config = recipe_file.build_recipe(TokenizerConfig, choice, {}, where="lmkit tokenize")
     if pixels is not None:
-        others = {"target": target, "separator": separator, "tokenizer": tokenizer, "part": part}
+        others = {"target": target, "separator": separator, "tokenizer": tokenizer, "part": part, "workers": workers}
         others |= settings.quality.model_dump(exclude_defaults=True)
         store = _images(settings, pixel_config(pixels), family, out, [key for key, value in others.items() if value])
     elif part is not None:
         number, parts = _part(part)
-        done, units = tokenize_part(settings, config, family, out, number, parts)
-        print(f"part {part}: {done:,} of {units:,} units of the work are done")
-        print("  next   when all parts are done, the same command without --part")
+        counts = tokenize_part(settings, config, family, out, number, parts)
+        print(f"part {part}: {counts.done:,} of {counts.units:,} units of the work are done")
+        if counts.uncompared:
+            print(f"  --deduplicate: other parts have yet to read {counts.uncompared:,} units, to compare documents")
+            print("  next   when all parts have ended, the same command again")
+        else:
+            print("  next   when all parts are done, the same command without --part")
         return
+    elif workers is not None:
+        from lmkit.data.tokens.engine import tokenize_with_workers
+
+        store = tokenize_with_workers(settings, config, family, out, workers, engine)
     else:
         store = make_store(settings, config, family, out)
     print("\n".join(card_lines(store)))

@@ -17,7 +17,7 @@ from lmkit.base.errors import DataError, UserError
 from lmkit.data import documents, lines
 from lmkit.data.documents import read_pairs
 from lmkit.data.inputs import Pairing, Problems, list_inputs
-from lmkit.data.tokens import tokenize as pipeline
+from lmkit.data.tokens import units
 from lmkit.data.tokens.rows import ParallelRows
 from lmkit.data.tokens.store import TokenStore, card_lines
 from lmkit.data.tokens.tokenize import tokenize
@@ -218,8 +218,8 @@ def test_a_side_that_changes_while_it_is_read_is_refused(tmp_path: Path) -> None
 def test_pairs_stay_together_and_equal_sources_on_one_side(
     tmp_path: Path, kind: str, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "UNIT_BYTES", 4_000)
-    monkeypatch.setattr(pipeline, "BATCH_BYTES", 100)
+    monkeypatch.setattr(units, "UNIT_BYTES", 4_000)
+    monkeypatch.setattr(units, "BATCH_BYTES", 100)
     pairs = [*PAIRS, *((en, de + " again") for en, de in PAIRS)]
     files = [write_lines(tmp_path, pairs[:80], "a.{}"), write_lines(tmp_path, pairs[80:], "b.{}.gz", gzip.compress)]
     if kind == "jsonl":

@@ -35,6 +35,7 @@ def near_keys(text: str) -> list[int]:
 
 
 KEYS = {"exact": exact_keys, "near": near_keys}
+NUMBER_OF_KEYS = {"exact": 1, "near": BUCKETS}  # of a document
 
 
 class Keys:

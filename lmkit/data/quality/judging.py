@@ -3,7 +3,7 @@ decontaminate, redact, deduplicate. What is left out or changed is counted, rule
 
 import hashlib
 from array import array
-from collections.abc import Iterable
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 from typing import Any, Self
@@ -12,7 +12,7 @@ from lmkit.base.display import note
 from lmkit.base.units import brief
 from lmkit.data.inputs import Document, Problems
 from lmkit.data.quality.decontamination import evaluation_ngrams, ngrams
-from lmkit.data.quality.deduplication import KEYS, Keys
+from lmkit.data.quality.deduplication import KEYS, NUMBER_OF_KEYS, Keys
 from lmkit.data.quality.filters import FILTERS
 from lmkit.data.quality.languages import LEAST, language_detector
 from lmkit.data.quality.personal import without_personal
@@ -32,6 +32,7 @@ class Quality:
         for kind, count in problems.counts.items():
             note(f"data.quality.decontaminate: {count:,} {kind}, like {problems.examples[kind][0]}")
         self.seen, self.added = Keys(), array("Q")  # of all documents that stayed; of those since `take_added`
+        self.comparing = True
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -41,19 +42,29 @@ class Quality:
             settings["decontaminate"] = hashlib.sha256("\n".join(sorted(self.evaluation)).encode()).hexdigest()
         return settings
 
-    def anew(self) -> Self:
-        """Returns a judge of the same kind that has seen no document yet."""
+    def anew(self, comparing: bool = True) -> Self:
+        """Returns a judge of the same kind that has seen no document yet. comparing: False for one that lets a document
+        stay that comes again."""
         other = copy(self)
-        other.seen, other.added = Keys(), array("Q")
+        other.seen, other.added, other.comparing = Keys(), array("Q"), comparing
         return other
 
-    def remember(self, keys: Iterable[int]) -> None:
-        """Takes the documents of these keys as seen."""
+    def remember(self, keys: Sequence[int]) -> None:
+        """Judges documents by their keys, one after the other, so that later ones are compared with those that stay."""
+        number = NUMBER_OF_KEYS[self.config.deduplicate]
+        for begin in range(0, len(keys), number):
+            self._is_new(keys[begin : begin + number])
+
+    def _is_new(self, keys: Sequence[int]) -> bool:
+        """Returns whether a document shares none of its keys with one that stayed; then it stays itself."""
+        if any(key in self.seen for key in keys):
+            return False
         for key in keys:
             self.seen.add(key)
+        return True
 
     def take_added(self) -> bytes:
-        """Returns the keys of the documents that stayed since the last call, 8 bytes each."""
+        """Returns the keys of the documents that stayed since the last call, 8 bytes for each key."""
         added, self.added = self.added, array("Q")
         return added.tobytes()
 
@@ -66,10 +77,9 @@ class Quality:
                 problems.add(f"places redacted: {kind}", place, lost=False)
         if not why and self.config.deduplicate != "none":
             keys = KEYS[self.config.deduplicate](text)
-            if any(key in self.seen for key in keys):
+            if self.comparing and not self._is_new(keys):
                 why = f"deduplicate: {self.config.deduplicate}"
             else:
-                self.remember(keys)
                 self.added.extend(keys)
         if why:
             problems.add(f"documents left out by {why}", f"{place} {brief(document.text[:100])}")

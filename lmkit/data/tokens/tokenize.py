@@ -1,7 +1,7 @@
 """Raw text to a token store, in bounded memory, on all cores, and safe to kill: the same command continues.
 
-Inputs are handled in units of about UNIT_BYTES, each with shards of its own. A unit is done when its `unit-*.json` is
-there; the store is done when its manifest is. `plan.json` says what the folder is being made from."""
+Inputs are handled in units, each with shards of its own. A unit is done when its `unit-*.json` is there; the store is
+done when its manifest is. `plan.json` says what the folder is being made from."""
 
 import errno
 import fcntl
@@ -9,17 +9,13 @@ import hashlib
 import heapq
 import os
 import shutil
-import sys
-import time
 from array import array
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lmkit.base.display import Meter, note
 from lmkit.base.environment import usable_cores
@@ -30,32 +26,37 @@ from lmkit.data.documents import read_documents, read_pairs, unread_advice
 from lmkit.data.encodings import settle_encodings
 from lmkit.data.inputs import Document, Input, Pairing, Problems, list_inputs, number_sources
 from lmkit.data.quality.judging import Quality
-from lmkit.data.tokens.encode import Encoded, EncoderPool
+from lmkit.data.tokens.encode import EncoderPool
 from lmkit.data.tokens.store import (
     FORMAT,
     MANIFEST,
     PLAN,
     SPLITS,
-    ShardWriter,
-    TextBatch,
     TokenStore,
     card_lines,
     unmake,
 )
+from lmkit.data.tokens.units import Progress, Unit, bytes_read, files_of, size_of, stored_texts, units_of
 from lmkit.recipe.pretraining import DataConfig, TokenizerConfig
 from lmkit.text.tokenizer import Tokenizer, read_object
 from lmkit.text.tokenizer_files import load_tokenizer
-from lmkit.text.training import check_kept, train_tokenizer
+from lmkit.text.training import train_tokenizer
 from lmkit.text.words import id_type
 
-UNIT_BYTES = 64_000_000  # of input; what a kill can cost. A larger file is a unit of its own
-BATCH_BYTES = 1_000_000  # of text sent to an encoder at once
 FEW_FILES = 20  # fewer plain .txt files than this are too few documents to choose among: each gives its end
 SMALL_BYTES = 10_000_000  # of input, for which starting processes does not pay
 MOST_PROCESSES = 16  # of 100 MB at most; more would wait for the reader
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)  # or not to be written to
 PARTS = ".*.part"
 OWN_FILES = ("unit-*.*", "train-*.*", "validation-*.*", "tokenizer", "card.txt", PARTS, PLAN)  # as removed
+
+
+class UnitCounts(NamedTuple):
+    """How far the work on a store is. uncompared: units whose documents the parts have yet to read for comparing."""
+
+    uncompared: int
+    done: int
+    units: int
 
 
 def tokenize(data: DataConfig, tokenizer: TokenizerConfig, family: str, out: Path) -> TokenStore:
@@ -68,23 +69,34 @@ def tokenize(data: DataConfig, tokenizer: TokenizerConfig, family: str, out: Pat
         return _Job(data, tokenizer, family, out).run()
 
 
-def tokenize_part(
-    data: DataConfig, tokenizer: TokenizerConfig, family: str, out: Path, part: int, parts: int
-) -> tuple[int, int]:
-    """Makes the units of part `part` (from 1) of `parts`, while other processes make the others in the same folder;
-    then `tokenize` makes the store of them. Returns how many units are done, and how many there are.
+def begin_store(data: DataConfig, tokenizer: TokenizerConfig, family: str, out: Path) -> UnitCounts:
+    """Makes `out` ready for parts: what is to be made, and the tokenizer. Returns how far all parts are. Raises what
+    `tokenize` raises."""
+    with _writing(out), _locked(out / ".lock"):
+        job = _Job(data, tokenizer, family, out)
+        job.begin()
+        return job.unit_counts()
 
-    Raises UserError where documents are compared with those of other parts, and what `tokenize` raises."""
-    if data.quality.deduplicate != "none":
-        raise UserError(
-            f"deduplicate: {data.quality.deduplicate} compares a document with all before it, and a part of the work"
-            " reads only some\n  → leave one of the two out"
-        )
+
+def tokenize_part(
+    data: DataConfig,
+    tokenizer: TokenizerConfig,
+    family: str,
+    out: Path,
+    part: int,
+    parts: int,
+    cores: int = MOST_PROCESSES,
+) -> UnitCounts:
+    """Makes the units of part `part` (from 1) of `parts`, while other processes make the others in the same folder;
+    then `tokenize` makes the store of them. Returns how far all parts are. cores: how many of them it uses at most.
+
+    Where documents are compared, a part has two rounds: as long as not all parts have written the keys of their
+    documents, it writes those. Raises RunInUse where another process makes the part, and what `tokenize` raises."""
     with _writing(out), ExitStack() as stack:
         with _locked(out / ".lock"):
             job = _Job(data, tokenizer, family, out)
             if not (made := job.begin()):
-                return job.progress()
+                return job.unit_counts()
             plan = stack.enter_context((out / PLAN).open("rb"))
             fcntl.flock(plan, fcntl.LOCK_SH)  # held while units are made: `_Job.begin` of a whole store waits for it
             own = stack.enter_context((out / f".part-{part}-of-{parts}.lock").open("w"))
@@ -92,8 +104,9 @@ def tokenize_part(
                 lock_now(own.fileno(), fcntl.LOCK_EX)
             except BlockingIOError:
                 raise RunInUse(f"part {part}/{parts} of {out}: another process is making it") from None
-        job.encode(made, part - 1, parts)
-        return job.progress()
+        if data.quality.deduplicate == "none" or job.write_candidates(part - 1, parts):
+            job.encode(made, part - 1, parts, cores)
+        return job.unit_counts()
 
 
 @contextmanager
@@ -183,17 +196,21 @@ class _Job:
 
     @cached_property
     def plan(self) -> dict[str, Any]:
-        files = {split: [[f.name, f.size, f.mtime] for f in _files(self.inputs[split])] for split in SPLITS}
+        files = {split: [[f.name, f.size, f.mtime] for f in files_of(self.inputs[split])] for split in SPLITS}
         return {"settings": self.settings, "inputs": files}
 
     @cached_property
     def units(self) -> list[tuple[str, list[Input]]]:
-        return [(split, unit) for split in SPLITS for unit in _units(self.inputs[split])]
+        return [(split, unit) for split in SPLITS for unit in units_of(self.inputs[split])]
 
-    def progress(self) -> tuple[int, int]:
-        """Returns how many units are done, and how many there are."""
-        done = (self.out / MANIFEST).is_file()
-        return len(self.units) if done else len(list(self.out.glob("unit-*.json"))), len(self.units)
+    def unit_counts(self) -> UnitCounts:
+        """Returns how far all parts of the work are."""
+        units = len(self.units)
+        if (self.out / MANIFEST).is_file():
+            return UnitCounts(0, units, units)
+        comparing = self.data.quality.deduplicate != "none"
+        return UnitCounts(len(self.waiting("candidates", 0, 1)) if comparing else 0,
+                          units - len(self.waiting("json", 0, 1)), units)  # fmt: skip
 
     def run(self) -> TokenStore:
         if not (tokenizer := self.begin(alone=True)):
@@ -225,7 +242,7 @@ class _Job:
         manifest = TokenStore(self.out).manifest
         if manifest["plan"] == plan:
             return True
-        items = [file for split in SPLITS for file in _files(self.inputs[split])]
+        items = [file for split in SPLITS for file in files_of(self.inputs[split])]
         before = manifest["inputs"]
         if manifest["plan"]["settings"] != plan["settings"] or [i["size"] for i in before] != [i.size for i in items]:
             return False
@@ -266,7 +283,7 @@ class _Job:
     def _trained(self) -> Tokenizer:
         if self.config.type == "bytes":
             return train_tokenizer(iter(()), self.config, self.family)
-        with Meter("sampling", _size(self.inputs["train"])) as meter:
+        with Meter("sampling", size_of(self.inputs["train"])) as meter:
             sample = self._sample(meter)
         note(f"training the tokenizer ({self.config.type}) on {sum(map(len, sample)) / 1e6:,.1f} MB of text")
         made = train_tokenizer((text.decode() for text in sample), self.config, self.family)
@@ -281,20 +298,18 @@ class _Job:
         size = done = order = 0
         problems, quality = Problems(), self.quality.anew()
         for item in self.inputs["train"]:
-            for document in self.read(item, self.data, problems):
-                held_out = self._held_out(document)
-                judged = quality.judge(document, f"{item.name}:{document.line}", problems)
-                if held_out or judged is None:
+            for split, document in self._documents(False, quality, item, problems):
+                if split != "train":
                     continue
-                texts = _texts(judged)
+                texts = stored_texts(document)
                 for text in texts:  # the sides of a pair stay or go together
                     order += 1
                     heapq.heappush(kept, (-_hash(texts[0]), -order, text))
                     size += len(text)
                 while size > self.config.sample and len(kept) > 1:
                     size -= len(heapq.heappop(kept)[2])
-                meter.update(done + _done(item))
-            done += _size([item])
+                meter.update(done + bytes_read(item))
+            done += size_of([item])
         if not kept:
             raise self._nothing("train", problems)
         return [text for _, _, text in sorted(kept, key=lambda entry: -entry[1])]
@@ -307,26 +322,72 @@ class _Job:
             self.holding = _hash(document.text.encode()) < self.share * 2**64
         return self.holding
 
-    def encode(self, tokenizer: Tokenizer, part: int = 0, parts: int = 1) -> None:
+    def _documents(
+        self, all_held_out: bool, quality: Quality, item: Input, problems: Problems
+    ) -> Iterator[tuple[str, Document]]:
+        """Yields the documents of an input that stay, each with its split."""
+        for document in self.read(item, self.data, problems):
+            split = "validation" if all_held_out or self._held_out(document) else "train"
+            judged = quality.judge(document, f"{item.name}:{document.line}", problems)
+            if judged is not None:
+                yield split, judged
+
+    def waiting(self, kind: str, part: int, parts: int) -> list[int]:
+        """Returns the numbers of the units of a part (from 0) that do not have a file of this kind yet."""
+        return [n for n in range(part, len(self.units), parts) if not self.unit_file(n, kind).is_file()]
+
+    def write_candidates(self, part: int, parts: int) -> bool:
+        """Writes the keys of all documents that a part compares with others, and returns whether all parts have."""
+        waiting = self.waiting("candidates", part, parts)
+        with Meter("comparing", sum(size_of(self.units[n][1]) for n in waiting)) as meter:
+            progress = Progress(meter, 0)
+            for number in waiting:
+                split, items = self.units[number]
+                quality = self.quality.anew(comparing=False)
+                for item in items:
+                    for _ in self._documents(split == "validation", quality, item, Problems()):
+                        progress.show(bytes_read(item))
+                    progress.done += size_of([item])
+                write_atomic(self.unit_file(number, "candidates"), quality.take_added())
+        return not self.waiting("candidates", 0, 1)
+
+    def encode(self, tokenizer: Tokenizer, part: int = 0, parts: int = 1, cores: int = MOST_PROCESSES) -> None:
         """Encodes every unit of a part that is not done."""
-        waiting = [(n, *unit) for n, unit in enumerate(self.units) if not self.unit_file(n, "json").is_file()]
-        for n in range(len(self.units) - len(waiting)):  # where documents are compared, units are done in order
-            self.quality.remember(
-                array("Q", self.unit_file(n, "keys").read_bytes()) if self.unit_file(n, "keys").is_file() else ()
-            )
-        waiting = [unit for unit in waiting if unit[0] % parts == part]
-        total = sum(_size(unit) for n, (_, unit) in enumerate(self.units) if n % parts == part)
-        left = sum(_size(unit) for _, _, unit in waiting)
-        cores = min(usable_cores(), MOST_PROCESSES)
-        large = left > SMALL_BYTES or any(i.kind == "hub" for _, _, unit in waiting for i in unit)
+        waiting = set(self.waiting("json", part, parts))
+        total = sum(size_of(unit) for _, unit in self.units[part::parts])
+        left = sum(size_of(self.units[n][1]) for n in waiting)
+        cores = min(usable_cores(), cores)
+        large = left > SMALL_BYTES or any(i.kind == "hub" for n in waiting for i in self.units[n][1])
         workers = cores if large and cores > 1 else 0
         with EncoderPool(self.out / "tokenizer", workers) as pool, Meter("tokenizing", total) as meter:
-            progress = _Progress(meter, total - left)
-            for number, split, items in waiting:
-                _Unit(self, tokenizer, pool, number, split == "validation").encode(items, progress)
+            progress = Progress(meter, total - left)
+            for number in range(max(waiting, default=-1) + 1):
+                if number in waiting:
+                    unit = Unit(self.out, number, tokenizer, "" if self.given else self.config.type, pool)
+                    self._encode_unit(unit, progress)
+                else:
+                    self._remember(number)
+
+    def _encode_unit(self, unit: Unit, progress: Progress) -> None:
+        split, items = self.units[unit.number]
+        entry = unit.encode(items, partial(self._documents, split == "validation", self.quality), progress)
+        if self.data.weights:
+            entry["shards"] = [shard | {"source": items[0].source} for shard in entry["shards"]]
+        if keys := self.quality.take_added():
+            write_atomic(self.unit_file(unit.number, "keys"), keys)
+        fsync_directory(self.out)
+        write_json(self.unit_file(unit.number, "json"), entry)
+
+    def _remember(self, number: int) -> None:
+        """Takes the documents of a unit as seen, so that later ones are compared with them."""
+        for kind in ("keys", "candidates"):  # of the documents that stayed, where that is known
+            if (file := self.unit_file(number, kind)).is_file():
+                self.quality.remember(array("Q", file.read_bytes()))
+                return
 
     def unit_file(self, number: int, kind: str) -> Path:
-        """Returns where a unit keeps what is known of it (`json`), or the keys of its documents (`keys`)."""
+        """Returns where a unit keeps what is known of it (`json`), the keys of the documents of it that stay (`keys`),
+        or of all that are compared (`candidates`)."""
         return self.out / f"unit-{number:05d}.{kind}"
 
     def _finish(self, plan: dict[str, Any], tokenizer: Tokenizer) -> None:
@@ -394,117 +455,6 @@ def _palette(path: Path) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
-def _files(items: list[Input]) -> list[Input]:
-    """Returns all files of the inputs, those of targets included."""
-    return [file for item in items for file in item.files]
-
-
-def _size(items: list[Input]) -> int:
-    return sum(file.size for file in _files(items))
-
-
-def _done(item: Input) -> int:
-    return sum(file.done for file in item.files)
-
-
-def _texts(document: Document) -> list[bytes]:
-    """Returns the texts that are stored of a document: its own, or of a pair the source and the target."""
-    return [side.encode() for side in (document.text, document.target) if side is not None]
-
-
 def _hash(text: bytes) -> int:
     """Returns 64 bits that depend on the text alone, so that equal documents are on one side of the split."""
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
-
-
-def _units(items: list[Input]) -> Iterator[list[Input]]:
-    unit: list[Input] = []
-    for item in items:
-        if unit and unit[0].source != item.source:
-            yield unit
-            unit = []
-        unit.append(item)
-        if _size(unit) >= UNIT_BYTES:
-            yield unit
-            unit = []
-    if unit:
-        yield unit
-
-
-class _Progress:
-    """The line that says how far and how fast."""
-
-    def __init__(self, meter: Meter, done: int):
-        self.meter, self.done, self.first, self.start = meter, done, done, time.monotonic()
-
-    def show(self, within: int) -> None:
-        now = self.done + within
-        rate = (now - self.first) / 1e6 / max(time.monotonic() - self.start, 1e-6)
-        self.meter.update(now, f"{now / 1e6:,.0f} of {self.meter.total / 1e6:,.0f} MB · {rate:.1f} MB/s")
-
-
-class _Unit:
-    """Reads some inputs, has their documents encoded in order, and writes a shard for each split that gets any."""
-
-    def __init__(self, job: _Job, tokenizer: Tokenizer, pool: EncoderPool, number: int, all_held_out: bool):
-        self.job, self.tokenizer, self.pool, self.number, self.all_held_out = job, tokenizer, pool, number, all_held_out
-        self.shards: dict[str, ShardWriter] = {}
-        self.batches = {split: TextBatch() for split in SPLITS}
-        self.pending: deque[tuple[str, TextBatch, Future[Encoded]]] = deque()
-        self.checked = self.differs = 0
-
-    def encode(self, items: list[Input], progress: _Progress) -> None:
-        sys.audit("lmkit.tokenize")
-        problems = Problems()
-        for item in items:
-            for document in self.job.read(item, self.job.data, problems):
-                self._add(document, f"{item.name}:{document.line}", problems)
-                if not self.batches["train"].texts:  # just sent
-                    progress.show(_done(item))
-            progress.done += _size([item])
-        for split in SPLITS:
-            self._send(split)
-        self._receive(leave=0)
-        source = {"source": items[0].source} if self.job.data.weights else {}
-        entry = {
-            "shards": [self.shards[split].close() | source for split in SPLITS if split in self.shards],
-            "inputs": [{"name": i.name, "size": i.size, "sha256": i.sha256} for i in _files(items)],
-            "problems": asdict(problems),
-            "checked": self.checked,
-            "differs": self.differs,
-        }
-        if keys := self.job.quality.take_added():
-            write_atomic(self.job.unit_file(self.number, "keys"), keys)
-        fsync_directory(self.job.out)
-        write_json(self.job.unit_file(self.number, "json"), entry)
-
-    def _add(self, document: Document, place: str, problems: Problems) -> None:
-        split = "validation" if self.all_held_out or self.job._held_out(document) else "train"
-        judged = self.job.quality.judge(document, place, problems)
-        if judged is None:
-            return
-        texts, batch = _texts(judged), self.batches[split]
-        batch.texts += texts
-        batch.chars += len(judged.text) + len(judged.target or "")
-        batch.size += sum(map(len, texts))
-        if batch.size >= BATCH_BYTES:
-            self._send(split)
-
-    def _send(self, split: str) -> None:
-        batch, self.batches[split] = self.batches[split], TextBatch()
-        if batch.texts:
-            self.pending.append((split, batch, self.pool.submit(batch.texts)))
-        self._receive(leave=2 * self.pool.width)
-
-    def _receive(self, leave: int) -> None:
-        """Writes results, in order, until only `leave` batches are under way."""
-        while len(self.pending) > leave:
-            split, batch, future = self.pending.popleft()
-            encoded = future.result()
-            if split not in self.shards:
-                self.shards[split] = ShardWriter(self.job.out, split, self.number, self.tokenizer)
-            self.shards[split].add(batch, encoded)
-            self.checked += 1
-            self.differs += encoded.differs
-            if encoded.differs:
-                check_kept(self.tokenizer, "" if self.job.given else self.job.config.type, batch.texts[0].decode())

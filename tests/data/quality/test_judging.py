@@ -15,7 +15,7 @@ from lmkit.base.errors import UserError
 from lmkit.commands import main  # noqa: F401 - it adds the commands
 from lmkit.commands.app import app
 from lmkit.data.quality.deduplication import BUCKETS, Keys, near_keys
-from lmkit.data.tokens import tokenize as pipeline
+from lmkit.data.tokens import units
 from lmkit.data.tokens.cache import open_tokens
 from lmkit.data.tokens.store import TokenStore
 from lmkit.data.tokens.tokenize import tokenize
@@ -112,9 +112,9 @@ def test_keys_are_a_set_of_numbers() -> None:
 QUALITY = {"deduplicate": "near", "redact": True, "filters": ["gopher_repetition"]}
 RUN = f"""
 import sys
-from lmkit.data.tokens import tokenize as t
+from lmkit.data.tokens import tokenize as t, units
 from lmkit.recipe.pretraining import DataConfig, TokenizerConfig
-vars(t).update({SMALL_UNITS})
+vars(units).update({SMALL_UNITS})
 data = DataConfig(train=sys.argv[2:], quality={QUALITY})
 t.tokenize(data, TokenizerConfig(vocab_size=400), "nanochat", t.Path(sys.argv[1]))
 """
@@ -123,7 +123,7 @@ t.tokenize(data, TokenizerConfig(vocab_size=400), "nanochat", t.Path(sys.argv[1]
 def test_killed_and_run_again_it_knows_what_came_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("rensa")
     for name, value in SMALL_UNITS.items():
-        monkeypatch.setattr(pipeline, name, value)
+        monkeypatch.setattr(units, name, value)
     again = prose(200)
     files = [write_jsonl(tmp_path / f"{i}.jsonl", prose(60, seed=i + 1) + again[: 50 * i]) for i in range(5)]
     data = DataConfig(train=files, quality=QUALITY)
@@ -143,14 +143,14 @@ def test_killed_and_run_again_it_knows_what_came_before(tmp_path: Path, monkeypa
 
 def test_parts_in_any_order_and_at_once_make_the_same_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in SMALL_UNITS.items():
-        monkeypatch.setattr(pipeline, name, value)
+        monkeypatch.setattr(units, name, value)
     files = [write_jsonl(tmp_path / f"{i}.jsonl", documents(200, seed=i)) for i in range(5)]
     options = ["--vocab-size", "400", "--filter", "gopher_repetition"]
     run = lambda out, *more: CliRunner().invoke(
         app, ["tokenize", *files, "--out", str(tmp_path / out), *options, *more]
     )
     assert run("whole").exit_code == 0
-    code = f"import sys; from lmkit.data.tokens import tokenize as t; vars(t).update({SMALL_UNITS})\n"
+    code = f"import sys; from lmkit.data.tokens import units; vars(units).update({SMALL_UNITS})\n"
     code += "from lmkit.commands.main import main; sys.argv[0] = 'lmkit'; main()"
     at_once = [
         subprocess.Popen(
@@ -168,8 +168,48 @@ def test_parts_in_any_order_and_at_once_make_the_same_store(tmp_path: Path, monk
     for process in at_once:
         assert "units of the work are done" in process.communicate()[0]
     assert hashes(tmp_path / "parts") == hashes(tmp_path / "whole")
-    for more in (["--part", "1/2", "--deduplicate", "exact"], ["--part", "3/2"]):
-        assert isinstance(run("other", *more).exception, UserError) and not (tmp_path / "other").exists()
+    assert isinstance(run("other", "--part", "3/2").exception, UserError) and not (tmp_path / "other").exists()
+
+
+SCRIPT = f"""
+from lmkit.commands.main import main
+from lmkit.data.tokens import units
+vars(units).update({SMALL_UNITS})  # in the workers, too, which import this file
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.parametrize("kind", ["exact", "near"])
+def test_parts_and_workers_leave_out_the_documents_that_one_process_leaves_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    if kind == "near":
+        pytest.importorskip("rensa")
+    for name, value in SMALL_UNITS.items():
+        monkeypatch.setattr(units, name, value)
+    again = prose(100)
+    for i in range(5):
+        write_jsonl(tmp_path / f"{i}.jsonl", prose(60, seed=i + 1) + again[20 * i :])
+    monkeypatch.chdir(tmp_path)
+    command = ["tokenize", *(f"{i}.jsonl" for i in range(5)), "--deduplicate", kind, "--kind", "bytes", "--out"]
+    run = lambda *more: CliRunner().invoke(app, [*command, *more])
+    assert run("whole").exit_code == 0
+    for part in ("2/3", "1/3"):
+        assert "the same command again" in run("parts", "--part", part).stdout
+    assert "1 of 5 units of the work are done" in run("parts", "--part", "3/3").stdout  # the last one to compare
+    assert "3 of 5 units of the work are done" in run("parts", "--part", "1/3").stdout
+    assert run("parts").exit_code == 0  # it makes the part that was not called again
+    assert hashes(tmp_path / "parts") == hashes(tmp_path / "whole")
+    if kind == "near":
+        return
+    (tmp_path / "small.py").write_text(SCRIPT)
+    ran = subprocess.run(
+        [sys.executable, "small.py", *command, "workers", "--workers", "2"], capture_output=True, text=True
+    )
+    assert ran.returncode == 0 and "datatrove" not in ran.stderr, ran.stderr
+    assert "continuing after 5 finished parts" in ran.stderr  # all of them made by workers
+    assert hashes(tmp_path / "workers") == hashes(tmp_path / "whole")
 
 
 def test_quality_is_part_of_the_cache_and_refused_for_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

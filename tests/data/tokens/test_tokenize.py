@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 
 from lmkit.base.errors import DataError, UserError
 from lmkit.data.tokens import tokenize as pipeline
+from lmkit.data.tokens import units
 from lmkit.data.tokens.store import TokenStore, card_lines
 from lmkit.data.tokens.tokenize import tokenize
 from lmkit.recipe.pretraining import DataConfig, TokenizerConfig
@@ -60,8 +61,8 @@ def hashes(folder: Path) -> dict[str, str]:
 def test_every_document_is_stored_once_and_equal_ones_on_one_side(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "UNIT_BYTES", 20_000)
-    monkeypatch.setattr(pipeline, "BATCH_BYTES", 3_000)
+    monkeypatch.setattr(units, "UNIT_BYTES", 20_000)
+    monkeypatch.setattr(units, "BATCH_BYTES", 3_000)
     texts = documents(500)
     a, b = write_jsonl(tmp_path / "a.jsonl", texts[:300]), write_jsonl(tmp_path / "b.jsonl", texts[200:])
     store = tokenize(DataConfig(train=[a, b], validation=0.1), SMALL, "nanochat", tmp_path / "out")
@@ -97,16 +98,16 @@ def test_unchanged_does_nothing_and_a_change_makes_it_anew(tmp_path: Path, capsy
 SMALL_UNITS = {"UNIT_BYTES": 30_000, "BATCH_BYTES": 2_000}
 RUN = f"""
 import sys
-from lmkit.data.tokens import tokenize as t
+from lmkit.data.tokens import tokenize as t, units
 from lmkit.recipe.pretraining import DataConfig, TokenizerConfig
-vars(t).update({SMALL_UNITS})
+vars(units).update({SMALL_UNITS})
 t.tokenize(DataConfig(train=sys.argv[2:]), TokenizerConfig(vocab_size=400), "nanochat", t.Path(sys.argv[1]))
 """
 
 
 def test_killed_anywhere_and_run_again_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in SMALL_UNITS.items():
-        monkeypatch.setattr(pipeline, name, value)
+        monkeypatch.setattr(units, name, value)
     files = [write_jsonl(tmp_path / f"{i}.jsonl", documents(300, seed=i)) for i in range(6)]
     tokenize(DataConfig(train=files), SMALL, "nanochat", tmp_path / "whole")
     out = tmp_path / "killed"
