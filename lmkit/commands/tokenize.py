@@ -12,6 +12,7 @@ from lmkit.commands.options import Encoding, Separator, Target, Text, TextFiles
 
 if TYPE_CHECKING:
     from lmkit.data.tokens.store import TokenStore
+    from lmkit.data.tokens.tokenize import UnitCounts
     from lmkit.recipe.pretraining import DataConfig
     from lmkit.recipe.tasks import PixelConfig
 
@@ -97,15 +98,7 @@ def tokenize(
         others |= settings.quality.model_dump(exclude_defaults=True)
         store = _images(settings, pixel_config(pixels), family, out, [key for key, value in others.items() if value])
     elif part is not None:
-        number, parts = _part(part)
-        counts = tokenize_part(settings, config, family, out, number, parts)
-        print(f"part {part}: {counts.done:,} of {counts.units:,} units of the work are done")
-        if counts.uncompared:
-            print(f"  --deduplicate: other parts have yet to read {counts.uncompared:,} units, to compare documents")
-            print("  next   when all parts have ended, the same command again")
-        else:
-            print("  next   when all parts are done, the same command without --part")
-        return
+        return _print_counts(part, tokenize_part(settings, config, family, out, *_part(part)))
     elif workers is not None:
         from lmkit.data.tokens.engine import tokenize_with_workers
 
@@ -114,6 +107,15 @@ def tokenize(
         store = make_store(settings, config, family, out)
     print("\n".join(card_lines(store)))
     print(f"  next   lmkit pretrain RECIPE data.train={out}")
+
+
+def _print_counts(part: str, counts: "UnitCounts") -> None:
+    print(f"part {part}: {counts.done:,} of {counts.units:,} units of the work are done")
+    if counts.uncompared:
+        print(f"  --deduplicate: other parts have yet to read {counts.uncompared:,} units, to compare documents")
+        print("  next   when all parts have ended, the same command again")
+    else:
+        print("  next   when all parts are done, the same command without --part")
 
 
 def _part(text: str) -> tuple[int, int]:

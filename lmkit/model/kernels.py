@@ -138,7 +138,7 @@ def dropout(x: Tensor, rate: float) -> Tensor:
 IN_CACHE = 2**18  # number of scores that are computed at a time: 1 MB
 
 
-@torch.compiler.disable
+@torch._disable_dynamo  # is torch.compiler.disable, except that it loads the compiler, two seconds, when it is called
 def cpu_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rate: float, factor: float) -> Tensor:
     """Returns dropout(softmax(q @ k.T * factor + bias)) @ v, (B, H, T, E), on a CPU.
 

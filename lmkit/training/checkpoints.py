@@ -27,11 +27,10 @@ from lmkit.model.formats import adapter_base
 from lmkit.model.formats.huggingface import from_hf, read_tensors, to_hf, write_folder
 from lmkit.model.formats.peft import adapter_writer
 from lmkit.model.lora import adapter_tensors, load_adapter_tensors, merged
-from lmkit.model.sharding import fill_tensor, local, whole
+from lmkit.model.sharding import fill_tensor, is_shared_out, local, whole
 from lmkit.model.transformer import Transformer
 from lmkit.recipe.tasks import LoraConfig
 from lmkit.text.tokenizer import copy_tokenizer, read_object
-from lmkit.training.distributed import sharding
 from lmkit.training.optimizers.build import load_state_tensors, state_tensors
 
 ADAPTER = "training/adapter.safetensors"
@@ -138,7 +137,7 @@ def snapshot(
     facts = asdict(state)  # a copy, its lists included
     pieces.append(lambda folder: write_json(folder / "training/state.json", facts))
     states = {k: own(v) for k, v in state_tensors(optimizers, names).items()}
-    if sharding.shared(model) and not moved:
+    if any(map(is_shared_out, model.parameters())) and not moved:
         return pieces, states
     moments = {k: whole(v, moved.get(k.split("::")[0]) if v.dim() else None).contiguous() for k, v in states.items()}
     pieces.append(lambda folder: save_file(moments, folder / "training/optimizer.safetensors"))
@@ -194,7 +193,9 @@ def read(folder: Path, model: Transformer, optimizers: list[Optimizer], average:
     named: dict[str, Tensor] = dict(model.named_parameters())
     try:
         if (folder / SHARDS).is_dir():
-            load_state_tensors(optimizers, named, sharding.load_shards(folder / SHARDS, named), model.moved_rows)
+            from lmkit.training.distributed.sharding import load_shards
+
+            load_state_tensors(optimizers, named, load_shards(folder / SHARDS, named), model.moved_rows)
         else:
             moments = load_file(folder / "training/optimizer.safetensors")
             load_state_tensors(optimizers, named, moments, model.moved_rows)

@@ -16,7 +16,6 @@ from lmkit.base.files import write_atomic
 from lmkit.base.runs import Run
 from lmkit.training import checkpoints, guard, rhythm
 from lmkit.training.checkpoints import SHARDS, PieceWriter
-from lmkit.training.distributed import sharding
 from lmkit.training.job import Job
 from lmkit.training.step import out_of_memory
 
@@ -123,14 +122,18 @@ class Saver:
                 sys.audit("lmkit.save.file", step)
                 piece(folder)
             if shards:
-                world.wait_to_save()
-                sharding.save_shards(folder / SHARDS, shards, world.saving)
+                self._write_shards(folder, shards)
 
         if world.first:
             self.run.save(step, write, job.recipe.checkpoint.keep, best)
             with suppress(StorageError):  # the checkpoint is written, so a failure here does no harm
                 self.run.status("running", **progress)
         elif shards:
-            world.wait_to_save()
-            sharding.save_shards(self.run.part(step) / SHARDS, shards, world.saving)
+            self._write_shards(self.run.part(step), shards)
         self.took = rhythm.clock() - began
+
+    def _write_shards(self, folder: Path, shards: dict[str, Tensor]) -> None:
+        from lmkit.training.distributed.sharding import save_shards
+
+        self.job.world.wait_to_save()
+        save_shards(folder / SHARDS, shards, self.job.world.saving)

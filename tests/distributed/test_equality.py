@@ -34,6 +34,7 @@ MODELS = {
 }
 PAIRED = ("transformer",)
 FSDP = "parallel.data=fsdp"
+WHOLE = "train.micro_batch=256"  # a step in one pass, since each pass through split matrices takes a while
 ADAMW = ("optimizer.name=adamw", "optimizer.lr=3e-3")
 # name -> (model, number of processes, changes to the recipe, those that one process is to be given too)
 CASES: dict[str, tuple[str, int, tuple[str, ...], tuple[str, ...]]] = {
@@ -54,9 +55,10 @@ CASES: dict[str, tuple[str, int, tuple[str, ...], tuple[str, ...]]] = {
     "fsdp of shared layers": ("albert", 2, (FSDP,), ()),
     "fsdp of pairs of texts": ("transformer", 2, (FSDP,), ()),
     "tensor of two, fsdp of two": ("llama", 4, (FSDP, "parallel.tensor=2"), ()),
-    "tensor of two, two copies": ("bart", 4, ("parallel.tensor=2",), ()),
-    "tensor of four": ("gpt2", 4, ("parallel.tensor=4",), ()),
-    **{f"tensor, {name}": (name, 2, ("parallel.tensor=2",), ()) for name in MODELS},
+    "tensor of two, two copies": ("bart", 4, ("parallel.tensor=2", WHOLE), ()),
+    "tensor of four": ("gpt2", 4, ("parallel.tensor=4", WHOLE), ()),
+    "tensor of two, in micro-batches": ("gpt2", 2, ("parallel.tensor=2",), ()),
+    **{f"tensor, {name}": (name, 2, ("parallel.tensor=2", WHOLE), ()) for name in MODELS},
     **{
         f"fsdp, {name}": ("gpt2", 2, (FSDP,), (f"optimizer.name={name}", "optimizer.lr=1e-2"))
         for name in ("adam", "sgd", "adagrad", "adadelta", "adamw_rms")
@@ -75,8 +77,8 @@ def recipe(model: str) -> str:
         f"model: {MODELS[model]}\ntokenizer: {{type: bytes}}\ndata: {{{texts}, validation: 20%}}\n"
         # attention's softmax cancels the bias of its keys: their gradient is rounding alone, and eps keeps Adam from it
         "optimizer: {name: muon, lr: 0.02, embedding_lr: 0.01, head_lr: 0.01, eps: 1e-6}\nschedule: {warmup: 2}\n"
-        "train: {budget: 6 steps, batch: 256, micro_batch: 64}\n"
-        "evaluate: {every: 3, sample: null}\ncheckpoint: {every: 3, keep: 9}\n"
+        "train: {budget: 4 steps, batch: 256, micro_batch: 64}\n"
+        "evaluate: {every: 2, sample: null}\ncheckpoint: {every: 2, keep: 9}\n"
     )
     return str(path)
 
@@ -91,8 +93,8 @@ def classifier() -> str:
     Path("classify.yaml").write_text(
         f"task: {{name: classify, baseline: false}}\nmodel: {MODELS['bert']}\n"
         "tokenizer: {type: wordpiece, vocab_size: 300}\n"
-        "data: {train: rows.jsonl}\nschedule: {warmup: 2}\nevaluate: {every: 3}\ncheckpoint: {every: 3, keep: 9}\n"
-        "train: {budget: 6 steps, batch: 15 rows, micro_batch: 64}\noptimizer: {eps: 1e-6}\n"
+        "data: {train: rows.jsonl}\nschedule: {warmup: 2}\nevaluate: {every: 2}\ncheckpoint: {every: 2, keep: 9}\n"
+        "train: {budget: 4 steps, batch: 15 rows, micro_batch: 64}\noptimizer: {eps: 1e-6}\n"
     )
     return "classify.yaml"
 
@@ -106,9 +108,9 @@ def jobs(size: int) -> list[dict]:
 
 
 def stopped_early(run: str, copy: str) -> str:
-    """A copy of a run of 6 steps, as if killed after its checkpoint of step 3."""
+    """A copy of a run of 4 steps, as if killed after its checkpoint of step 2."""
     shutil.copytree(run, copy, symlinks=True)
-    shutil.rmtree(Path(copy, "checkpoints/step-00000006"))
+    shutil.rmtree(Path(copy, "checkpoints/step-00000004"))
     return copy
 
 
@@ -166,12 +168,12 @@ def test_losses_norms_and_weights_are_those_of_one_process(name, here, request):
 
 @pytest.mark.parametrize("name", RESHARDED)
 def test_shards_saved_by_two_are_taken_up_by_one_and_by_four(name, here, four):
-    """As far as one process goes, from the weights, moments and averages of step 3."""
+    """As far as one process goes, from the weights, moments and averages of step 2."""
     model, _, _, both = CASES[name]
     if not Path(f"{name} alone").exists():
         assert do(f"{name} alone", recipe(model), list(both), "pretrain") == 0
     one = stopped_early(f"{name} on 2", f"{name}, then 1")
-    assert any(Path(one, "checkpoints/step-00000003/training/shards").iterdir())
+    assert any(Path(one, "checkpoints/step-00000002/training/shards").iterdir())
     assert do(one, "", [], "resume") == 0
     for run in (one, f"{name}, then 4"):
         assert_alike(run, f"{name} alone")
@@ -179,7 +181,7 @@ def test_shards_saved_by_two_are_taken_up_by_one_and_by_four(name, here, four):
 
 @pytest.mark.parametrize("name", RESHARDED)
 def test_shards_saved_after_a_resume_are_those_of_a_straight_run_byte_for_byte(name, here, four):
-    straight, resumed = (Path(f"{name}{how}", "checkpoints/step-00000006") for how in (" on 2", ", then 2"))
+    straight, resumed = (Path(f"{name}{how}", "checkpoints/step-00000004") for how in (" on 2", ", then 2"))
     shards = sorted(p.relative_to(straight) for p in straight.glob("training/shards/*"))
     assert len(shards) > 1
     for file in (*shards, "model.safetensors"):

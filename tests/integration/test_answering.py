@@ -1,19 +1,13 @@
 """Answers say where they are from, and are looked up where that is right often enough: from files to the last line."""
 
-import io
 import json
 import random
-import shlex
-import sys
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import transformers as hf
 
-from lmkit.commands import main as cli
 from lmkit.data.inputs import Problems
 from lmkit.data.tables.table import Table
 from lmkit.evaluation.answers import threshold_for_precision
@@ -23,6 +17,7 @@ from lmkit.pretrained import load
 from lmkit.recipe.tasks import AnswerConfig
 from lmkit.tasks.answer import Answered, Answering, Levels, PromptReader, graded, rank_of, reader_for
 from lmkit.tasks.answer_fitting import fit, fit_matcher
+from tests.command import lmkit
 from tests.generation.folders import encoder_folder, llama_folder
 
 RELATIONS = {
@@ -68,23 +63,6 @@ def work(tmp_path_factory) -> Path:
     encoder_folder(folder / "mlm", "bert")
     llama_folder(folder / "writer", context=64, eos=1)
     return folder
-
-
-@dataclass
-class Said:
-    stdout: str
-    stderr: str
-
-
-def lmkit(command: str, code: int = 0) -> Said:
-    """The command in this process: torch is loaded once."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr(sys, "argv", ["lmkit", *shlex.split(command)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-    assert (ended.value.code or 0) == code, f"{command}\n{out.getvalue()}\n{err.getvalue()}"
-    return Said(out.getvalue(), err.getvalue())
 
 
 def test_what_is_looked_up_is_right_as_often_as_asked(work):

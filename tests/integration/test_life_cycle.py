@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 import resource
 import shlex
@@ -10,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ import transformers
 
 import lmkit
 from lmkit.recipe.recipe_file import recipes_folder
+from tests.command import lmkit as typed
 from tests.model.families import CASES
 
 COMMANDS = ["tokenize", "pretrain", "generate", "eval", "runs", "recipes"]
@@ -33,14 +34,20 @@ def shell(command: str, cwd: Path, stdin: str = "", code: int = 0) -> subprocess
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory) -> Path:
+def work(tmp_path_factory) -> Iterator[Path]:
     """A folder with the shipped corpus, a small recipe, and a trained runs/FAMILY for each decoder family."""
     folder = tmp_path_factory.mktemp("work")
-    os.environ["LMKIT_CACHE"] = str(folder / "cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LMKIT_CACHE", str(folder / "cache"))
+        _fill(folder)
+        yield folder
+
+
+def _fill(folder: Path) -> None:
     (folder / "recipes").symlink_to(recipes_folder())
     text = (recipes_folder() / "corpus/austen-persuasion.txt").read_text().split("\n\f\n")
     (folder / "text.txt").write_text("\n\f\n".join(part[:1500] for part in text))
-    shell("lmkit tokenize text.txt --separator '\n\f\n' --out tokens --vocab-size 400 --validation 20%", folder)
+    typed("tokenize text.txt --separator '\n\f\n' --out tokens --vocab-size 400 --validation 20%", folder=folder)
     (folder / "small.yaml").write_text(
         "model: {family: nanochat, depth: 1, context: 64}\n"
         "data: {train: tokens}\n"
@@ -48,9 +55,8 @@ def work(tmp_path_factory) -> Path:
         "evaluate: {sample_tokens: 5, every: 3}\n"
     )
     for family in FAMILIES:
-        shell(f"lmkit pretrain small.yaml model.family={family} --out runs/{family}", folder)
+        typed(f"pretrain small.yaml model.family={family} --out runs/{family}", folder=folder)
     (folder / "runs/demo").symlink_to("nanochat")
-    return folder
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -73,7 +79,7 @@ def test_transformers_loads_a_run_and_agrees(work, family):
 
 
 def test_greedy_text_equals_transformers(work):
-    out = shell("lmkit generate runs/llama 'She had' -t 0 --max-tokens 12 --json", work).stdout
+    out = typed("generate runs/llama 'She had' -t 0 --max-tokens 12 --json", folder=work).stdout
     line = json.loads(out)
     folder = work / "runs/llama/best"
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
@@ -95,13 +101,13 @@ except SystemExit:
 
 def test_every_help_text_is_quick_and_its_example_runs(work):
     for command in ["", *COMMANDS]:
-        text = shell(f"lmkit {command} --help", work).stdout
+        text = typed(f"{command} --help", folder=work).stdout
         example = re.search(r"Example: (lmkit .*?)\s*\Z", text, re.DOTALL)
         assert example, command
         line = " ".join(example[1].split()).replace("$'\\f'", "'\f'")
         if "*" in line:  # the shell's part
             line = line.replace("recipes/corpus/*.txt", "text.txt")
-        shell(line, work)
+        typed(line.removeprefix("lmkit "), folder=work)
     best = min(_processor_seconds("lmkit --help", work) for _ in range(3))
     assert best < 1.0  # 0.2 s on this class of machine, however busy; a torch import would cost over 1 s
     shown = subprocess.run([sys.executable, "-c", HELP], cwd=work, capture_output=True, text=True, check=True)
@@ -118,24 +124,24 @@ def _processor_seconds(command: str, cwd: Path) -> float:
 
 
 def test_runs_are_listed_for_people_and_machines(work):
-    rows = [json.loads(line) for line in shell("lmkit runs --json", work).stdout.splitlines()]
+    rows = [json.loads(line) for line in typed("runs --json", folder=work).stdout.splitlines()]
     by_name = {row["run"]: row for row in rows}
     assert by_name["runs/llama"]["state"] == "done" and by_name["runs/llama"]["step"] == 6
-    assert "llama 1×64" in shell("lmkit runs", work).stdout
+    assert "llama 1×64" in typed("runs", folder=work).stdout
 
 
 def test_eval_reports_scores_with_intervals(work):
-    line = json.loads(shell("lmkit eval runs/gpt2 --data text.txt --separator '\f' --json", work).stdout)
+    line = json.loads(typed("eval runs/gpt2 --data text.txt --separator '\f' --json", folder=work).stdout)
     assert line["documents"] == 24
     for name in ("loss", "perplexity", "bits_per_byte"):
         assert line[name]["low"] < line[name]["value"] < line[name]["high"]
 
 
 def test_dry_run_says_what_would_happen_and_starts_nothing(work):
-    got = shell("lmkit pretrain small.yaml --dry-run", work)
+    got = typed("pretrain small.yaml --dry-run", folder=work)
     for said in ("parameters", "held out", "6 steps", "memory", "tokens/s", "Nothing was started"):
         assert said in got.stdout
-    assert "hidden_size: 64" in shell("lmkit pretrain small.yaml --print-recipe", work).stdout
+    assert "hidden_size: 64" in typed("pretrain small.yaml --print-recipe", folder=work).stdout
     assert not (work / "runs/small").exists()
 
 
@@ -156,7 +162,7 @@ def test_dry_run_says_what_would_happen_and_starts_nothing(work):
     ],
 )
 def test_a_mistake_is_one_message_with_its_exit_code(work, command, code, says):
-    assert says in shell(f"lmkit {command}", work, code=code).stderr
+    assert says in typed(command, code, work).stderr
 
 
 def test_piped_output_is_plain(work):
@@ -167,7 +173,7 @@ def test_piped_output_is_plain(work):
 def test_kill_9_then_resume_equals_the_uninterrupted_run(work):
     """From outside, at whatever moment it happens to be."""
     settings = "train.budget='40 steps' checkpoint.every=5 model.dropout=0.1 evaluate.every=10 model.family=gpt2"
-    shell(f"lmkit pretrain small.yaml {settings} --out runs/straight", work)
+    typed(f"pretrain small.yaml {settings} --out runs/straight", folder=work)
     args = [sys.executable, "-m", *shlex.split(f"lmkit pretrain small.yaml {settings} --out runs/killed")]
     process = subprocess.Popen(args, cwd=work, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     log = work / "runs/killed/metrics.jsonl"

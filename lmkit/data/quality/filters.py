@@ -4,21 +4,17 @@
 2.2, with the rules that only its code has. `fineweb`: Penedo et al. 2024, section 3.6. Words lie between spaces."""
 
 import re
-import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import NamedTuple
 
 STOP_WORDS = frozenset(("the", "be", "to", "of", "and", "that", "have", "with"))
 ELLIPSES = ("...", "…")
 BULLETS = ("•", "-")
 SENTENCE_ENDS = tuple(".?!。？！．｡؟۔।॥։።፧។៕၊။")  # of line ends, in the scripts that are written most
-LETTERLESS = frozenset(
-    c for c in map(chr, range(sys.maxunicode)) if unicodedata.category(c)[0] in "PC" or c in "^`|~=<>+$"
-)
 SHORT_LINE = 30  # characters
 C4_LINE_ENDS = (".", "?", "!", '"', "'")
 C4_MOST_CHARS = 1000  # of a word
@@ -27,6 +23,12 @@ C4_WORDS = 3  # of a line
 C4_CITATION = re.compile(r"\[\d*]|\[edit]|\[citation needed]")
 C4_POLICY = ("terms of use", "privacy policy", "cookie policy", "uses cookies", "use of cookies", "use cookies")
 SENTENCE_END = re.compile(r"[.!?]+[\"'”’)\]]*(?=\s|$)")
+
+
+@cache
+def is_punctuation(character: str) -> bool:
+    """Returns whether a character is punctuation, a control character, or one of a few signs of ASCII."""
+    return unicodedata.category(character)[0] in "PC" or character in "^`|~=<>+$"
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Parts:
     @cached_property
     def real_words(self) -> list[str]:
         """The words that are not punctuation alone."""
-        return [word for word in self.words if not LETTERLESS.issuperset(word)]
+        return [word for word in self.words if not all(map(is_punctuation, word))]
 
     @cached_property
     def lines(self) -> list[str]:

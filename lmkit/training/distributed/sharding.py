@@ -1,26 +1,32 @@
-"""Models that several processes share: splits the matrices of each block, and saves and reads the parts.
+"""Models that several processes share: splits them and the matrices of their blocks, and saves and reads the parts.
+
+It is imported only where processes do: what it takes of torch costs every other run a second at its start.
 
 Matrices are split as in Megatron-LM (Shoeybi et al. 2019, 3): those at the beginning of attention and of feed-forward
 by rows, those at the end by columns. So a block needs two sums over the processes forwards, and two backwards."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from lmkit.base.errors import StorageError, UserError
 from lmkit.base.files import disk_error
 from lmkit.model.layers import Block
+from lmkit.model.sharding import local
 from lmkit.model.transformer import Transformer
+from lmkit.recipe.pretraining import ParallelConfig
 
 PLAN: dict[str, type[ColwiseParallel | RowwiseParallel]] = {
     "attention.qkv": ColwiseParallel, "attention.output": RowwiseParallel,
@@ -80,8 +86,44 @@ def _check(model: Transformer, n: int) -> None:
                 )
 
 
-def shared(model: Transformer) -> bool:
-    return any(isinstance(p, DTensor) for p in model.parameters())
+def shard(scored: nn.Module, model: Transformer, mesh: DeviceMesh, c: ParallelConfig, precision: str) -> None:
+    """Shards `scored`, which holds the model, with FSDP2: the weights of a block are gathered when it runs.
+
+    With one shard per copy of the model, this is plain data parallelism."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    options: dict[str, Any] = {
+        "mesh": mesh["replicate", "shard"],
+        "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None),
+        "reshard_after_forward": True,
+    }
+    if c.offload:
+        options["offload_policy"] = CPUOffloadPolicy()
+    for stack in model.stacks:
+        for block in stack.blocks:
+            fully_shard(block, **options)
+    fully_shard(scored, **options)
+
+
+@contextmanager
+def gathered(scored: nn.Module) -> Iterator[None]:
+    """Gathers all weights on every process for the time of a `with` block."""
+    shards = [m for m in scored.modules() if isinstance(m, FSDPModule)]
+    for m in shards:
+        m.set_reshard_after_forward(False, recurse=False)
+        m.unshard()
+    try:
+        yield
+    finally:
+        for m in shards:
+            m.set_reshard_after_forward(True, recurse=False)
+            m.reshard()
+
+
+def add_up_partial(model: Transformer, group: Any) -> None:
+    """Adds up the gradients of the few parameters that are whole on each of the processes that share matrices."""
+    for name, p in model.named_parameters():
+        if p.grad is not None and any(part in name for part in PARTIAL):
+            dist.all_reduce(local(p.grad), group=group)
 
 
 def save_shards(folder: Path, tensors: dict[str, Tensor], group: Any) -> None:

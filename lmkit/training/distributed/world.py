@@ -10,15 +10,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import FSDPModule
 
 from lmkit.base.display import note
 from lmkit.base.errors import ProcessFailed, UserError
@@ -26,7 +27,6 @@ from lmkit.model.sharding import local, whole
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.batch import Batch, Loss, Objective
 from lmkit.recipe.pretraining import ParallelConfig
-from lmkit.training.distributed.sharding import PARTIAL, split_matrices
 
 T = TypeVar("T")
 LONGEST_WAIT = timedelta(days=2)  # rank 0 may tokenize or evaluate for so long; the watchdog notices a hang
@@ -40,7 +40,7 @@ class World:
     size: int = 1
     data_rank: int = 0  # the share of each batch that it reads; processes that share matrices read the same share
     data_size: int = 1  # the number of shares
-    mesh: DeviceMesh | None = None  # (replicate, shard, tensor); None where each process holds the whole model
+    mesh: "DeviceMesh | None" = None  # (replicate, shard, tensor); None where each process holds the whole model
     store: Any = None  # torchrun's store, for signs of life
     saving: Any = None  # a separate group of processes, so that checkpoints are written while training communicates
 
@@ -162,6 +162,8 @@ def join(c: ParallelConfig, device: torch.device) -> World:
         raise UserError("parallel.offload moves weights from a GPU to main memory; there is no GPU\n  → leave it out")
     if c.data == "ddp" and tensor == 1:
         return World(rank, size, rank, size, store=_STORE)
+    from torch.distributed.device_mesh import init_device_mesh
+
     mesh = init_device_mesh(device.type, (replicas, shards, tensor), mesh_dim_names=("replicate", "shard", "tensor"))
     return World(rank, size, rank // tensor, size // tensor, mesh, _STORE, dist.new_group(backend="gloo"))
 
@@ -170,6 +172,8 @@ def _meet() -> tuple[Any, int, int]:
     """Meets the other processes. Returns the store, the rank of this one, and the number of processes.
 
     Raises UserError where environment variables are incomplete, and ProcessFailed where the processes do not meet."""
+    from torch.distributed.rendezvous import rendezvous
+
     how = "  → start them by --processes N or torchrun; for one process, unset WORLD_SIZE and RANK"
     try:
         store, rank, size = next(iter(rendezvous("env://")))
@@ -218,9 +222,11 @@ class Parallel:
         self.model, self.world, self.module = model, world, nn.Module()
         scored = Scored(model)
         if world.mesh is not None:
+            from lmkit.training.distributed import sharding
+
             if world.shares_matrices:
-                split_matrices(model, world.mesh["tensor"])
-            _shard(scored, world.mesh, c, precision)
+                sharding.split_matrices(model, world.mesh["tensor"])
+            sharding.shard(scored, model, world.mesh, c, precision)
             self.module = scored
         elif world.size > 1:
             self.module = DistributedDataParallel(scored)
@@ -240,8 +246,8 @@ class Parallel:
             with self.module.no_sync():
                 yield
             return
-        if isinstance(self.module, FSDPModule):
-            self.module.set_requires_gradient_sync(last)
+        if self.world.sharded:
+            cast("FSDPModule", self.module).set_requires_gradient_sync(last)
         yield
 
     def start_gradient(self) -> None:
@@ -263,10 +269,9 @@ class Parallel:
         """Adds up the gradients of the few parameters that are whole on each of the processes that share matrices."""
         if self.world.mesh is None or not self.world.shares_matrices:
             return
-        group = self.world.mesh.get_group("tensor")
-        for name, p in self.model.named_parameters():
-            if p.grad is not None and any(part in name for part in PARTIAL):
-                dist.all_reduce(local(p.grad), group=group)
+        from lmkit.training.distributed import sharding
+
+        sharding.add_up_partial(self.model, self.world.mesh.get_group("tensor"))
 
     def by_first(self, compute: Callable[[], T]) -> T:
         """Returns to all processes what `compute` returns on rank 0, which has the whole model meanwhile."""
@@ -278,16 +283,13 @@ class Parallel:
     @contextmanager
     def whole(self) -> Iterator[None]:
         """Gathers all weights on every process for the time of a `with` block, so that each can use the model alone."""
-        shards = [m for m in self.module.modules() if isinstance(m, FSDPModule)]
-        for m in shards:
-            m.set_reshard_after_forward(False, recurse=False)
-            m.unshard()
-        try:
+        if not self.world.sharded:
             yield
-        finally:
-            for m in shards:
-                m.set_reshard_after_forward(True, recurse=False)
-                m.reshard()
+            return
+        from lmkit.training.distributed import sharding
+
+        with sharding.gathered(self.module):
+            yield
 
 
 def _meshes(grads: list[Tensor]) -> list[list[Tensor]]:
@@ -309,21 +311,3 @@ def scale_gradients(grads: list[Tensor], longest: float, norm: Tensor) -> None:
 
     As in torch, they are multiplied with longest / (norm + 1e-6) where that is below 1."""
     torch._foreach_mul_([local(g) for g in grads], (longest / (norm + 1e-6)).clamp(max=1.0))
-
-
-def _shard(scored: Scored, mesh: DeviceMesh, c: ParallelConfig, precision: str) -> None:
-    """Shards the model with FSDP2: the weights of a block are gathered when it runs.
-
-    With one shard per copy of the model, this is plain data parallelism."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    options: dict[str, Any] = {
-        "mesh": mesh["replicate", "shard"],
-        "mp_policy": MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None),
-        "reshard_after_forward": True,
-    }
-    if c.offload:
-        options["offload_policy"] = CPUOffloadPolicy()
-    for stack in scored.model.stacks:
-        for block in stack.blocks:
-            fully_shard(block, **options)
-    fully_shard(scored, **options)

@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lmkit.base.errors import UserError
-from lmkit.model.sharding import fill_tensor
+from lmkit.model.sharding import fill_tensor, is_shared_out
 from lmkit.model.transformer import Transformer
 from lmkit.recipe.pretraining import OptimizerConfig
 from lmkit.training.optimizers.muon import Muon, Spread, alone
@@ -117,7 +116,7 @@ def load_state_tensors(
         state: dict[str, Any] = optimizer.state[p]
         if key == "step":  # fused optimizers need it on the parameters' device, others on the CPU
             state[key] = value.reshape(()).to(p.device if optimizer.param_groups[0].get("fused") else "cpu")
-        elif isinstance(value, DTensor) or value.shape != p.shape:
+        elif is_shared_out(value) or value.shape != p.shape:
             state[key] = value.to(p.device)
         else:
             state[key] = torch.zeros_like(p, dtype=value.dtype)

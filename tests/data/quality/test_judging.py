@@ -1,6 +1,7 @@
 """What `data.quality` leaves of a corpus, through the pipeline and the command: the same whatever interrupts it."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -205,8 +206,9 @@ def test_parts_and_workers_leave_out_the_documents_that_one_process_leaves_out(
         return
     (tmp_path / "small.py").write_text(SCRIPT)
     ran = subprocess.run(
-        [sys.executable, "small.py", *command, "workers", "--workers", "2"], capture_output=True, text=True
-    )
+        [sys.executable, "small.py", *command, "workers", "--workers", "2"],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}, capture_output=True, text=True,
+    )  # fmt: skip
     assert ran.returncode == 0 and "datatrove" not in ran.stderr, ran.stderr
     assert "continuing after 5 finished parts" in ran.stderr  # all of them made by workers
     assert hashes(tmp_path / "workers") == hashes(tmp_path / "whole")
