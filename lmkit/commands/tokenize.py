@@ -98,7 +98,8 @@ def tokenize(
         others |= settings.quality.model_dump(exclude_defaults=True)
         store = _images(settings, pixel_config(pixels), family, out, [key for key, value in others.items() if value])
     elif part is not None:
-        return _print_counts(part, tokenize_part(settings, config, family, out, *_part(part)))
+        _print_counts(part, tokenize_part(settings, config, family, out, *_part(part)))
+        return
     elif workers is not None:
         from lmkit.data.tokens.engine import tokenize_with_workers
 
