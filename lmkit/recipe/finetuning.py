@@ -104,6 +104,8 @@ class FinetuneRecipe(Section):
             raise ValueError(
                 "data.quality is for tables of rows here\n  → for documents, `lmkit tokenize` has it as options"
             )
+        if self.data.quality.redact and task.name in ("qa", "tag"):
+            raise ValueError(f"data.quality.redact moves the places that {task.name} learns in texts\n  → leave it out")
         if isinstance(task, AnswerConfig) and not task.kb:
             raise ValueError("task.kb is missing: the knowledge base that answers are looked up in (`lmkit kb build`)")
         return self

@@ -292,6 +292,8 @@ def _explain(schema: type[BaseModel], error: Any, lines: dict[str, str], where: 
         return f"{line}\n  {name} = {value!r} is not one of the allowed values{did_you_mean(str(value), choices)}"
     if kind == "value_error":
         return f"{line}\n  {name}: {message}"
+    if kind == "tuple_type" and not isinstance(value, dict):
+        return f"{line}\n  {name}: it is a list, and {value!r} stands alone\n  → [{value}]"
     return f"{line}\n  {name}: {message[0].lower() + message[1:]} (got {value!r})"
 
 

@@ -31,20 +31,25 @@ def _line_ends(separator: str) -> str:
 Separator = Annotated[str, Field(min_length=1), AfterValidator(_line_ends)]
 
 
-class QualityConfig(Section):
-    """Which documents are learnt from; each rule with its threshold and source in docs/data.md."""
+class TextRules(Section):
+    """Which texts are learnt from; each rule with its threshold and source in docs/data.md."""
 
     languages: tuple[Annotated[str, Field(pattern="^[a-z]{2,3}$")], ...] = Field(
-        (), description="ISO 639 codes, like [de, en]: documents in other languages are left out."
+        (), description="ISO 639 codes, like [de, en]: texts in other languages are left out."
     )
     filters: tuple[Literal["gopher_quality", "gopher_repetition", "c4", "fineweb"], ...] = Field(
-        (), description="Published heuristics; documents that break a rule are left out."
-    )
-    decontaminate: str | tuple[str, ...] = Field(
-        (), description="Evaluation files: documents that share 13 words in a row with them are left out."
+        (), description="Published heuristics; texts that break a rule are left out."
     )
     redact: bool = Field(
         False, description="`[e-mail]` in place of the address; also telephone, IBAN, credit card, IP address."
+    )
+
+
+class QualityConfig(TextRules):
+    """Which documents are learnt from, by rules and by what else there is."""
+
+    decontaminate: str | tuple[str, ...] = Field(
+        (), description="Evaluation files: documents that share 13 words in a row with them are left out."
     )
     deduplicate: Literal["none", "exact", "near"] = Field(
         "none", description="Leave out documents that repeat an earlier one: its text, or most of it (MinHash)."
@@ -55,7 +60,7 @@ class QualityConfig(Section):
         return [self.decontaminate] if isinstance(self.decontaminate, str) else list(self.decontaminate)
 
 
-class RowQualityConfig(Section):
+class RowQualityConfig(TextRules):
     """Which training rows of a table are learnt from, by what is read of them, and not by their answers."""
 
     deduplicate: Literal["none", "exact", "near"] = Field(

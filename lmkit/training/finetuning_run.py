@@ -18,7 +18,7 @@ from lmkit.base.runs import HELD_OUT, Run, find_run, fresh_path, going_on, model
 from lmkit.base.units import show_count, show_seconds
 from lmkit.data.inventory import of_model, of_store, of_tables
 from lmkit.data.tables.labels import label_kind
-from lmkit.data.tables.quality import judged
+from lmkit.data.tables.quality import judged, redacted
 from lmkit.data.tables.report import report
 from lmkit.data.tables.splitting import fold, groups_held_out, limit, split
 from lmkit.data.tables.table import Table, read_table
@@ -134,8 +134,13 @@ def tables(recipe: FinetuneRecipe) -> tuple[Table, Table]:
             note(groups_held_out(whole, held_out, data.group))
     else:
         held_out = _read(data.validation, recipe, label_kind(train.rows))
-    train, lines = judged(train, held_out, task, data.quality)
-    for line in lines:
+    lines = list[str]()
+    if data.quality.redact:
+        train, lines = redacted(train)
+        held_out, more = redacted(held_out)
+        lines += more
+    train, left_out = judged(train, held_out, task, data.quality)
+    for line in lines + left_out:
         note(line)
     if data.limit and data.limit < len(train.rows):
         note(f"data.limit: {data.limit:,} of {len(train.rows):,} training rows, drawn at random")

@@ -14,7 +14,7 @@ from lmkit.data.inputs import Document, Problems
 from lmkit.data.quality.decontamination import evaluation_ngrams, ngrams
 from lmkit.data.quality.deduplication import KEYS, NUMBER_OF_KEYS, Keys
 from lmkit.data.quality.filters import FILTERS
-from lmkit.data.quality.languages import LEAST, language_detector
+from lmkit.data.quality.languages import is_in, language_detector
 from lmkit.data.quality.personal import without_personal
 from lmkit.recipe.pretraining import DataConfig
 
@@ -88,10 +88,8 @@ class Quality:
 
     def _filtered(self, text: str, place: str, problems: Problems) -> tuple[str, str]:
         """Returns the text with what filters leave of it, and what it is left out by; "" where it stays."""
-        if self.detect:
-            language, probability = self.detect(text)
-            if language not in self.config.languages or probability < LEAST:
-                return text, "languages"
+        if self.detect and not is_in(text, self.config.languages, self.detect):
+            return text, "languages"
         for name in self.config.filters:
             before = text
             text, rule = FILTERS[name](text)

@@ -1,7 +1,7 @@
 """The language of a text, by lid.176 of fastText (Joulin et al. 2017), which comes with a package: nothing is loaded
 from the network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from lmkit.base.errors import UserError
 
@@ -9,7 +9,10 @@ LEAST = 0.65  # probability of a language, as in FineWeb
 READ_CHARS = 2_000  # of each text
 
 
-def language_detector() -> Callable[[str], tuple[str, float]]:
+Detector = Callable[[str], tuple[str, float]]
+
+
+def language_detector() -> Detector:
     """Returns a function that gives the ISO 639 code of a text's language, and its probability. Raises UserError where
     the library is missing."""
     try:
@@ -23,3 +26,9 @@ def language_detector() -> Callable[[str], tuple[str, float]]:
         return best["lang"], best["score"]
 
     return detect
+
+
+def is_in(text: str, languages: Collection[str], detect: Detector) -> bool:
+    """Returns whether a text is likely in one of the languages."""
+    language, probability = detect(text)
+    return language in languages and probability >= LEAST
