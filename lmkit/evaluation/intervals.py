@@ -99,7 +99,5 @@ def means(columns: Mapping[str, Sequence[float] | np.ndarray], intervals: bool =
         return dict(zip(names, weights @ table / weights.sum(), strict=True))
 
     scores = resampled(statistic, len(table), intervals)
-    counted = np.isin(table, (0, 1)).all(0)
-    return scores | {
-        name: share(table[:, i], intervals) for i, name in enumerate(names) if name in scores and counted[i]
-    }
+    counted = np.flatnonzero(np.isin(table, (0, 1)).all(0))
+    return scores | {names[i]: share(table[:, i], intervals) for i in counted if names[i] in scores}

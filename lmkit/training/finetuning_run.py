@@ -274,7 +274,9 @@ def _tell(f: Finetuning, run: Run, seconds: float) -> None:
         _calibrate(f, run)
     folder = _model_to_use(run)
     verdicts = _scores(f, folder, run) if f.held_out.rows else []
-    if (state.best or {}).get(job.metric) != 1:  # a model that is right on all rows has no use for a longer run
+    if (state.best or {}).get(
+        job.metric
+    ) != f.task.top:  # a model that is right on all rows has no use for a longer run
         verdicts += verdict.course(run.path, job.recipe.train.budget, "finetune")
     elif job.share_of:
         verdicts.append(
@@ -355,7 +357,10 @@ def _scores(f: Finetuning, folder: Path, run: Run) -> list[str]:
         write_atomic(run.path / HELD_OUT, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
     weighs = hasattr(f.settings.task, "class_weights")
     weights = "\n  → task.class_weights=true gives rare labels more weight" if weighs else ""
+    pretrained = isinstance(f.job.recipe.model, str)
+    weak = verdict.beside_baselines(columns, task.metric, pretrained, task.top) if task.higher else []
     return [
         *verdict.never_predicted(task.never_predicted(table, outputs), len(table.rows), weights),
-        *verdict.beside_baselines(columns, task.metric, isinstance(f.job.recipe.model, str)),
+        *verdict.of_texts(task.texts_written(table, outputs), "" if weak else verdict.advice(pretrained)),
+        *weak,
     ]

@@ -2,15 +2,18 @@
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lmkit.base.units import split_quantity
+from lmkit.base.units import brief, split_quantity
 from lmkit.evaluation.intervals import Estimate
 
 FALLING = 0.02  # the share by which the validation loss must have fallen to the last evaluation to count as falling
 RISEN = 0.05  # the share by which it must have risen from its lowest value to the end to count as rising
 SHOWN = 3  # labels in a line
+LOW = 0.1  # the share of the best possible score below which a model is of no use
+MANY = 0.25  # the share of rows that have nothing written, or the same wrong text, of which a verdict tells
 
 
 def course(run: Path, budget: str, verb: str) -> list[str]:
@@ -43,23 +46,49 @@ def _validation_losses(metrics: Path) -> list[tuple[int, float]]:
     return [(row["step"], row["val_loss"]) for row in rows if row.get("val_loss") is not None]
 
 
-def beside_baselines(columns: Mapping[str, Mapping[str, Estimate]], metric: str, pretrained: bool) -> list[str]:
-    """Returns a line with advice where a baseline is as good as the model, and the model can become better. Higher
-    scores of `metric` must be better, and 1 the best.
+def beside_baselines(
+    columns: Mapping[str, Mapping[str, Estimate]], metric: str, pretrained: bool, top: float = 1
+) -> list[str]:
+    """Returns a line with advice where a baseline is as good as the model, and the model can become better; or where
+    the score is close to 0. Higher scores of `metric` must be better, and `top` the best.
 
     columns: the scores of the model, called `model`, and of each baseline. pretrained: the model knew texts before."""
     ours = columns["model"].get(metric)
-    if ours is None or ours.value == 1:
+    if ours is None or ours.value == top:
         return []
     rivals = {name: scores[metric] for name, scores in columns.items() if name != "model" and metric in scores}
     best = max(rivals, key=lambda name: rivals[name].value, default=None)
     if best is None or rivals[best].value < ours.value:
-        return []
+        useless = f"{metric} {ours.value:.4f} of {top:g}: next to nothing is right\n  → {advice(pretrained)}"
+        return [useless] if ours.value < LOW * top else []
     theirs = rivals[best].value
     clear = ours.high is not None and theirs > ours.high
     better = f"{metric} {ours.value:.4f} is {'worse than' if clear else 'no better than'} that of {best} ({theirs:.4f})"
-    advice = "more epochs, or more rows" if pretrained else "start from a trained model: --model FOLDER"
-    return [f"{better}\n  → {advice}"]
+    return [f"{better}\n  → {advice(pretrained)}"]
+
+
+def advice(pretrained: bool) -> str:
+    """Returns what to try where a fine-tuned model is no good. pretrained: it knew texts before."""
+    return "more epochs, or more rows" if pretrained else "start from a trained model: --model FOLDER"
+
+
+def of_texts(written: Sequence[tuple[str, Sequence[str]]], try_next: str = "") -> list[str]:
+    """Returns a line where many rows have nothing written, and one where many have the same wrong text, each with the
+    advice `try_next` if there is one.
+
+    written: of each row the text, and the texts that are right; none or "" where nothing is to be written."""
+    lines, wanting = [], [text for text, right in written if any(right)]
+    if (silent := sum(not text for text in wanting)) and silent >= MANY * len(wanting):
+        lines.append(f"writes nothing for {silent:,} of the {len(wanting):,} rows held out that have an answer")
+    wrong = Counter(text for text, right in written if text and text not in right)
+    text, rows = wrong.most_common(1)[0] if wrong else ("", 0)
+    if rows > 1 and rows >= MANY * len(written):
+        different = len({text for text, _ in written})
+        lines.append(
+            f"writes the same wrong text for {rows:,} of {len(written):,} rows held out: `{brief(text)}`"
+            f" ({different:,} different texts in all)"
+        )
+    return [f"{line}\n  → {try_next}" if try_next else line for line in lines]
 
 
 def never_predicted(counts: Mapping[str, int], rows: int, advice: str) -> list[str]:

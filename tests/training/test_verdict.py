@@ -85,6 +85,18 @@ def test_a_model_that_beats_no_baseline_is_told_so():
     assert verdict.beside_baselines(columns, "accuracy", pretrained=True) == []
     perfect = {name: {"accuracy": Estimate(1.0, 1.0, 1.0)} for name in columns}
     assert verdict.beside_baselines(perfect, "accuracy", pretrained=True) == []
+    bleu = {"model": {"bleu": Estimate(1.0, 0.5, 2)}, "source": {"bleu": Estimate(0.3, None, None)}}
+    assert "bleu 1.0000 of 100: next to nothing" in verdict.beside_baselines(bleu, "bleu", False, top=100)[0]
+    assert verdict.beside_baselines(bleu | {"model": {"bleu": Estimate(30, 20, 40)}}, "bleu", False, top=100) == []
+
+
+def test_texts_that_are_empty_or_all_alike_are_counted_where_they_are_wrong():
+    silent = [("", ["yes"]), ("", ["no"]), ("maybe", ["maybe"]), ("", [""])]
+    assert verdict.of_texts(silent, "x") == ["writes nothing for 2 of the 3 rows held out that have an answer\n  → x"]
+    alike = [("yes", ["yes"])] * 5 + [("yes", ["no", "never"])] * 3 + [("no", ["no"])] * 2
+    (line,) = verdict.of_texts(alike)
+    assert line == "writes the same wrong text for 3 of 10 rows held out: `yes` (2 different texts in all)"
+    assert verdict.of_texts([("yes", ["yes"])] * 8 + alike[5:]) == []  # to 3 of 13 it is wrong
 
 
 def test_labels_that_are_never_predicted_are_named_after_a_run(here):
