@@ -253,7 +253,9 @@ def _tell_continued(job: Job, run: Run, seconds: float) -> None:
         print(f"  best   step {job.state.best['step']:.0f}: perplexity {job.state.best['val_perplexity']:.2f}{was}")
         after = {k: {"value": v} for k, v in job.state.best.items() if k != "step"}
         write_json(run.path / "scores.json", {"before": before, "scores": after})
-    lines = verdict.course(run.path, job.recipe.train.budget, "finetune") if job.world.first else []
+    lines = verdict.course(run.path, job.recipe.train.budget, "finetune", by_loss=True) if job.world.first else []
+    if job.state.best and before and job.state.best["val_loss"] >= before["val_loss"]:
+        lines.insert(0, "the model predicts the held-out texts no better than before")
     if lines:
         print(verdict.as_text(lines))
     card(job, run)
@@ -277,7 +279,8 @@ def _tell(f: Finetuning, run: Run, seconds: float) -> None:
     if (state.best or {}).get(
         job.metric
     ) != f.task.top:  # a model that is right on all rows has no use for a longer run
-        verdicts += verdict.course(run.path, job.recipe.train.budget, "finetune")
+        by_loss = job.metric == "val_loss"
+        verdicts += verdict.course(run.path, job.recipe.train.budget, "finetune", by_loss)
     elif job.share_of:
         verdicts.append(
             "all rows held out are right\n  → more of them, or harder ones, tell more: lmkit eval RUN --data FILE"

@@ -16,8 +16,9 @@ LOW = 0.1  # the share of the best possible score below which a model is of no u
 MANY = 0.25  # the share of rows that have nothing written, or the same wrong text, of which a verdict tells
 
 
-def course(run: Path, budget: str, verb: str) -> list[str]:
-    """Returns a line with advice where the validation loss was still falling at the end, or had long risen.
+def course(run: Path, budget: str, verb: str, by_loss: bool = False) -> list[str]:
+    """Returns a line with advice where the validation loss was still falling at the end, or had long risen; where the
+    best checkpoint is chosen `by_loss` also where it had risen a little.
 
     run: its directory; budget: of its recipe; verb: the command that made it."""
     points = _validation_losses(run / "metrics.jsonl")
@@ -26,17 +27,45 @@ def course(run: Path, budget: str, verb: str) -> list[str]:
     losses = [loss for _, loss in points]
     lowest = min(losses)
     if losses[-1] == lowest and losses[-1] < losses[-2] * (1 - FALLING):
-        number, unit = split_quantity(budget)
-        unit += "s" if unit in ("step", "token", "epoch") else ""
-        more = f"{round(2 * number, 6):.15g} {unit}".strip()
-        again = f"lmkit {verb} {shlex.quote(str(run))} train.budget='{more}' --out {shlex.quote(f'{run}-longer')}"
-        return [f"the validation loss was still falling at the end ({losses[-2]:.4g} → {losses[-1]:.4g})\n  → {again}"]
+        falling = f"the validation loss was still falling at the end ({losses[-2]:.4g} → {losses[-1]:.4g})"
+        return [f"{falling}\n  → {_longer(run, budget, verb)}"]
+    step = points[losses.index(lowest)][0]
     if losses[-1] > lowest * (1 + RISEN):
-        step = points[losses.index(lowest)][0]
         return [
             f"the validation loss has risen since step {step:,} ({lowest:.4g} → {losses[-1]:.4g}): the texts are learnt"
             " by heart\n  → more or other texts, a smaller model, or a shorter budget"
         ]
+    if by_loss and losses[-1] > lowest:
+        return [
+            f"the best checkpoint is that of step {step:,}: its validation loss of {lowest:.4g} has risen to"
+            f" {losses[-1]:.4g} since\n  → `best`, which all commands take; more texts help more than more steps"
+        ]
+    return []
+
+
+def _longer(run: Path, budget: str, verb: str) -> str:
+    """Returns the command that trains as a run did, twice as long."""
+    number, unit = split_quantity(budget)
+    unit += "s" if unit in ("step", "token", "epoch") else ""
+    more = f"{round(2 * number, 6):.15g} {unit}".strip()
+    return f"lmkit {verb} {shlex.quote(str(run))} train.budget='{more}' --out {shlex.quote(f'{run}-longer')}"
+
+
+def beside_frequencies(
+    scores: Mapping[str, float], baselines: Mapping[str, Mapping[str, float]], run: Path, budget: str, advised: bool
+) -> list[str]:
+    """Returns a line where a pretrained model predicts held-out texts no better than the frequencies of tokens, or a
+    compressor, do. budget: of its recipe, for advice; advised: other lines have some."""
+    unit = "bits_per_byte" if "bits_per_byte" in scores else "perplexity"
+    value, advice = scores.get(unit, 0.0), "" if advised else f"\n  → {_longer(run, budget, 'pretrain')}"
+    reasons = {
+        "unigram": "it has learnt no more than how often each token occurs",
+        "xz": "it knows little of the texts",
+    }
+    for name, reason in reasons.items():
+        if value >= (rival := baselines.get(name, {}).get(unit, value + 1)):
+            figure = unit.replace("_", " ")
+            return [f"{figure} {value:.4g} is no better than that of {name} ({rival:.4g}): {reason}{advice}"]
     return []
 
 

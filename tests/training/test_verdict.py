@@ -43,6 +43,7 @@ def test_a_loss_that_still_falls_is_said_with_a_command_that_works(here):
     assert "the validation loss was still falling at the end" in first
     longer = re.search(r"lmkit (.*)", advice)[1]
     assert "train.budget='24 steps'" in longer
+    assert re.search(r"beside xz [\d.]+, unigram [\d.]+, uniform [\d.]+ bits per byte", first)
     assert "24 steps" in said(longer) and Path("run-longer/best/config.json").is_file()
 
 
@@ -51,7 +52,8 @@ def test_a_loss_that_still_falls_is_said_with_a_command_that_works(here):
     [
         ([3.0, 2.5, 2.0], "still falling"),
         ([3.0, 2.0, 1.99], None),
-        ([3.0, 2.0, 2.05], None),
+        ([3.0, 2.0, 2.05], "best checkpoint is that of step 2: its validation loss of 2 has risen to 2.05"),
+        ([3.0, 2.0, 2.0], None),
         ([3.0, 2.0, 2.4], "has risen since step 2 (2 → 2.4)"),
         ([3.0, 2.0], "still falling"),
         ([3.0], None),
@@ -60,7 +62,8 @@ def test_a_loss_that_still_falls_is_said_with_a_command_that_works(here):
 def test_the_course_of_the_loss(losses, says, tmp_path):
     rows = [{"step": i, "loss": 1.0} | {"val_loss": loss} for i, loss in enumerate(losses, 1)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, [{"step": 0, "loss": 9.0}, *rows])))
-    lines = verdict.course(tmp_path, "3 epochs", "finetune")
+    lines = verdict.course(tmp_path, "3 epochs", "finetune", by_loss=True)
+    assert "has risen to" in str(lines) or lines == verdict.course(tmp_path, "3 epochs", "finetune")
     assert (says in lines[0]) if says else not lines
 
 
