@@ -81,6 +81,7 @@ def runs_show(run: Run, as_json: Json = False) -> None:
     if "loss" in record.columns:
         values = record.curve("loss")[1]
         lines.append(f"  loss     {sparkline(values.tolist(), 40)}  {values[0]:.4g} → {values[-1]:.4g}")
+    lines += [f"  standing {standing}"] if (standing := comparison.standing(record)) else []
     lines += [f"  verdict  {line.replace(chr(10), chr(10) + ' ' * 9)}" for line in record.verdict]
     lines += [f"  event    {kind}: {count}" for kind, count in facts["events"].items()]
     print("\n".join([*lines, f"  report   lmkit report {shlex.quote(str(run))}", f"  next     {facts['next']}"]))
@@ -109,7 +110,8 @@ def runs_compare(runs: Runs, as_json: Json = False) -> None:
     rows += [(name.replace("_", " "), *(said_score(s.get(name)) for s in facts["scores"])) for name in names]
     rows += [("cost", *map(_said_cost, facts["costs"]))]
     _print_grid(("", *(r.name for r in records)), rows, right=())
-    print("\n".join(test["verdict"] for test in facts["tests"]))
+    best = comparison.which_is_best(comparison.ranking(records))
+    print("\n".join([test["verdict"] for test in facts["tests"]] or [best]))
 
 
 @runs_app.command(name="plot", epilog="Example: lmkit runs plot runs/a runs/b --metric val_loss --by tokens")

@@ -9,11 +9,14 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.metrics import confusion_matrix
 from typer.testing import CliRunner
 
 from lmkit.commands.main import app
+from lmkit.report import comparison
 from lmkit.report.curves import Series, line_chart, thinned
+from lmkit.report.page import report_page
 from lmkit.report.record import RunRecord
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -112,10 +115,41 @@ def test_several_runs_are_told_apart_and_tested(runs):
     page = (home / "both.html").read_text()
     cells = {row[0]: row[1:] for row in Text(page).rows}
     assert cells["optimizer.lr"] == ["0.1", "0.2"] and "task.name" not in cells
+    assert cells["accuracy"] == ["0.75 (0.6–0.9)"] * 3  # of both, and of the baseline that they have in common
     right = [np.array(said) == np.array(GOLD) for said in (first, second)]
     only = sorted((np.sum(right[0] & ~right[1]), np.sum(right[1] & ~right[0])))
     p = 2 * sum(math.comb(sum(only), k) for k in range(only[0] + 1)) / 2 ** sum(only)  # McNemar's exact test
     assert only[0] < only[1] and f"p = {p:.2g}, McNemar" in page
+
+
+def trial(folder, losses, **settings):
+    """Writes a run of pretraining for each loss, of one seed each."""
+    for seed, loss in enumerate(losses):
+        path = folder / f"{settings['lr']}-{seed}"
+        path.mkdir(parents=True)
+        recipe = {"task": {"name": "causal_lm"}, "train": {"seed": seed}, "optimizer": settings}
+        (path / "recipe.yaml").write_text(json.dumps(recipe))
+        best = {"step": 7, "val_loss": loss, "val_bits_per_byte": loss / 3}
+        baselines = {"xz": {"bits_per_byte": 0.9}, "unigram": {"loss": 4.0, "bits_per_byte": 4 / 3}}
+        status = {"state": "done", "step": 9, "best": best, "baselines": baselines}
+        (path / "status.json").write_text(json.dumps(status))
+    return [RunRecord(path) for path in sorted(folder.iterdir())]
+
+
+def test_runs_are_ranked_over_their_seeds_and_the_difference_is_tested(tmp_path):
+    losses = [3.0, 3.1, 3.2], [2.0, 2.1, 2.05]
+    trial(tmp_path, losses[0], lr=1)
+    records = trial(tmp_path, losses[1], lr=2)
+    first, second = comparison.ranking(records)
+    assert (first["settings"], second["settings"]) == ("optimizer.lr=2", "optimizer.lr=1")
+    assert first["mean"] == pytest.approx(2.05) and second["deviation"] == pytest.approx(0.1)
+    p = stats.ttest_ind(*losses, equal_var=False).pvalue
+    page = report_page(records)
+    assert f"That is evidence (p = {p:.2g}, Welch" in page and "2.0500 ± 0.0500" in page
+    assert "0.6667: better than xz (0.9), unigram (1.333). The model to use, `best`, is of step 7 of 9." in page
+    assert len(re.findall(">xz<", page)) == 1
+    alone = comparison.which_is_best(comparison.ranking([records[0], records[-1]]))
+    assert alone.startswith("Best is 2-2 with loss 2.0500, ahead of 1-0 with 3.0000. With one run each, chance")
 
 
 @pytest.mark.parametrize("axis, last", [("step", 400), ("tokens", 40_000), ("time", 200)])
