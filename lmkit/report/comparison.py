@@ -190,6 +190,12 @@ def final_scores(run: RunRecord) -> dict[str, dict[str, Any]]:
     return {name: {"value": value} for name, value in named.items() if isinstance(value, int | float)}
 
 
+def best_scores(run: RunRecord) -> dict[str, float]:
+    """Returns the scores of the best checkpoint, and its step: as the model was scored at the end, where it was."""
+    final = final_scores(run)
+    return {name: final.get(name.removeprefix("val_"), {}).get("value", value) for name, value in run.best.items()}
+
+
 def baseline_scores(run: RunRecord) -> dict[str, dict[str, dict[str, Any]]]:
     """Returns the scores of each simpler answer to the same task, by its name; of continued pretraining those of the
     model that it began with, `before`."""

@@ -19,6 +19,7 @@ MOST_SAMPLES, MOST_WORST, MOST_CLASSES, MOST_CONFUSED = 12, 20, 30, 20  # shown 
 FEW_CLASSES = 12  # of a confusion matrix that is read at a glance
 UNUSED = "  # not used: the data were tokens already"
 VALIDATION = "validation {}"
+WRITTEN = ("val_bleu", "val_chrf", "val_rouge")  # scores of texts, which training writes without a beam
 
 
 def report_page(runs: Sequence[RunRecord], metric: str = "") -> str:
@@ -54,9 +55,9 @@ def charts(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
 def charted(runs: Sequence[RunRecord]) -> dict[str, str]:
     """Returns the columns of metrics.jsonl that are worth a chart, with their titles."""
     names = dict.fromkeys(name for run in runs for name in run.columns if name.startswith("val_"))
-    return (
-        {"loss": TRAINING["loss"]} | {name: VALIDATION.format(name[4:].replace("_", " ")) for name in names} | TRAINING
-    )
+    titles = {name: VALIDATION.format(name[4:].replace("_", " ")) for name in names}
+    greedy = {name: f"{title} (greedy search)" for name, title in titles.items() if name.startswith(WRITTEN)}
+    return {"loss": TRAINING["loss"]} | titles | greedy | TRAINING
 
 
 def series(runs: Sequence[RunRecord], name: str, axis: str) -> list[curves.Series]:

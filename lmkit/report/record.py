@@ -16,6 +16,7 @@ import numpy as np
 from lmkit.base.errors import UserError
 from lmkit.base.files import folder_bytes
 from lmkit.base.runs import find_run, is_in_use, read_jsonl, read_status, seeds_of
+from lmkit.base.units import seconds
 from lmkit.recipe.recipe_file import parse_yaml
 
 Curve = tuple[np.ndarray, np.ndarray]  # (points,) places on an axis, (points,) values
@@ -95,6 +96,17 @@ class RunRecord:
         """The scores of the best checkpoint during training, and its step; {} where nothing was scored."""
         best = self.status.get("best")
         return best if isinstance(best, dict) else {}
+
+    @property
+    def share_done(self) -> float | None:
+        """How much of its budget is trained, from 0 to 1; None where that is not known."""
+        if not len(self.columns.get("step", ())):
+            return None
+        if steps := self.status.get("horizon"):
+            return min(1.0, float(self.columns["step"][-1]) / steps)
+        with suppress(KeyError, TypeError, ValueError):
+            return min(1.0, float(self.columns["seconds"][-1]) / seconds(self.recipe["train"]["budget"]))
+        return None
 
     @property
     def verdict(self) -> list[str]:

@@ -191,6 +191,11 @@ class Task(ABC):
         """Returns what was written of each row, and the texts that are right; empty where no texts are written."""
         return []
 
+    def answered(self, model: Transformer, table: Table) -> list[dict[str, str]]:
+        """Returns what the model writes after a few held-out prompts, where `texts_written` does not have it of all
+        rows: place, prompt, gold and answer."""
+        return []
+
     def stated(self) -> list[str]:
         """Returns what the scores depend on."""
         return []

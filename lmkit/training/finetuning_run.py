@@ -353,6 +353,9 @@ def _scores(f: Finetuning, folder: Path, run: Run) -> list[str]:
         with (run.path / "classes.csv").open("w", encoding="utf-8", newline="") as file:
             header = ("class", *next(iter(classes.values()))._fields)
             csv.writer(file).writerows([header, *((name, *score) for name, score in classes.items())])
+    with waiting("answering a few prompts held out"):
+        if answers := task.answered(model, table):
+            facts["samples"] = answers
     write_json(run.path / "scores.json", facts)
     if task.labels_rows:
         with waiting("keeping what the model says of each row"):
@@ -361,9 +364,10 @@ def _scores(f: Finetuning, folder: Path, run: Run) -> list[str]:
     weighs = hasattr(f.settings.task, "class_weights")
     weights = "\n  → task.class_weights=true gives rare labels more weight" if weighs else ""
     pretrained = isinstance(f.job.recipe.model, str)
+    texts = task.texts_written(table, outputs) or [(row["answer"], [row["gold"]]) for row in answers]
     weak = verdict.beside_baselines(columns, task.metric, pretrained, task.top) if task.higher else []
     return [
         *verdict.never_predicted(task.never_predicted(table, outputs), len(table.rows), weights),
-        *verdict.of_texts(task.texts_written(table, outputs), "" if weak else verdict.advice(pretrained)),
+        *verdict.of_texts(texts, "" if weak else verdict.advice(pretrained)),
         *weak,
     ]

@@ -115,7 +115,7 @@ def of_texts(written: Sequence[tuple[str, Sequence[str]]], try_next: str = "") -
         different = len({text for text, _ in written})
         lines.append(
             f"writes the same wrong text for {rows:,} of {len(written):,} rows held out: `{brief(text)}`"
-            f" ({different:,} different texts in all)"
+            f" (different texts in all: {different:,})"
         )
     return [f"{line}\n  → {try_next}" if try_next else line for line in lines]
 

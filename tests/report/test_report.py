@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from lmkit.commands.main import app
 from lmkit.report import comparison
-from lmkit.report.curves import Series, line_chart, thinned
+from lmkit.report.curves import Series, histogram, line_chart, thinned
 from lmkit.report.page import report_page
 from lmkit.report.record import RunRecord
 
@@ -164,6 +164,30 @@ def test_a_curve_lies_where_its_ticks_say(runs, axis, last):
     widths = np.diff(points[:, 0])
     assert widths == pytest.approx(widths[0], abs=0.11)  # evaluations are evenly far apart on all axes
     assert record.curve("val_loss", axis)[0][-1] == last
+
+
+@pytest.mark.parametrize("edges", [range(5), range(9), range(12_300_000, 12_300_900, 100)])
+def test_the_marks_below_a_histogram_differ(edges):
+    svg = ElementTree.fromstring(histogram("rows", [1] * (len(edges) - 1), list(edges), None, "tokens"))
+    marks = [t.text for t in svg.iter("text") if t.get("text-anchor") == "middle"]
+    assert len({*marks}) == len(marks) > 2 and all(int(mark.replace(",", "")) >= edges[0] for mark in marks)
+
+
+def test_many_classes_are_told_by_their_worst_confusions_and_a_perfect_model_so(runs, tmp_path):
+    shutil.copytree(runs[0] / "one", tmp_path / "run")
+    pairs = [(f"c{n}", f"c{n}") for n in range(14)] + [("c3", "c4")] * 3 + [("c5", "c6")] * 2
+    row = lambda g, p: json.dumps({"gold": g, "prediction": {"label": p}, "score": int(g == p), "loss": 0.1})
+    page = lambda: report_page([RunRecord(tmp_path / "run")])
+    (tmp_path / "run/held_out.jsonl").write_text("".join(row(*pair) + "\n" for pair in pairs))
+    mixed = page()
+    assert [r for r in Text(mixed).rows if len(r) == 3][-3:] == [
+        ["is", "said", "rows"],
+        ["c3", "c4", "3"],
+        ["c5", "c6", "2"],
+    ]
+    assert "<summary>All 14 classes</summary>" in mixed and "5 of 19 held-out rows are wrong." in mixed
+    (tmp_path / "run/held_out.jsonl").write_text("".join(row(*pair) + "\n" for pair in pairs[:14]))
+    assert "No held-out row is wrong; these are the least certain." in page()
 
 
 def test_a_long_curve_keeps_its_mean_and_its_extremes():

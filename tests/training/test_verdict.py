@@ -98,7 +98,7 @@ def test_texts_that_are_empty_or_all_alike_are_counted_where_they_are_wrong():
     assert verdict.of_texts(silent, "x") == ["writes nothing for 2 of the 3 rows held out that have an answer\n  → x"]
     alike = [("yes", ["yes"])] * 5 + [("yes", ["no", "never"])] * 3 + [("no", ["no"])] * 2
     (line,) = verdict.of_texts(alike)
-    assert line == "writes the same wrong text for 3 of 10 rows held out: `yes` (2 different texts in all)"
+    assert line == "writes the same wrong text for 3 of 10 rows held out: `yes` (different texts in all: 2)"
     assert verdict.of_texts([("yes", ["yes"])] * 8 + alike[5:]) == []  # to 3 of 13 it is wrong
 
 
