@@ -190,6 +190,11 @@ def read_runs(paths: list[Path]) -> list[RunRecord]:
     return [RunRecord(run) for run in {run.resolve(): run for run in runs}.values()]
 
 
+def sweep_metric(paths: list[Path]) -> str:
+    """Returns what the trials of a sweep are compared by, where `paths` is one that was asked for a metric; else ""."""
+    return str(RunRecord(paths[0])._json(SWEEP).get("metric") or "") if len(paths) == 1 else ""
+
+
 def _trials_of(path: Path) -> list[Path]:
     """Returns the runs of a sweep; [] for another folder."""
     return sorted(p.parent for p in path.glob("*/recipe.yaml")) if (path / SWEEP).is_file() else []

@@ -148,6 +148,9 @@ def test_runs_are_ranked_over_their_seeds_and_the_difference_is_tested(tmp_path)
     assert f"That is evidence (p = {p:.2g}, Welch" in page and "2.0500 ± 0.0500" in page
     assert "0.6667: better than xz (0.9), unigram (1.333). The model to use, `best`, is of step 7 of 9." in page
     assert len(re.findall(">xz<", page)) == 1
+    (tmp_path / "sweep.json").write_text('{"metric": "bits_per_byte"}')
+    reported(tmp_path, "--out", tmp_path / "r.html")
+    assert "Best is 2-0 with bits per byte 0.6833, ahead of 1-0 with 1.0333." in (tmp_path / "r.html").read_text()
     alone = comparison.which_is_best(comparison.ranking([records[0], records[-1]]))
     assert alone.startswith("Best is 2-2 with loss 2.0500, ahead of 1-0 with 3.0000. With one run each, chance")
 
@@ -171,6 +174,17 @@ def test_the_marks_below_a_histogram_differ(edges):
     svg = ElementTree.fromstring(histogram("rows", [1] * (len(edges) - 1), list(edges), None, "tokens"))
     marks = [t.text for t in svg.iter("text") if t.get("text-anchor") == "middle"]
     assert len({*marks}) == len(marks) > 2 and all(int(mark.replace(",", "")) >= edges[0] for mark in marks)
+
+
+def test_what_a_run_on_tokens_did_not_use_is_marked_in_its_recipe(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "tokens/tokenizer").mkdir(parents=True)
+    (tmp_path / "tokens/manifest.json").write_text("{}")
+    recipe = "tokenizer:\n  type: bpe\ndata:\n  train: {}\n  text: text\ntrain:\n  text: 1\n"
+    for train, unused in (("tokens", ["tokenizer:", "  text: text"]), ("nowhere", [])):
+        (tmp_path / "run/recipe.yaml").write_text(recipe.format(tmp_path / train))
+        page = report_page([RunRecord(tmp_path / "run")])
+        assert re.findall(r"(?m)([^>\n]*)  # not used: the data were tokens already", page) == unused
 
 
 def test_many_classes_are_told_by_their_worst_confusions_and_a_perfect_model_so(runs, tmp_path):
