@@ -23,14 +23,14 @@ def report(
 ) -> None:
     """Write a report of runs: verdict, curves, scores, mistakes, samples, data, recipe. One HTML file, for offline."""
     from lmkit.report.page import report_page
-    from lmkit.report.record import read_runs
+    from lmkit.report.record import read_runs, sweep_metric
 
     records = read_runs(runs)
     file = out or (records[0].path / "report.html" if len(records) == 1 else Path("report.html"))
     if file.is_dir():
         raise UserError(f"--out {file}: is a folder\n  → --out {shlex.quote(str(file / 'report.html'))}")
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(file, report_page(records))
+    write_atomic(file, report_page(records, sweep_metric(runs)))
     print(file)
     if png:
         from lmkit.report.pictures import write_pictures

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lmkit.base.errors import CONTROL, UserError
+from lmkit.base.errors import CONTROL, INTERRUPTED, STOPPED_RESUMABLE, Diverged, ProcessFailed, UserError
 from lmkit.base.files import folder_bytes
 from lmkit.base.runs import delete_run, find_run, spare_checkpoints
 from lmkit.base.units import show_bytes, show_count, show_seconds
@@ -21,6 +21,7 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.", sho
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.", show_default=False)]
 Axis = Annotated[str, typer.Option("--by", help="step, tokens or time.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+ENDS = {"stopped": STOPPED_RESUMABLE, "diverged": Diverged.exit_code, "interrupted": INTERRUPTED}  # exit codes of runs
 SORTS = ("time", "size", "step", "tokens", "best", "run")
 
 
@@ -81,6 +82,7 @@ def runs_show(run: Run, as_json: Json = False) -> None:
     if "loss" in record.columns:
         values = record.curve("loss")[1]
         lines.append(f"  loss     {sparkline(values.tolist(), 40)}  {values[0]:.4g} → {values[-1]:.4g}")
+    lines += [f"  standing {standing}"] if (standing := comparison.standing(record)) else []
     lines += [f"  verdict  {line.replace(chr(10), chr(10) + ' ' * 9)}" for line in record.verdict]
     lines += [f"  event    {kind}: {count}" for kind, count in facts["events"].items()]
     print("\n".join([*lines, f"  report   lmkit report {shlex.quote(str(run))}", f"  next     {facts['next']}"]))
@@ -109,7 +111,8 @@ def runs_compare(runs: Runs, as_json: Json = False) -> None:
     rows += [(name.replace("_", " "), *(said_score(s.get(name)) for s in facts["scores"])) for name in names]
     rows += [("cost", *map(_said_cost, facts["costs"]))]
     _print_grid(("", *(r.name for r in records)), rows, right=())
-    print("\n".join(test["verdict"] for test in facts["tests"]))
+    best = comparison.which_is_best(comparison.ranking(records))
+    print("\n".join([test["verdict"] for test in facts["tests"]] or [best]))
 
 
 @runs_app.command(name="plot", epilog="Example: lmkit runs plot runs/a runs/b --metric val_loss --by tokens")
@@ -142,7 +145,8 @@ def runs_watch(
     metric: Annotated[str, typer.Option(help="The column of metrics.jsonl that is drawn.")] = "loss",
     every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.1)] = 2.0,
 ) -> None:
-    """Watch a run from another shell, until it ends. Elsewhere than on a terminal, a line for each change."""
+    """Watch a run from another shell, until it ends, and exit as it did. Elsewhere than on a terminal, a line for each
+    change."""
     from rich.console import Group
     from rich.live import Live
 
@@ -161,6 +165,8 @@ def runs_watch(
             if record.state != "running":
                 break
             time.sleep(every)
+    if record.state != "done":
+        raise typer.Exit(record.status.get("exit_code") or ENDS.get(record.state, ProcessFailed.exit_code))
 
 
 @runs_app.command(name="rm", epilog="Example: lmkit runs rm runs/demo")
@@ -210,7 +216,10 @@ def runs_reproduce(run: Run, as_json: Json = False) -> None:
 
 def facts_of_run(run: Any) -> dict[str, Any]:
     """Returns the facts of a run, read from the files of its directory alone. run: a RunRecord."""
-    facts = {key: run.status.get(key) for key in ("step", "tokens", "best", "time", "reason")}
+    from lmkit.report.comparison import best_scores
+
+    facts = {key: run.status.get(key) for key in ("step", "tokens", "time", "reason")}
+    facts["best"] = best_scores(run) or None
     return {"run": str(run.path), "task": run.task, "model": run.model, "state": run.state, **facts, "size": run.size}
 
 
@@ -275,16 +284,20 @@ def _said_cost(cost: dict[str, float | None]) -> str:
 
 
 def _progress(run: Any) -> str:
-    columns = run.columns
+    from lmkit.report.comparison import best_scores
+
+    columns, share = run.columns, run.share_done
     last = {name: values[-1] for name, values in columns.items()}
     speed = last.get("tokens_per_second")
     more = f" tok/s {speed:,.0f}" if speed is not None and speed == speed else ""
-    best = next((f" best {k.removeprefix('val_')} {v:.4f}" for k, v in run.best.items() if k != "step"), "")
+    best = next((f" best {k.removeprefix('val_')} {v:.4f}" for k, v in best_scores(run).items() if k != "step"), "")
     if not last:
         return f"{run.state}: no step yet"
-    return (
-        f"{run.state} step {last['step']:.0f} tokens {show_count(last['tokens'])} loss {last['loss']:.4f}{more}{best}"
-    )
+    done = "" if share is None else f" ({share:.0%})"
+    if share and share < 1 and run.state == "running" and "seconds" in last:
+        more += f" eta {show_seconds(last['seconds'] * (1 - share) / share)}"
+    tokens = show_count(last["tokens"])
+    return f"{run.state} step {last['step']:.0f}{done} tokens {tokens} loss {last['loss']:.4f}{more}{best}"
 
 
 class _Lines:

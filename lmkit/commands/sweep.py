@@ -75,10 +75,19 @@ def sweep(
 
 
 def _print_results(planned: "Sweep", rows: list[dict[str, Any]], files: list[Path]) -> None:
+    from lmkit.report.comparison import ranking, which_is_best
+    from lmkit.report.record import RunRecord
+
     for row in rows:
         spread = f" ± {row['deviation']:.4f}" if row["deviation"] is not None else ""
         score = f"{row['metric']} {row['mean']:.4f}{spread}" if row["mean"] is not None else "/".join(row["states"])
         print(f"{score:<32} {shlex.join(row['changes']) or 'no change'}   {', '.join(row['runs'])}")
+    if planned.fixed:
+        print(f"  in all   {shlex.join(planned.fixed)}")
+    records = [RunRecord(planned.path / run) for row in rows for run in row["runs"]]
+    begun = [record for record in records if record.recipe]
+    if best := which_is_best(ranking(begun, planned.metric)):
+        print(f"  verdict  {best}")
     for file in files:
         print(f"  {file.stem:<8} {file}")
     if rows and rows[0]["mean"] is not None:

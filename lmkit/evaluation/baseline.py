@@ -1,6 +1,9 @@
 """Baselines that a model should beat: the commonest label, and TF-IDF with a linear model, which is strong (Wang &
-Manning 2012). `classification` scores their results. Shapes: N rows, M test rows, C classes, F features."""
+Manning 2012), whose results `classification` scores; of texts how often each token occurs, and a compressor.
 
+Shapes: N rows, M test rows, C classes, F features."""
+
+import lzma
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -23,6 +26,18 @@ def majority(kind: BaselineKind, labels: np.ndarray, test_rows: int, classes: in
     `regression`."""
     shares = np.bincount(labels, minlength=classes) / len(labels) if kind == "single" else np.mean(labels, axis=0)
     return np.tile(shares, (test_rows, 1)) if kind != "regression" else np.full(test_rows, float(shares))
+
+
+def unigram(train: np.ndarray, held_out: np.ndarray, vocab_size: int) -> float:
+    """Returns the nats per token of held-out ids where each is as likely as it is frequent in training ids, all of
+    which are counted once more than they occur."""
+    counts = np.bincount(train, minlength=vocab_size) + 1.0
+    return float(-np.log(counts[held_out] / counts.sum()).mean())
+
+
+def compressed(text: bytes) -> float:
+    """Returns the bits per byte of a text that xz has packed, which knows no other text. text: at least one byte."""
+    return 8 * len(lzma.compress(text)) / len(text)
 
 
 def tfidf(

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lmkit.evaluation.intervals import Estimate, resampled
+from lmkit.evaluation.intervals import Estimate, resampled, share
 
 MOST_CELLS = 20_000_000  # the largest number of rows times classes for which areas under curves are computed
 RESAMPLED = 2_000_000  # the same for the intervals of these areas
@@ -98,9 +98,9 @@ def single(
         )
         seen = actual + guessed > 0
         f1 = divide(2 * hits, actual + guessed)[seen].mean()
-        return {"accuracy": hits.sum() / weights.sum(), "macro_f1": f1, "mcc": _mcc(hits, actual, guessed)}
+        return {"macro_f1": f1, "mcc": _mcc(hits, actual, guessed)}
 
-    scores = resampled(counted, rows, intervals)
+    scores = {"accuracy": share(right, intervals)} | resampled(counted, rows, intervals)
     scores["ece"] = _ece(probabilities.argmax(1) == labels, top)
     return scores | _auroc(areas, rows, intervals)
 
@@ -147,11 +147,11 @@ def multi(
         return {
             "micro_f1": float(divide(hits.sum(), seen.sum())),
             "macro_f1": divide(hits, seen).mean(),
-            "exact_match": weights @ exact / weights.sum(),
         }
 
     areas = [_area(labels[:, c], probabilities[:, c]) for c in range(classes) if rows * classes <= MOST_CELLS]
-    scores = resampled(statistic, rows, intervals) | {"ece": _ece(labels.ravel(), probabilities.ravel())}
+    scores = resampled(statistic, rows, intervals) | {"exact_match": share(exact, intervals)}
+    scores["ece"] = _ece(labels.ravel(), probabilities.ravel())
     return scores | _auroc(areas, rows, intervals)
 
 

@@ -29,10 +29,17 @@ def proportion(successes: float, trials: int) -> Estimate:
     succeeded; a bootstrap has none there. Trials must not depend on each other. Without trials the share is nan."""
     if not trials:
         return Estimate(math.nan, None, None)
-    share, z = successes / trials, 1.959963984540054  # the 97.5% quantile of the normal distribution
-    centre, shrink = share + z * z / (2 * trials), 1 + z * z / trials
-    half = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    return Estimate(share, max(0.0, (centre - half) / shrink), min(1.0, (centre + half) / shrink))
+    part, z = successes / trials, 1.959963984540054  # the 97.5% quantile of the normal distribution
+    centre, shrink = part + z * z / (2 * trials), 1 + z * z / trials
+    half = z * math.sqrt(part * (1 - part) / trials + z * z / (4 * trials * trials))
+    return Estimate(part, min(part, (centre - half) / shrink), max(part, (centre + half) / shrink))
+
+
+def share(hits: np.ndarray, intervals: bool = True) -> Estimate:
+    """Returns the share of rows, (N,) of 0 or 1, that are hits, with the interval of `proportion`."""
+    if not intervals or len(hits) < 2:
+        return Estimate(float(np.mean(hits)), None, None)
+    return proportion(float(np.sum(hits)), len(hits))
 
 
 def exponential(e: Estimate) -> Estimate:
@@ -84,10 +91,13 @@ def resampled(
 
 
 def means(columns: Mapping[str, Sequence[float] | np.ndarray], intervals: bool = True) -> dict[str, Estimate]:
-    """Returns the mean of each column of scores, (N,) with one score per row, with its 95% interval."""
+    """Returns the mean of each column of scores, (N,) with one score per row, with its 95% interval: that of a share
+    where all scores are 0 or 1, else by bootstrap."""
     names, table = list(columns), np.array(list(columns.values()), float).T  # (N, columns)
 
     def statistic(weights: np.ndarray) -> dict[str, float]:
         return dict(zip(names, weights @ table / weights.sum(), strict=True))
 
-    return resampled(statistic, len(table), intervals)
+    scores = resampled(statistic, len(table), intervals)
+    counted = np.flatnonzero(np.isin(table, (0, 1)).all(0))
+    return scores | {names[i]: share(table[:, i], intervals) for i in counted if names[i] in scores}

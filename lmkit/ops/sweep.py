@@ -27,14 +27,13 @@ from lmkit.base.environment import usable_cores
 from lmkit.base.errors import UserError
 from lmkit.base.files import write_atomic, write_json
 from lmkit.base.units import SECONDS, brief, split_quantity
-from lmkit.report.comparison import final_scores
+from lmkit.report.comparison import LOWER, best_first, deciding, loss_of, score_of, summary
 from lmkit.report.page import report_page
 from lmkit.report.record import SWEEP as FILE
 from lmkit.report.record import RunRecord
 from lmkit.training.distributed import launch
 
 ETA = 3  # successive halving keeps a third of the trials, and gives each of them three times as much
-LOWER = ("loss", "perplexity", "bits_per_byte", "ece", "rmse", "mae", "ter")  # scores of which the least is best
 RATES = ("lr", "embedding_lr", "head_lr")
 MOST_RATES = 7  # trials in the search for a rate
 OVER = ("done", "diverged")  # states of runs that are not taken up again
@@ -81,28 +80,14 @@ class Sweep:
 
     def score(self, trial: Trial) -> float | None:
         """Returns the score that trials are compared by; None where there is none, or it is no number."""
-        record = self.record(trial)
-        name = self.metric or deciding(record)
-        value = final_scores(record).get(name, {}).get("value")
-        value = record.best.get(f"val_{name}") if value is None else value
-        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+        return score_of(self.record(trial), self.metric)
 
     def ranked(self, rung: int) -> list[Trial]:
         """Returns the trials of a rung that have a score, best first."""
         scored = [(score, t) for t in self.trials if t.rung == rung and (score := self.score(t)) is not None]
         name = self.metric or next((deciding(self.record(t)) for _, t in scored), "")
         sign = 1 if name in LOWER else -1
-        return [t for _, t in sorted(scored, key=lambda pair: (sign * pair[0], self.loss(pair[1])))]
-
-    def loss(self, trial: Trial) -> float:
-        """Returns the validation loss of the best checkpoint, which decides between equal scores."""
-        loss = self.record(trial).best.get("val_loss")
-        return float(loss) if isinstance(loss, int | float) and math.isfinite(loss) else math.inf
-
-
-def deciding(run: RunRecord) -> str:
-    """Returns the score that the run chose its best checkpoint by, which stands first."""
-    return next((name.removeprefix("val_") for name in run.best if name != "step"), "loss")
+        return [t for _, t in sorted(scored, key=lambda pair: (sign * pair[0], loss_of(self.record(pair[1]))))]
 
 
 # ---------------------------------------------------------------- trials
@@ -260,22 +245,31 @@ def run_trials(sweep: Sweep, trials: Sequence[Trial], jobs: int, share: float) -
     to an end, or False where a signal stopped them."""
     waiting = [t for t in trials if sweep.record(t).state not in OVER]
     running: dict[str, subprocess.Popen[bytes]] = {}
+    began, lengths = dict[str, float](), list[float]()  # of the trials, in seconds
     finished = len(trials) - len(waiting)
     with Meter("sweep", len(trials)) as meter, _until_stopped() as stop:
         while (waiting or running) and not stop:
             while waiting and len(running) < jobs:
                 trial = waiting.pop(0)
-                running[trial.name] = _start(sweep, trial, jobs, share)
+                running[trial.name], began[trial.name] = _start(sweep, trial, jobs, share), time.monotonic()
             time.sleep(POLL)
             for trial in [t for t in trials if t.name in running and running[t.name].poll() is not None]:
                 finished += 1
+                lengths.append(time.monotonic() - began[trial.name])
                 meter.line(_outcome(sweep, trial, running.pop(trial.name).returncode))
-            meter.update(finished, f"{finished} of {len(trials)} trials")
+            ages = [time.monotonic() - began[name] for name in running]
+            meter.update(finished + parts_done(ages, lengths), f"{finished} of {len(trials)} trials")
         for process in running.values():
             process.terminate()
         for process in running.values():
             process.wait()
     return not stop
+
+
+def parts_done(ages: Sequence[float], lengths: Sequence[float]) -> float:
+    """Returns how many trials the running ones amount to, by their ages and how long those before took, in seconds."""
+    mean = statistics.fmean(lengths) if lengths else math.inf
+    return sum(min(age / mean, 1.0) for age in ages)
 
 
 def _start(sweep: Sweep, trial: Trial, jobs: int, share: float) -> subprocess.Popen[bytes]:
@@ -329,20 +323,8 @@ def results(sweep: Sweep) -> list[dict[str, Any]]:
     for trial in [*sweep.ranked(last), *(t for t in sweep.trials if t.rung == last and sweep.score(t) is None)]:
         changes = tuple(change for change in trial.changes if not change.startswith("train.seed="))
         groups.setdefault(changes, []).append(trial)
-    rows = []
-    for changes, trials in groups.items():
-        scores = [score for t in trials if (score := sweep.score(t)) is not None]
-        name = sweep.metric or deciding(sweep.record(trials[0]))
-        rows.append({
-            "changes": list(changes), "metric": name, "scores": scores, "runs": [t.name for t in trials],
-            "mean": statistics.fmean(scores) if scores else None,
-            "loss": loss if math.isfinite(loss := statistics.fmean(map(sweep.loss, trials))) else None,
-            "deviation": statistics.stdev(scores) if len(scores) > 1 else None,
-            "states": [sweep.record(t).state for t in trials],
-        })  # fmt: skip
-    sign = 1 if rows and rows[0]["metric"] in LOWER else -1
-    tie = lambda row: math.inf if row["loss"] is None else row["loss"]
-    return sorted(rows, key=lambda row: (row["mean"] is None, sign * (row["mean"] or 0), tie(row)))
+    records = {changes: [sweep.record(t) for t in trials] for changes, trials in groups.items()}
+    return best_first([{"changes": list(c)} | summary(runs, sweep.metric) for c, runs in records.items()])
 
 
 def conclude(sweep: Sweep) -> tuple[list[dict[str, Any]], list[Path]]:
@@ -356,7 +338,7 @@ def conclude(sweep: Sweep) -> tuple[list[dict[str, Any]], list[Path]]:
         files.append(sweep.path / "best.yaml")
     records = [sweep.record(t) for t in sweep.trials if (sweep.path / t.name / "recipe.yaml").exists()]
     if records:
-        write_atomic(sweep.path / "report.html", report_page(records))
+        write_atomic(sweep.path / "report.html", report_page(records, sweep.metric))
         files.append(sweep.path / "report.html")
     if failed := [t.name for t in sweep.trials if sweep.record(t).state not in OVER]:
         again = f"lmkit sweep --resume {shlex.quote(str(sweep.path))}"

@@ -40,13 +40,14 @@ def thinned(places: np.ndarray, values: np.ndarray, most: int = MOST_POINTS) -> 
     return mean(places), mean(values), np.minimum.reduceat(values, begins), np.maximum.reduceat(values, begins)
 
 
-def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Returns round numbers from low to high: multiples of 1, 2 or 5 times a power of ten."""
+def ticks(low: float, high: float, most: int = 5, whole: bool = False) -> list[float]:
+    """Returns round numbers from low to high: multiples of 1, 2 or 5 times a power of ten; only `whole` ones, if so."""
     if not high > low:
         return [low]
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough * (1 - 1e-9))
+    step = max(step, 1.0) if whole else step
     first = math.ceil(low / step - 1e-9)
     return [round(n * step, 12) for n in range(first, math.floor(high / step + 1e-9) + 1)]
 
@@ -123,10 +124,13 @@ def _frame(ranges: Ranges, axis: str) -> str:
         _, y = _place(left, value, ranges)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
                      f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.6g}</text>')  # fmt: skip
-    for value in ticks(left, right, 6):
+    marks = ticks(left, right, 6, whole=axis != "time")
+    if len(labels := [shown_place(value, axis) for value in marks]) > len({*labels}):
+        labels = [f"{v:.6g} s" if axis == "time" else f"{v:,.0f}" for v in marks]  # rounded they would be alike
+    for value, label in zip(marks, labels, strict=True):
         x, _ = _place(value, low, ranges)
         parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">'
-                     f"{escape(shown_place(value, axis))}</text>")  # fmt: skip
+                     f"{escape(label)}</text>")  # fmt: skip
     return "".join(parts)
 
 

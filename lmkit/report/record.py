@@ -16,6 +16,7 @@ import numpy as np
 from lmkit.base.errors import UserError
 from lmkit.base.files import folder_bytes
 from lmkit.base.runs import find_run, is_in_use, read_jsonl, read_status, seeds_of
+from lmkit.base.units import seconds
 from lmkit.recipe.recipe_file import parse_yaml
 
 Curve = tuple[np.ndarray, np.ndarray]  # (points,) places on an axis, (points,) values
@@ -97,6 +98,17 @@ class RunRecord:
         return best if isinstance(best, dict) else {}
 
     @property
+    def share_done(self) -> float | None:
+        """How much of its budget is trained, from 0 to 1; None where that is not known."""
+        if not len(self.columns.get("step", ())):
+            return None
+        if steps := self.status.get("horizon"):
+            return min(1.0, float(self.columns["step"][-1]) / steps)
+        with suppress(KeyError, TypeError, ValueError):
+            return min(1.0, float(self.columns["seconds"][-1]) / seconds(self.recipe["train"]["budget"]))
+        return None
+
+    @property
     def verdict(self) -> list[str]:
         lines = self.status.get("verdict")
         return [str(line) for line in lines] if isinstance(lines, list) else []
@@ -176,6 +188,11 @@ def read_runs(paths: list[Path]) -> list[RunRecord]:
     Raises UserError for a path that is no run directory."""
     runs = [run for path in paths for run in (_trials_of(path) or seeds_of(find_run(path)) or [path])]
     return [RunRecord(run) for run in {run.resolve(): run for run in runs}.values()]
+
+
+def sweep_metric(paths: list[Path]) -> str:
+    """Returns what the trials of a sweep are compared by, where `paths` is one that was asked for a metric; else ""."""
+    return str(RunRecord(paths[0])._json(SWEEP).get("metric") or "") if len(paths) == 1 else ""
 
 
 def _trials_of(path: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from lmkit.base.errors import ModelError, UserError
 from lmkit.data.inputs import Problems
 from lmkit.data.tables.table import Table
 from lmkit.evaluation import answers
-from lmkit.evaluation.intervals import Estimate, means, ratio
+from lmkit.evaluation.intervals import Estimate, means
 from lmkit.generation.engine import complete
 from lmkit.generation.prompts import prompt_ids, source_ids
 from lmkit.generation.sampling import SamplingConfig
@@ -282,7 +282,7 @@ class Answering(Task):
         scores = means(columns, intervals)
         for source, name in (("kb", "accuracy_at_coverage"), ("passage", "accuracy_of_read")):
             if any(by_source[source]):
-                scores[name] = ratio([e * f for e, f in zip(exact, by_source[source], strict=True)], by_source[source])
+                scores |= means({name: [e for e, f in zip(exact, by_source[source], strict=True) if f]}, intervals)
         if self.kb.counts()["passages"]:
             scores |= answers.recall_at_k([a.rank for a in outputs], RANKED, intervals)
         return scores

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -17,7 +18,9 @@ from lmkit.data.tables.table import Table
 from lmkit.data.tokens.packing import UNSCORED, pack_rows
 from lmkit.evaluation.intervals import Estimate, exponential, ratio
 from lmkit.evaluation.scoring import label_scores
+from lmkit.generation.engine import generate
 from lmkit.generation.rules import GENERATION_CONFIG
+from lmkit.generation.sampling import SamplingConfig
 from lmkit.model.resize import resize_vocabulary
 from lmkit.model.transformer import Transformer
 from lmkit.objectives.batch import Batch, Objective
@@ -30,6 +33,9 @@ from lmkit.text.chat import TEMPLATE_FILE, Chat, EncodedChat, Spelled, find_temp
 from lmkit.text.tokenizer import Tokenizer, read_object
 
 MOST_TOKENS = 1024  # a conversation is cut to, unless `data.max_length` says otherwise
+
+
+ANSWERS, ANSWER_TOKENS = 5, 128  # held-out prompts that are answered after training, and how long an answer may be
 
 
 class Reply(NamedTuple):
@@ -201,6 +207,27 @@ class ChatLearner(Task):
     def per_row(self, table: Table, outputs: Sequence[Reply]) -> list[float]:
         """Returns the probability of a token, as the geometric mean of each conversation."""
         return [math.exp(-o.nats / max(o.tokens, 1)) for o in outputs]
+
+    def answered(self, model: Transformer, table: Table) -> list[dict[str, str]]:
+        """Returns the likeliest answers to the last turns of the first conversations whose prompts leave room."""
+        prompts, shown = list[list[int]](), list[dict[str, str]]()
+        room = model.config.context - min(ANSWER_TOKENS, model.config.context // 2)
+        for row, place in zip(table.rows, table.places, strict=True):
+            messages = fold_system(row["messages"]) if self.fold_system else row["messages"]
+            last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=0)
+            if not last or len(shown) == ANSWERS:
+                continue
+            with suppress(UserError):  # which a template has against a conversation, and is counted elsewhere
+                ids = self.chat.prompt(messages[:last], row.get("tools"))
+                if len(ids) <= room:
+                    prompts.append(ids)
+                    texts = (str(messages[i].get("content") or "") for i in (last - 1, last))
+                    shown.append(dict(zip(("prompt", "gold"), texts, strict=True), place=place))
+        tokenizer = self.chat.tokenizer
+        ends = frozenset(self.chat.ends) | ({tokenizer.eos_id} - {None})
+        config = SamplingConfig(max_tokens=ANSWER_TOKENS, temperature=0)
+        rows = generate(model, prompts, config, ends, tokenizer=tokenizer)
+        return [row | {"answer": written.text.strip()} for row, written in zip(shown, rows, strict=True)]
 
     def say(self, output: Reply) -> dict[str, Any]:
         return {"loss": output.nats / max(output.tokens, 1), "tokens": output.tokens}

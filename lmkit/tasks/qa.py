@@ -1,5 +1,6 @@
 """Answers found in texts (SQuAD): windows over long texts, the best span of all, no answer where that is likelier."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
@@ -172,6 +173,18 @@ class SpanFinder(Task):
 
     def scores(self, table: Table, outputs: Sequence[Answer], intervals: bool) -> dict[str, Estimate]:
         return answers.score_answers([_golds(row) for row in table.rows], [a.text for a in outputs], intervals)
+
+    def texts_written(self, table: Table, outputs: Sequence[Answer]) -> list[tuple[str, list[str]]]:
+        return [(a.text, _golds(row)) for a, row in zip(outputs, table.rows, strict=True)]
+
+    def baselines(self, train: Table, held_out: Table) -> dict[str, dict[str, Estimate]]:
+        """Returns the scores of the commonest training answer, and of no answer where questions may have none."""
+        counts = Counter(answer for row in train.rows for answer in set(_golds(row)))
+        guesses = {} if self.threshold is None else {"no answer": ""}
+        if counts:
+            guesses["commonest"] = counts.most_common(1)[0][0]
+        golds = [_golds(row) for row in held_out.rows]
+        return {name: answers.score_answers(golds, [text] * len(golds)) for name, text in guesses.items()}
 
     def per_row(self, table: Table, outputs: Sequence[Answer]) -> list[float]:
         """Returns the F1 of each row."""

@@ -71,6 +71,7 @@ class Task(ABC):
     head_is_for: ClassVar[str] = "words"
     packed: ClassVar[bool] = False  # several examples stand in one row, so nobody chose how many rows there are
     higher: ClassVar[bool] = True  # scores of `metric` are better
+    top: ClassVar[float] = 1.0  # the best of these
     likelihood: ClassVar[bool] = False  # the loss is worth a pass of its own over held-out rows: `scores` lacks it
     labels_rows: ClassVar[bool] = True  # `predict` has something to say of each row
     writing_keys: ClassVar[tuple[str, ...]] = ()  # of generation_config.json, for which the task has its own values
@@ -185,6 +186,15 @@ class Task(ABC):
     def baselines(self, train: Table, held_out: Table) -> dict[str, dict[str, Estimate]]:
         """Returns the scores of simpler answers to the same task, by their names."""
         return {}
+
+    def texts_written(self, table: Table, outputs: Sequence[Any]) -> list[tuple[str, list[str]]]:
+        """Returns what was written of each row, and the texts that are right; empty where no texts are written."""
+        return []
+
+    def answered(self, model: Transformer, table: Table) -> list[dict[str, str]]:
+        """Returns what the model writes after a few held-out prompts, where `texts_written` does not have it of all
+        rows: place, prompt, gold and answer."""
+        return []
 
     def stated(self) -> list[str]:
         """Returns what the scores depend on."""

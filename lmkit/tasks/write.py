@@ -1,5 +1,6 @@
 """Texts written from others, by an encoder-decoder or after a prompt by a decoder: translations, summaries."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -195,10 +196,27 @@ class Writer(Task):
     def say(self, output: str) -> dict[str, Any]:
         return {"text": output}
 
+    def texts_written(self, table: Table, outputs: Sequence[str]) -> list[tuple[str, list[str]]]:
+        return list(zip(outputs, _references(table), strict=True))
+
+    def baselines(self, train: Table, held_out: Table) -> dict[str, dict[str, Estimate]]:
+        """Returns the scores of each source as it is, and of the commonest training target for all rows, without
+        intervals."""
+        commonest = Counter(row["target"] for row in train.rows).most_common(1)[0][0]
+        guesses = {
+            "copied source": [row["source"] for row in held_out.rows],
+            "commonest": [commonest] * len(held_out.rows),
+        }
+        return {name: self.scores(held_out, texts, False) for name, texts in guesses.items()}
+
 
 class Translator(Writer):
-    metric = "bleu"
+    metric, top = "bleu", 100.0
     config: TranslateConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.signatures = dict[str, str]()
 
     def scores(self, table: Table, outputs: Sequence[str], intervals: bool) -> dict[str, Estimate]:
         references = _references(table)
@@ -206,7 +224,8 @@ class Translator(Writer):
             tokenize = writing.tokenizer_for([texts[0] for texts in references])
             self.config = self.config.model_copy(update={"tokenize": tokenize})
             note(f"bleu     by the script of the targets tokenised as {tokenize} (task.tokenize)")
-        scores, self.signatures = writing.score_texts(outputs, references, self.config.tokenize, intervals)
+        scores, signatures = writing.score_texts(outputs, references, self.config.tokenize, intervals)
+        self.signatures |= signatures
         return scores
 
     def stated(self) -> list[str]:

@@ -258,7 +258,9 @@ def _tell_continued(job: Job, run: Run, seconds: float) -> None:
         print(f"  best   step {job.state.best['step']:.0f}: perplexity {job.state.best['val_perplexity']:.2f}{was}")
         after = {k: {"value": v} for k, v in job.state.best.items() if k != "step"}
         write_json(run.path / "scores.json", {"before": before, "scores": after})
-    lines = verdict.course(run.path, job.recipe.train.budget, "finetune") if job.world.first else []
+    lines = verdict.course(run.path, job.recipe.train.budget, "finetune", by_loss=True) if job.world.first else []
+    if job.state.best and before and job.state.best["val_loss"] >= before["val_loss"]:
+        lines.insert(0, "the model predicts the held-out texts no better than before")
     if lines:
         print(verdict.as_text(lines))
     card(job, run)
@@ -279,8 +281,11 @@ def _tell(f: Finetuning, run: Run, seconds: float) -> None:
         _calibrate(f, run)
     folder = _model_to_use(run)
     verdicts = _scores(f, folder, run) if f.held_out.rows else []
-    if (state.best or {}).get(job.metric) != 1:  # a model that is right on all rows has no use for a longer run
-        verdicts += verdict.course(run.path, job.recipe.train.budget, "finetune")
+    if (state.best or {}).get(
+        job.metric
+    ) != f.task.top:  # a model that is right on all rows has no use for a longer run
+        by_loss = job.metric == "val_loss"
+        verdicts += verdict.course(run.path, job.recipe.train.budget, "finetune", by_loss)
     elif job.share_of:
         verdicts.append(
             "all rows held out are right\n  → more of them, or harder ones, tell more: lmkit eval RUN --data FILE"
@@ -353,6 +358,9 @@ def _scores(f: Finetuning, folder: Path, run: Run) -> list[str]:
         with (run.path / "classes.csv").open("w", encoding="utf-8", newline="") as file:
             header = ("class", *next(iter(classes.values()))._fields)
             csv.writer(file).writerows([header, *((name, *score) for name, score in classes.items())])
+    with waiting("answering a few prompts held out"):
+        if answers := task.answered(model, table):
+            facts["samples"] = answers
     write_json(run.path / "scores.json", facts)
     if task.labels_rows:
         with waiting("keeping what the model says of each row"):
@@ -360,7 +368,11 @@ def _scores(f: Finetuning, folder: Path, run: Run) -> list[str]:
         write_atomic(run.path / HELD_OUT, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
     weighs = hasattr(f.settings.task, "class_weights")
     weights = "\n  → task.class_weights=true gives rare labels more weight" if weighs else ""
+    pretrained = isinstance(f.job.recipe.model, str)
+    texts = task.texts_written(table, outputs) or [(row["answer"], [row["gold"]]) for row in answers]
+    weak = verdict.beside_baselines(columns, task.metric, pretrained, task.top) if task.higher else []
     return [
         *verdict.never_predicted(task.never_predicted(table, outputs), len(table.rows), weights),
-        *verdict.beside_baselines(columns, task.metric, isinstance(f.job.recipe.model, str)),
+        *verdict.of_texts(texts, "" if weak else verdict.advice(pretrained)),
+        *weak,
     ]

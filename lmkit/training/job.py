@@ -99,11 +99,13 @@ class Job:
 
     @property
     def progress(self) -> dict[str, Any]:
-        """Returns the progress of the run for status.json: steps, tokens and the best scores, `metric` first."""
+        """Returns the progress of the run for status.json: steps, of how many (None with a time budget), tokens and the
+        best scores, `metric` first."""
         s = self.state
         best = s.best and {"step": s.best["step"], self.metric: s.best[self.metric]} | s.best
         sources = {"sources": self.sources(s.step)} if self.work.mixture else {}
-        return {"step": s.step, "tokens": s.tokens, "best": best, "skipped": s.skipped} | sources
+        counts = {"step": s.step, "horizon": self.horizon.steps, "tokens": s.tokens}
+        return counts | {"best": best, "skipped": s.skipped} | sources
 
     def sources(self, step: int) -> dict[str, dict[str, float]]:
         """Returns, of each source that has a weight, its share, the rows that were read of it before step `step`, and

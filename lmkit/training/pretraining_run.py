@@ -1,16 +1,21 @@
 """`lmkit pretrain`: builds a job from a resolved recipe, trains it, and tells the result."""
 
+import math
 import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from lmkit.base.display import waiting
 from lmkit.base.errors import UserError
 from lmkit.base.files import write_atomic
 from lmkit.base.runs import Run, find_run, fresh_path, going_on, takes_latest
 from lmkit.base.units import show_count, show_seconds
 from lmkit.data.inventory import of_store
 from lmkit.data.tokens.cache import open_tokens
-from lmkit.data.tokens.store import TokenStore
+from lmkit.data.tokens.store import Split, TokenStore
+from lmkit.evaluation.baseline import compressed, unigram
 from lmkit.recipe import recipe_file
 from lmkit.recipe.defaults import expand_pretraining
 from lmkit.recipe.finetuning import is_finetuning
@@ -20,6 +25,8 @@ from lmkit.training.distributed.world import ALONE, World
 from lmkit.training.job import Job, Listeners, build_pretraining, describe_pretraining, fit_vocabulary
 from lmkit.training.run_shell import Prepared, card, execute, keep_average, meet, tell
 from lmkit.training.step import expected_time
+
+MOST_TOKENS, MOST_BYTES = 5_000_000, 500_000  # of texts that the baselines read
 
 
 def start(recipe_path: Path, overrides: tuple[str, ...], out: Path | None) -> int:
@@ -71,7 +78,7 @@ def _prepare(recipe: Recipe, world: World, run: Run) -> Prepared:
     job = build_pretraining(recipe, store, world=world)
     return Prepared(
         job, {"data": store.fingerprint}, lambda: of_store(store, recipe.data.train),
-        lambda: tell(describe_pretraining(job, store)), lambda seconds: _tell(job, run, seconds),
+        lambda: tell(describe_pretraining(job, store)), lambda seconds: _tell(job, run, store, seconds),
     )  # fmt: skip
 
 
@@ -83,13 +90,19 @@ def dry_run(recipe_path: Path, overrides: tuple[str, ...]) -> None:
     print("\n".join([*describe_pretraining(job, store), *expected_time(job, job.recipe.train.batch)]))
 
 
-def _tell(job: Job, run: Run, seconds: float) -> None:
+def _tell(job: Job, run: Run, store: TokenStore, seconds: float) -> None:
     """Prints the result of training that has ended, and what to do next. seconds: how long training took."""
     keep_average(job, run)
     state = job.state
     card(job, run)
-    lines = verdict.course(run.path, job.recipe.train.budget, "pretrain") if job.world.first else []
-    run.status("done", verdict=lines, **job.progress)
+    baselines, lines = dict[str, dict[str, float]](), list[str]()
+    if job.world.first:
+        with waiting("scoring the baselines"):
+            baselines = _baselines(job, store)
+        lines = verdict.course(run.path, job.recipe.train.budget, "pretrain", by_loss=True)
+        scores = {name.removeprefix("val_"): value for name, value in (state.best or {}).items()}
+        lines += verdict.beside_frequencies(scores, baselines, run.path, job.recipe.train.budget, bool(lines))
+    run.status("done", verdict=lines, baselines=baselines, **job.progress)
     best = ""
     if state.best:
         best = (
@@ -98,6 +111,10 @@ def _tell(job: Job, run: Run, seconds: float) -> None:
         )
     skipped = f" · {state.skipped} steps skipped (events.jsonl)" if state.skipped else ""
     print(f"done in {show_seconds(seconds)}: {state.step} steps, {show_count(state.tokens)} tokens{skipped}{best}")
+    if baselines:
+        unit = "bits_per_byte" if "val_bits_per_byte" in (state.best or {}) else "perplexity"
+        beside = (f"{name} {scores[unit]:.4g}" for name, scores in baselines.items() if unit in scores)
+        print(f"  beside {', '.join(beside)} {unit.replace('_', ' ')}")
     if lines:
         print(verdict.as_text(lines))
     folder = "best" if (run.path / "best").exists() else "latest"
@@ -105,6 +122,33 @@ def _tell(job: Job, run: Run, seconds: float) -> None:
     verb = "fill" if job.model.config.stacks == "encoder" else "generate"
     print(f"  report lmkit report {shlex.quote(str(run.path))}")
     print(f"  next   lmkit {verb} {shlex.quote(str(run.path))} {_prompt(job)}")
+
+
+def _baselines(job: Job, store: TokenStore) -> dict[str, dict[str, float]]:
+    """Returns the scores of simpler predictions of the held-out texts, by their names; {} where what is predicted is
+    no share of the tokens as they stand.
+
+    They are: all tokens as likely as each other; as likely as they are in the training texts; and, where every token is
+    predicted, xz, which knows neither."""
+    held_out = store.split("validation")
+    if not job.state.best or job.recipe.task.name not in ("causal_lm", "masked_lm"):
+        return {}
+    vocabulary, ids = job.tokenizer.vocab_size, held_out.stream(0, min(held_out.num_tokens, MOST_TOKENS))
+    losses = {"unigram": unigram(_some(store.split("train")), ids, vocabulary), "uniform": math.log(vocabulary)}
+    scores = {name: {"loss": loss, "perplexity": math.exp(loss)} for name, loss in losses.items()}
+    if (per_byte := job.work.tokens_per_byte) is None:
+        return scores
+    for name, loss in losses.items():
+        scores[name]["bits_per_byte"] = loss * per_byte / math.log(2)
+    text = job.tokenizer.decode(ids[: round(MOST_BYTES * per_byte)]).encode()
+    return ({"xz": {"bits_per_byte": compressed(text)}} if text else {}) | scores
+
+
+def _some(split: Split) -> np.ndarray:
+    """Returns the ids of a split, or of many a part at equal distances."""
+    starts = np.linspace(0, split.num_tokens, 101).astype(int)[:-1]
+    size = min(math.ceil(split.num_tokens / 100), MOST_TOKENS // 100)
+    return np.concatenate([split.stream(int(start), min(int(start) + size, split.num_tokens)) for start in starts])
 
 
 def _figure(best: dict[str, float]) -> str:

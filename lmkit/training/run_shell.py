@@ -206,7 +206,7 @@ def run_to_end(job: Job, run: Run, verb: str) -> int | None:
             return None
         print(f"{run.path} is done: step {job.state.step}, nothing left to train")
         return 0
-    run.status("running", step=job.state.step)
+    run.status("running", step=job.state.step, horizon=job.horizon.steps)
     with _failures_told(job, run, verb), StopFlag() as stop:
         sys.audit("lmkit.train")
         outcome = _train(job, run, stop)
@@ -247,7 +247,7 @@ def _failures_told(job: Job, run: Run, verb: str) -> Iterator[None]:
     except BaseException as e:
         state = "diverged" if isinstance(e, Diverged) else "failed" if isinstance(e, Exception) else "interrupted"
         with suppress(StorageError):  # the disk itself may be what failed
-            run.status(state, step=job.state.step, reason=str(e)[:500])
+            run.status(state, step=job.state.step, reason=str(e)[:500], exit_code=getattr(e, "exit_code", 1))
         if not isinstance(e, OSError) or isinstance(e, BrokenPipeError):
             raise
         run.check()

@@ -1,9 +1,11 @@
 """The baseline learns what can be learnt from words, the same each time, and never looks at the test labels."""
 
+import math
+
 import numpy as np
 import pytest
 
-from lmkit.evaluation.baseline import majority, tfidf
+from lmkit.evaluation.baseline import majority, tfidf, unigram
 from lmkit.evaluation.classification import multi, regression, single
 
 RNG = np.random.default_rng(0)
@@ -68,3 +70,8 @@ def test_guesses_where_nothing_can_be_learnt():
     assert majority("regression", np.array([1.0, 4.0]), 2, 1).tolist() == [2.5, 2.5]
     assert tfidf("single", ["!", "", "?", "."], labels, ["a", "b"], 3).tolist() == [[0.25, 0.75, 0]] * 2
     assert tfidf("single", ["a", "b"], np.array([1, 1]), ["c"], 2).tolist() == [[0, 1]]
+
+
+def test_frequencies_of_tokens_predict_held_out_ones_by_laplaces_rule():
+    nats = unigram(np.array([0, 0, 1], np.uint16), np.array([0, 1, 2], np.uint16), 4)
+    assert nats == pytest.approx(-(math.log(3 / 7) + math.log(2 / 7) + math.log(1 / 7)) / 3)

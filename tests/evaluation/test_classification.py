@@ -172,3 +172,17 @@ def test_undefined_resamples_are_not_counted():
     found = resampled(lambda w: {"a": w[0] if w[0] else math.nan, "b": math.nan}, 5)
     assert set(found) == {"a"} and found["a"].low == 1
     assert means({"x": [1.0, 1.0, 4.0]})["x"].value == 2
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 7, 20])
+def test_a_share_of_rows_has_wilsons_interval_also_where_all_are_right_or_none(wrong):
+    labels, hot = np.arange(20) % 2, np.eye(2)
+    predicted = np.where(np.arange(20) < wrong, 1 - labels, labels)
+    interval = stats.binomtest(20 - wrong, 20).proportion_ci(method="wilson")
+    shares = [
+        single(labels, hot[predicted])["accuracy"],
+        multi(hot[labels] > 0, hot[predicted])["exact_match"],
+        means({"a": labels == predicted, "b": np.linspace(0, 1, 20)})["a"],
+    ]
+    for value, low, high in shares:
+        assert value == 1 - wrong / 20 and (low, high) == pytest.approx((interval.low, interval.high))

@@ -62,6 +62,9 @@ def test_it_learns_to_answer_and_stops_as_in_transformers(taught, capsys):
     run = taught / "run"
     scores = json.loads((run / "scores.json").read_text())["scores"]
     assert scores["loss"]["value"] < 0.05 and scores["accuracy"]["value"] == 1.0
+    samples = json.loads((run / "scores.json").read_text())["samples"]
+    assert [row["answer"] for row in samples] == [row["gold"] for row in samples] == ANSWERS[1:6]
+    assert "Answers to held-out prompts" in Path(lmkit_("report", str(run)).strip()).read_text()
     (taught / "prompts.txt").write_text("\n".join(QUESTIONS), encoding="utf-8")
     lines = lmkit_("generate", str(run), "--chat", "-t", "0", "--json", "--file", str(taught / "prompts.txt"))
     said = [json.loads(line) for line in lines.splitlines()]

@@ -15,7 +15,18 @@ from scipy.stats import kstest
 from lmkit.base.errors import STOPPED_RESUMABLE, UserError
 from lmkit.base.runs import read_jsonl
 from lmkit.ops import sweep
-from lmkit.ops.sweep import Sweep, budget_of_trial, conclude, draws, grid, is_swept, results, run_sweep, rungs
+from lmkit.ops.sweep import (
+    Sweep,
+    budget_of_trial,
+    conclude,
+    draws,
+    grid,
+    is_swept,
+    parts_done,
+    results,
+    run_sweep,
+    rungs,
+)
 from tests.training.conftest import write_tiny
 
 
@@ -43,6 +54,10 @@ def test_a_budget_is_shared_by_all_trials():
     assert budget_of_trial("1M tokens", [8], 4) == "125000 token"
     with pytest.raises(UserError, match="--budget soon"):
         budget_of_trial("soon", [1], 1)
+
+
+def test_a_running_trial_counts_by_its_age_beside_the_length_of_those_before():
+    assert parts_done([4.0, 30.0], [10.0, 30.0]) == 0.2 + 1 and parts_done([4.0], []) == 0
 
 
 @pytest.fixture

@@ -9,11 +9,14 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.metrics import confusion_matrix
 from typer.testing import CliRunner
 
 from lmkit.commands.main import app
-from lmkit.report.curves import Series, line_chart, thinned
+from lmkit.report import comparison
+from lmkit.report.curves import Series, histogram, line_chart, thinned
+from lmkit.report.page import report_page
 from lmkit.report.record import RunRecord
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -112,10 +115,44 @@ def test_several_runs_are_told_apart_and_tested(runs):
     page = (home / "both.html").read_text()
     cells = {row[0]: row[1:] for row in Text(page).rows}
     assert cells["optimizer.lr"] == ["0.1", "0.2"] and "task.name" not in cells
+    assert cells["accuracy"] == ["0.75 (0.6–0.9)"] * 3  # of both, and of the baseline that they have in common
     right = [np.array(said) == np.array(GOLD) for said in (first, second)]
     only = sorted((np.sum(right[0] & ~right[1]), np.sum(right[1] & ~right[0])))
     p = 2 * sum(math.comb(sum(only), k) for k in range(only[0] + 1)) / 2 ** sum(only)  # McNemar's exact test
     assert only[0] < only[1] and f"p = {p:.2g}, McNemar" in page
+
+
+def trial(folder, losses, **settings):
+    """Writes a run of pretraining for each loss, of one seed each."""
+    for seed, loss in enumerate(losses):
+        path = folder / f"{settings['lr']}-{seed}"
+        path.mkdir(parents=True)
+        recipe = {"task": {"name": "causal_lm"}, "train": {"seed": seed}, "optimizer": settings}
+        (path / "recipe.yaml").write_text(json.dumps(recipe))
+        best = {"step": 7, "val_loss": loss, "val_bits_per_byte": loss / 3}
+        baselines = {"xz": {"bits_per_byte": 0.9}, "unigram": {"loss": 4.0, "bits_per_byte": 4 / 3}}
+        status = {"state": "done", "step": 9, "best": best, "baselines": baselines}
+        (path / "status.json").write_text(json.dumps(status))
+    return [RunRecord(path) for path in sorted(folder.iterdir())]
+
+
+def test_runs_are_ranked_over_their_seeds_and_the_difference_is_tested(tmp_path):
+    losses = [3.0, 3.1, 3.2], [2.0, 2.1, 2.05]
+    trial(tmp_path, losses[0], lr=1)
+    records = trial(tmp_path, losses[1], lr=2)
+    first, second = comparison.ranking(records)
+    assert (first["settings"], second["settings"]) == ("optimizer.lr=2", "optimizer.lr=1")
+    assert first["mean"] == pytest.approx(2.05) and second["deviation"] == pytest.approx(0.1)
+    p = stats.ttest_ind(*losses, equal_var=False).pvalue
+    page = report_page(records)
+    assert f"That is evidence (p = {p:.2g}, Welch" in page and "2.0500 ± 0.0500" in page
+    assert "0.6667: better than xz (0.9), unigram (1.333). The model to use, `best`, is of step 7 of 9." in page
+    assert len(re.findall(">xz<", page)) == 1
+    (tmp_path / "sweep.json").write_text('{"metric": "bits_per_byte"}')
+    reported(tmp_path, "--out", tmp_path / "r.html")
+    assert "Best is 2-0 with bits per byte 0.6833, ahead of 1-0 with 1.0333." in (tmp_path / "r.html").read_text()
+    alone = comparison.which_is_best(comparison.ranking([records[0], records[-1]]))
+    assert alone.startswith("Best is 2-2 with loss 2.0500, ahead of 1-0 with 3.0000. With one run each, chance")
 
 
 @pytest.mark.parametrize("axis, last", [("step", 400), ("tokens", 40_000), ("time", 200)])
@@ -130,6 +167,41 @@ def test_a_curve_lies_where_its_ticks_say(runs, axis, last):
     widths = np.diff(points[:, 0])
     assert widths == pytest.approx(widths[0], abs=0.11)  # evaluations are evenly far apart on all axes
     assert record.curve("val_loss", axis)[0][-1] == last
+
+
+@pytest.mark.parametrize("edges", [range(5), range(9), range(12_300_000, 12_300_900, 100)])
+def test_the_marks_below_a_histogram_differ(edges):
+    svg = ElementTree.fromstring(histogram("rows", [1] * (len(edges) - 1), list(edges), None, "tokens"))
+    marks = [t.text for t in svg.iter("text") if t.get("text-anchor") == "middle"]
+    assert len({*marks}) == len(marks) > 2 and all(int(mark.replace(",", "")) >= edges[0] for mark in marks)
+
+
+def test_what_a_run_on_tokens_did_not_use_is_marked_in_its_recipe(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "tokens/tokenizer").mkdir(parents=True)
+    (tmp_path / "tokens/manifest.json").write_text("{}")
+    recipe = "tokenizer:\n  type: bpe\ndata:\n  train: {}\n  text: text\ntrain:\n  text: 1\n"
+    for train, unused in (("tokens", ["tokenizer:", "  text: text"]), ("nowhere", [])):
+        (tmp_path / "run/recipe.yaml").write_text(recipe.format(tmp_path / train))
+        page = report_page([RunRecord(tmp_path / "run")])
+        assert re.findall(r"(?m)([^>\n]*)  # not used: the data were tokens already", page) == unused
+
+
+def test_many_classes_are_told_by_their_worst_confusions_and_a_perfect_model_so(runs, tmp_path):
+    shutil.copytree(runs[0] / "one", tmp_path / "run")
+    pairs = [(f"c{n}", f"c{n}") for n in range(14)] + [("c3", "c4")] * 3 + [("c5", "c6")] * 2
+    row = lambda g, p: json.dumps({"gold": g, "prediction": {"label": p}, "score": int(g == p), "loss": 0.1})
+    page = lambda: report_page([RunRecord(tmp_path / "run")])
+    (tmp_path / "run/held_out.jsonl").write_text("".join(row(*pair) + "\n" for pair in pairs))
+    mixed = page()
+    assert [r for r in Text(mixed).rows if len(r) == 3][-3:] == [
+        ["is", "said", "rows"],
+        ["c3", "c4", "3"],
+        ["c5", "c6", "2"],
+    ]
+    assert "<summary>All 14 classes</summary>" in mixed and "5 of 19 held-out rows are wrong." in mixed
+    (tmp_path / "run/held_out.jsonl").write_text("".join(row(*pair) + "\n" for pair in pairs[:14]))
+    assert "No held-out row is wrong; these are the least certain." in page()
 
 
 def test_a_long_curve_keeps_its_mean_and_its_extremes():

@@ -107,17 +107,30 @@ def test_watching_goes_on_until_the_run_ends(home):
     done = status.read_text()
     lock = (home / "one/lock").open("a")
     fcntl.flock(lock, fcntl.LOCK_EX)
-    status.write_text(done.replace('"done"', '"running"'))
+    status.write_text(done.replace('"done"', f'"running", "horizon": {2 * STEPS}'))
     command = [sys.executable, "-m", "lmkit", "runs", "watch", "runs/one", "--every", "0.1"]
     watch = subprocess.Popen(command, cwd=home.parent, stdout=subprocess.PIPE, text=True, env=os.environ)
-    assert watch.stdout.readline().startswith(f"running step {STEPS} ")
+    first = watch.stdout.readline()
+    assert first.startswith(f"running step {STEPS} (50%) ") and " eta 3:20" in first  # 200 s for half of the steps
     with (home / "one/metrics.jsonl").open("a") as metrics:
         metrics.write(json.dumps({"step": STEPS + 1, "loss": 0.5, "tokens": 1}) + "\n")
-    assert watch.stdout.readline().startswith(f"running step {STEPS + 1} tokens 1 loss 0.5000")
+    assert watch.stdout.readline().startswith(f"running step {STEPS + 1} (50%) tokens 1 loss 0.5000")
     time.sleep(0.2)
     status.write_text(done)
     assert watch.stdout.read().splitlines()[-1].startswith("done step") and watch.wait(10) == 0
     lock.close()
+    for state, code in ({"state": "failed", "exit_code": 9}, 9), ({"state": "running"}, 8), ({"state": "stopped"}, 75):
+        status.write_text(json.dumps(state))
+        assert lmkit_("watch", "runs/one", code=code).stdout.split()[0] in ("failed", "killed", "stopped")
+
+
+def test_the_best_score_is_that_of_the_end_in_all_lists(home):
+    status = json.loads((home / "one/status.json").read_text())
+    status["best"] = {"val_accuracy": 0.5, "val_loss": 0.2, "step": 300}
+    (home / "one/status.json").write_text(json.dumps(status))
+    best = {row["run"]: row["best"] for row in map(json.loads, lmkit_("list", "--json").stdout.splitlines())}
+    assert best == {"runs/one": {"val_accuracy": 0.75, "val_loss": 0.2, "step": 300}, "runs/two": None}
+    assert "accuracy 0.75: no better than TF-IDF (0.75). The model to use" in lmkit_("show", "runs/one").stdout
 
 
 def test_a_sweep_is_listed_and_reported_by_its_trials(home):

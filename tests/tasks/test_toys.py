@@ -637,6 +637,7 @@ def test_a_decoder_writes_into_half_of_a_short_row_and_its_scores_say_how(tmp_pa
     said = capsys.readouterr().out
     assert "bleu  nrefs:1|case:mixed|eff:no|tok:13a" in said and "chrf  nrefs:1|" in said
     assert "written by beam of 4, length penalty average, alpha 1" in said and "ter  nrefs:1|" in said
+    assert "copied source" in said and re.search(r"verdict  bleu [\d.]+ is (worse|no better) than that of ", said)
 
     chinese = tmp_path / "references.jsonl"
     rows = [{"source": f"cat {i}", "first": f"猫 {i}", "second": f"一只猫 {i}" if i % 2 else None} for i in range(8)]

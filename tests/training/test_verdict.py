@@ -43,6 +43,7 @@ def test_a_loss_that_still_falls_is_said_with_a_command_that_works(here):
     assert "the validation loss was still falling at the end" in first
     longer = re.search(r"lmkit (.*)", advice)[1]
     assert "train.budget='24 steps'" in longer
+    assert re.search(r"beside xz [\d.]+, unigram [\d.]+, uniform [\d.]+ bits per byte", first)
     assert "24 steps" in said(longer) and Path("run-longer/best/config.json").is_file()
 
 
@@ -51,7 +52,8 @@ def test_a_loss_that_still_falls_is_said_with_a_command_that_works(here):
     [
         ([3.0, 2.5, 2.0], "still falling"),
         ([3.0, 2.0, 1.99], None),
-        ([3.0, 2.0, 2.05], None),
+        ([3.0, 2.0, 2.05], "best checkpoint is that of step 2: its validation loss of 2 has risen to 2.05"),
+        ([3.0, 2.0, 2.0], None),
         ([3.0, 2.0, 2.4], "has risen since step 2 (2 → 2.4)"),
         ([3.0, 2.0], "still falling"),
         ([3.0], None),
@@ -60,7 +62,8 @@ def test_a_loss_that_still_falls_is_said_with_a_command_that_works(here):
 def test_the_course_of_the_loss(losses, says, tmp_path):
     rows = [{"step": i, "loss": 1.0} | {"val_loss": loss} for i, loss in enumerate(losses, 1)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, [{"step": 0, "loss": 9.0}, *rows])))
-    lines = verdict.course(tmp_path, "3 epochs", "finetune")
+    lines = verdict.course(tmp_path, "3 epochs", "finetune", by_loss=True)
+    assert "has risen to" in str(lines) or lines == verdict.course(tmp_path, "3 epochs", "finetune")
     assert (says in lines[0]) if says else not lines
 
 
@@ -85,6 +88,18 @@ def test_a_model_that_beats_no_baseline_is_told_so():
     assert verdict.beside_baselines(columns, "accuracy", pretrained=True) == []
     perfect = {name: {"accuracy": Estimate(1.0, 1.0, 1.0)} for name in columns}
     assert verdict.beside_baselines(perfect, "accuracy", pretrained=True) == []
+    bleu = {"model": {"bleu": Estimate(1.0, 0.5, 2)}, "source": {"bleu": Estimate(0.3, None, None)}}
+    assert "bleu 1.0000 of 100: next to nothing" in verdict.beside_baselines(bleu, "bleu", False, top=100)[0]
+    assert verdict.beside_baselines(bleu | {"model": {"bleu": Estimate(30, 20, 40)}}, "bleu", False, top=100) == []
+
+
+def test_texts_that_are_empty_or_all_alike_are_counted_where_they_are_wrong():
+    silent = [("", ["yes"]), ("", ["no"]), ("maybe", ["maybe"]), ("", [""])]
+    assert verdict.of_texts(silent, "x") == ["writes nothing for 2 of the 3 rows held out that have an answer\n  → x"]
+    alike = [("yes", ["yes"])] * 5 + [("yes", ["no", "never"])] * 3 + [("no", ["no"])] * 2
+    (line,) = verdict.of_texts(alike)
+    assert line == "writes the same wrong text for 3 of 10 rows held out: `yes` (different texts in all: 2)"
+    assert verdict.of_texts([("yes", ["yes"])] * 8 + alike[5:]) == []  # to 3 of 13 it is wrong
 
 
 def test_labels_that_are_never_predicted_are_named_after_a_run(here):

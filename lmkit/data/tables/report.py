@@ -9,7 +9,7 @@ from lmkit.data.tables.splitting import NAMES, same_input
 from lmkit.data.tables.table import Row, Table, row_bytes
 from lmkit.data.tables.task_tables import TABLES
 
-SHOWN = 20  # classes listed
+SHOWN, SMALLEST = 20, 5  # classes listed, the largest and the smallest
 UNEVEN = 3  # times the share a class would have if all were even
 NOUNS = {"label": ("label", "classes"), "tags": ("tag", "tags")}  # of roles that are counted: one of them, and several
 MOSTLY = 0.75  # of all rows in one class is uneven, however few classes there are
@@ -68,11 +68,11 @@ def _classes(train: Table, others: list[Row], role: str, one_class: bool) -> lis
             "  → take rows of other labels too, or name another column with data.label=COLUMN"
         )
     ordered = [(brief(label), n) for label, n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
-    width = max((len(label) for label, _ in ordered[:SHOWN]), default=0)
-    lines = [f"{len(counts):,} {plural}:"]
-    lines += [f"  {label:{width}}  {n:>9,}  {n / of:6.1%}" for label, n in ordered[:SHOWN]]
-    if len(ordered) > SHOWN:
-        lines.append(f"  and {len(ordered) - SHOWN:,} more")
+    width = max((len(label) for label, _ in ordered), default=0)
+    listed = [f"  {label:{width}}  {n:>9,}  {n / of:6.1%}" for label, n in ordered]
+    if len(listed) > SHOWN + 1:
+        listed[SHOWN - SMALLEST : -SMALLEST] = [f"  ... {len(listed) - SHOWN:,} more, and the smallest:"]
+    lines = [f"{len(counts):,} {plural}:", *listed]
     if role == "label" and not several and ordered and ordered[0][1] / of > min(UNEVEN / len(counts), MOSTLY):
         lines.append(
             "classes are uneven: reporting macro-F1 beside accuracy; data balance with task.class_weights=true"

@@ -133,7 +133,12 @@ def test_the_report_of_classes() -> None:
     assert "2 (2.0%) rows are longer than 512 tokens and are cut" in report(
         train, None, "classify", [10] * 98 + [600] * 2, 512
     )
-    assert report(texts([str(n) for n in range(32)]), None, "classify")[-1] == "  and 12 more"
+    counts = {f"c{n:02}": 40 - n for n in range(32)}
+    lines = report(texts([label for label, n in counts.items() for _ in range(n)]), None, "classify")
+    first = lines.index("32 classes:") + 1
+    listed = [line.split()[0] for line in lines[first : first + 21]]
+    assert lines[first + 15] == "  ... 12 more, and the smallest:"
+    assert listed == [*list(counts)[:15], "...", *list(counts)[-5:]]
     assert report(texts([0.5, 1.0]), None, "classify")[1] == "labels are numbers from 0.5 to 1, 0.75 on average"
 
 
