@@ -9,9 +9,9 @@ from lmkit.commands import options
 from lmkit.commands.app import app
 from lmkit.commands.options import (
     Column,
-    Encoding,
     Json,
     Label,
+    OwnEncoding,
     Pair,
     Pickle,
     Separator,
@@ -81,7 +81,7 @@ def evaluate_command(
     target: Target = None,
     labels: options.Labels = None,
     separator: Separator = None,
-    encoding: Encoding = "utf-8",
+    encoding: OwnEncoding = None,
     text_files: TextFiles = None,
     source_lang: SourceLang = None,
     target_lang: TargetLang = None,

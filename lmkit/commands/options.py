@@ -33,6 +33,9 @@ Pickle = Annotated[
 ]
 Text = Annotated[str, typer.Option("--text", help="Column or key of the text, as of .jsonl and .csv.")]
 Encoding = Annotated[str, typer.Option("--encoding", help="Of text, CSV and JSON: cp1252, gbk, ...; auto: by bytes.")]
+OwnEncoding = Annotated[
+    str | None, typer.Option("--encoding", help="As cp1252; auto: by bytes. Default: that of training.")
+]
 TextFiles = Annotated[
     list[str] | None, typer.Option("--text-files", metavar=".END", help="Read files named so as text. Repeatable.")
 ]

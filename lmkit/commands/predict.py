@@ -9,9 +9,9 @@ from lmkit.commands.app import app
 from lmkit.commands.options import (
     Column,
     Data,
-    Encoding,
     Labels,
     Model,
+    OwnEncoding,
     Pair,
     SourceLang,
     TargetLang,
@@ -35,7 +35,7 @@ def predict(
         float | None, typer.Option("--threshold", help="Of several labels, or of the second of two; over the model's.")
     ] = None,
     keep: Annotated[str | None, typer.Option("--keep", metavar="a,b", help="Columns to copy to the output.")] = None,
-    encoding: Encoding = "utf-8",
+    encoding: OwnEncoding = None,
     source_lang: SourceLang = None,
     target_lang: TargetLang = None,
 ) -> None:

@@ -55,6 +55,8 @@ def test_the_documents_of_a_step_are_those_that_training_read(home, monkeypatch)
         stored = json.loads(lmkit_("store", store, numbers[0], "--json"))["text"]
         joined = "".join(shown["rows"])
         assert any(stored[at : at + 8] in joined for at in range(len(stored) - 8))
+    told = CliRunner().invoke(app, ["eval", "run", "--data", "corpus.txt", "--json"])
+    assert json.loads(told.stdout)["trained_on"][0]["file"] == "corpus.txt" and "--separator" in told.stderr
     assert "the steps 1 to 12" in lmkit_("run", "run", 13, code=1)
     assert "counted from 0" in lmkit_("store", store, 500, code=1)
 
