@@ -16,6 +16,7 @@ from lmkit.commands.options import (
     SourceLang,
     TargetLang,
     Task,
+    TaskBeam,
     task_changes,
 )
 
@@ -38,11 +39,12 @@ def predict(
     encoding: OwnEncoding = None,
     source_lang: SourceLang = None,
     target_lang: TargetLang = None,
+    beam: TaskBeam = None,
 ) -> None:
     """What a fine-tuned model says of each row, as JSON lines."""
     from lmkit.ops import predictions
 
-    changes = task_changes(labels, threshold=threshold, source_lang=source_lang, target_lang=target_lang)
+    changes = task_changes(labels, threshold=threshold, source_lang=source_lang, target_lang=target_lang, beam=beam)
     kept_columns = [name.strip() for name in (keep or "").split(",") if name.strip()]
     predictions.predict_rows(
         model, data, out, {"text": text, "pair": pair, "encoding": encoding}, task, changes, kept_columns

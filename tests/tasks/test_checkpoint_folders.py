@@ -70,6 +70,10 @@ def test_a_copied_folder_answers_as_its_run(made, tmp_path):
     assert told.pop("trained_on")[0]["file"] == str(data)  # which the run alone knows
     assert json.loads(command("eval", copy, "-d", str(data), "--json")) == told
 
+    if made is translate:
+        stated = json.loads(command("eval", copy, "-d", str(data), "--json", "--beam", "3"))["stated"][copy]
+        assert any("beam of 3" in line for line in stated)
+
     lmkit.load(copy).save(tmp_path / "saved")  # and so does what is saved of it
     assert command("predict", str(tmp_path / "saved"), "-d", str(data)) == said
     for unfit in ("[1]", "{", '{"task": {"name": "x"}}'):
