@@ -8,9 +8,10 @@ from typing import Any
 
 from lmkit.base.display import note
 from lmkit.base.environment import read_environment
-from lmkit.base.errors import DataError, ModelError, UserError
+from lmkit.base.errors import UserError
 from lmkit.base.runs import run_around
 from lmkit.data.inventory import known_files, list_data, training_files
+from lmkit.data.tokens.store import TokenStore, is_store
 from lmkit.recipe import either
 from lmkit.recipe.finetuning import FinetuneRecipe
 from lmkit.recipe.pretraining import Recipe
@@ -18,8 +19,9 @@ from lmkit.tasks.table import TASKS
 
 
 def note_learnt(models: list[str], patterns: list[str]) -> list[dict[str, Any]]:
-    """Notes each file that the run of a model learnt from, as its content tells. Returns them: model, file, held_out
-    (the share of its content), and where the split can be made again, rows that were learnt from and rows held out."""
+    """Notes each file that the run of a model, or one that it started from, learnt from, as its content tells. Returns
+    them: model, file, held_out (the share of its content), and where the split can be made again, rows that were learnt
+    from and rows held out."""
     learnt = [{"model": model} | facts for model in models for facts in _learnt(model, patterns)]
     for facts in learnt:
         part = f"it, but for the {100 * facts['held_out']:.3g}% held out" if facts["held_out"] else "it"
@@ -47,11 +49,18 @@ def encoding_of(model: str) -> str:
 
 
 def recipe_around(model: str) -> tuple[Path, Recipe | FinetuneRecipe] | None:
-    """Returns the run that a model is of, and its recipe; None where there is none that can be read."""
-    if (run := run_around(model)) is None:
+    """Returns the run that a model is of, and its recipe, in which the settings of a token store stand in the place of
+    those that it makes idle; None where there is none that can be read."""
+    run = run_around(model)
+    if run is None or not (run / "environment.json").is_file():  # a recipe beside a model need not be its own
         return None
     with suppress(UserError):
-        return run, either.load(run / "recipe.yaml")
+        recipe = either.load(run / "recipe.yaml")
+        if not (len(recipe.data.sources) == 1 and is_store(recipe.data.sources[0])):
+            return run, recipe
+        of_store = {"encoding": "utf-8"} | TokenStore(recipe.data.sources[0]).manifest["plan"]["settings"]
+        settled = {key: of_store[key] for key in ("separator", "encoding", "validation")}
+        return run, recipe.model_copy(update={"data": recipe.data.model_copy(update=settled)})
     return None
 
 
@@ -59,17 +68,19 @@ def _learnt(model: str, patterns: list[str]) -> list[dict[str, Any]]:
     if (of_run := recipe_around(model)) is None:
         return []
     run, recipe = of_run
-    with suppress(DataError, ModelError, OSError):  # of a run that is damaged, or files that scoring itself refuses
+    share, facts = recipe.data.validation, list[dict[str, Any]]()
+    with suppress(UserError, OSError):  # of a run that is damaged, or files that scoring itself refuses
         before = training_files(read_environment(run).get("files", []), recipe)
         with redirect_stderr(StringIO()):  # notes on files come when they are read
             names = list(dict.fromkeys(list_data(patterns, recipe)))
         files = known_files(names, before)
         rows = _rows(run, recipe) if files else None
-        share = recipe.data.validation
-        share = float(share) if isinstance(share, float | int) else 0.0
-        facts = [{"file": name, "held_out": share} | _counted(entry["path"], rows) for name, entry in files.items()]
-        return [file for file in facts if file.get("rows") != 0]
-    return []
+        held_out = share if isinstance(share, float | int) else 0
+        counted = {name: _counted(entry["path"], rows) for name, entry in files.items()}
+        facts = [{"file": name, "held_out": held_out} | c for name, c in counted.items() if c.get("rows") != 0]
+    if not (isinstance(recipe, FinetuneRecipe) and isinstance(recipe.model, str)):
+        return facts
+    return facts + [file for file in _learnt(recipe.model, patterns) if file["file"] not in {f["file"] for f in facts}]
 
 
 def _rows(run: Path, recipe: Recipe | FinetuneRecipe) -> tuple[list[str], list[str]] | None:
@@ -78,7 +89,7 @@ def _rows(run: Path, recipe: Recipe | FinetuneRecipe) -> tuple[list[str], list[s
 
     if not isinstance(recipe, FinetuneRecipe) or recipe.task.name not in TASKS:
         return None
-    with suppress(DataError), redirect_stderr(StringIO()):
+    with suppress(UserError), redirect_stderr(StringIO()):
         train, held_out = tables(recipe)
         if train.fingerprint == read_environment(run).get("data"):
             return train.places, held_out.places

@@ -161,6 +161,7 @@ def where_of(path: Path | None) -> str:
 def build_recipe(schema: type[T], tree: dict, lines: dict[str, str], expand: Any = None, where: str = "recipe") -> T:
     problems = [*_unknown_keys(schema, tree, lines, keys(schema)), *_not_finite(tree, lines, where)]
     complete, failed = True, None
+    # `task: masked_lm` says it all.
     tree = {key: {"name": value} if key in NAMED and isinstance(value, str) else value for key, value in tree.items()}
     try:
         tree = expand(tree) if expand is not None else tree
