@@ -19,16 +19,21 @@ from lmkit.tasks.table import TASKS
 
 
 def note_learnt(models: list[str], patterns: list[str]) -> list[dict[str, Any]]:
-    """Notes each file that the run of a model, or one that it started from, learnt from, as its content tells. Returns
-    them: model, file, held_out (the share of its content), and where the split can be made again, rows that were learnt
-    from and rows held out."""
+    """Notes the files that the run of a model, or one that it started from, learnt from, as their content tells.
+
+    Returns them: model, file, held_out (the share of its content), and where the split can be made again, rows that
+    were learnt from and rows_held_out."""
     learnt = [{"model": model} | facts for model in models for facts in _learnt(model, patterns)]
-    for facts in learnt:
-        part = f"it, but for the {100 * facts['held_out']:.3g}% held out" if facts["held_out"] else "it"
-        if "rows" in facts:
-            apart = f" ({facts['rows_held_out']:,} were held out)" if facts["rows_held_out"] else ""
-            part = f"{facts['rows']:,} of its rows{apart}"
-        note(f"{facts['file']}: {facts['model']} was trained on {part}, so the scores flatter; score on other files")
+    for model in models:
+        files = [facts for facts in learnt if facts["model"] == model]
+        if not files:
+            continue
+        names = files[0]["file"] + (f" and {len(files) - 1:,} more files" if len(files) > 1 else "")
+        part = f"it, but for the {100 * files[0]['held_out']:.3g}% held out" if files[0]["held_out"] else "it"
+        if all("rows" in facts for facts in files):
+            rows, held_out = (sum(facts[key] for facts in files) for key in ("rows", "rows_held_out"))
+            part = f"{rows:,} of its rows" + (f" ({held_out:,} were held out)" if held_out else "")
+        note(f"{names}: {model} was trained on {part}, so the scores flatter; score on other files")
     return learnt
 
 
