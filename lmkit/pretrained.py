@@ -330,6 +330,15 @@ def read_model(
         return model.to(device), folder, base
 
 
+def say_untaught(name: str, chat: Chat) -> None:
+    """Notes where a model has no chat template of its own, as those that were trained to chat have."""
+    if chat.template.foreign:
+        note(
+            f"{name} has no chat template, so most likely it was not trained to chat: answers only go on with the text"
+            f"\n  → `lmkit finetune --task chat --model {name} --data CONVERSATIONS` teaches it to chat"
+        )
+
+
 def say_not_followed(loaded: Pretrained, followed: Iterable[str] = ()) -> None:
     """Notes what generation_config.json asks for and is not done. followed: what the caller does of it."""
     if settings := not_followed(loaded.writing_settings, followed):

@@ -454,6 +454,12 @@ def delete_run(path: Path, parts: Sequence[Path] | None = None) -> None:
         run.close()
 
 
+def run_around(path: Path | str) -> Path | None:
+    """Returns the run that a path names, or that a checkpoint lies in; of several seeds that of the first."""
+    path = next(iter(seeds_of(path)), Path(path)).resolve()
+    return next((folder for folder in (path, *path.parents[:2]) if (folder / "recipe.yaml").is_file()), None)
+
+
 def find_run(path: Path | str) -> Path:
     """Returns the path of a run directory. Raises UserError where it is not one."""
     path = Path(path)

@@ -21,6 +21,7 @@ app.add_typer(data_app, name="data")
 
 Files = Annotated[list[str], typer.Argument(metavar="DATA...", help="Files, folders, globs, or a token store.")]
 Task = Annotated[str | None, typer.Option("--task", help="Read rows for this task, as classify; else texts.")]
+MOST_PLACES = 20  # of a step, that are listed
 Number = Annotated[int, typer.Option("--number", "-n", min=1, help="How many are shown.")]
 
 
@@ -100,7 +101,8 @@ def data_stats(
     if as_json:
         print(json.dumps(facts))
         return
-    print(f"{facts['texts']:,} texts, {facts['characters']:,} characters, {facts['words']:,} words")
+    unspaced = f", and {facts['unspaced']:,} characters without blanks between words" if facts["unspaced"] else ""
+    print(f"{facts['texts']:,} texts, {facts['characters']:,} characters, {facts['words']:,} words{unspaced}")
     lengths = ", ".join(f"{n:,} ({share})" for share, n in facts["lengths"].items())
     print(f"characters a text, by the share of texts that are no longer: {lengths}")
     print(f"longest: {facts['longest']['place']}, {facts['longest']['characters']:,} characters")
@@ -178,7 +180,10 @@ def data_run(
     for pieces in rows[:number]:
         _print_marked(pieces)
     more = f", of which {number:,} are shown" if len(rows) > number else ""
-    print(f"step {step:,}: {len(rows):,} rows{more}, from {', '.join(places[:40])}{' ...' if len(places) > 40 else ''}")
+    print(f"step {step:,}: {len(rows):,} rows{more}, from {len(places):,} places")
+    print("".join(f"  {place}\n" for place in places[:MOST_PLACES]), end="")
+    if len(places) > MOST_PLACES:
+        print(f"  and {len(places) - MOST_PLACES:,} more (--json lists all)")
 
 
 def _print_marked(pieces: "list[MarkedText]") -> None:

@@ -9,9 +9,9 @@ from lmkit.commands import options
 from lmkit.commands.app import app
 from lmkit.commands.options import (
     Column,
-    Encoding,
     Json,
     Label,
+    OwnEncoding,
     Pair,
     Pickle,
     Separator,
@@ -19,10 +19,11 @@ from lmkit.commands.options import (
     Target,
     TargetLang,
     Task,
+    TaskBeam,
     TextFiles,
 )
 
-SHOWING = ("as_json", "again", "labels", "source_lang", "target_lang")  # the last three are `changes`
+SHOWING = ("as_json", "again", "labels", "source_lang", "target_lang", "beam")  # the last four are `changes`
 
 Tasks = Annotated[
     list[str] | None,
@@ -81,10 +82,11 @@ def evaluate_command(
     target: Target = None,
     labels: options.Labels = None,
     separator: Separator = None,
-    encoding: Encoding = "utf-8",
+    encoding: OwnEncoding = None,
     text_files: TextFiles = None,
     source_lang: SourceLang = None,
     target_lang: TargetLang = None,
+    beam: TaskBeam = None,
     as_json: Json = False,
     allow_pickle: Pickle = False,
 ) -> None:
@@ -93,7 +95,7 @@ def evaluate_command(
 
     plain = lambda value: (list(value) or None) if isinstance(value, list | tuple) else value
     settings = {name: plain(value) for name, value in context.params.items() if name not in SHOWING}
-    settings["changes"] = options.task_changes(labels, source_lang=source_lang, target_lang=target_lang)
+    settings["changes"] = options.task_changes(labels, source_lang=source_lang, target_lang=target_lang, beam=beam)
     if again is not None:
         scores.evaluate_again(again, as_json)
     else:

@@ -33,6 +33,9 @@ Pickle = Annotated[
 ]
 Text = Annotated[str, typer.Option("--text", help="Column or key of the text, as of .jsonl and .csv.")]
 Encoding = Annotated[str, typer.Option("--encoding", help="Of text, CSV and JSON: cp1252, gbk, ...; auto: by bytes.")]
+OwnEncoding = Annotated[
+    str | None, typer.Option("--encoding", help="As cp1252; auto: by bytes. Default: that of training.")
+]
 TextFiles = Annotated[
     list[str] | None, typer.Option("--text-files", metavar=".END", help="Read files named so as text. Repeatable.")
 ]
@@ -123,6 +126,9 @@ ControlTokens = Annotated[
     bool, typer.Option("--control-tokens", help="Names of control tokens in a decoder's prompt stand for them.")
 ]
 Beam = Annotated[int, typer.Option("--beam", help="Search with so many hypotheses, draw nothing.", min=1)]
+TaskBeam = Annotated[
+    int | None, typer.Option("--beam", help="Hypotheses kept while writing, over those of the model's task.", min=1)
+]
 LengthPenalty = Annotated[float, typer.Option("--length-penalty", help="With --beam: above 1 prefers longer texts.")]
 Stop = Annotated[list[str] | None, typer.Option("--stop", help="End before this text. Repeatable.")]
 Stream = Annotated[bool | None, typer.Option("--stream/--no-stream", help="Print as it is written.")]

@@ -9,13 +9,14 @@ from lmkit.commands.app import app
 from lmkit.commands.options import (
     Column,
     Data,
-    Encoding,
     Labels,
     Model,
+    OwnEncoding,
     Pair,
     SourceLang,
     TargetLang,
     Task,
+    TaskBeam,
     task_changes,
 )
 
@@ -35,14 +36,15 @@ def predict(
         float | None, typer.Option("--threshold", help="Of several labels, or of the second of two; over the model's.")
     ] = None,
     keep: Annotated[str | None, typer.Option("--keep", metavar="a,b", help="Columns to copy to the output.")] = None,
-    encoding: Encoding = "utf-8",
+    encoding: OwnEncoding = None,
     source_lang: SourceLang = None,
     target_lang: TargetLang = None,
+    beam: TaskBeam = None,
 ) -> None:
     """What a fine-tuned model says of each row, as JSON lines."""
     from lmkit.ops import predictions
 
-    changes = task_changes(labels, threshold=threshold, source_lang=source_lang, target_lang=target_lang)
+    changes = task_changes(labels, threshold=threshold, source_lang=source_lang, target_lang=target_lang, beam=beam)
     kept_columns = [name.strip() for name in (keep or "").split(",") if name.strip()]
     predictions.predict_rows(
         model, data, out, {"text": text, "pair": pair, "encoding": encoding}, task, changes, kept_columns

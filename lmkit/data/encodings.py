@@ -11,6 +11,8 @@ from lmkit.data.lines import BLOCK, DamagedFile, read_bytes
 ENCODINGS = ("gbk", "big5", "shift_jis", "euc-kr", "cp1252", "cp1251")  # that tables are found in besides UTF-8
 OPTION = "data.encoding={0}, or auto where files differ (of tokenize, data, eval, predict and kb: --encoding {0})"
 
+AS_IN_TRAINING = "files are read as {}, as in training: --encoding says another"
+
 
 def encodings_of(text: str) -> list[str]:
     """Returns the encodings in which bytes that are not UTF-8, here half surrogates, are text."""

@@ -2,6 +2,7 @@
 
 import os
 from contextlib import redirect_stderr
+from fnmatch import fnmatch
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,32 @@ def changed(before: list[Entry], recipe: Recipe | FinetuneRecipe) -> list[str]:
     except DataError:
         new = []  # said above
     return changes + [f"{name}: new, and the recipe's data takes it in" for name in new if before]
+
+
+def training_files(before: list[Entry], recipe: Recipe | FinetuneRecipe) -> list[Entry]:
+    """Returns those of the files that a run read which it learnt from, also in part; of a token store, the files that
+    it was made of."""
+    named, learnt = recipe.data.sources, list[Entry]()
+    for entry in before:
+        path = entry["path"]
+        if is_store(path):
+            manifest = TokenStore(path).manifest
+            names = {name for name, *_ in manifest["plan"]["inputs"]["train"]}
+            inputs = [i for i in manifest["inputs"] if i["name"] in names]
+            learnt += [{"path": i["name"], "bytes": i["size"], "sha256": i["sha256"]} for i in inputs]
+        elif any(path == name or path.startswith(f"{name}/") or fnmatch(path, name) for name in named):
+            learnt.append(entry)
+    return learnt
+
+
+def known_files(names: list[str], before: list[Entry]) -> dict[str, Entry]:
+    """Returns those of the files, by name, that are among `before` by their content; datasets of the hub by their
+    name."""
+    sizes = {entry["bytes"] for entry in before}
+    by_content = {entry["sha256"] or entry["path"]: entry for entry in before}
+    read = [name for name in names if name.startswith("hub:") or os.stat(name).st_size in sizes]
+    contents = {name: _entry(name)["sha256"] or name for name in read}
+    return {name: by_content[content] for name, content in contents.items() if content in by_content}
 
 
 def list_data(patterns: list[str], recipe: Recipe | FinetuneRecipe) -> list[str]:

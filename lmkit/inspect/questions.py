@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from torch import Tensor
+
 from lmkit.base.display import note
 from lmkit.base.errors import UserError
 from lmkit.data.inputs import Problems
@@ -24,6 +26,8 @@ class Question(NamedTuple):
     says: str  # the label, answer or token that the logits are of
     types: list[int] | None = None  # which text of a pair each token belongs to
     written: list[int] | None = None  # what the decoder beside an encoder reads, unless that is the text once more
+    chance: float | None = None  # of what it says; None where that is a number, or an answer
+    likeliest: str = ""  # what the model says itself
     tags: list[tuple[str, str]] | None = None  # the words of a text and what a tagger says of each
 
 
@@ -62,10 +66,20 @@ def question(
                 raise UserError(f"--attribute of an encoder is about the word at a mask{advice}")
             place = ids.index(tokenizer.mask_id)
     logits = loaded.logits([ids], decoder_input_ids=written and [written])[0]
-    number = _number(list(c.labels), label)
-    number = int((logits if place is None else logits[place]).argmax()) if number is None else number
-    says = c.labels[number] if c.labels else tokenizer.decode([number], skip_special=False)
-    return Question(ids, [(place, number)], says, written=written)
+    logits = logits if place is None else logits[place]
+    number, best = _number(list(c.labels), label), int(logits.argmax())
+    number = best if number is None else number
+    says, likeliest = (c.labels[n] if c.labels else tokenizer.decode([n], skip_special=False) for n in (number, best))
+    chance = _chance(logits, number, loaded.config_json.get("problem_type"))
+    return Question(ids, [(place, number)], says, written=written, chance=chance, likeliest=likeliest)
+
+
+def _chance(logits: Tensor, number: int, problem_type: str | None = None) -> float | None:
+    """Returns the probability of a label or token. problem_type: of a classifier, as transformers names it."""
+    if problem_type == "regression":
+        return None
+    chances = logits.sigmoid() if problem_type == "multi_label_classification" else logits.softmax(-1)
+    return float(chances[number])
 
 
 def _number(labels: list[str], label: str | None) -> int | None:
@@ -98,7 +112,9 @@ def _of_word(loaded: Pretrained, text: str, word: str | None, label: str | None)
         raise UserError(f"{loaded.folder} reads no word there: it has {len(ids):,} tokens of {len(words):,} words")
     number = _number(list(task.labels), label)
     number = predicted if number is None else number
-    return Question(ids, [(place, number)], f"{task.labels[number]} at {words[chosen]}", tags=tags)
+    says, likeliest = (f"{task.labels[n]} at {words[chosen]}" for n in (number, predicted))
+    chance = _chance(logits[place], number)
+    return Question(ids, [(place, number)], says, tags=tags, chance=chance, likeliest=likeliest)
 
 
 def _of_answer(loaded: Pretrained, text: str, context: str) -> Question:

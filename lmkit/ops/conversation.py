@@ -14,7 +14,7 @@ from lmkit.generation.completions import Completion, room_after
 from lmkit.generation.engine import MAX_ROWS, Engine, generate
 from lmkit.generation.sampling import SamplingConfig
 from lmkit.generation.weights import prepare
-from lmkit.pretrained import Pretrained, load, say_not_followed
+from lmkit.pretrained import Pretrained, load, say_not_followed, say_untaught
 from lmkit.recipe.task_settings import settings_of
 from lmkit.recipe.tasks import ChatConfig
 from lmkit.tasks.evaluate import read_labelled
@@ -124,6 +124,7 @@ class Speaker:
     def __init__(self, name: str, loaded: Pretrained, config: SamplingConfig, as_json: bool, stream: bool):
         self.loaded, self.config, self.as_json, self.stream = loaded, config, as_json, stream and not as_json
         self.chat = loaded.chat(name)
+        say_untaught(name, self.chat)
         settings = settings_of(loaded.folder)
         self.fold_system = settings is not None and getattr(settings.task, "fold_system", False)
         check_embedded(loaded.model, self.chat.ends)

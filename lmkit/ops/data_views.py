@@ -24,9 +24,11 @@ from lmkit.ops.corpus import read_texts
 from lmkit.recipe.recipe_file import build_recipe
 from lmkit.recipe.tasks import SECTIONS, TableConfig, section_of
 from lmkit.report.record import RunRecord
+from lmkit.text.pieces import UNSPACED
 from lmkit.text.tokenizer import Tokenizer
 
 SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the texts, whose lengths are told
+FULL_WIDTH = re.compile("[\u3000-\u303f\uff00-\uff0f\uff1a-\uff20]")  # punctuation of texts without blanks
 AROUND = 60  # characters before and after what was searched for
 
 
@@ -74,12 +76,14 @@ def matches(documents: Iterator[tuple[str, str]], pattern: str, most: int) -> It
 
 
 def text_numbers(documents: Iterator[tuple[str, str]]) -> dict[str, Any]:
-    """Returns numbers of texts: how many, how long, how many are doubled, and the shares of their scripts."""
-    lengths, words, scripts, doubles = list[int](), 0, Counter[str](), Counter[bytes]()
+    """Returns numbers of texts: how many, how long, how many are doubled, and the shares of their scripts. Words are
+    counted between blanks; of scripts without blanks all characters are `unspaced`, and no words."""
+    lengths, words, unspaced, scripts, doubles = list[int](), 0, 0, Counter[str](), Counter[bytes]()
     longest = ("", 0)
     for place, text in documents:
         lengths.append(len(text))
-        words += len(text.split())
+        spaced, signs = UNSPACED.subn(" ", text)
+        words, unspaced = words + len(FULL_WIDTH.sub(" ", spaced).split()), unspaced + signs
         scripts.update(script_of(c) for c in text[:2000])  # enough to tell, and quick
         doubles[hashlib.sha1(text.encode(errors="surrogatepass")).digest()] += 1
         longest = max(longest, (place, len(text)), key=lambda one: one[1])
@@ -87,6 +91,7 @@ def text_numbers(documents: Iterator[tuple[str, str]]) -> dict[str, Any]:
     letters = {name: n for name, n in scripts.most_common() if name != "other"}
     return {
         "texts": len(lengths), "characters": sum(lengths), "words": words,
+        "unspaced": unspaced,
         "lengths": {f"{share:.0%}": ordered[int((len(ordered) - 1) * share)] for share in SHARES},
         "longest": {"place": longest[0], "characters": longest[1]},
         "doubled": sum(n - 1 for n in doubles.values()),

@@ -1,8 +1,6 @@
 """`lmkit eval --curve RUN...`: scores of runs by how much data each had. It trains nothing and reads no data."""
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +8,8 @@ from rich.table import Table
 
 from lmkit.base.display import note
 from lmkit.base.errors import UserError
-from lmkit.base.runs import find_run, read_status
+from lmkit.base.runs import find_run
+from lmkit.report.record import RunRecord
 from lmkit.tasks.task import drawn
 
 
@@ -48,22 +47,13 @@ def _said(score: dict[str, Any]) -> str:
 
 
 def _point(name: str) -> dict[str, Any]:
-    run = find_run(name)
-    status, environment = read_status(run), _read(run / "environment.json")
-    said = _read(run / "scores.json")
-    scores, amount, unit = said.get("scores") or {}, said.get("train_rows"), "training rows"
+    run = RunRecord(find_run(name))
+    scores, amount, unit = run.scores.get("scores") or {}, run.scores.get("train_rows"), "training rows"
     if not scores:
-        best, amount, unit = status.get("best") or {}, status.get("tokens"), "tokens"
-        scores = {key.removeprefix("val_"): {"value": best[key]} for key in best if key != "step"}
-    if status.get("state") != "done" or not scores or not amount:
-        raise UserError(f"{run}: {status.get('state', 'no state')}, and no scores beside its amount of data\n"
+        amount, unit = run.status.get("tokens"), "tokens"
+        scores = {key.removeprefix("val_"): {"value": value} for key, value in run.best.items() if key != "step"}
+    if run.status.get("state") != "done" or not scores or not amount:
+        raise UserError(f"{run.path}: {run.status.get('state', 'no state')}, and no scores beside its amount of data\n"
                         f"  → train it to its end, with held-out data")  # fmt: skip
-    held_out = environment.get("held_out") or environment.get("validation")
-    return {"run": str(run), "amount": amount, "unit": unit, "scores": scores, "held_out": held_out}
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(file.read_text()))
-    except (OSError, ValueError, TypeError):
-        return {}
+    held_out = run.environment.get("held_out") or run.environment.get("validation")
+    return {"run": str(run.path), "amount": amount, "unit": unit, "scores": scores, "held_out": held_out}

@@ -5,8 +5,9 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -73,7 +74,7 @@ def _labelled(table: Table, golds: dict[str, dict[str, Any]], task_name: str) ->
 
 def _golds(read_as: TableConfig, task_name: str, task: Task) -> dict[str, dict[str, Any]]:
     """Returns the rows that have what is to be predicted, by place; none where a file has no such column."""
-    with suppress(DataError):  # without it the same files were read
+    with suppress(DataError), redirect_stderr(StringIO()):  # the same files were read without it, and told of
         table = read_table(read_as.sources, task_name, read_as, True, *task.read_as())
         return dict(zip(table.places, table.rows, strict=True))
     return {}

@@ -16,7 +16,7 @@ ROLES = ("text", "pair", "label", "target", "encoding")
 OPTIONS: dict[str, Any] = {  # of `lmkit eval`, with what they are where they are left out
     "models": None, "data": None, "task": None, "tasks": None, "tasks_from": None, "shots": None, "limit": None,
     "apply_chat_template": None, "by": None, "worst": 0, "curve": False, "stride": None, "pll_tokens": None,
-    "text": None, "pair": None, "label": None, "target": None, "separator": None, "encoding": "utf-8",
+    "text": None, "pair": None, "label": None, "target": None, "separator": None, "encoding": None,
     "text_files": None, "allow_pickle": False, "changes": {},
 }  # fmt: skip
 OF_TASKS = ("tasks_from", "shots", "limit", "apply_chat_template")

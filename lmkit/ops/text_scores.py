@@ -5,12 +5,12 @@ Decoders: loss, perplexity and bits per byte. Encoders: the same of masked token
 decoders: of target texts with `--target`, else of texts that were damaged as the family's own training does it, or as
 the run's recipe says.
 
-`--json` prints one object. Always: model, data, documents (or pairs), unknown_tokens, dropped_bytes, context, skipped
-(what: how often), and loss (nats a token) and perplexity as {value, low, high}: a 95% interval over documents, null for
-one. Decoders: tokens, bytes, stride, bits_per_byte (not where bytes were dropped); with --by the scores of each value
-of a column, with --worst the documents of the most bits a byte. Encoders: tokens (of the text), masked_tokens, windows,
-noise, accuracy, pseudo_tokens, pseudo_windows, pseudo_documents, pseudo_log_likelihood (nats, their sum),
-pseudo_perplexity.
+`--json` prints one object. Where the run of the model learnt from these files: trained_on. Always: model, data,
+documents (or pairs), unknown_tokens, dropped_bytes, context, skipped (what: how often), and loss (nats a token) and
+perplexity as {value, low, high}: a 95% interval over documents, null for one. Decoders: tokens, bytes, stride,
+bits_per_byte (not where bytes were dropped); with --by the scores of each value of a column, with --worst the documents
+of the most bits a byte. Encoders: tokens (of the text), masked_tokens, windows, noise, accuracy, pseudo_tokens,
+pseudo_windows, pseudo_documents, pseudo_log_likelihood (nats, their sum), pseudo_perplexity.
 Encoder-decoders: source_tokens, target_tokens, accuracy, and without --target noise, spans and span_accuracy. noise:
 the settings, and where they are from."""
 
@@ -29,12 +29,13 @@ from rich.table import Table
 from lmkit.base.display import Meter, note
 from lmkit.base.errors import DataError, UserError
 from lmkit.data.documents import read_documents, read_pairs, unread_advice
-from lmkit.data.encodings import settle_encodings
+from lmkit.data.encodings import AS_IN_TRAINING, settle_encodings
 from lmkit.data.inputs import Document, Input, Pairing, Problems, list_inputs
 from lmkit.evaluation import masked_lm, perplexity, seq2seq
 from lmkit.evaluation.intervals import Estimate
 from lmkit.evaluation.scoring import BATCH_TOKENS, Tally
 from lmkit.model.heads import Head
+from lmkit.ops.training_data import encoding_of, note_learnt, note_separator
 from lmkit.pretrained import Pretrained, load
 from lmkit.recipe import recipe_file as recipes
 from lmkit.recipe.defaults import expand_pretraining
@@ -123,7 +124,8 @@ def evaluate_models(
         if idle := [f"--{k.replace('_', '-')}" for k, v in options.items() if v is not None]:
             raise UserError(f"{', '.join(idle)}: {models[0]} was fine-tuned to {solved[0].name}\n  → leave it out")
         loaded = {model: load_all(model, t, allow_pickle) for model, t in zip(models, solved, strict=True)}
-        return evaluate.evaluate_tables(loaded, solved, data, columns, as_json, by, worst, settings)
+        learnt = note_learnt(models, data)
+        return evaluate.evaluate_tables(loaded, solved, data, columns, as_json, by, worst, settings, learnt)
     if len(models) > 1:
         raise UserError("two models are compared on a task they were both fine-tuned for\n  → name one")
     if named := [*(changes or {}), *(role for role in ("pair", "label") if columns.get(role) is not None)]:
@@ -132,7 +134,9 @@ def evaluate_models(
         columns["text"] = columns["text"] or trained.columns.get("text")
         if columns["target"] is None:
             options["separator"] = options["separator"] or trained.separator
-    options |= {"text": columns["text"] or "text", "encoding": columns.get("encoding") or "utf-8"}
+    options |= {"text": columns["text"] or "text", "encoding": columns.get("encoding") or encoding_of(models[0])}
+    if options["encoding"] not in ("utf-8", columns.get("encoding")):
+        note(AS_IN_TRAINING.format(options["encoding"]))
     options |= {"target": columns["target"], "by": by, "worst": worst}
     return evaluate_texts(models[0], data, as_json=as_json, allow_pickle=allow_pickle, settings=settings, **options)
 
@@ -178,6 +182,10 @@ def evaluate_texts(
         report = _pairs(loaded, texts, batch_tokens)
     else:
         report = _noise(loaded, texts, _noise_config(loaded, model), batch_tokens)
+    if target is None and any(item.kind == "txt" for item in inputs):
+        note_separator(model, config.separator)
+    if learnt := note_learnt([model], data):
+        report.facts["trained_on"] = learnt
     return _show(model, data, report, texts.problems, as_json, settings)
 
 

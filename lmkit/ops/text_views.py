@@ -16,6 +16,8 @@ from lmkit.text.tokenizer import token_texts
 
 CLOSE = 0.05  # the gap up to which an integral is as exact as it need be
 
+SMALL = 0.1  # a difference of logits that changes odds by a tenth
+
 
 @dataclass(frozen=True)
 class View:
@@ -105,11 +107,20 @@ def _attributed(loaded: Pretrained, text: str, view: View) -> Shown:
     q = question(loaded, text, view.label, view.word, view.context, view.target)
     a, words = attribute(loaded, q, view.method), token_texts(loaded.needs_tokenizer(), q.ids)
     if view.method == "ig" and a.gap > CLOSE:
-        note(f"the shares miss the difference of the logits by {a.gap:.0%}: the integral is not exact here")
+        note(
+            f"the shares miss the difference of the logits by {a.gap:.0%}: the integral is not exact here"
+            "\n  → --method occlusion asks the model without each token in turn"
+        )
+    if abs(a.logit - a.baseline) < SMALL:
+        note(f"the text moves this logit by {a.logit - a.baseline:.4f} alone, so the shares tell little")
     largest = max(map(abs, a.scores), default=0) or 1.0
     facts = a._asdict() | {"tokens": words, "output": q.says, "gap": a.gap, "method": view.method}
+    facts |= {"probability": q.chance, "likeliest": q.likeliest}
+    chance = "" if q.chance is None else f" ({q.chance:.1%})"
+    chance += f", where {q.likeliest!r} is likelier" if q.likeliest not in ("", q.says) else ""
     lines = [
-        f"{q.says!r}: logit {a.logit:.4f}, {a.baseline:.4f} without the text; the shares sum to {sum(a.scores):.4f}",
+        f"{q.says!r}{chance}: logit {a.logit:.4f}, {a.baseline:.4f} without the text; the shares sum to"
+        f" {sum(a.scores):.4f}",
         *(f"{score:+9.4f}  {word!r}" for word, score in zip(words, a.scores, strict=True)),
     ]
     if q.tags is not None:

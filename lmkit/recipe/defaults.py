@@ -54,8 +54,6 @@ def _fill_preset(model: dict[str, Any]) -> None:
 def _fill_task(tree: dict[str, Any], model: dict[str, Any]) -> None:
     if tree.get("task") is None:
         tree["task"] = {}
-    if isinstance(tree["task"], str):  # `task: masked_lm` says it all
-        tree["task"] = {"name": tree["task"]}
     task = section(tree, "task")
     task.setdefault("name", default_objective(str(model.get("family"))))
     if task.get("pairs"):

@@ -154,8 +154,6 @@ def check_start(recipe: FinetuneRecipe) -> None:
 def expand_finetuning(tree: dict[str, Any]) -> dict[str, Any]:
     """Fills what a recipe leaves open. Raises ValueError like `expand_pretraining` for a new model."""
     tree = copy.deepcopy(tree)
-    if isinstance(tree.get("task"), str):
-        tree["task"] = {"name": tree["task"]}
     learns_tokens = is_finetuning(tree) and SECTIONS[tree["task"]["name"]].learns_tokens
     train, optimizer, schedule = (defaults.section(tree, key) for key in ("train", "optimizer", "schedule"))
     if isinstance(tree.get("model"), dict):

@@ -29,6 +29,7 @@ PATH_KEYS = {("data", "train"), ("data", "validation"), ("tokenizer", "path"), (
 NAMED = ("task", "tracker")  # sections that a recipe may write as a name alone
 BEFORE = {"tokenizer": {"split": "two_digits"}}  # what runs of versions without these keys did
 TASK_BEFORE = {"classify": {"scale_targets": False}}  # the same of the section of one task
+WRONG_TYPE = re.compile(r"(string|list|tuple|dict|model|model_attributes|int|float|bool)_type")  # as pydantic says it
 BY_NAME = ("auto", "chatml")  # chat templates that are no files
 
 
@@ -160,6 +161,8 @@ def where_of(path: Path | None) -> str:
 def build_recipe(schema: type[T], tree: dict, lines: dict[str, str], expand: Any = None, where: str = "recipe") -> T:
     problems = [*_unknown_keys(schema, tree, lines, keys(schema)), *_not_finite(tree, lines, where)]
     complete, failed = True, None
+    # `task: masked_lm` says it all.
+    tree = {key: {"name": value} if key in NAMED and isinstance(value, str) else value for key, value in tree.items()}
     try:
         tree = expand(tree) if expand is not None else tree
     except ValueError as e:
@@ -176,7 +179,9 @@ def build_recipe(schema: type[T], tree: dict, lines: dict[str, str], expand: Any
             return built
     except ValidationError as e:
         told = {"extra_forbidden"} if complete else {"extra_forbidden", "missing"}
-        problems += [_explain(schema, error, lines, where) for error in e.errors() if error["type"] not in told]
+        errors = [error for error in _meant(schema, e.errors()) if error["type"] not in told]
+        wrong = [_explain(schema, error, lines, where) for error in errors]
+        problems = [p for p in problems if not any(other.endswith(p.partition("\n  ")[2]) for other in wrong)] + wrong
     if not problems:
         problems = [f"{where}: the sizes of `model` do not go together ({failed})\n  → name num_heads and head_dim too"]
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
@@ -266,6 +271,38 @@ def _not_finite(tree: Any, lines: dict[str, str], where: str, at: str = "") -> t
             yield f"{_line(f'{at}{name}', lines, where)}\n  `{at}{name}` = {value} is no finite number"
 
 
+def _meant(schema: type[BaseModel], errors: Sequence[Any]) -> list[Any]:
+    """Returns the errors without those of the members of a union that a value was not meant for: it is meant for those
+    whose type it has. Where it has the type of none, the first error names all that are allowed."""
+    known, ranks = keys(schema), dict[str, int]()
+
+    def members(error: Any) -> typing.Iterator[tuple[str, int]]:
+        """Yields the key of each union on the way to the error, and how far the value is from that member."""
+        key, parts = "", error["loc"]
+        for number, part in enumerate(parts, 1):
+            if (inner := f"{key}.{part}".lstrip(".")) in known:
+                key = inner
+            elif isinstance(part, str):
+                yield key, 0 if number < len(parts) else 1 + bool(WRONG_TYPE.fullmatch(error["type"]))
+
+    for error in errors:
+        for key, rank in members(error):
+            ranks[key] = min(rank, ranks.get(key, rank))
+    meant, alike = list[Any](), dict[str, Any]()
+    for error in errors:
+        at = list(members(error))
+        if any(rank > ranks[key] for key, rank in at):
+            continue
+        if at and at[-1][1] == 2:
+            key = at[-1][0]
+            if key in alike:
+                alike[key]["msg"] += f" or {error['msg'].removeprefix('Input should be ')}"
+                continue
+            error = alike[key] = dict(error)
+        meant.append(error)
+    return meant
+
+
 def _explain(schema: type[BaseModel], error: Any, lines: dict[str, str], where: str) -> str:
     """Says one pydantic error as a person would."""
     key = ".".join(
@@ -280,6 +317,9 @@ def _explain(schema: type[BaseModel], error: Any, lines: dict[str, str], where: 
     name = f"`{key}`" if key else "recipe"
     value, kind = error.get("input"), error["type"]
     message = error["msg"].removeprefix("Value error, ")
+    message = re.sub(
+        r"valid dictionary or (instance of \w+|object to extract fields from)", "section with keys", message
+    )
     if kind == "missing":
         return f"{line}\n  missing key {name}: {keys(schema)[key].description}"
     if kind == "union_tag_invalid":

@@ -12,7 +12,7 @@ from lmkit import __version__
 from lmkit.base.errors import ModelError, UserError
 from lmkit.base.files import write_json
 from lmkit.base.manifest import replace_listed
-from lmkit.base.runs import model_folder, seeds_of
+from lmkit.base.runs import model_folder, run_around, seeds_of
 from lmkit.recipe import recipe_file as recipes
 from lmkit.recipe.finetuning import FinetuneRecipe, expand_finetuning, is_finetuning
 from lmkit.recipe.objectives import Count, Section
@@ -30,6 +30,7 @@ class TaskSettings(Section):
     max_length: Count = 0  # tokens a row is cut to; 0: the default of the task
     columns: dict[str, str] = Field(default_factory=dict)  # those the recipe names, by role
     separator: str | None = None  # between the labels of a row that has several
+    encoding: str = "utf-8"  # of the files, as `data.encoding`
     words: str = "blanks"  # what parts the words of a text to tag, as `data.words`
     fitted: dict[str, Any] = Field(default_factory=dict)  # chosen on held-out rows, like `no_answer_threshold`
 
@@ -41,7 +42,8 @@ class TaskSettings(Section):
         named = {"text": data.text, "pair": data.pair, "label": data.label, "target": data.target}
         columns = {role: column for role, column in named.items() if column is not None}
         given = {"task": recipe.task, "max_length": data.max_length, "columns": columns}
-        return cls(**(given | {"separator": data.separator, "words": data.words} | settled))
+        reading = {"separator": data.separator, "encoding": data.encoding, "words": data.words}
+        return cls(**(given | reading | settled))
 
     def write(self, folder: Path) -> None:
         write_json(folder / FILE, recipes.as_tree(self))
@@ -74,13 +76,8 @@ def settings_of(model: str | Path) -> TaskSettings | None:
 
 def run_of(model: str | Path) -> Path | None:
     """Returns the fine-tuning run that a path names, or lies in."""
-    path = Path(model).resolve()
-    for folder in (path, *path.parents[:2]):
-        file = folder / "recipe.yaml"
-        if file.is_file():
-            tree, _ = recipes.read_tree(file)
-            return folder if is_finetuning(tree) else None
-    return None
+    run = run_around(model)
+    return run if run and is_finetuning(recipes.read_tree(run / "recipe.yaml")[0]) else None
 
 
 def recipe_of(run: Path) -> FinetuneRecipe:

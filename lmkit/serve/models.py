@@ -17,7 +17,7 @@ from lmkit.generation.grammar import Grammar
 from lmkit.generation.prompts import prompt_ids, source_ids
 from lmkit.generation.weights import prepare
 from lmkit.model.heads import Head
-from lmkit.pretrained import check_ids, load
+from lmkit.pretrained import check_ids, load, say_untaught
 from lmkit.serve.wire import ChatBody, CompletionBody, WritingBody
 from lmkit.serve.worker import Worker
 from lmkit.tasks.records import answers
@@ -56,9 +56,11 @@ class Served:
     def chat(self) -> Chat | None:
         """Its chat template; None for a model that cannot chat."""
         try:
-            return self.loaded.chat(self.name)
+            chat = self.loaded.chat(self.name)
         except UserError:
             return None
+        say_untaught(self.name, chat)
+        return chat
 
     @property
     def abilities(self) -> list[str]:

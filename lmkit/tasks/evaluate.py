@@ -13,6 +13,7 @@ from lmkit.base.display import note, waiting
 from lmkit.base.errors import ModelError, UserError
 from lmkit.base.runs import seeds_of
 from lmkit.base.units import brief
+from lmkit.data.encodings import AS_IN_TRAINING
 from lmkit.data.tables.table import Table, read_table
 from lmkit.data.tables.task_tables import TABLES
 from lmkit.evaluation import paired
@@ -52,7 +53,7 @@ def table_config(
     chosen = (settings.columns if settings and same_task else {}) | named
     if not labelled:
         chosen |= {role.key: "" for role in TABLES[config.name].roles if role.answer}
-    trained = {"separator": settings.separator, "words": settings.words} if settings else {}
+    trained = settings.model_dump(include={"separator", "encoding", "words"}) if settings else {}
     return build_recipe(TableConfig, {"train": sources} | trained | chosen, {}, where="command line")
 
 
@@ -66,6 +67,8 @@ def read_labelled(
     task: of the model, whose labels the rows are read for. beside: columns to keep."""
     kind, known = ("auto", frozenset[str]()) if task is None else task.read_as()
     read_as = table_config(sources, config, columns, labelled, folder)
+    if read_as.encoding not in ("utf-8", columns.get("encoding")):
+        note(AS_IN_TRAINING.format(read_as.encoding))
     table = read_table(sources, config.name, read_as, labelled, kind, known, beside)
     for line in table.described(sources):
         note(line)
@@ -97,13 +100,13 @@ def evaluate_task(model: str, loaded: Sequence[Pretrained], task: Task, table: T
 def evaluate_tables(
     models: dict[str, list[Pretrained]], configs: Sequence[TaskConfig], sources: list[str],
     columns: dict[str, str | None], as_lines: bool, by: str | None = None, worst: int = 0,
-    settings: dict[str, Any] | None = None,
+    settings: dict[str, Any] | None = None, trained_on: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """Prints a table, or one JSON object; for two models also whether their difference is evidence. Returns what stands
     in the JSON.
 
     by: a column by whose values scores are told apart. worst: how many rows with the largest loss are listed. settings:
-    of the command, which stand in the JSON."""
+    of the command, and trained_on: files that were learnt from, which stand in the JSON."""
     if len({config.name for config in configs}) > 1:
         raise UserError(f"these models solve different tasks: {', '.join(config.name for config in configs)}")
     tasks = [
@@ -118,7 +121,7 @@ def evaluate_tables(
     evaluations = [evaluate_task(*model, task, table) for model, task in zip(models.items(), tasks, strict=True)]
     systems = {name: scores for e in evaluations for name, scores in e.columns().items()}
     facts: dict[str, Any] = {"task": configs[0].name, "data": sources, "rows": len(table.rows)}
-    facts["skipped"] = table.problems.counts
+    facts |= {"skipped": table.problems.counts} | ({"trained_on": trained_on} if trained_on else {})
     facts["models"] = {name: scores_as_json(scores) for name, scores in systems.items()}
     lines = [score_table(", ".join(sources), systems, len(table.rows)), *evaluations[0].task.stated()]
     for key, of_task in (("classes", _classes), ("confusion", _confusion), ("reliability", _reliability)):

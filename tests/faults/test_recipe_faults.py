@@ -125,6 +125,28 @@ def test_tags_are_refused_and_run_nothing(value, tmp_path, monkeypatch, lmkit_):
     assert shown.code == 2 and sorted(p.name for p in tmp_path.iterdir()) == ["r.yaml"]
 
 
+TASK = "task: classify\nmodel: {family: bert, hidden_size: 8, num_layers: 1, num_heads: 2}\ndata: {train: x.csv}\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problems"),
+    [
+        ("num_heads", "num_heds", ["unknown key `model.num_heds`", "num_heads missing"]),
+        ("size: 8", "size: -8", ["`model.hidden_size`: -8 is not a quantity"]),
+        ("x.csv", "[x.csv, 1]", ["`data.train`: input should be a valid string (got 1)"]),
+        ("x.csv", "3", ["`data.train`: input should be a valid string or a valid list (got 3)"]),
+        ("x.csv", "x.csv, validation: -1", ["`data.validation`: -1 is not a quantity"]),
+        ("classify", "{name: classify, threshold: []}", ["`task.threshold`: input should be a valid number or a"]),
+    ],
+)
+def test_of_a_union_only_the_member_that_was_meant_is_told(old, new, problems, tmp_path, monkeypatch, lmkit_):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text(TASK.replace(old, new))
+    shown = lmkit_("finetune", "r.yaml")
+    assert shown.code == 2 and f"{len(problems)} problem" in shown.err, shown.err
+    assert all(problem in shown.err for problem in problems), shown.err
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [

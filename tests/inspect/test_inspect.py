@@ -256,6 +256,9 @@ def test_the_command_prints_numbers_text_and_a_page(classifier, tmp_path):
     folder, _ = classifier
     facts = json.loads(printed(str(folder), "over the lazy dog", "--attribute", "--label", "spam", "--json"))
     assert facts["output"] == "spam" and len(facts["scores"]) == len(facts["tokens"])
+    other = json.loads(printed(str(folder), "over the lazy dog", "--attribute", "--label", "ham", "--json"))
+    assert facts["probability"] + other["probability"] == pytest.approx(1)
+    assert facts["likeliest"] == max(facts, other, key=lambda f: f["probability"])["output"] == other["likeliest"]
     page = tmp_path / "page.html"
     printed(str(folder), "a <b> dog", "--attribute", "--html", str(page))
     assert "&lt;" in page.read_text() and "<script" not in page.read_text() and "http" not in page.read_text()

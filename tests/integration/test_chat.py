@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -177,7 +178,13 @@ def test_a_larger_vocabulary_keeps_every_old_row(name):
     assert resize_vocabulary(model, 101, 101, 101) is model
 
 
-def test_what_cannot_chat_says_so(taught, tmp_path):
+def test_what_cannot_chat_says_so(taught, tmp_path, capsys):
+    shutil.copytree(taught / "run" / "best", tmp_path / "base")
+    (tmp_path / "base" / "chat_template.jinja").unlink()
+    shutil.rmtree(tmp_path / "base" / "training")  # which would call the copy damaged
+    for folder, told in ((tmp_path / "base", True), (taught / "run", False)):
+        talking.Speaker(str(folder), lmkit.load(folder), SamplingConfig(), False, False)
+        assert (f"--task chat --model {folder}" in capsys.readouterr().err) is told
     data = ("--data", str(taught / "talks.jsonl"), "--task", "chat", "--out", str(tmp_path / "run"))
     with pytest.raises(ModelError, match="bert is an encoder"):
         lmkit_("finetune", "model={family: bert, hidden_size: 32, num_layers: 1, num_heads: 2}", *data)

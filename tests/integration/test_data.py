@@ -52,9 +52,13 @@ def test_the_documents_of_a_step_are_those_that_training_read(home, monkeypatch)
         shown = json.loads(lmkit_("run", "run", step, "--json"))
         numbers = [int(name.removeprefix("document ")) for name in shown["from"]]
         assert sorted(numbers) == seen[step] and len(shown["rows"]) == 8
+        listed = [line.strip() for line in lmkit_("run", "run", step).splitlines() if line.startswith("  ")]
+        assert listed[:20] == shown["from"][:20] and (len(listed) > 20) == (len(numbers) > 20)
         stored = json.loads(lmkit_("store", store, numbers[0], "--json"))["text"]
         joined = "".join(shown["rows"])
         assert any(stored[at : at + 8] in joined for at in range(len(stored) - 8))
+    told = CliRunner().invoke(app, ["eval", "run", "--data", "corpus.txt", "--json"])
+    assert json.loads(told.stdout)["trained_on"][0]["file"] == "corpus.txt" and "--separator" in told.stderr
     assert "the steps 1 to 12" in lmkit_("run", "run", 13, code=1)
     assert "counted from 0" in lmkit_("store", store, 500, code=1)
 
@@ -90,7 +94,17 @@ def test_texts_are_shown_searched_and_counted(home):
     assert facts["texts"] == 120 and facts["words"] == sum(len(t.split()) for t in texts)
     assert facts["longest"]["characters"] == max(map(len, texts)) and facts["doubled"] == 120 - len(set(texts))
     counted = lmkit_("stats", "mails.csv", "--task", "classify", "--text", "body", "--label", "kind")
-    assert "ham          21" in counted and "1 (2.4%) training rows repeat" in counted
+    assert "ham          21" in counted and "1 (2.4%) rows repeat" in counted and "training" not in counted
+    Path("mixed.txt").write_text("今天天气很好。我们去公园。 Hello there, 你好\nสวัสดี")
+    assert "2 words, and 19 characters without blanks" in lmkit_("stats", "mixed.txt")
+    Path("pairs.csv").write_text("source,target\nein Haus,a house\nein Haus,a home\nHund,Hund\n")
+    counted = lmkit_("stats", "pairs.csv", "--task", "translate").splitlines()
+    assert counted[2:] == [
+        "1 (33.3%) pairs have the same text on both sides",
+        "characters a source: 8 (median), 8 (95th percentile), 8 (longest); 1 repeat an earlier one",
+        "characters a target: 6 (median), 6 (95th percentile), 7 (longest); 0 repeat an earlier one",
+        "a target is 0.88 times as long as its source (median), 0.88 (95th percentile)",
+    ]
     assert "allowed: classify" in lmkit_("show", "mails.csv", "--task", "clasify", code=1)
 
 

@@ -35,9 +35,10 @@ def work(tmp_path_factory):
     lines = (folder / "rows.csv").read_text().splitlines(keepends=True)
     (folder / "train.csv").write_text("".join(lines[:160]))
     (folder / "held.csv").write_text("".join(lines[:1] + lines[160:]))
-    for name, limit in (("small", 40), ("large", 0)):
+    for name, limit, encoding in (("small", 40, "auto"), ("large", 0, "utf-8")):
         run(
             folder / name, "task.name=classify", f"data.train={folder / 'train.csv'}", f"data.limit={limit}",
+            f"data.encoding={encoding}",
             f"data.validation={folder / 'held.csv'}", f"model={{family: bert, {SMALL}}}", *TRAIN,
             "train.budget=30 steps",
         )  # fmt: skip
@@ -102,6 +103,29 @@ def test_a_curve_reads_runs_and_trains_nothing(work):
     assert f"{last:.4f}" in lmkit("eval", *runs, "--curve").stdout
     with pytest.raises(UserError, match="not a run directory"):
         lmkit("eval", runs[0], work, "--curve")
+
+
+def test_files_that_were_learnt_from_are_named_and_others_are_not(work):
+    copy = work / "copy.csv"
+    copy.write_bytes((work / "train.csv").read_bytes())
+    told = lmkit("eval", work / "large", work / "small", "--data", copy, "--json")
+    found = json.loads(told.stdout)["trained_on"]
+    assert [(f["model"], f["file"], f["rows"]) for f in found] == [
+        (str(work / "large"), str(copy), 159), (str(work / "small"), str(copy), 40)
+    ]  # fmt: skip
+    assert f"{work / 'small'} was trained on 40 of its rows, so the scores flatter" in told.stderr
+    told = lmkit("eval", work / "large", "--data", work / "held.csv", "--json")
+    assert "trained_on" not in json.loads(told.stdout) and "flatter" not in told.stderr
+
+
+def test_files_are_read_in_the_encoding_of_training_and_that_is_said_once(work):
+    (work / "new.csv").write_bytes("text\nil était bon\n".encode("cp1252"))
+    told = lmkit("predict", work / "small", "--data", work / "new.csv", "--keep", "text")
+    assert json.loads(told.stdout)["text"] == "il était bon"
+    assert told.stderr.count("files are read as auto, as in training") == 1
+    assert told.stderr.count("files read by their bytes as cp1252: 1") == 1
+    given = lmkit("predict", work / "small", "--data", work / "new.csv", "--keep", "text", "--encoding", "cp1251")
+    assert json.loads(given.stdout)["text"] != "il était bon" and "in training" not in given.stderr
 
 
 def test_options_without_a_use_are_refused(work):

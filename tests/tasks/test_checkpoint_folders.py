@@ -66,7 +66,13 @@ def test_a_copied_folder_answers_as_its_run(made, tmp_path):
     assert damage(Path(copy)) is None and "lmkit.json" in Path(copy, "training/manifest.json").read_text()
     shutil.move(there, tmp_path / "gone")
     assert command("predict", copy, "-d", str(data)) == said
-    assert command("eval", copy, "-d", str(data), "--json") == scores.replace(there, copy)
+    told = json.loads(scores.replace(there, copy))
+    assert told.pop("trained_on")[0]["file"] == str(data)  # which the run alone knows
+    assert json.loads(command("eval", copy, "-d", str(data), "--json")) == told
+
+    if made is translate:
+        stated = json.loads(command("eval", copy, "-d", str(data), "--json", "--beam", "3"))["stated"][copy]
+        assert any("beam of 3" in line for line in stated)
 
     lmkit.load(copy).save(tmp_path / "saved")  # and so does what is saved of it
     assert command("predict", str(tmp_path / "saved"), "-d", str(data)) == said

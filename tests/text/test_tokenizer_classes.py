@@ -70,7 +70,7 @@ def settings_of(folder: Path, **settings: Any) -> Path:
     return folder
 
 
-def same_as_transformers(folder: Path, texts: list[str] = ODD) -> None:
+def assert_same_as_transformers(folder: Path, texts: list[str] = ODD) -> None:
     """Ids, frames, segments and decoded text, of the folder and of what lmkit saves of it."""
     saved = folder / "saved"
     tokenizer = load_tokenizer(folder)
@@ -106,7 +106,7 @@ def test_bert(settings: dict[str, Any], json_file: bool, tmp_path: Path) -> None
             str(tmp_path / "tokenizer.json")
         )
         (tmp_path / "vocab.txt").unlink()
-    same_as_transformers(tmp_path)
+    assert_same_as_transformers(tmp_path)
 
 
 @pytest.mark.parametrize("cls", ["GPT2Tokenizer", "RobertaTokenizerFast", "BartTokenizer", "Qwen2Tokenizer"])
@@ -116,7 +116,7 @@ def test_bert(settings: dict[str, Any], json_file: bool, tmp_path: Path) -> None
 )  # fmt: skip
 def test_byte_level(cls: str, settings: dict[str, Any], tmp_path: Path) -> None:
     bpe_files(tmp_path, ["<s>", "<pad>", "</s>", "<unk>", "<|endoftext|>", "<mask>"])
-    same_as_transformers(settings_of(tmp_path, tokenizer_class=cls, **settings))
+    assert_same_as_transformers(settings_of(tmp_path, tokenizer_class=cls, **settings))
 
 
 @pytest.mark.parametrize("flags", TOKEN_CASES, ids=str)
@@ -134,7 +134,7 @@ def test_added_tokens(where: str, flags: dict[str, Any], tmp_path: Path) -> None
         settings_of(tmp_path, tokenizer_class="GPT2Tokenizer")
         AutoTokenizer.from_pretrained(tmp_path).backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
         settings_of(tmp_path, tokenizer_class="PreTrainedTokenizerFast", added_tokens_decoder=token)
-    same_as_transformers(tmp_path)
+    assert_same_as_transformers(tmp_path)
     if where != "added_tokens.json" and "single_word" not in flags:
         assert load_tokenizer(tmp_path).encode("took <drug> now").count(size) == 1
 
@@ -163,9 +163,9 @@ def test_sentencepiece(cls: str, kind: str, control: list[str], settings: dict[s
     sentencepiece_file(file, kind, [t for t in [*first, *control] if t not in ahead] + ahead, unk_id=0, **options)
     move_unknown(file, unk_id, ahead)
     settings_of(tmp_path, tokenizer_class=cls, **settings)
-    same_as_transformers(tmp_path, [t for t in ODD if "<drug>" not in t])
+    assert_same_as_transformers(tmp_path, [t for t in ODD if "<drug>" not in t])
     AutoTokenizer.from_pretrained(tmp_path).backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
-    same_as_transformers(tmp_path, [t for t in ODD if "<drug>" not in t])
+    assert_same_as_transformers(tmp_path, [t for t in ODD if "<drug>" not in t])
 
 
 FIRST = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
@@ -196,13 +196,13 @@ def test_unigram_classes_of_a_tokenizer_json(cls: Any, first: list, settings: di
     if cls is transformers.MBart50Tokenizer:  # it takes a list without languages for one of sentencepiece
         pieces[-1:] = [("de_DE", 0.0), ("en_XX", 0.0), ("<mask>", 0.0)]
     cls(vocab=pieces, **settings).save_pretrained(tmp_path)
-    same_as_transformers(tmp_path, [t for t in ODD if "<drug>" not in t])
+    assert_same_as_transformers(tmp_path, [t for t in ODD if "<drug>" not in t])
 
 
 @pytest.mark.parametrize("settings", [{}, {"legacy_behaviour": True}], ids=str)
 def test_nllb(settings: dict[str, Any], tmp_path: Path) -> None:
     nllb_folder(tmp_path, src_lang="deu_Latn", tgt_lang="eng_Latn", **settings)
-    same_as_transformers(tmp_path, [t for t in ODD if "<drug>" not in t])
+    assert_same_as_transformers(tmp_path, [t for t in ODD if "<drug>" not in t])
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_gpt_neox(settings: dict[str, Any], tmp_path: Path) -> None:
     transformers.GPTNeoXTokenizer(vocab=ids, merges=merges, **settings).save_pretrained(tmp_path)
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / name).unlink()
-    same_as_transformers(tmp_path)
+    assert_same_as_transformers(tmp_path)
 
 
 def test_marian(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_roles_under_other_names(tmp_path: Path) -> None:
     wordpiece_files(tmp_path, ("<pad>", "<unk>", "<s>", "</s>", "<mask>"))
     names = {"unk": "<unk>", "pad": "<pad>", "cls": "<s>", "sep": "</s>", "mask": "<mask>"}
     settings_of(tmp_path, tokenizer_class="BertTokenizer", **{f"{role}_token": token for role, token in names.items()})
-    same_as_transformers(tmp_path)
+    assert_same_as_transformers(tmp_path)
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.encode("Ω") == [tokenizer.unk_id] == [1]
 
@@ -271,7 +271,7 @@ def test_the_way_out_of_a_refused_class_works(tmp_path: Path) -> None:
     bpe_files(tmp_path, ["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
     settings_of(tmp_path, tokenizer_class="HerbertTokenizerFast")
     AutoTokenizer.from_pretrained(tmp_path).backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
-    same_as_transformers(settings_of(tmp_path, tokenizer_class="PreTrainedTokenizerFast"))
+    assert_same_as_transformers(settings_of(tmp_path, tokenizer_class="PreTrainedTokenizerFast"))
 
 
 OF_MODELS = ["bert", "electra", "longformer", "qwen2", "opt", "mt5", "albert", "mixtral", "modernbert"]
@@ -309,7 +309,7 @@ def test_the_class_follows_from_the_model_where_none_is_named(model_type: str, t
         definition["normalizer"] = {"type": "Lowercase"}  # which neither class has
         (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
         (tmp_path / "config.json").write_bytes(kept["config.json"])
-    same_as_transformers(tmp_path)
+    assert_same_as_transformers(tmp_path)
 
 
 @pytest.mark.parametrize("model_type", ["mpnet", "xlnet", "m2m_100", "no_such_model"])
@@ -335,7 +335,7 @@ def test_pieces_that_users_defined_are_found_before_all_others(cls: str, tmp_pat
     own = {"user_defined_symbols": ["<drug>", "▁▁", "\n\n"], "byte_fallback": True, "remove_extra_whitespaces": False}
     sentencepiece_file(tmp_path / "tokenizer.model", "bpe", control, **own)
     odd = [text for text in ODD if not set(text) & set("½ﬁＡ")]
-    same_as_transformers(settings_of(tmp_path, tokenizer_class=cls), [*odd, "a  b\n\nc", "x<drug>y"])
+    assert_same_as_transformers(settings_of(tmp_path, tokenizer_class=cls), [*odd, "a  b\n\nc", "x<drug>y"])
 
 
 def test_a_role_that_is_none_is_none(tmp_path: Path) -> None:

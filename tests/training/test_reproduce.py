@@ -37,7 +37,7 @@ def told(capsys, run: Path) -> dict[str, Any]:
     }
 
 
-def made_again(monkeypatch, capsys, run: Path, weights: str = "model.safetensors") -> None:
+def assert_made_again(monkeypatch, capsys, run: Path, weights: str = "model.safetensors") -> None:
     said = told(capsys, run)
     assert said["differences"] == {} and said["doubts"] == []
     (command,) = (c for c in said["commands"] if "lmkit " in c and "git " not in c)
@@ -74,7 +74,7 @@ def run(trained, tmp_path, monkeypatch) -> Path:
 
 
 def test_the_recipe_kept_makes_the_run_again_byte_for_byte(run, monkeypatch, capsys):
-    made_again(monkeypatch, capsys, run)
+    assert_made_again(monkeypatch, capsys, run)
 
 
 def test_so_it_does_for_fine_tuning_from_a_run(run, monkeypatch, capsys):
@@ -85,7 +85,7 @@ def test_so_it_does_for_fine_tuning_from_a_run(run, monkeypatch, capsys):
         "lmkit finetune --task classify --model runs/a --data rows.csv train.budget='4 steps' train.batch='8 rows'"
         " task.baseline=false lora='{rank: 2, merge: false}' optimizer.lr=0.01 --out runs/b",
     )
-    made_again(monkeypatch, capsys, Path("runs/b"), "adapter_model.safetensors")
+    assert_made_again(monkeypatch, capsys, Path("runs/b"), "adapter_model.safetensors")
     weights = (run / "best/model.safetensors").resolve()
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     assert "content changed" in told(capsys, Path("runs/b"))["differences"]["data"][1]

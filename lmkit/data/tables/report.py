@@ -26,7 +26,8 @@ def report(
 ) -> list[str]:
     """Returns lines about the rows, the classes, and `lengths` of the training rows in tokens, of which `limit` are
     read: as they are, or as they were cut, then with how many; rows that are doubled, contradict each other, or stand
-    in both parts; labels that only the held-out part has.
+    in both parts; labels that only the held-out part has. Where nothing is parted yet (`held_out` is None), also how
+    long what is to be written is.
 
     Raises DataError when all rows have one label, unless `one_class` says that this is meant."""
     others = held_out.rows if held_out else []
@@ -36,11 +37,13 @@ def report(
         lines += _classes(train, others, table.learnt, one_class)
     if table.learnt == "answers" and (without := sum(not row.get("answers") for row in train.rows)):
         lines.append(f"{_share(without, len(train.rows))} of the questions have no answer")
-    if table.length_ratio:
+    if table.learnt == "target":
         lines += _sides(train.rows, table.length_ratio)
+    if held_out is None and (table.learnt == "target" or table.messages):
+        lines += _written(train.rows)
     if lengths:
         lines += _lengths(lengths, limit, len(train.rows), cut)
-    return lines + _doubles(train.rows, others, task)
+    return lines + _doubles(train.rows, others, task, "" if held_out is None else "training ")
 
 
 def _share(n: int, of: int) -> str:
@@ -86,34 +89,56 @@ def _classes(train: Table, others: list[Row], role: str, one_class: bool) -> lis
 
 
 def _sides(rows: list[Row], ratio: int) -> list[str]:
-    """Counts pairs that are most likely no translations; they are kept."""
+    """Counts pairs from which most likely nothing is learnt; they are kept. ratio: of sizes, that is told; 0: none."""
     same = sum(row["source"].strip() == row["target"].strip() for row in rows)
     sizes = [sorted((len(row["source"]), len(row["target"]))) for row in rows]
-    uneven = sum(long > ratio * short for short, long in sizes)
+    uneven = sum(long > ratio * short for short, long in sizes) if ratio else 0
     lines = [f"{_share(same, len(rows))} pairs have the same text on both sides"] if same else []
     return lines + ([f"{_share(uneven, len(rows))} pairs have one side over {ratio} times as long"] if uneven else [])
 
 
-def _lengths(lengths: list[int], limit: int | None, rows: int, cut: int) -> list[str]:
+def _written(rows: list[Row]) -> list[str]:
+    """Tells how long conversations, or sources and targets, are, and how many of these repeat an earlier one."""
+    if any("messages" in row for row in rows):
+        parts = {"messages a conversation": [len(row["messages"]) for row in rows]}
+        answers = [m["content"] for row in rows for m in row["messages"] if m["role"] == "assistant"]
+        parts["characters an answer"] = [len(answer) for answer in answers if isinstance(answer, str)]
+        return [f"{name}: {_spread(sizes)}" for name, sizes in parts.items() if sizes]
+    lines = []
+    for side in ("source", "target"):
+        texts = [row[side] for row in rows]
+        again = len(texts) - len(set(texts))
+        lines.append(f"characters a {side}: {_spread([len(text) for text in texts])}; {again:,} repeat an earlier one")
+    ratios = sorted(len(row["target"]) / max(len(row["source"]), 1) for row in rows)
+    middle, high = (ratios[int((len(ratios) - 1) * q)] for q in (0.5, 0.95))
+    return [*lines, f"a target is {middle:.2f} times as long as its source (median), {high:.2f} (95th percentile)"]
+
+
+def _spread(lengths: list[int]) -> str:
     ordered = sorted(lengths)
     median, high = (ordered[int((len(ordered) - 1) * q)] for q in (0.5, 0.95))
-    lines = [f"tokens a row: {median:,} (median), {high:,} (95th percentile), {ordered[-1]:,} (longest)"]
+    return f"{median:,} (median), {high:,} (95th percentile), {ordered[-1]:,} (longest)"
+
+
+def _lengths(lengths: list[int], limit: int | None, rows: int, cut: int) -> list[str]:
+    lines = [f"tokens a row: {_spread(lengths)}"]
     if limit and (cut := max(cut, sum(length > limit for length in lengths))):
         lines.append(f"{_share(cut, rows)} rows are longer than {limit:,} tokens and are cut")
     return lines
 
 
-def _doubles(rows: list[Row], others: list[Row], task: str) -> list[str]:
+def _doubles(rows: list[Row], others: list[Row], task: str, training: str) -> list[str]:
+    """training: what the first rows are called."""
     lines = []
-    for part, name in ((rows, "training"), (others, "held-out")):
+    for part, name in ((rows, training), (others, "held-out ")):
         whole = {row_bytes({k: v for k, v in row.items() if k not in NAMES}) for row in part}
         if again := len(part) - len(whole):
-            lines.append(f"{_share(again, len(part))} {name} rows repeat an earlier one")
+            lines.append(f"{_share(again, len(part))} {name}rows repeat an earlier one")
     answers: dict[bytes, set[bytes]] = {}
     for row in rows:
         answers.setdefault(row_bytes(same_input(row, task)), set()).add(row_bytes(row.get("label")))
     if unclear := sum(len(labels) > 1 for labels in answers.values()):
-        lines.append(f"{unclear:,} texts have different labels in different training rows")
+        lines.append(f"{unclear:,} texts have different labels in different {training}rows")
     if known := sum(row_bytes(same_input(row, task)) in answers for row in others):
         lines.append(f"{_share(known, len(others))} held-out rows stand in the training rows too: their scores flatter")
     return lines

@@ -151,7 +151,7 @@ def test_one_class_is_an_error_unless_it_is_meant() -> None:
 def test_the_report_of_questions_and_tags() -> None:
     rows = [{"id": str(n), "title": "", "context": "c", "question": f"q {n % 3}", "answers": []} for n in range(4)]
     assert report(table(rows), None, "qa") == [
-        "4 rows", "4 (100.0%) of the questions have no answer", "1 (25.0%) training rows repeat an earlier one",
+        "4 rows", "4 (100.0%) of the questions have no answer", "1 (25.0%) rows repeat an earlier one",
     ]  # fmt: skip
     tagged = table([{"words": ["a", "b"], "tags": ["O", "B-X"]}])
     assert report(tagged, None, "tag")[1:3] == ["2 tags:", "  B-X          1   50.0%"]
