@@ -9,10 +9,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from lmkit.architecture.families import FAMILIES
 from lmkit.architecture.model_config import ModelConfig
 from lmkit.base import units
 from lmkit.base.display import MarkedText, note
-from lmkit.base.errors import DataError, ModelError, UserError, did_you_mean
+from lmkit.base.errors import DataError, ModelError, UserError
 from lmkit.base.files import write_json
 from lmkit.base.order import Mixture
 from lmkit.base.runs import model_folder
@@ -240,8 +241,8 @@ def _with_head(source: Transformer | None, before: ModelConfig, task: Task, seed
 
     Raises ModelError for a family that has none."""
     if task.head not in before.table.heads:
-        nearest = did_you_mean(task.head, before.table.heads)
-        raise ModelError(f"{before.family} has no head for {task.head_is_for}{nearest}")
+        others = ", ".join(name for name, family in FAMILIES.items() if task.head in family.heads)
+        raise ModelError(f"{before.family} has no head for {task.head_is_for}\n  → start from one of: {others}")
     same_head = source is not None and source.config.head == task.head
     if source is not None and same_head and set(source.config.labels) == set(task.labels):
         return order_labels(source, task.labels).train(), []
