@@ -6,7 +6,7 @@ Everything here writes to standard error; results (tables, texts, JSON) go to st
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from threading import Event, Thread
@@ -56,9 +56,9 @@ def waiting(what: str) -> Iterator[None]:
     """Shows that work without a measure still goes on in a `with` block, from its sixth second on.
 
     Elsewhere than on a terminal it writes a line then, and after each interval of plain lines."""
-    done, began = Event(), time.monotonic()
+    began = time.monotonic()
 
-    def watch() -> None:
+    def watch(done: Event) -> None:
         spinner = console.status(what) if console.is_terminal else None
         if not done.wait(SILENT_SECONDS):
             if spinner:
@@ -71,7 +71,16 @@ def waiting(what: str) -> Iterator[None]:
             if spinner:
                 spinner.stop()
 
-    thread = Thread(target=watch, daemon=True)
+    with beside(watch):
+        yield
+
+
+@contextmanager
+def beside(watch: Callable[[Event], None]) -> Iterator[None]:
+    """Runs `watch` in a thread for the time of a `with` block. It is given the event that the block has ended, upon
+    which it must return."""
+    done = Event()
+    thread = Thread(target=watch, args=[done], daemon=True)
     thread.start()
     try:
         yield

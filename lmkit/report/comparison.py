@@ -170,8 +170,8 @@ def _over_seeds(a: Sequence[float], b: Sequence[float]) -> str:
     if len({*a}) == len({*b}) == 1:
         return "No seed changes either score."
     p = float(ttest_ind(a, b, equal_var=False).pvalue)
-    said = "That is evidence" if p < paired.EVIDENCE else "That is no evidence that it is better"
-    return f"{said} (p = {p:.2g}, Welch's t-test over {len(a)} and {len(b)} seeds)."
+    conclusion = "That is evidence" if p < paired.EVIDENCE else "That is no evidence that it is better"
+    return f"{conclusion} (p = {p:.2g}, Welch's t-test over {len(a)} and {len(b)} seeds)."
 
 
 def _row_scores(run: RunRecord) -> dict[tuple[str, str], float]:

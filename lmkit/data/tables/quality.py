@@ -23,44 +23,44 @@ def judged(train: Table, held_out: Table, task: str, config: RowQualityConfig) -
     row, and not what it learns to answer. Raises UserError where a library is missing."""
     text_of = lambda row: "\n".join(strings(same_input(row, task)))
     known = {gram for row in held_out.rows for gram in ngrams(text_of(row))} if config.decontaminate else set()
-    broken, seen, stay = _rule_breaker(config), Keys(), list[int]()
+    broken_rule, seen, stay = _rule_finder(config), Keys(), list[int]()
     places_out: dict[str, list[str]] = {}
     for number, (row, place) in enumerate(zip(train.rows, train.places, strict=True)):
-        text = text_of(row)
-        keys = list[int]()
-        if config.deduplicate == "near" and text:
+        text, keys = text_of(row), list[int]()
+        reason = broken_rule(text)
+        if not reason and not known.isdisjoint(ngrams(text)):
+            reason = "share 13 words in a row with held-out rows"
+        if not reason and config.deduplicate == "near" and text:
             keys = near_keys(text)
-        elif config.deduplicate != "none":  # of images, too, which have no text
+        elif not reason and config.deduplicate != "none":  # of images, too, which have no text
             keys = [key_of(row_bytes(same_input(row, task)))]
-        what = broken(text)
-        if not what and not known.isdisjoint(ngrams(text)):
-            what = "share 13 words in a row with held-out rows"
-        elif not what and any(key in seen for key in keys):
-            what = "repeat an earlier one"
-        if what:
-            places_out.setdefault(what, []).append(place)
+        if any(key in seen for key in keys):
+            reason = "repeat an earlier one"
+        if reason:
+            places_out.setdefault(reason, []).append(place)
             continue
         stay.append(number)
         for key in keys:
             seen.add(key)
     lines = [
-        f"data.quality: {len(places):,} of {len(train.rows):,} training rows {what} and are left out, like {places[0]}"
-        for what, places in places_out.items()
+        f"data.quality: {len(places):,} of {len(train.rows):,} training rows {reason} and are left out,"
+        f" like {places[0]}"
+        for reason, places in places_out.items()
     ]
     return taken(train, stay, train.problems) if lines else train, lines
 
 
-def _rule_breaker(config: RowQualityConfig) -> Callable[[str], str]:
+def _rule_finder(config: RowQualityConfig) -> Callable[[str], str]:
     """Returns a function that says which rule a text breaks first; "" where it keeps all."""
     detect = language_detector() if config.languages else None
 
-    def broken(text: str) -> str:
+    def broken_rule(text: str) -> str:
         if detect and not is_in(text, config.languages, detect):
             return f"are not in {' or '.join(config.languages)}"
         rules = ((name, FILTERS[name](text)[1]) for name in config.filters)
         return next((f"break {name} ({rule})" for name, rule in rules if rule), "")
 
-    return broken
+    return broken_rule
 
 
 def redacted(table: Table) -> tuple[Table, list[str]]:

@@ -7,10 +7,10 @@ from contextlib import chdir, contextmanager, redirect_stderr, suppress
 from functools import partial
 from pathlib import Path
 from shutil import rmtree
-from threading import Event, Thread
+from threading import Event
 from typing import Any, Literal
 
-from lmkit.base.display import Meter, note
+from lmkit.base.display import Meter, beside, note
 from lmkit.base.errors import UserError
 from lmkit.data.tokens.store import TokenStore
 from lmkit.data.tokens.tokenize import begin_store, tokenize, tokenize_part
@@ -94,18 +94,11 @@ def _make_part(
 @contextmanager
 def _counted(title: str, out: Path, kind: str, total: int) -> Iterator[None]:
     """Shows in a `with` block how many units have their file of this kind."""
-    done = Event()
 
-    def watch(meter: Meter) -> None:
+    def watch(meter: Meter, done: Event) -> None:
         while not done.wait(POLL_SECONDS):
             count = len(list(out.glob(f"unit-*.{kind}")))
             meter.update(count, f"{count:,} of {total:,} units")
 
-    with Meter(title, total) as meter:
-        thread = Thread(target=watch, args=[meter], daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
+    with Meter(title, total) as meter, beside(partial(watch, meter)):
+        yield
